@@ -1,0 +1,91 @@
+"""Dask's spans as OpenTelemetry traces.
+
+``dask scheduler --preload dask_otel`` is the whole set-up. Importing this package needs nothing but the standard
+library: an ImportError in a preload module would stop the scheduler.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .preload import OTelPlugin
+
+__all__ = ["OTelPlugin", "__version__", "dask_setup", "trace_id", "trace_url"]
+
+__version__ = "0.1.0"
+
+
+def dask_setup(server: Any) -> None:
+    """Set up the bridge in a Dask process; Dask calls this for ``--preload dask_otel``.
+
+    Parameters
+    ----------
+    server
+        The Scheduler, Worker, Nanny or Client that loads this module. Never raises.
+    """
+    from .safety import Safety, import_or_log
+
+    with Safety().guard("set-up"):
+        preload = import_or_log("dask_otel.preload")
+        if preload:
+            preload.set_up(server)
+
+
+def trace_id(root_span_id: str | None = None) -> str:
+    """Id of the trace that shows a root Dask span.
+
+    Parameters
+    ----------
+    root_span_id
+        What ``with span("name") as span_id`` yields for a span that is in no other; by default the outermost span
+        around the caller, in the client or inside a task.
+
+    Returns
+    -------
+    32 hexadecimal digits.
+
+    Raises
+    ------
+    ValueError
+        If no id is given and there is no span around the caller.
+    """
+    from .mirror.ids import trace_id as hashed
+
+    return f"{hashed(_root_span_id() if root_span_id is None else root_span_id):032x}"
+
+
+def trace_url(root_span_id: str | None = None) -> str:
+    """Link to the trace of a root Dask span, made from the setting ``otel.trace-url``.
+
+    Parameters
+    ----------
+    root_span_id
+        As for :func:`trace_id`.
+
+    Raises
+    ------
+    ValueError
+        If ``otel.trace-url`` is not set, or as for :func:`trace_id`.
+    """
+    from .config import trace_url_template
+
+    return trace_url_template().replace("{trace_id}", trace_id(root_span_id))
+
+
+def _root_span_id() -> str:
+    import dask
+
+    annotation = dask.get_annotations().get("span")
+    if not annotation:
+        raise ValueError('no span here: call this inside `with span("name"):`, or give it the id of a root span')
+    return str(annotation["ids"][0])
+
+
+def __getattr__(name: str) -> Any:
+    # OTelPlugin needs distributed, which this module must not import.
+    if name == "OTelPlugin":
+        from .preload import OTelPlugin
+
+        return OTelPlugin
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

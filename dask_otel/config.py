@@ -1,0 +1,135 @@
+"""Our own settings: ``otel.yaml`` in Dask's configuration, ``DASK_OTEL__...`` in the environment."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dask
+import yaml
+from dask.utils import parse_timedelta
+
+from .errors import SettingError
+
+__all__ = ["Settings", "load", "trace_url_template"]
+
+_DEFAULTS = yaml.safe_load((Path(__file__).parent / "otel.yaml").read_text(encoding="utf-8"))
+dask.config.update_defaults(_DEFAULTS)
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings under ``otel``, checked; times in seconds."""
+
+    cluster_name: str | None
+    trace_url: str | None
+    annotations: tuple[str, ...]
+    sweep_interval: float
+    shutdown_timeout: float
+    settle: float
+    max_segment: float
+
+
+def load(complain: Callable[[SettingError], None]) -> Settings:
+    """Read the settings from Dask's configuration.
+
+    Parameters
+    ----------
+    complain
+        Told of each setting that cannot be used; its default is used then.
+    """
+    reader = _Reader(complain)
+    reader.check_names(_DEFAULTS["otel"], dask.config.get("otel", {}), "otel")
+    return Settings(
+        cluster_name=reader.get("cluster-name", _text) or os.environ.get("DASK_GATEWAY_CLUSTER_NAME"),
+        trace_url=reader.get("trace-url", _template),
+        annotations=reader.get("annotations", _names),
+        sweep_interval=reader.get("sweep-interval", _duration("10ms", "1m")),
+        shutdown_timeout=reader.get("shutdown-timeout", _duration("0s", "10m")),
+        settle=reader.get("traces.settle", _duration("0s", "1h")),
+        max_segment=reader.get("traces.max-segment", _duration("1s", "7 days")),
+    )
+
+
+def trace_url_template() -> str:
+    """Return the checked setting ``otel.trace-url``.
+
+    Raises
+    ------
+    SettingError
+        If it is not set, or has no place for the id.
+    """
+    value = dask.config.get("otel.trace-url")
+    return _template(value, "otel.trace-url", required=True) or ""
+
+
+class _Reader:
+    def __init__(self, complain: Callable[[SettingError], None]) -> None:
+        self._complain = complain
+
+    def get(self, name: str, parse: Callable[[Any, str], Value]) -> Value:
+        """Read one setting, or complain and take its default."""
+        name = f"otel.{name}"
+        try:
+            return parse(dask.config.get(name), name)
+        except SettingError as error:
+            self._complain(error)
+        except (KeyError, TypeError):  # part of the path is no mapping: check_names has complained
+            pass
+        return parse(dask.config.get(name, config=_DEFAULTS), name)
+
+    def check_names(self, known: Mapping[str, Any], given: object, path: str) -> None:
+        """Complain of settings that do not exist."""
+        if not isinstance(given, Mapping):
+            self._complain(SettingError(path, given, "a mapping of " + ", ".join(known)))
+            return
+        names = {dask.config.canonical_name(str(name), dict(known)): name for name in given}
+        for name, written in names.items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f" (did you mean {path}.{close[0]}?)" if close else ""
+                allowed = "one of the settings " + ", ".join(known) + hint
+                self._complain(SettingError(f"{path}.{written}", given[written], allowed))
+            elif isinstance(known[name], Mapping):
+                self.check_names(known[name], given[written], f"{path}.{written}")
+
+
+def _text(value: Any, name: str) -> str | None:
+    if value is None or isinstance(value, (str, int)):
+        return None if value is None else str(value)
+    raise SettingError(name, value, "a text")
+
+
+def _template(value: Any, name: str, *, required: bool = False) -> str | None:
+    if value is None and not required:
+        return None
+    if isinstance(value, str) and "{trace_id}" in value:
+        return value
+    raise SettingError(name, value, "a link with {trace_id} in it, e.g. http://localhost:16686/trace/{trace_id}")
+
+
+def _names(value: Any, name: str) -> tuple[str, ...]:
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise SettingError(name, value, "a list of names, e.g. [team, project]")
+
+
+def _duration(low: str, high: str) -> Callable[[Any, str], float]:
+    def parse(value: Any, name: str) -> float:
+        allowed = f"a time between {low} and {high}, e.g. 5s or 500ms"
+        try:
+            seconds = None if isinstance(value, bool) else parse_timedelta(value, default="s")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            seconds = None
+        # "not (a <= b)" also refuses NaN
+        if seconds is None or not parse_timedelta(low) <= seconds <= parse_timedelta(high):
+            raise SettingError(name, value, allowed)
+        return float(seconds)
+
+    return parse

@@ -1,0 +1,1 @@
+"""Writes OpenTelemetry: records become OTel spans and leave through the standard exporters."""

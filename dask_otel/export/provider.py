@@ -1,0 +1,153 @@
+"""The standard OpenTelemetry configuration: resource, limits and exporters, from the ``OTEL_*`` variables.
+
+Nothing global is touched: the process's own tracer provider belongs to the user.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import socket
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+from urllib.parse import urlsplit
+
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.resources import OTELResourceDetector, ProcessResourceDetector, Resource
+from opentelemetry.sdk.trace.export import SpanExporter
+
+from ..errors import SettingError
+
+__all__ = ["make_exporters", "make_resource", "sdk_disabled"]
+
+_GROUP = "opentelemetry_traces_exporter"
+_PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
+_COMPRESSIONS = ("gzip", "deflate", "none")
+
+
+def sdk_disabled() -> bool:
+    """Whether ``OTEL_SDK_DISABLED`` says so."""
+    return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
+def make_resource(*, service_name: str, instance_id: str, version: str, cluster_name: str | None) -> Resource:
+    """Describe the process. What the ``OTEL_*`` variables say wins."""
+    values: dict[str, Any] = {
+        "service.name": service_name,
+        "service.instance.id": instance_id,
+        "service.version": version,
+        "host.name": socket.gethostname(),
+    }
+    # Only these: command lines may hold secrets.
+    detected = ProcessResourceDetector().detect().attributes
+    values |= {
+        name: value for name, value in detected.items() if name == "process.pid" or name.startswith("process.runtime.")
+    }
+    if cluster_name:
+        values["dask.cluster.name"] = cluster_name
+    sdk = {name: value for name, value in Resource.create().attributes.items() if name.startswith("telemetry.sdk.")}
+    return Resource(values | sdk | dict(OTELResourceDetector().detect().attributes))
+
+
+def make_exporters() -> dict[str, SpanExporter]:
+    """Make the exporters that ``OTEL_TRACES_EXPORTER`` names, by name.
+
+    Returns
+    -------
+    Empty if it says ``none``.
+
+    Raises
+    ------
+    SettingError
+        If a standard variable has a value that cannot be used.
+    """
+    setting = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+    names = [name.strip() for name in setting.split(",") if name.strip()]
+    if names == ["none"]:
+        return {}
+    return {name: _make(_entry_point(name, setting)) for name in names}
+
+
+def _entry_point(name: str, setting: str) -> EntryPoint:
+    installed = {point.name: point for point in entry_points(group=_GROUP)}
+    resolved = name
+    if name == "otlp":
+        variable, protocol = _variable("PROTOCOL")
+        if protocol and protocol not in _PROTOCOLS:
+            raise SettingError(variable, protocol, "one of " + ", ".join(_PROTOCOLS))
+        resolved = _PROTOCOLS[protocol or "grpc"]
+    if resolved not in installed:
+        allowed = ", ".join(sorted({"none", "otlp"} | set(installed)))
+        raise SettingError("OTEL_TRACES_EXPORTER", setting, f"one or more of {allowed}, separated by commas")
+    return installed[resolved]
+
+
+def _make(point: EntryPoint) -> SpanExporter:
+    exporter: type[SpanExporter] = point.load()
+    if point.name not in _PROTOCOLS.values():
+        return exporter()
+    grpc = point.name == _PROTOCOLS["grpc"]
+    _check_endpoint(grpc)
+    _check_timeout()
+    # Exporters report on themselves to the user's global meter provider, unless they are given another.
+    parameters = inspect.signature(exporter).parameters
+    options: dict[str, Any] = {"meter_provider": NoOpMeterProvider()} if "meter_provider" in parameters else {}
+    variable, compression = _variable("COMPRESSION")
+    if not compression:
+        options["compression"] = _gzip(grpc)
+    elif compression not in _COMPRESSIONS:
+        raise SettingError(variable, compression, "one of " + ", ".join(_COMPRESSIONS))
+    return exporter(**options)
+
+
+def _gzip(grpc: bool) -> Any:
+    if grpc:
+        from grpc import Compression
+
+        return Compression.Gzip
+    from opentelemetry.exporter.otlp.proto.http import Compression as HttpCompression
+
+    return HttpCompression.Gzip
+
+
+def _variable(name: str) -> tuple[str, str]:
+    """Name and value of a variable for traces, else of the one for all signals; empty if neither is set."""
+    for variable in (f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
+        if value := os.environ.get(variable, "").strip():
+            return variable, value
+    return "", ""
+
+
+def _check_timeout() -> None:
+    variable, value = _variable("TIMEOUT")
+    if value:
+        try:
+            good = float(value) > 0
+        except ValueError:
+            good = False
+        if not good:
+            raise SettingError(variable, value, "a number of seconds above 0")
+
+
+def _check_endpoint(grpc: bool) -> None:
+    variable, value = _variable("ENDPOINT")
+    if value and not _is_endpoint(value, grpc):
+        example = "http://collector:4317" if grpc else "http://collector:4318"
+        raise SettingError(variable, value, f"a URL like {example}")
+
+
+def _is_endpoint(value: str, grpc: bool) -> bool:
+    if re.search(r"\s", value):
+        return False
+    if "://" not in value:
+        # gRPC also takes a bare target: host:port, unix:path
+        return grpc and re.fullmatch(r"(unix:.+|(\[[0-9a-fA-F:]+\]|[^:/\[\]]+):\d{1,5})", value) is not None
+    try:
+        parts = urlsplit(value)
+        parts.port  # noqa: B018 -- raises if it is no number
+    except ValueError:
+        return False
+    if parts.scheme in ("http", "https"):
+        return bool(parts.hostname)
+    return grpc and parts.scheme in ("dns", "unix", "ipv4", "ipv6", "xds")

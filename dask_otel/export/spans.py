@@ -1,0 +1,97 @@
+"""Records to OTel spans, one pure function.
+
+``ReadableSpan`` is built directly: a tracer's ``start_span`` takes no span id and costs eight times as much. A test
+compares the result with what a tracer makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
+from opentelemetry.sdk.util import BoundedList
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+from ..mirror.model import Record
+from .conventions import Attributes, attributes, error_description, has_failed
+from .text import clean
+
+__all__ = ["SpanFactory"]
+
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+MAX_NAME = 250
+
+
+class SpanFactory:
+    """Makes OTel spans of one process.
+
+    Parameters
+    ----------
+    resource
+        What process.
+    scope
+        Who made the spans: this package.
+    limits
+        The standard ``OTEL_*_LIMIT`` variables.
+    """
+
+    def __init__(self, resource: Resource, scope: InstrumentationScope, limits: SpanLimits) -> None:
+        self._resource = resource
+        self._scope = scope
+        self._limits = limits
+
+    def span(self, record: Record) -> ReadableSpan:
+        """Make a span of a record."""
+        context = _context(record.trace_id, record.span_id)
+        parent = None if record.parent_id is None else _context(record.trace_id, record.parent_id)
+        status = Status(StatusCode.UNSET)
+        if has_failed(record.tally):
+            status = Status(StatusCode.ERROR, clean(error_description(record.tally)))
+        return ReadableSpan(
+            name=clean(record.name, MAX_NAME) or "(no name)",
+            context=context,
+            parent=parent,
+            resource=self._resource,
+            attributes=self._bounded(attributes(record), self._limits.max_span_attributes),
+            links=self._links(record),
+            kind=SpanKind.INTERNAL,
+            status=status,
+            start_time=_nanoseconds(record.start),
+            end_time=_nanoseconds(record.end),
+            instrumentation_scope=self._scope,
+        )
+
+    def _links(self, record: Record) -> Sequence[Link]:
+        links: BoundedList[Link] = BoundedList(self._limits.max_links)
+        for link in record.links:
+            attributes = self._bounded({"dask.link.type": link.kind}, self._limits.max_link_attributes)
+            links.append(Link(_context(link.trace_id, link.span_id), attributes))
+        return links
+
+    def _bounded(self, values: Attributes, limit: int | None) -> BoundedAttributes:
+        """Clean the values and keep the first ``limit`` of them; the SDK alone would keep the last."""
+        kept = list(values.items())[:limit]
+        bounded = BoundedAttributes(
+            limit, {name: _clean(value) for name, value in kept}, max_value_len=self._limits.max_span_attribute_length
+        )
+        bounded.dropped = len(values) - len(kept)
+        return bounded
+
+
+def _context(trace_id: int, span_id: int) -> SpanContext:
+    return SpanContext(trace_id, span_id, is_remote=False, trace_flags=_SAMPLED)
+
+
+def _clean(value: str | bool | int | float | list[str]) -> str | bool | int | float | list[str]:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [clean(item) for item in value]
+    return value
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)

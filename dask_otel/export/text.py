@@ -1,0 +1,23 @@
+"""Makes any text fit for OTLP: a lone surrogate in a name would lose a whole batch."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["clean", "identifier"]
+
+#: Bytes of an attribute value; Tempo cuts at 2,048.
+MAX_VALUE = 2000
+
+
+def clean(text: str, limit: int = MAX_VALUE) -> str:
+    """Return valid UTF-8 text of at most ``limit`` bytes, without a character cut in two."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= limit:
+        return data.decode("utf-8")
+    return data[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def identifier(text: object) -> str:
+    """Return ``text`` as part of an attribute name: only ``[a-z0-9_]``."""
+    return re.sub(r"[^a-z0-9]+", "_", str(text).lower()).strip("_")[:64] or "unnamed"

@@ -1,0 +1,134 @@
+"""The mirror's copy of Dask's span tree: one node per Dask span, one segment per node that is open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .clock import Wall
+from .ids import segment_id, trace_id
+from .ledger import Ledger
+from .model import Load, SpanInfo
+
+__all__ = ["Node", "Segment"]
+
+#: Shared by all nodes at rest: a finished span should cost little.
+NO_LOAD = Load()
+
+
+class Segment:
+    """An open segment: an episode of a Dask span that has not ended yet."""
+
+    __slots__ = (
+        "children",
+        "children_end",
+        "id",
+        "last_change",
+        "number",
+        "others_at_start",
+        "others_now",
+        "owed",
+        "parent_id",
+        "run_start",
+        "run_stop",
+        "start",
+        "trace_id",
+        "wall",
+    )
+
+    def __init__(self, node: Node, start: float, others: float) -> None:
+        self.number = node.next_number
+        self.id = segment_id(node.info.id, self.number)
+        self.trace_id = trace_id(node.root.info.id, node.root.trace_number)
+        self.parent_id = node.parent.segment.id if node.parent and node.parent.segment else None
+        self.start = start
+        self.wall = Wall(start)
+        #: Latest sweep that saw something happen.
+        self.last_change = start
+        #: Nodes of child segments that are open; a set in order of insertion.
+        self.children: dict[Node, None] = {}
+        #: Latest end of a child segment that has closed.
+        self.children_end = start
+        #: Workers whose metrics are awaited, and since when.
+        self.owed: dict[str, float] = {}
+        #: Thread-seconds used by other roots, as known when the segment began and when it last changed.
+        self.others_at_start = self.others_now = others
+        #: Within which tasks ran that ended since the wall time was last accounted for.
+        self.run_start = self.run_stop = 0.0
+
+    def saw_run(self, start: float, stop: float) -> None:
+        """Note that tasks ran."""
+        if start and (not self.run_start or start < self.run_start):
+            self.run_start = start
+        self.run_stop = max(self.run_stop, stop)
+
+    def account(self, now: float, load: Load) -> None:
+        """Account for the wall time until now."""
+        self.wall.advance(now, load, self.run_start, self.run_stop)
+        self.run_start = self.run_stop = 0.0
+
+
+class Node:
+    """One Dask span. At rest it holds only what later segments need: ids must never repeat."""
+
+    __slots__ = (
+        "busy",
+        "depth",
+        "group_numbers",
+        "group_traces",
+        "info",
+        "ledger",
+        "load",
+        "next_number",
+        "parent",
+        "previous",
+        "previous_end",
+        "root",
+        "segment",
+        "title",
+        "trace_number",
+    )
+
+    def __init__(self, info: SpanInfo, parent: Node | None) -> None:
+        self.info = info
+        self.parent = parent
+        self.root: Node = parent.root if parent else self
+        self.depth: int = parent.depth + 1 if parent else 0
+        self.segment: Segment | None = None
+        self.ledger: Ledger | None = None
+        #: Unfinished tasks of the subtree.
+        self.load = NO_LOAD
+        #: Number of the next segment; that of the open one while there is one.
+        self.next_number = 0
+        #: Trace and span id of the segment before.
+        self.previous: tuple[int, int] | None = None
+        self.previous_end = 0.0
+        #: By group name, the number of the next group span.
+        self.group_numbers: dict[str, int] = {}
+        #: By group name, the trace of its last group span; only for default roots that have rolled over.
+        self.group_traces: dict[str, int] | None = None
+        #: How many traces this root has filled.
+        self.trace_number = 0
+        #: Busy thread-seconds of this root's tree, so far.
+        self.busy = 0.0
+        #: Name of the segments.
+        self.title: str = info.tags[-1]
+
+    def lineage(self) -> Iterator[Node]:
+        """This node and its ancestors, from here up."""
+        node: Node | None = self
+        while node:
+            yield node
+            node = node.parent
+
+    def open_descendants(self) -> Iterator[Node]:
+        """This node and all below it with an open segment, children before parents."""
+        if self.segment:
+            for child in self.segment.children:
+                yield from child.open_descendants()
+            yield self
+
+    def begin_ledger(self, now: float) -> Ledger:
+        """Return the ledger, opened if there is none."""
+        if self.ledger is None:
+            self.ledger = Ledger(now)
+        return self.ledger

@@ -1,0 +1,64 @@
+"""Which process am I in? Wires watch → mirror → export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import distributed
+from distributed import Scheduler
+
+from . import __version__, config
+from .errors import SettingError
+from .safety import Safety, import_or_log, log
+from .watch.scheduler import SchedulerWatch, Sink, WatchSettings
+
+__all__ = ["OTelPlugin", "set_up"]
+
+
+def set_up(server: Any) -> None:
+    """Set up the bridge in a Scheduler; a Worker, Nanny or Client is told that there is nothing to do."""
+    if not isinstance(server, Scheduler):
+        log.info("dask-otel has nothing to do in a %s yet: it works on the scheduler", type(server).__name__)
+    elif OTelPlugin.name not in server.plugins:
+        # Dask starts it at the end of the scheduler's own start.
+        server.add_plugin(OTelPlugin())
+
+
+class OTelPlugin(SchedulerWatch):
+    """Scheduler plugin that sends Dask's spans as OpenTelemetry traces.
+
+    For a cluster that runs without the preload: ``client.register_plugin(dask_otel.OTelPlugin())``. Numbers then count
+    from that moment. Settings are those of the scheduler's process.
+    """
+
+    def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink] | None:
+        """Read the settings and make the sink."""
+        if "spans" not in scheduler.extensions:
+            log.error("dask-otel is off: the scheduler has no 'spans' extension")
+            return None
+        settings = config.load(lambda error: log.error("dask-otel uses the default: %s", error))
+        export = import_or_log("dask_otel.export.connect")
+        if export is None:
+            return None
+        try:
+            sink: Sink | None = export.connect(
+                service_name="dask-scheduler",
+                instance_id=scheduler.id,
+                version=distributed.__version__,
+                cluster_name=settings.cluster_name,
+                safety=safety,
+            )
+        except SettingError as error:
+            log.error("dask-otel is off: %s", error)
+            return None
+        if sink is None:
+            return None
+        log.info("dask-otel %s is on", __version__)
+        watch = WatchSettings(
+            sweep_interval=settings.sweep_interval,
+            settle=settings.settle,
+            max_segment=settings.max_segment,
+            shutdown_timeout=settings.shutdown_timeout,
+            annotations=settings.annotations,
+        )
+        return watch, sink

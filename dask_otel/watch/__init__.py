@@ -1,0 +1,1 @@
+"""Reads Dask: hooks and sweeps that tell the mirror what happened."""

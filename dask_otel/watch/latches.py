@@ -1,0 +1,115 @@
+"""What the hooks latch: facts that would have vanished from the scheduler's state by the next sweep.
+
+The hooks run once for every task transition, so they do next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distributed.metrics import time
+
+from ..mirror.buckets import bucket
+from ..mirror.model import Change, FirstError
+from .outcomes import first_error, outcome_of_release
+
+__all__ = ["Latches"]
+
+
+class Latches:
+    """Changes by task group since the last sweep."""
+
+    def __init__(self, tasks: Mapping[Any, Any]) -> None:
+        self._tasks = tasks
+        #: By TaskGroup.
+        self.changes: dict[Any, Change] = {}
+        #: Keys of tasks that had finished and run again because their results are gone.
+        self._provisional: set[Any] = set()
+
+    def touch(self, group: Any) -> Change:
+        """Have the next sweep look at a group."""
+        change = self.changes.get(group)
+        if change is None:
+            change = self.changes[group] = Change(time())
+        return change
+
+    def drain(self) -> dict[Any, Change]:
+        """Hand over what was latched."""
+        changes, self.changes = self.changes, {}
+        return changes
+
+    def transition(self, key: Any, start: str, finish: str, stimulus_id: str, details: Mapping[str, Any]) -> None:
+        """Note a task's transition. ``details`` is what the worker said of the run."""
+        task = self._tasks[key]
+        change = self.changes.get(task.group)
+        if change is None:
+            change = self.touch(task.group)
+        if finish == "memory":
+            change.active = True
+            change.completed += 1
+            self._ran(change, details)
+            type_ = details.get("typename")
+            if type_:
+                change.types[type_] = change.types.get(type_, 0) + 1
+            if key in self._provisional:
+                self._settle_provisional(key, change, recomputed=True)
+        elif finish == "waiting":
+            if task.type is None:
+                change.active = True
+            elif start == "released":
+                self._provisional.add(key)
+                change.provisional += 1
+        elif finish == "erred":
+            self._erred(key, task, change, details)
+        elif finish in ("released", "forgotten") and start in ("processing", "waiting", "queued", "no-worker"):
+            self._released(key, start, change, stimulus_id)
+
+    @staticmethod
+    def _ran(change: Change, details: Mapping[str, Any]) -> None:
+        """Note when and where a task ran."""
+        seconds = 0.0
+        runs: Sequence[Mapping[str, Any]] = details.get("startstops") or ()
+        for run in runs:
+            start, stop = run["start"], run["stop"]
+            if start < change.run_start or not change.run_start:
+                change.run_start = start
+            if stop > change.run_stop:
+                change.run_stop = stop
+            if run["action"] == "compute":
+                seconds = stop - start
+                number = bucket(seconds)
+                change.buckets[number] = change.buckets.get(number, 0) + 1
+        worker = details.get("worker")
+        if worker:
+            change.workers[worker] = change.workers.get(worker, 0.0) + seconds
+
+    def _erred(self, key: Any, task: Any, change: Change, details: Mapping[str, Any]) -> None:
+        change.active = True
+        change.last_event = time()
+        blame = task.exception_blame
+        if blame is task:
+            self._ran(change, details)
+            change.count("erred")
+        else:  # it depends on a task that erred
+            change.count("upstream_failed")
+        if not change.error:
+            change.error = FirstError(*first_error(blame.exception_text if blame else None))
+        if key in self._provisional:
+            self._settle_provisional(key, change, recomputed=True)
+
+    def _released(self, key: Any, start: str, change: Change, stimulus_id: str) -> None:
+        if key in self._provisional:
+            self._settle_provisional(key, change, recomputed=False)
+            return
+        outcome = outcome_of_release(start, stimulus_id)
+        if outcome:
+            change.active = True
+            change.last_event = time()
+            change.count(outcome)
+
+    def _settle_provisional(self, key: Any, change: Change, *, recomputed: bool) -> None:
+        self._provisional.discard(key)
+        change.provisional -= 1
+        if recomputed:
+            change.count("recomputed")

@@ -1,0 +1,198 @@
+"""The scheduler plugin: hooks, the sweep's rhythm, and closing."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections import Counter
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.metrics import time
+from distributed.scheduler import heartbeat_interval
+
+from ..mirror.model import Record
+from ..mirror.segments import Mirror
+from ..safety import Safety, log
+from .graphs import Graphs
+from .latches import Latches
+from .metrics import MetricsTap
+from .sweep import Sweeper
+
+__all__ = ["SchedulerWatch", "Sink", "WatchSettings"]
+
+
+class Sink(Protocol):
+    """Where records go."""
+
+    def put(self, records: list[Record]) -> None:
+        """Take records that should leave together; never blocks."""
+
+    def close(self, timeout: float) -> None:
+        """Send what is left, within ``timeout`` seconds; blocks."""
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """What the watch needs to know; times in seconds."""
+
+    sweep_interval: float
+    settle: float
+    max_segment: float
+    shutdown_timeout: float
+    annotations: tuple[str, ...]
+
+
+class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
+    """Mirrors a scheduler's spans into a sink.
+
+    All state is made in :meth:`start`, so that the plugin can be sent to a running cluster.
+    """
+
+    name = "dask-otel"
+    idempotent = True
+
+    def __init__(self) -> None:
+        #: Set while the watch is on.
+        self._watch: _Watch | None = None
+
+    @abstractmethod
+    def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink] | None:
+        """Read the settings and make the sink; None if the watch is to stay off."""
+
+    async def start(self, scheduler: Any) -> None:
+        """Start watching; called by Dask. Never raises."""
+        safety = Safety()
+        with safety.guard("start"):
+            connected = self.connect(scheduler, safety)
+            if connected:
+                self._watch = _Watch(self, scheduler, safety, *connected)
+        if self._watch is None:
+            # Dask may add the plugin only after this returns.
+            asyncio.get_running_loop().call_soon(_withdraw, self, scheduler)
+
+    async def before_close(self) -> None:
+        """Send everything; called by Dask when the scheduler closes, while its workers may still be there."""
+        if self._watch:
+            await self._watch.close()
+
+    def stopped(self) -> None:
+        """Forget the watch; the hooks do nothing from now on."""
+        self._watch = None
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any) -> None:
+        """Note a task's transition; called by Dask, four or five times a task."""
+        watch = self._watch
+        if watch is not None:
+            # A guard here would cost as much as all the rest.
+            try:
+                watch.latches.transition(key, start, finish, stimulus_id, kwargs)
+            except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+                watch.safety.caught("transition hook", error)
+
+    def update_graph(
+        self, scheduler: Any, *, client: str, tasks: Any, annotations: Any, stimulus_id: str, **kwargs: Any
+    ) -> None:
+        """Note a graph; called by Dask when it has been taken in."""
+        if self._watch:
+            with self._watch.safety.guard("update_graph hook"):
+                self._watch.graph(client, tasks, annotations, stimulus_id)
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Note how long a graph took to take in; called by Dask for each event."""
+        if self._watch and topic == "scheduler":
+            with self._watch.safety.guard("log_event hook"):
+                if isinstance(msg, dict) and msg.get("action") == "update-graph" and "metrics" in msg:
+                    self._watch.graphs.timed(msg["stimulus_id"], msg["metrics"]["duration_seconds"])
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        """Note a new worker; called by Dask."""
+        if self._watch:
+            with self._watch.safety.guard("add_worker hook"):
+                self._watch.mirror.heartbeats.joined(worker, time())
+
+    def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
+        """Note that a worker left; called by Dask."""
+        if self._watch:
+            with self._watch.safety.guard("remove_worker hook"):
+                self._watch.mirror.worker_left(worker)
+
+
+class _Watch:
+    """What runs between start and close."""
+
+    def __init__(
+        self, plugin: SchedulerWatch, scheduler: Any, safety: Safety, settings: WatchSettings, sink: Sink
+    ) -> None:
+        self._plugin = plugin
+        self._scheduler = scheduler
+        self._settings = settings
+        self._sink = sink
+        self.safety = safety
+        extension = scheduler.extensions["spans"]
+        self.mirror = Mirror(time(), scheduler.total_nthreads, settle=settings.settle, max_segment=settings.max_segment)
+        self.latches = Latches(scheduler.tasks)
+        self.graphs = Graphs(extension.spans, settings.annotations)
+        self._metrics = MetricsTap(extension, self.mirror.heartbeats, safety)
+        self._sweeper = Sweeper(scheduler, self.mirror, self.latches, self.graphs, self._metrics, sink.put)
+        self._sweeper.learn()
+        self._closing = False
+        self._sweeping = asyncio.create_task(self._sweep_regularly(), name="dask-otel sweep")
+
+    def graph(self, client: str, tasks: Any, annotations: Any, stimulus_id: str) -> None:
+        """Note a graph that was taken in."""
+        by_key = self._scheduler.tasks
+        groups = Counter(by_key[key].group for key in tasks)
+        for group in groups:
+            self.latches.touch(group)
+        self.graphs.taken_in(client, groups, annotations, by_key, stimulus_id)
+
+    async def close(self) -> None:
+        """Stop, wait for the workers' last metrics, send everything."""
+        if self._closing:
+            return
+        self._closing = True
+        deadline = perf_counter() + self._settings.shutdown_timeout
+        with self.safety.guard("closing"):
+            await self._await_metrics()
+            await self._sweeper.close()
+        # Only now: cancelled in the middle of a sweep, it would lose what it had drained.
+        self._sweeping.cancel()
+        self._metrics.remove()
+        self._plugin.stopped()
+        with self.safety.guard("closing"):
+            timeout = max(0.0, deadline - perf_counter())
+            await asyncio.get_running_loop().run_in_executor(None, self._sink.close, timeout)
+
+    async def _sweep_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.sweep_interval)
+            if self._scheduler.plugins.get(self._plugin.name) is not self._plugin:
+                log.info("dask-otel stops: its plugin is no longer registered with the scheduler")
+                self._last_task = asyncio.create_task(self.close(), name="dask-otel close")
+                return
+            with self.safety.guard("sweep"):
+                await self._sweeper.sweep()
+
+    async def _await_metrics(self) -> None:
+        """Give workers that are still there one heartbeat interval to deliver."""
+        heard = asyncio.Event()
+        self._metrics.on_heartbeat = heard.set
+        workers = len(self._scheduler.workers)
+        wait = min(heartbeat_interval(workers), self._settings.shutdown_timeout / 2)
+        deadline = perf_counter() + wait
+        await self._sweeper.sweep()
+        while self.mirror.owes_metrics(time()) and perf_counter() < deadline:
+            heard.clear()
+            try:
+                await asyncio.wait_for(heard.wait(), deadline - perf_counter())
+            except asyncio.TimeoutError:
+                return
+
+
+def _withdraw(plugin: SchedulerWatch, scheduler: Any) -> None:
+    """Unregister a plugin that stays off, so that it costs nothing."""
+    if scheduler.plugins.get(plugin.name) is plugin:
+        del scheduler.plugins[plugin.name]

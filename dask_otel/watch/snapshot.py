@@ -1,0 +1,101 @@
+"""Reads task groups and spans of the scheduler into plain data.
+
+Uses only what is public in ``distributed``, save ``Span._code``: the public property walks the whole subtree.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from ..mirror.model import Change, Dependency, Load, SpanInfo
+
+__all__ = ["Groups", "span_info"]
+
+#: A group span names at most this many of the groups it depends on.
+MAX_DEPENDENCIES = 128
+
+
+class _Known:
+    """What a group's numbers were when it was last looked at."""
+
+    __slots__ = ("dependencies", "durations", "load", "nbytes", "tasks")
+
+    def __init__(self) -> None:
+        self.tasks = 0
+        self.nbytes = 0
+        self.durations: dict[str, int] = {}
+        self.load = Load()
+        self.dependencies: tuple[Dependency, ...] = ()
+
+
+class Groups:
+    """Turns the running totals of task groups into what has changed."""
+
+    def __init__(self, registry: dict[str, Any]) -> None:
+        #: ``Scheduler.task_groups``
+        self._registry = registry
+        self._known: dict[Any, _Known] = {}
+
+    def complete(self, group: Any, change: Change) -> None:
+        """Add to a change what can be read from its TaskGroup."""
+        known = self._known.get(group)
+        if known is None:
+            known = self._known[group] = _Known()
+        change.span_id = group.span_id
+        change.name = group.name
+        change.prefix = group.prefix.name
+        tasks, nbytes = len(group), group.nbytes_total
+        change.tasks, known.tasks = tasks - known.tasks, tasks
+        change.nbytes, known.nbytes = nbytes - known.nbytes, nbytes
+        durations = {action: round(seconds * 1e6) for action, seconds in group.all_durations.items()}
+        if durations != known.durations:
+            change.durations = {
+                action: micros - known.durations.get(action, 0)
+                for action, micros in durations.items()
+                if micros != known.durations.get(action, 0)
+            }
+            known.durations = durations
+        load = _load(group, known.load.provisional + change.provisional)
+        change.load, change.unfinished = load.minus(known.load), load.unfinished
+        known.load = load
+        if len(known.dependencies) != min(len(group.dependencies), MAX_DEPENDENCIES):
+            known.dependencies = _dependencies(group)
+        change.dependencies = known.dependencies
+        if self._registry.get(group.name) is not group:
+            # All its tasks are forgotten: nothing can change any more.
+            del self._known[group]
+
+    def learn(self, group: Any) -> Change:
+        """Take a group's numbers as they are for the zero from which to count.
+
+        Returns
+        -------
+        A change that says nothing but how many of its tasks are unfinished.
+        """
+        full = Change(0.0)
+        self.complete(group, full)
+        change = Change(0.0)
+        change.span_id, change.load = full.span_id, full.load
+        return change
+
+
+def _load(group: Any, provisional: int) -> Load:
+    states = group.states
+    return Load(states["processing"], states["queued"], states["no-worker"], states["waiting"], provisional)
+
+
+def _dependencies(group: Any) -> tuple[Dependency, ...]:
+    return tuple(
+        Dependency(dependency.span_id or "", dependency.name)
+        for dependency in islice(group.dependencies, MAX_DEPENDENCIES)
+        if dependency is not group
+    )
+
+
+def span_info(span: Any) -> SpanInfo:
+    """Describe a ``distributed.spans.Span``."""
+    parent = span.parent
+    # Dask accepts tags that are not strings.
+    tags = tuple(str(tag) for tag in span.name)
+    return SpanInfo(span.id, tags, parent.id if parent else None, span.enqueued)

@@ -1,0 +1,133 @@
+"""The sweep: the periodic pass over what is active, from latches and snapshots to records."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from distributed.metrics import time
+
+from ..mirror.model import Record, SegmentRecord
+from ..mirror.segments import Mirror
+from .graphs import Graphs
+from .latches import Latches
+from .metrics import MetricsTap
+from .snapshot import Groups, span_info
+
+__all__ = ["Sweeper"]
+
+#: The sweep gives the event loop back after this many seconds at most.
+SLICE = 0.002
+
+
+class _Pace:
+    """Gives the event loop back now and then."""
+
+    def __init__(self) -> None:
+        self._until = perf_counter() + SLICE
+
+    async def rest(self) -> None:
+        """Let others run, if this slice is used up."""
+        if perf_counter() > self._until:
+            await asyncio.sleep(0)
+            self._until = perf_counter() + SLICE
+
+
+class Sweeper:
+    """Feeds the mirror and passes on what comes out.
+
+    Parameters
+    ----------
+    put
+        Takes the records of one segment: its groups, then itself.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        mirror: Mirror,
+        latches: Latches,
+        graphs: Graphs,
+        metrics: MetricsTap,
+        put: Callable[[list[Record]], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._spans = scheduler.extensions["spans"].spans
+        self._mirror = mirror
+        self._latches = latches
+        self._graphs = graphs
+        self._metrics = metrics
+        self._put = put
+        self._groups = Groups(scheduler.task_groups)
+        #: How much of ``Scheduler.total_nthreads_history`` has been read.
+        self._threads_read = len(scheduler.total_nthreads_history)
+        #: Sweeps never overlap.
+        self._lock = asyncio.Lock()
+
+    def learn(self) -> None:
+        """Take the scheduler as it is for the zero from which to count."""
+        now = time()
+        for worker in self._scheduler.workers:
+            self._mirror.heartbeats.joined(worker, now)
+        for group in self._scheduler.task_groups.values():
+            if group.span_id:
+                self._add_span(group.span_id)
+                self._mirror.add_change(self._groups.learn(group), now)
+
+    async def sweep(self) -> None:
+        """Look at what changed and send what ended."""
+        async with self._lock:
+            pace = _Pace()
+            await self._collect(pace)
+            busy = self._scheduler._active_graph_updates > 0
+            await self._send(self._mirror.advance(time(), taking_in_graph=busy), pace)
+
+    async def close(self) -> None:
+        """Look at what changed, and send everything."""
+        async with self._lock:
+            pace = _Pace()
+            await self._collect(pace)
+            await self._send(self._mirror.close(time()), pace)
+
+    async def _collect(self, pace: _Pace) -> None:
+        # Drained together, at one moment. Graphs before changes: a segment knows who submitted it when it opens.
+        graphs, changes, metrics = self._graphs.drain(), self._latches.drain(), self._metrics.drain()
+        self._read_threads()
+        for graph in graphs:
+            self._add_span(graph.span_id)
+            self._mirror.add_graph(graph, time())
+            await pace.rest()
+        for group, change in changes.items():
+            if group.span_id:  # else scattered data that no graph has used yet
+                self._groups.complete(group, change)
+                self._add_span(group.span_id)
+                self._mirror.add_change(change, time())
+            await pace.rest()
+        for span_id, values in metrics.items():
+            self._add_span(span_id)
+            self._mirror.add_metrics(span_id, values, time())
+            await pace.rest()
+
+    async def _send(self, records: Any, pace: _Pace) -> None:
+        together: list[Record] = []
+        for record in records:
+            together.append(record)
+            if isinstance(record, SegmentRecord):
+                self._put(together)
+                together = []
+            await pace.rest()
+
+    def _add_span(self, span_id: str) -> None:
+        if not self._mirror.knows(span_id):
+            info = span_info(self._spans[span_id])
+            if info.parent_id is not None:
+                self._add_span(info.parent_id)
+            self._mirror.add_span(info)
+
+    def _read_threads(self) -> None:
+        history = self._scheduler.total_nthreads_history
+        for at, count in history[self._threads_read :]:
+            self._mirror.threads.add(at, count)
+        self._threads_read = len(history)
