@@ -29,7 +29,16 @@ class OTelPlugin(SchedulerWatch):
 
     For a cluster that runs without the preload: ``client.register_plugin(dask_otel.OTelPlugin())``. Numbers then count
     from that moment. Settings are those of the scheduler's process.
+
+    Parameters
+    ----------
+    endpoint
+        Send here over OTLP, instead of where the scheduler's ``OTEL_*`` variables say.
     """
+
+    def __init__(self, endpoint: str | None = None) -> None:
+        super().__init__()
+        self._endpoint = endpoint
 
     def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink] | None:
         """Read the settings and make the sink."""
@@ -47,6 +56,7 @@ class OTelPlugin(SchedulerWatch):
                 version=distributed.__version__,
                 cluster_name=settings.cluster_name,
                 safety=safety,
+                endpoint=self._endpoint,
             )
         except SettingError as error:
             log.error("dask-otel is off: %s", error)

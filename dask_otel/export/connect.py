@@ -15,7 +15,13 @@ __all__ = ["connect"]
 
 
 def connect(
-    *, service_name: str, instance_id: str, version: str, cluster_name: str | None, safety: Safety
+    *,
+    service_name: str,
+    instance_id: str,
+    version: str,
+    cluster_name: str | None,
+    safety: Safety,
+    endpoint: str | None = None,
 ) -> FanOut | None:
     """Make the way from records to the backends that the standard variables name.
 
@@ -31,7 +37,7 @@ def connect(
     if sdk_disabled():
         log.info("dask-otel is off: OTEL_SDK_DISABLED is true")
         return None
-    exporters = make_exporters()
+    exporters = make_exporters(endpoint)
     if not exporters:
         log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none")
         return None

@@ -70,7 +70,8 @@ def _segment(record: SegmentRecord) -> Attributes:
         out["dask.span.queue_time"] = max(0.0, record.tally.run_start - record.start)
     for part, seconds in record.wall.items():
         out[f"dask.wall.{part}"] = seconds
-    out["dask.graph.update_time"] = record.graph_seconds
+    if record.graph_seconds:
+        out["dask.graph.update_time"] = record.graph_seconds
     out["dask.metrics.complete"] = record.metrics_complete
     out.update(_clients(record.clients))
     if record.collections:

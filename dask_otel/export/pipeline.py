@@ -86,9 +86,13 @@ class Pipeline:
             threading.Thread(target=self._shut_down, name="dask-otel shutdown", daemon=True).start()
         else:
             self._shut_down()
-        unsent = self._waiting + self._dropped
-        if unsent:
-            log.warning("dask-otel could not send %d spans to exporter %r", unsent, self._name)
+        if self.unsent:
+            log.warning("dask-otel could not send %d spans with exporter %r", self.unsent, self._name)
+
+    @property
+    def unsent(self) -> int:
+        """Number of spans that are waiting or were dropped."""
+        return self._waiting + self._dropped
 
     def _shut_down(self) -> None:
         with self._safety.guard("exporter shutdown"):
@@ -158,6 +162,11 @@ class FanOut:
         """Give records to all."""
         for pipeline in self._pipelines:
             pipeline.put(list(records))
+
+    @property
+    def unsent(self) -> int:
+        """Number of spans that are waiting or were dropped, over all exporters."""
+        return sum(pipeline.unsent for pipeline in self._pipelines)
 
     def close(self, timeout: float) -> None:
         """Close all, within ``timeout`` seconds in all."""

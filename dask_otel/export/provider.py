@@ -19,11 +19,25 @@ from opentelemetry.sdk.trace.export import SpanExporter
 
 from ..errors import SettingError
 
-__all__ = ["make_exporters", "make_resource", "sdk_disabled"]
+__all__ = ["make_exporters", "make_resource", "otlp_protocol", "sdk_disabled"]
 
 _GROUP = "opentelemetry_traces_exporter"
 _PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 _COMPRESSIONS = ("gzip", "deflate", "none")
+
+
+def otlp_protocol() -> str:
+    """Return the protocol of the exporter ``otlp``: ``grpc`` or ``http/protobuf``.
+
+    Raises
+    ------
+    SettingError
+        If the variable says something else.
+    """
+    variable, protocol = _variable("PROTOCOL")
+    if protocol and protocol not in _PROTOCOLS:
+        raise SettingError(variable, protocol, "one of " + ", ".join(_PROTOCOLS))
+    return protocol or "grpc"
 
 
 def sdk_disabled() -> bool:
@@ -50,18 +64,26 @@ def make_resource(*, service_name: str, instance_id: str, version: str, cluster_
     return Resource(values | sdk | dict(OTELResourceDetector().detect().attributes))
 
 
-def make_exporters() -> dict[str, SpanExporter]:
+def make_exporters(endpoint: str | None = None) -> dict[str, SpanExporter]:
     """Make the exporters that ``OTEL_TRACES_EXPORTER`` names, by name.
+
+    Parameters
+    ----------
+    endpoint
+        Send here over OTLP, whatever the variables for exporter and endpoint say. Without a path, as
+        ``OTEL_EXPORTER_OTLP_ENDPOINT``.
 
     Returns
     -------
-    Empty if it says ``none``.
+    Empty if the variable says ``none``.
 
     Raises
     ------
     SettingError
         If a standard variable has a value that cannot be used.
     """
+    if endpoint is not None:
+        return {"otlp": _make(_entry_point("otlp", "otlp"), endpoint)}
     setting = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
     names = [name.strip() for name in setting.split(",") if name.strip()]
     if names == ["none"]:
@@ -71,24 +93,19 @@ def make_exporters() -> dict[str, SpanExporter]:
 
 def _entry_point(name: str, setting: str) -> EntryPoint:
     installed = {point.name: point for point in entry_points(group=_GROUP)}
-    resolved = name
-    if name == "otlp":
-        variable, protocol = _variable("PROTOCOL")
-        if protocol and protocol not in _PROTOCOLS:
-            raise SettingError(variable, protocol, "one of " + ", ".join(_PROTOCOLS))
-        resolved = _PROTOCOLS[protocol or "grpc"]
+    resolved = _PROTOCOLS[otlp_protocol()] if name == "otlp" else name
     if resolved not in installed:
         allowed = ", ".join(sorted({"none", "otlp"} | set(installed)))
         raise SettingError("OTEL_TRACES_EXPORTER", setting, f"one or more of {allowed}, separated by commas")
     return installed[resolved]
 
 
-def _make(point: EntryPoint) -> SpanExporter:
+def _make(point: EntryPoint, endpoint: str | None = None) -> SpanExporter:
     exporter: type[SpanExporter] = point.load()
     if point.name not in _PROTOCOLS.values():
         return exporter()
     grpc = point.name == _PROTOCOLS["grpc"]
-    _check_endpoint(grpc)
+    _check_endpoint(grpc, endpoint)
     _check_timeout()
     # Exporters report on themselves to the user's global meter provider, unless they are given another.
     parameters = inspect.signature(exporter).parameters
@@ -98,6 +115,8 @@ def _make(point: EntryPoint) -> SpanExporter:
         options["compression"] = _gzip(grpc)
     elif compression not in _COMPRESSIONS:
         raise SettingError(variable, compression, "one of " + ", ".join(_COMPRESSIONS))
+    if endpoint is not None:
+        options["endpoint"] = endpoint if grpc else endpoint.rstrip("/") + "/v1/traces"
     return exporter(**options)
 
 
@@ -130,8 +149,8 @@ def _check_timeout() -> None:
             raise SettingError(variable, value, "a number of seconds above 0")
 
 
-def _check_endpoint(grpc: bool) -> None:
-    variable, value = _variable("ENDPOINT")
+def _check_endpoint(grpc: bool, endpoint: str | None) -> None:
+    variable, value = ("endpoint", endpoint) if endpoint is not None else _variable("ENDPOINT")
     if value and not _is_endpoint(value, grpc):
         example = "http://collector:4317" if grpc else "http://collector:4318"
         raise SettingError(variable, value, f"a URL like {example}")

@@ -57,6 +57,8 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
     def __init__(self) -> None:
         #: Set while the watch is on.
         self._watch: _Watch | None = None
+        #: Where records go; stays after the watch has stopped.
+        self.sink: Sink | None = None
 
     @abstractmethod
     def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink] | None:
@@ -68,6 +70,7 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
         with safety.guard("start"):
             connected = self.connect(scheduler, safety)
             if connected:
+                self.sink = connected[1]
                 self._watch = _Watch(self, scheduler, safety, *connected)
         if self._watch is None:
             # Dask may add the plugin only after this returns.

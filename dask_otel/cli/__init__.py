@@ -1,0 +1,16 @@
+"""The command ``dask-otel``."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line; what it needs beyond the bridge is the extra ``cli``."""
+    try:
+        from .commands import dask_otel
+    except ImportError as error:
+        sys.exit(f"dask-otel's command line needs {error.name}: pip install 'dask-otel[cli]'")
+    dask_otel()

@@ -1,0 +1,117 @@
+"""``dask-otel demo``: a workflow on a local cluster, and the trace it made."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import click
+import dask
+from distributed import Client, LocalCluster
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from .. import OTelPlugin, config, trace_id
+from ..export.provider import otlp_protocol, sdk_disabled
+from . import workflow
+from .receiver import Receiver, Span
+from .waterfall import waterfall
+
+__all__ = ["demo"]
+
+#: Seconds that the trace may take to arrive once the workflow is done.
+PATIENCE = 60.0
+
+
+@click.command()
+@click.option("--endpoint", metavar="URL", help="Send to this OTLP endpoint instead of drawing the trace here.")
+@click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), help="Also write the picture to this file.")
+def demo(endpoint: str | None, svg: Path | None) -> None:
+    """Run a workflow on a local cluster and show its trace."""
+    if sdk_disabled():
+        raise click.ClickException("OTEL_SDK_DISABLED is true: nothing would be sent")
+    # 110 columns where the width is not the terminal's, so that bars and remarks have room.
+    console = Console(record=svg is not None)
+    if console.width < 110 and not console.is_terminal:
+        console = Console(record=svg is not None, width=110)
+    if endpoint is None:
+        with Receiver() as receiver:
+            root_id, _ = _run_workflow(receiver.endpoints[otlp_protocol()], console)
+            spans = receiver.wait_for_trace(trace_id(root_id), PATIENCE)
+        _draw(spans, console)
+        if svg:
+            console.save_svg(str(svg), title="dask-otel demo")
+    else:
+        _check(endpoint)
+        root_id, unsent = _run_workflow(endpoint, console)
+        if unsent:
+            raise click.ClickException(f"{unsent} spans could not be sent to {endpoint}; see the log above")
+        console.print(f"Trace [bold]{trace_id(root_id)}[/] was sent to {endpoint}")
+        if link := _link(trace_id(root_id), endpoint):
+            console.print(f"See it at {link}", soft_wrap=True)
+
+
+def _run_workflow(endpoint: str, console: Console) -> tuple[str, int]:
+    """Run the workflow on a local cluster; return the root span's id and the number of spans that were not sent."""
+    with _progress(console) as done, tempfile.TemporaryDirectory(prefix="dask-otel-demo-") as folder:
+        # Two steps of the workflow fail on purpose: no need to log that.
+        cluster = LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=logging.CRITICAL)
+        with cluster, Client(cluster) as client:
+            client.register_plugin(OTelPlugin(endpoint))
+            plugin = cluster.scheduler.plugins[OTelPlugin.name]
+            done("local cluster started")
+            steps = workflow.run(client, Path(folder) / "dataset")
+            root_id = next(steps)
+            for name in steps:
+                done(name)
+            # While the workers are still there to deliver their metrics: closing a LocalCluster stops them first.
+            cluster.sync(plugin.before_close)
+            done("trace sent")
+    return root_id, plugin.sink.unsent
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str], None]]:
+    """Show how far we are; yields a function that is told what has been done."""
+    columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=len(workflow.STEPS) + 2)
+        yield lambda name: progress.update(task, advance=1, description=name)
+
+
+def _draw(spans: list[Span], console: Console) -> None:
+    root = next(span for span in spans if not span.parent_id)
+    console.print(f"{len(spans)} spans arrived over OTLP, as trace {root.trace_id}:\n", highlight=False)
+    console.print(waterfall(spans))
+
+
+def _check(endpoint: str) -> None:
+    """Complain in good time of an endpoint where nothing listens."""
+    parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(
+            f"cannot connect to {endpoint!r} ({error}); give a URL like http://localhost:4317", param_hint="--endpoint"
+        ) from error
+
+
+def _link(trace: str, endpoint: str) -> str | None:
+    """Link to the trace: by the setting ``otel.trace-url``, else to a Jaeger on the endpoint's host, if one answers."""
+    if dask.config.get("otel.trace-url"):
+        return config.trace_url_template().replace("{trace_id}", trace)
+    host = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}").hostname
+    jaeger = f"http://{host}:16686"
+    try:
+        with urlopen(f"{jaeger}/api/v3/services", timeout=5):
+            return f"{jaeger}/trace/{trace}"
+    except (URLError, OSError, ValueError):
+        return None
