@@ -89,7 +89,8 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
 def _draw(spans: list[Span], console: Console) -> None:
     root = next(span for span in spans if not span.parent_id)
     console.print(f"{len(spans)} spans arrived over OTLP, as trace {root.trace_id}:\n", highlight=False)
-    console.print(waterfall(spans))
+    # What the other columns need is about 75 characters.
+    console.print(waterfall(spans, width=max(10, min(30, console.width - 80))))
 
 
 def _check(endpoint: str) -> None:

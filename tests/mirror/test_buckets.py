@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections import Counter
+from math import ceil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dask_otel.mirror.buckets import GROWTH, bucket, quantile
+
+durations = st.lists(st.floats(1e-5, 1e6), min_size=1, max_size=200)
+
+
+@given(durations, st.sampled_from([0.5, 0.95, 1.0]))
+def test_quantile_is_within_the_stated_error(seconds, q):
+    exact = sorted(seconds)[ceil(q * len(seconds)) - 1]
+    found = quantile(Counter(map(bucket, seconds)), q)
+    assert exact / GROWTH**0.5 * (1 - 1e-9) <= found <= exact * GROWTH**0.5 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 1e-9])
+def test_what_dask_rounds_to_nothing_is_one_bucket(seconds):
+    assert bucket(seconds) == bucket(1e-6)
+
+
+def test_quantile_of_nothing():
+    with pytest.raises(ValueError, match="nothing"):
+        quantile({}, 0.5)

@@ -1,0 +1,98 @@
+"""Tells the mirror a story, with a clock that the test turns; no cluster, no OpenTelemetry."""
+
+from __future__ import annotations
+
+from dask_otel.mirror.model import Change, FirstError, GroupRecord, Load, Record, SegmentRecord, SpanInfo
+from dask_otel.mirror.segments import Mirror
+
+WORKER = "tcp://worker"
+
+
+class Story:
+    """A mirror, a clock, and what came out."""
+
+    def __init__(self, *, settle: float = 5.0, max_segment: float = 3600.0, threads: int = 4) -> None:
+        self.now = 100.0
+        self.mirror = Mirror(self.now, threads, settle=settle, max_segment=max_segment)
+        self.mirror.heartbeats.joined(WORKER, self.now)
+        self.records: list[Record] = []
+
+    def span(self, *tags: str) -> str:
+        """Add a Dask span; its id is its path."""
+        parent = "/".join(tags[:-1]) if len(tags) > 1 else None
+        if parent is not None and not self.mirror.knows(parent):
+            self.span(*tags[:-1])
+        span_id = "/".join(tags)
+        self.mirror.add_span(SpanInfo(span_id, tags, parent, self.now))
+        return span_id
+
+    def change(
+        self,
+        span_id: str,
+        group: str,
+        *,
+        unfinished: int = 0,
+        active: bool = True,
+        load: Load | None = None,
+        tasks: int = 0,
+        run: tuple[float, float] | None = None,
+        completed: int = 0,
+        error: str = "",
+        dependencies=(),
+        worker: str = WORKER,
+        outcome: str = "",
+    ) -> None:
+        """Something happened to a group."""
+        change = Change(self.now)
+        change.span_id, change.name, change.prefix = span_id, group, group.split("-")[0]
+        change.active, change.tasks, change.completed = active, tasks, completed
+        change.load, change.unfinished = load or Load(), unfinished
+        change.dependencies = tuple(dependencies)
+        if run:
+            change.hull(*run)
+            seconds = run[1] - run[0]
+            change.durations = {"compute": round(seconds * 1e6)}
+            change.workers = {worker: seconds}
+        if error:
+            change.count("erred")
+            change.error = FirstError("ValueError", error)
+        if outcome:
+            change.count(outcome)
+            change.last_event = self.now
+        self.mirror.add_change(change, self.now)
+
+    def begin(self, span_id: str, group: str, tasks: int = 1, **kwargs) -> None:
+        """Tasks enter and are processed."""
+        self.change(span_id, group, tasks=tasks, load=Load(processing=tasks), unfinished=tasks, **kwargs)
+
+    def finish(self, span_id: str, group: str, start: float, stop: float, tasks: int = 1, **kwargs) -> None:
+        """Tasks that were processed end with a result."""
+        self.change(span_id, group, run=(start, stop), completed=tasks, load=Load(processing=-tasks), **kwargs)
+
+    def beat(self, worker: str = WORKER) -> None:
+        self.mirror.heartbeats.beat(worker, self.now)
+
+    def pass_time(self, seconds: float, *, step: float = 1.0, beats: bool = True) -> list[Record]:
+        """Sweep once a second."""
+        new: list[Record] = []
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(until, self.now + step)
+            if beats:
+                self.beat()
+            new += self.mirror.advance(self.now)
+        self.records += new
+        return new
+
+    def close(self) -> list[Record]:
+        new = list(self.mirror.close(self.now))
+        self.records += new
+        return new
+
+
+def segments(records: list[Record]) -> list[SegmentRecord]:
+    return [record for record in records if isinstance(record, SegmentRecord)]
+
+
+def groups(records: list[Record]) -> list[GroupRecord]:
+    return [record for record in records if isinstance(record, GroupRecord)]

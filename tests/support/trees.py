@@ -1,0 +1,70 @@
+"""A whole trace as one indented list of lines, so that tests assert all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dask_otel.cli.receiver import Span
+
+
+def tree(spans: Iterable[Span], *attributes: str) -> list[str]:
+    """One line a span: name, kind, chosen attributes, status, links by the target's name; children indented."""
+    spans = list(spans)
+    names = {(span.trace_id, span.span_id): span.name for span in spans}
+    ids = {span.span_id for span in spans}
+    lines: list[str] = []
+
+    def add(parent: str, depth: int) -> None:
+        children = [s for s in spans if (s.parent_id if s.parent_id in ids else "") == parent]
+        for span in sorted(children, key=lambda s: (s.start, s.name)):
+            lines.append("  " * depth + describe(span))
+            add(span.span_id, depth + 1)
+
+    def describe(span: Span) -> str:
+        parts = [f"{span.name} [{span.attributes['dask.kind']}]"]
+        parts += [f"{name}={span.attributes[name]}" for name in attributes if name in span.attributes]
+        if span.status != "Unset":
+            parts.append(f"{span.status}: {span.attributes.get('error.type')}: {span.status_message}")
+        for trace, target, kind in sorted(span.links, key=lambda link: names.get(link[:2], "?")):
+            elsewhere = "" if trace == span.trace_id else " in another trace"
+            parts.append(f"{kind} -> {names.get((trace, target), '?')}{elsewhere}")
+        if span.parent_id and span.parent_id not in ids:
+            parts.append("PARENT MISSING")
+        return " ".join(parts)
+
+    add("", 0)
+    return lines
+
+
+def check_shape(spans: Iterable[Span]) -> None:
+    """What holds of every trace: ids unique, parents there and around their children, one path per span id."""
+    spans = list(spans)
+    by_id = {(span.trace_id, span.span_id): span for span in spans}
+    assert len(by_id) == len(spans), "a span id was sent twice"
+    for span in spans:
+        assert span.start <= span.end, span
+        assert span.attributes["dask.span.root"], span
+        if span.parent_id:
+            parent = by_id[span.trace_id, span.parent_id]
+            assert parent.start <= span.start, (parent, span)
+            assert span.end <= parent.end, (parent, span)
+        else:
+            assert not any(trace == span.trace_id for trace, _, _ in span.links), span
+
+
+def check_sums(spans: Iterable[Span]) -> None:
+    """Counts, durations and sizes of a segment equal the sum of its groups and child segments."""
+    spans = list(spans)
+    for segment in spans:
+        if segment.attributes["dask.kind"] != "span":
+            continue
+        children = [s for s in spans if s.parent_id == segment.span_id and s.trace_id == segment.trace_id]
+        for name in sorted({name for s in [segment, *children] for name in s.attributes if _is_additive(name)}):
+            total = sum(child.attributes.get(name, 0) for child in children)
+            own = segment.attributes.get(name, 0)
+            assert abs(own - total) < 1e-5, (segment.name, name, own, total)
+
+
+def _is_additive(name: str) -> bool:
+    counts = name.startswith("dask.task.") and not name.startswith(("dask.task.duration", "dask.task.types"))
+    return (counts and name != "dask.task.prefix") or name.startswith("dask.duration.") or name == "dask.output.size"
