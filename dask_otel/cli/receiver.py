@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
-__all__ = ["Receiver", "Span"]
+__all__ = ["Inbox", "Receiver", "Span"]
 
 
 @dataclass(frozen=True)
@@ -48,33 +48,24 @@ class Span:
         return self.end - self.start
 
 
-class Receiver(TraceServiceServicer):  # type: ignore[misc]
-    """Receives OTLP on two free loopback ports; a context manager."""
+class Inbox:
+    """Keeps the spans of the requests it is given."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
         self._arrived = threading.Condition()
-        self._grpc = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="otlp-receiver"))
-        add_TraceServiceServicer_to_server(self, self._grpc)
-        port = self._grpc.add_insecure_port("127.0.0.1:0")
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http_thread = threading.Thread(target=self._http.serve_forever, daemon=True)
-        #: Where to send, by ``OTEL_EXPORTER_OTLP_PROTOCOL``.
-        self.endpoints = {
-            "grpc": f"http://127.0.0.1:{port}",
-            "http/protobuf": f"http://127.0.0.1:{self._http.server_port}",
-        }
 
-    def __enter__(self) -> Receiver:
-        self._grpc.start()
-        self._http_thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._grpc.stop(grace=None).wait()
-        self._http.shutdown()
-        self._http.server_close()
-        self._http_thread.join()
+    def take(self, request: ExportTraceServiceRequest) -> None:
+        """Keep the spans of a request."""
+        spans = [
+            _span(span, _values(by_resource.resource.attributes))
+            for by_resource in request.resource_spans
+            for by_scope in by_resource.scope_spans
+            for span in by_scope.spans
+        ]
+        with self._arrived:
+            self._spans += spans
+            self._arrived.notify_all()
 
     def wait(self, enough: Callable[[Sequence[Span]], bool], timeout: float) -> list[Span]:
         """Wait until ``enough`` says so of all spans that have arrived, and return them.
@@ -103,24 +94,41 @@ class Receiver(TraceServiceServicer):  # type: ignore[misc]
         )
         return [span for span in spans if span.trace_id == trace_id]
 
+
+class Receiver(Inbox, TraceServiceServicer):  # type: ignore[misc]
+    """Receives OTLP on two free loopback ports; a context manager."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._grpc = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="otlp-receiver"))
+        add_TraceServiceServicer_to_server(self, self._grpc)
+        port = self._grpc.add_insecure_port("127.0.0.1:0")
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http_thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        #: Where to send, by ``OTEL_EXPORTER_OTLP_PROTOCOL``.
+        self.endpoints = {
+            "grpc": f"http://127.0.0.1:{port}",
+            "http/protobuf": f"http://127.0.0.1:{self._http.server_port}",
+        }
+
+    def __enter__(self) -> Receiver:
+        self._grpc.start()
+        self._http_thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._grpc.stop(grace=None).wait()
+        self._http.shutdown()
+        self._http.server_close()
+        self._http_thread.join()
+
     def Export(self, request: ExportTraceServiceRequest, context: object) -> ExportTraceServiceResponse:  # noqa: N802 -- the protocol's name
         """Take a request that came over gRPC."""
-        self._take(request)
+        self.take(request)
         return ExportTraceServiceResponse()
 
-    def _take(self, request: ExportTraceServiceRequest) -> None:
-        spans = [
-            _span(span, _values(by_resource.resource.attributes))
-            for by_resource in request.resource_spans
-            for by_scope in by_resource.scope_spans
-            for span in by_scope.spans
-        ]
-        with self._arrived:
-            self._spans += spans
-            self._arrived.notify_all()
-
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        take = self._take
+        take = self.take
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:

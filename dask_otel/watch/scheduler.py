@@ -180,11 +180,12 @@ class _Watch:
                 await self._sweeper.sweep()
 
     async def _await_metrics(self) -> None:
-        """Give workers that are still there one heartbeat interval to deliver."""
+        """Give workers that are still there a heartbeat interval to deliver."""
         heard = asyncio.Event()
         self._metrics.on_heartbeat = heard.set
         workers = len(self._scheduler.workers)
-        wait = min(heartbeat_interval(workers), self._settings.shutdown_timeout / 2)
+        # A worker's first heartbeat comes after 1 s, whatever the interval.
+        wait = min(1.2 * max(1.0, heartbeat_interval(workers)), self._settings.shutdown_timeout / 2)
         deadline = perf_counter() + wait
         await self._sweeper.sweep()
         while self.mirror.owes_metrics(time()) and perf_counter() < deadline:

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from dask_otel.cli.receiver import Receiver, Span
+from dask_otel.cli.receiver import Inbox, Span
 from dask_otel.export.pipeline import FanOut, Pipeline
 from dask_otel.export.provider import make_resource
 from dask_otel.export.spans import SpanFactory
@@ -24,17 +24,17 @@ class MemoryExporter(SpanExporter):
     """Encodes spans as for OTLP and reads them back, so that tests see what a backend would."""
 
     def __init__(self) -> None:
-        self._receiver = Receiver()
+        self._inbox = Inbox()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self._receiver.Export(encode_spans(spans), None)
+        self._inbox.take(encode_spans(spans))
         return SpanExportResult.SUCCESS
 
     def wait_for_trace(self, trace_id: str) -> list[Span]:
-        return self._receiver.wait_for_trace(trace_id, timeout=30)
+        return self._inbox.wait_for_trace(trace_id, timeout=30)
 
     def spans(self) -> list[Span]:
-        return self._receiver.wait(lambda spans: True, timeout=1)
+        return self._inbox.wait(lambda spans: True, timeout=1)
 
 
 class MemoryPlugin(OTelPlugin):
