@@ -96,13 +96,13 @@ class Inbox:
 
 
 class Receiver(Inbox, TraceServiceServicer):  # type: ignore[misc]
-    """Receives OTLP on two free loopback ports; a context manager."""
+    """Receives OTLP on two loopback ports, free ones by default; a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, grpc_port: int = 0) -> None:
         super().__init__()
         self._grpc = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="otlp-receiver"))
         add_TraceServiceServicer_to_server(self, self._grpc)
-        port = self._grpc.add_insecure_port("127.0.0.1:0")
+        port = self._grpc.add_insecure_port(f"127.0.0.1:{grpc_port}")
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._http_thread = threading.Thread(target=self._http.serve_forever, daemon=True)
         #: Where to send, by ``OTEL_EXPORTER_OTLP_PROTOCOL``.

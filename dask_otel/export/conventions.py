@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 
 from ..mirror.buckets import quantile
-from ..mirror.model import GroupRecord, Metrics, Record, SegmentRecord, Tally
+from ..mirror.model import Metrics, Tally
+from ..mirror.records import GroupRecord, Record, SegmentRecord
 from .text import identifier
 
 __all__ = ["Attributes", "attributes", "error_description", "has_failed"]

@@ -12,7 +12,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_val
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from ..mirror.model import Record
+from ..mirror.records import Record
 from ..safety import Safety, log
 
 __all__ = ["FanOut", "Pipeline"]

@@ -15,7 +15,7 @@ from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from ..mirror.model import Record
+from ..mirror.records import Record
 from .conventions import Attributes, attributes, error_description, has_failed
 from .text import clean
 

@@ -1,4 +1,4 @@
-"""What goes into the mirror and what comes out, as plain data.
+"""What goes into the mirror, as plain data.
 
 Times are seconds since the epoch by the scheduler's clock, durations of tasks integer microseconds (as Dask
 itself counts them), sizes bytes.
@@ -11,20 +11,31 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 __all__ = [
+    "OUTCOMES",
     "Change",
     "Dependency",
     "FirstError",
     "Graph",
-    "GroupRecord",
-    "Link",
     "Load",
-    "Record",
-    "SegmentRecord",
+    "Metrics",
     "SpanInfo",
     "Tally",
 ]
 
+#: Fine performance metrics: ``("execute", prefix, activity, unit)`` or ``("p2p", where, activity, unit)``.
 Metrics = dict[tuple[object, ...], float]
+
+#: How a task can end, or begin anew, other than by completing.
+OUTCOMES = (
+    "erred",
+    "upstream_failed",
+    "cancelled",
+    "abandoned",
+    "retried",
+    "rescheduled",
+    "recomputed",
+    "lost",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +115,7 @@ class Tally:
         self.tasks = 0
         #: Tasks that finished with a result. Kept apart from the other outcomes because it is counted most.
         self.completed = 0
-        #: The other outcomes, by name: erred, upstream_failed, retried …
+        #: By outcome, see ``OUTCOMES``.
         self.outcomes: dict[str, int] = {}
         #: µs by action: compute, transfer …
         self.durations: dict[str, int] = {}
@@ -211,60 +222,3 @@ class Graph:
     annotations: Mapping[str, Iterable[str]] = field(default_factory=dict)
     #: File and line of the innermost user frame.
     code: tuple[str, int] | None = None
-
-
-class Link(NamedTuple):
-    """A reference to another span; ``kind`` is ``dependency`` or ``continues``."""
-
-    trace_id: int
-    span_id: int
-    kind: str
-
-
-@dataclass(slots=True)
-class Record:
-    """A finished OTel span, not yet in OpenTelemetry's terms. Nothing changes it any more."""
-
-    span: SpanInfo
-    trace_id: int
-    span_id: int
-    parent_id: int | None
-    name: str
-    start: float
-    end: float
-    links: tuple[Link, ...]
-    tally: Tally
-
-
-@dataclass(slots=True)
-class GroupRecord(Record):
-    """A finished group span."""
-
-    group: str
-    dependencies: tuple[str, ...]
-    types: Mapping[str, int]
-    buckets: Mapping[int, int]
-    #: Fine metrics, where no other group of the segment has the same prefix; else None.
-    metrics: Metrics | None
-
-
-@dataclass(slots=True)
-class SegmentRecord(Record):
-    """A finished segment."""
-
-    number: int
-    result: str
-    #: Id of the segment before, where there is no parent and hence no link may be.
-    previous_id: int | None
-    metrics: Metrics
-    #: Seconds of the segment by what went on: executing, queued, no_worker, idle.
-    wall: Mapping[str, float]
-    #: Thread-seconds that the cluster had meanwhile, and that other roots used.
-    threads_available: float
-    threads_others: float
-    metrics_complete: bool
-    clients: tuple[str, ...]
-    graph_seconds: float
-    collections: tuple[str, ...]
-    annotations: Mapping[str, tuple[str, ...]]
-    code: tuple[str, int] | None

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .clock import Heartbeats, Threads
-from .ids import group_id, trace_id
+from .closing import close_groups, close_segment
 from .ledger import GroupLedger, Ledger
-from .model import Change, Dependency, Graph, Metrics, Record, SpanInfo
-from .records import close_groups, close_segment
+from .model import Change, Dependency, Graph, Metrics, SpanInfo
+from .records import Record
 from .tree import NO_LOAD, Node, Segment
 
 __all__ = ["Mirror"]
@@ -116,11 +116,9 @@ class Mirror:
             for node in sorted(self._at_rest, key=lambda node: -node.depth):
                 if self._may_close(node, now):
                     yield from self._close(node, now)
-        if self._open_roots:
-            oldest = next(iter(self._open_roots)).segment
-            self.threads.forget(oldest.start if oldest else now)
-        else:
-            self.threads.forget(now)
+        starts = [root.segment.start for root in self._open_roots if root.segment]
+        # A segment may start a little before the sweep that opens it.
+        self.threads.forget(min(starts, default=now) - 60.0)
 
     def owes_metrics(self, now: float) -> bool:
         """Whether a worker that is still there has metrics to deliver for an open segment."""
@@ -250,17 +248,5 @@ class Mirror:
         self._account(now)
 
     def _link(self, dependency: Dependency) -> tuple[int, int] | None:
-        """Trace id and span id of a group's latest group span, if it has one or will have one."""
         node = self._nodes.get(dependency.span_id)
-        if node is None:
-            return None
-        number = node.group_numbers.get(dependency.name, 0) - 1
-        if not node.segment and node.ledger and dependency.name in node.ledger.groups:
-            number -= 1  # only held; nobody knows whether it will be sent
-        if number < 0:
-            return None
-        trace_number = (node.group_traces or {}).get(dependency.name, 0)
-        return (
-            trace_id(node.root.info.id, trace_number),
-            group_id(node.info.id, dependency.name, number),
-        )
+        return node.latest_group_span(dependency.name) if node else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .clock import Wall
-from .ids import segment_id, trace_id
+from .ids import group_id, segment_id, trace_id
 from .ledger import Ledger
 from .model import Load, SpanInfo
 
@@ -126,6 +126,16 @@ class Node:
             for child in self.segment.children:
                 yield from child.open_descendants()
             yield self
+
+    def latest_group_span(self, name: str) -> tuple[int, int] | None:
+        """Trace id and span id of a group's latest group span, if it has one or will have one."""
+        number = self.group_numbers.get(name, 0) - 1
+        if not self.segment and self.ledger and name in self.ledger.groups:
+            number -= 1  # only held; nobody knows whether it will be sent
+        if number < 0:
+            return None
+        trace_number = (self.group_traces or {}).get(name, 0)
+        return trace_id(self.root.info.id, trace_number), group_id(self.info.id, name, number)
 
     def begin_ledger(self, now: float) -> Ledger:
         """Return the ledger, opened if there is none."""

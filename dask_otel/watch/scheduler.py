@@ -13,7 +13,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.metrics import time
 from distributed.scheduler import heartbeat_interval
 
-from ..mirror.model import Record
+from ..mirror.records import Record
 from ..mirror.segments import Mirror
 from ..safety import Safety, log
 from .graphs import Graphs

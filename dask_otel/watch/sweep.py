@@ -9,7 +9,7 @@ from typing import Any
 
 from distributed.metrics import time
 
-from ..mirror.model import Record, SegmentRecord
+from ..mirror.records import Record, SegmentRecord
 from ..mirror.segments import Mirror
 from .graphs import Graphs
 from .latches import Latches

@@ -6,7 +6,8 @@ import pytest
 from support.story import WORKER, Story, groups, segments
 
 from dask_otel.mirror.ids import group_id, segment_id, trace_id
-from dask_otel.mirror.model import Dependency, Link, Load
+from dask_otel.mirror.model import Dependency, Load
+from dask_otel.mirror.records import Link
 
 
 def test_closes_when_settled_with_the_time_the_work_ended():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dask_otel.mirror.model import Change, FirstError, GroupRecord, Load, Record, SegmentRecord, SpanInfo
+from dask_otel.mirror.model import Change, FirstError, Load, SpanInfo
+from dask_otel.mirror.records import GroupRecord, Record, SegmentRecord
 from dask_otel.mirror.segments import Mirror
 
 WORKER = "tcp://worker"

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+from support.records import full_tally, group, segment
+
+from dask_otel.export.conventions import MAX_ACTIVITIES, attributes, error_description
+from dask_otel.mirror.model import Tally
+
+
+def test_segment():
+    found = attributes(segment())
+    assert found["dask.execute.thread_cpu.seconds"] == 2.0
+    assert found["dask.execute.disk_read.bytes"] == 100
+    assert found["dask.p2p.foreground.shard.seconds"] == 0.25
+    assert found["dask.thread_time.busy"] == 2.0
+    assert found["dask.efficiency"] == 0.2
+    assert found["dask.span.queue_time"] == 1.0
+    assert found["dask.duration.disk_read"] == 0.25
+    assert found["dask.client.name"] == "alice"
+    assert found["dask.segment.previous_id"] == "0000000000000004"
+    assert found["dask.worker.share.max"] == pytest.approx(2 / 3)
+
+
+def test_identity_comes_first_because_a_limit_cuts_the_last():
+    for record in (segment(), group()):
+        assert list(attributes(record))[:4] == ["dask.kind", "dask.span.id", "dask.span.path", "dask.span.root"]
+
+
+def test_types_never_depend_on_the_value():
+    """TraceQL's number literals match only their own type."""
+    for record in (segment(), group()):
+        for name, value in attributes(record).items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                count = name.endswith((".bytes", ".count", ".segment", ".size", ".number")) or (
+                    name.startswith("dask.task.") and not name.startswith("dask.task.duration")
+                )
+                assert type(value) is (int if count else float), name
+
+
+def test_what_was_not_measured_is_absent():
+    found = attributes(
+        segment(
+            tally=Tally(),
+            metrics={},
+            graph_seconds=0.0,
+            clients=(),
+            collections=(),
+            code=None,
+            annotations={},
+            previous_id=None,
+            links=(),
+        )
+    )
+    assert set(found) == {
+        "dask.kind", "dask.span.id", "dask.span.path", "dask.span.root", "dask.span.tags", "dask.span.segment",
+        "dask.span.result", "dask.task.count", "dask.task.completed", "dask.output.size",
+        "dask.thread_time.available", "dask.thread_time.others", "dask.wall.executing", "dask.wall.queued",
+        "dask.wall.no_worker", "dask.wall.idle", "dask.metrics.complete",
+    }  # fmt: skip
+
+
+def test_efficiency_is_absent_where_others_used_everything():
+    assert "dask.efficiency" not in attributes(segment(threads_others=12.0))
+
+
+def test_clashing_activity_names_are_summed_and_their_number_is_capped():
+    clash = {("execute", "p", "disk-read", "bytes"): 1, ("execute", "p", "Disk Read", "bytes"): 2}
+    assert attributes(segment(metrics=clash))["dask.execute.disk_read.bytes"] == 3
+    many = {("execute", "p", f"mine-{i}", "seconds"): 1.0 for i in range(100)}
+    found = {n: v for n, v in attributes(segment(metrics=many)).items() if n.startswith("dask.execute.")}
+    assert len(found) == MAX_ACTIVITIES + 1
+    assert sum(found.values()) == 100
+
+
+def test_metrics_of_a_shape_that_is_not_known_are_left_out():
+    assert not [n for n in attributes(segment(metrics={("new", "x"): 1.0})) if n.startswith("dask.new")]
+
+
+def test_several_clients_and_annotation_values():
+    ids = tuple(f"Client-5dc9b908-116b-49a5-b0d7-5a681f49a11{i}" for i in range(2))
+    found = attributes(segment(clients=ids, annotations={"team": ("red", "blue")}))
+    assert found["dask.client.id"] == list(ids)
+    assert "dask.client.name" not in found
+    assert found["dask.annotation.team"] == ["red", "blue"]
+
+
+def test_group():
+    found = attributes(group())
+    assert found["dask.task.types"] == ["int", "float"]
+    assert found["dask.execute.thread_cpu.seconds"] == 1.5
+    shared = attributes(group(metrics=None))
+    assert shared["dask.group.prefix_shared"] is True
+    assert not [name for name in shared if name.startswith("dask.execute.")]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "message", "expected"),
+    [
+        ({"erred": 1}, "boom", "1 task erred; first: boom"),
+        ({"erred": 3}, "", "3 tasks erred"),
+        ({"erred": 2, "upstream_failed": 1}, "boom", "2 tasks erred, 1 task failed upstream; first: boom"),
+    ],
+)
+def test_error_description(outcomes, message, expected):
+    tally = full_tally()
+    tally.outcomes, tally.error = outcomes, tally.error._replace(message=message)
+    assert error_description(tally) == expected

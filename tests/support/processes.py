@@ -1,0 +1,116 @@
+"""Real Dask processes: `dask scheduler` and `dask worker`, as a person starts them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+
+PATIENCE = 60.0
+FAST = {
+    "DASK_OTEL__TRACES__SETTLE": "500ms",
+    "DASK_OTEL__SWEEP_INTERVAL": "100ms",
+    "DASK_LOGGING__DISTRIBUTED": "info",
+}
+
+
+class Process:
+    """A process and what it logs."""
+
+    def __init__(self, *arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "dask", *arguments],
+            cwd=folder,  # not the checkout: what is installed is to be tested
+            env=clean | FAST | dict(env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._lines: list[str] = []
+        self._logged = threading.Condition()
+        self._ended = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def log(self) -> str:
+        return "".join(self._lines)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Wait until the log has a match, and return it."""
+        with self._logged:
+            assert self._logged.wait_for(lambda: re.search(pattern, self.log) or self._ended, PATIENCE), self.log
+            match = re.search(pattern, self.log)
+            assert match, self.log
+            return match
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self.join()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.join()
+
+    def join(self) -> int:
+        code = self._process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        self._process.stdout.close()
+        return code
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            with self._logged:
+                self._lines.append(line)
+                self._logged.notify_all()
+        with self._logged:
+            self._ended = True
+            self._logged.notify_all()
+
+
+class Processes:
+    """A scheduler, its workers, and a client."""
+
+    def __init__(self, scheduler: Process, workers: list[Process], address: str, client: Client) -> None:
+        self.scheduler = scheduler
+        self.workers = workers
+        self.address = address
+        self.client = client
+
+
+@contextmanager
+def cluster(
+    folder: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    options: Sequence[str] = ("--preload", "dask_otel"),
+    workers: int = 2,
+    **client: Any,
+) -> Iterator[Processes]:
+    """Start `dask scheduler` with the preload and some `dask worker`, each a command of its own."""
+    quiet = ["--no-dashboard"]
+    with ExitStack() as stack:
+        scheduler = Process("scheduler", "--port", "0", *quiet, *options, folder=folder, env=env)
+        stack.callback(scheduler.stop)
+        address = scheduler.wait_for(r"Scheduler at:\s+(tcp://\S+)")[1]
+        started = []
+        for number in range(workers):
+            worker = Process("worker", address, "--nthreads", "2", "--name", f"w{number}", *quiet, folder=folder)
+            stack.callback(worker.stop)
+            started.append(worker)
+        connected = stack.enter_context(Client(address, **client))
+        connected.wait_for_workers(workers)
+        yield Processes(scheduler, started, address, connected)

@@ -1,0 +1,74 @@
+"""Records with every field filled in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dask_otel.mirror.model import OUTCOMES, FirstError, SpanInfo, Tally
+from dask_otel.mirror.records import GroupRecord, Link, SegmentRecord
+
+INFO = SpanInfo("dask-id", ("Alice's workflow", "data load"), "parent", 100.0)
+
+
+def full_tally() -> Tally:
+    tally = Tally()
+    tally.tasks, tally.completed, tally.nbytes = 12, 10, 280
+    tally.outcomes = dict.fromkeys(OUTCOMES, 2)
+    tally.durations = {"compute": 1_500_000, "disk-read": 250_000}
+    tally.workers = {"tcp://a": 1.0, "tcp://b": 0.5}
+    tally.error = FirstError("ValueError", "boom")
+    tally.hull(101.0, 102.0)
+    return tally
+
+
+def segment(**changes: Any) -> SegmentRecord:
+    values: dict[str, Any] = {
+        "span": INFO,
+        "trace_id": 1,
+        "span_id": 2,
+        "parent_id": 3,
+        "name": "data load",
+        "start": 100.0,
+        "end": 103.0,
+        "links": (Link(1, 4, "continues"),),
+        "tally": full_tally(),
+        "number": 1,
+        "result": "error",
+        "previous_id": 4,
+        "metrics": {
+            ("execute", "inc", "thread-cpu", "seconds"): 1.5,
+            ("execute", "dec", "thread-cpu", "seconds"): 0.5,
+            ("execute", "inc", "disk-read", "bytes"): 100,
+            ("p2p", "foreground", "shard", "seconds"): 0.25,
+        },
+        "wall": {"executing": 1.0, "queued": 1.0, "no_worker": 0.5, "idle": 0.5},
+        "threads_available": 12.0,
+        "threads_others": 2.0,
+        "metrics_complete": True,
+        "clients": ("Client-alice-5dc9b908-116b-49a5-b0d7-5a681f49a111",),
+        "graph_seconds": 0.01,
+        "collections": ("DataFrame",),
+        "annotations": {"team": ("red",)},
+        "code": ("/home/alice/work.py", 7),
+    }
+    return SegmentRecord(**(values | changes))
+
+
+def group(**changes: Any) -> GroupRecord:
+    values: dict[str, Any] = {
+        "span": INFO,
+        "trace_id": 1,
+        "span_id": 5,
+        "parent_id": 2,
+        "name": "inc",
+        "start": 101.0,
+        "end": 102.0,
+        "links": (Link(1, 6, "dependency"),),
+        "tally": full_tally(),
+        "group": "inc-123",
+        "dependencies": ("load-123",),
+        "types": {"int": 8, "float": 2},
+        "buckets": {0: 10},
+        "metrics": {("execute", "inc", "thread-cpu", "seconds"): 1.5},
+    }
+    return GroupRecord(**(values | changes))

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dask
+import jsonschema
+import pytest
+import yaml
+
+import dask_otel
+from dask_otel import config
+
+PACKAGE = Path(dask_otel.__file__).parent
+DEFAULTS = yaml.safe_load((PACKAGE / "otel.yaml").read_text())
+SCHEMA = yaml.safe_load((PACKAGE / "otel-schema.yaml").read_text())
+
+
+def loaded(**settings):
+    complaints: list[str] = []
+    with dask.config.set(settings):
+        return config.load(lambda error: complaints.append(str(error))), complaints
+
+
+def test_schema_is_a_schema_and_the_defaults_follow_it():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(DEFAULTS, SCHEMA)
+
+
+def test_schema_and_defaults_have_the_same_settings_and_each_is_described():
+    def compare(defaults, schema, path):
+        assert set(defaults) == set(schema["properties"]), path
+        for name, value in defaults.items():
+            described = schema["properties"][name]
+            if described["type"] == "object":
+                assert described["additionalProperties"] is False
+                compare(value, described, f"{path}.{name}")
+            else:
+                assert described["description"], f"{path}.{name}"
+
+    compare(DEFAULTS["otel"], SCHEMA["properties"]["otel"], "otel")
+
+
+def test_defaults():
+    settings, complaints = loaded()
+    assert complaints == []
+    assert settings == config.Settings(
+        cluster_name=None,
+        trace_url=None,
+        annotations=(),
+        sweep_interval=1.0,
+        shutdown_timeout=10.0,
+        settle=5.0,
+        max_segment=3600.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "allowed"),
+    [
+        ("otel.traces.settle", "-1s", "a time between 0s and 1h"),
+        ("otel.traces.settle", -1, "a time between 0s and 1h"),
+        ("otel.traces.settle", "2h", "a time between 0s and 1h"),
+        ("otel.traces.settle", "soon", "a time between"),
+        ("otel.traces.settle", None, "a time between"),
+        ("otel.traces.settle", [5], "a time between"),
+        ("otel.traces.settle", True, "a time between"),
+        ("otel.traces.settle", float("nan"), "a time between"),
+        ("otel.traces.max-segment", "0s", "a time between 1s and 7 days"),
+        ("otel.sweep-interval", 0, "a time between 10ms and 1m"),
+        ("otel.shutdown-timeout", "1 day", "a time between 0s and 10m"),
+        ("otel.annotations", "team", "a list of names"),
+        ("otel.annotations", [1], "a list of names"),
+        ("otel.trace-url", "http://jaeger", "a link with {trace_id}"),
+        ("otel.cluster-name", ["a"], "a text"),
+    ],
+)
+def test_a_bad_value_is_named_and_gets_its_default(setting, value, allowed):
+    settings, complaints = loaded(**{setting: value})
+    (complaint,) = complaints
+    assert complaint.startswith(f"{setting} = {value!r} cannot be used: it must be ")
+    assert allowed in complaint
+    assert settings == loaded()[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"otel.traces.setle": "5s"}, "otel.traces.setle = '5s' cannot be used: it must be one of the settings settle"),
+        ({"otel.traces.setle": "5s"}, "did you mean otel.traces.settle?"),
+        ({"otel.cluster": "x"}, "did you mean otel.cluster-name?"),
+        ({"otel.traces": "5s"}, "otel.traces = '5s' cannot be used: it must be a mapping of settle"),
+        ({"otel": 5}, "otel = 5 cannot be used: it must be a mapping"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_named(settings, named):
+    loaded_, complaints = loaded(**settings)
+    assert named in complaints[0]
+    assert loaded_ == loaded()[0]
+
+
+def test_units_and_underscores():
+    settings, complaints = loaded(
+        **{"otel.traces.settle": "500ms", "otel.traces.max_segment": 90, "otel.cluster_name": 7}
+    )
+    assert complaints == []
+    assert (settings.settle, settings.max_segment, settings.cluster_name) == (0.5, 90.0, "7")
+
+
+def test_cluster_name_of_dask_gateway(monkeypatch):
+    monkeypatch.setenv("DASK_GATEWAY_CLUSTER_NAME", "gateway.1")
+    assert loaded()[0].cluster_name == "gateway.1"
+    assert loaded(**{"otel.cluster-name": "mine"})[0].cluster_name == "mine"
+
+
+def test_environment():
+    code = "from dask_otel import config; print(config.load(print))"
+    env = os.environ | {"DASK_OTEL__TRACES__SETTLE": "7s", "DASK_OTEL__ANNOTATIONS": "['team']"}
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert "settle=7.0" in out
+    assert "annotations=('team',)" in out
+
+
+def test_trace_url():
+    with dask.config.set({"otel.trace-url": "http://jaeger/trace/{trace_id}?x={y}"}):
+        assert dask_otel.trace_url("abc") == f"http://jaeger/trace/{dask_otel.trace_id('abc')}?x={{y}}"
+    with pytest.raises(ValueError, match=r"otel\.trace-url = None cannot be used: it must be a link with \{trace_id\}"):
+        dask_otel.trace_url("abc")
+
+
+def test_trace_id_of_the_span_around_the_caller():
+    from distributed import span
+
+    with span("outer", "middle") as _, span("inner"):
+        root = dask.get_annotations()["span"]["ids"][0]
+        assert dask_otel.trace_id() == dask_otel.trace_id(root)
+    with pytest.raises(ValueError, match="no span here"):
+        dask_otel.trace_id()

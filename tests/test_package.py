@@ -1,0 +1,105 @@
+"""What holds of the package as a whole."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from support.processes import cluster
+
+import dask_otel
+
+PACKAGE = Path(dask_otel.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_public_names():
+    assert sorted(dask_otel.__all__) == ["OTelPlugin", "__version__", "dask_setup", "trace_id", "trace_url"]
+    assert dask_otel.OTelPlugin.name == "dask-otel"
+    assert dask_otel.__version__ == version("dask-otel")
+    with pytest.raises(AttributeError, match="nothing"):
+        dask_otel.nothing  # noqa: B018
+    assert (PACKAGE / "py.typed").exists()
+
+
+@pytest.mark.skipif("DASK_OTEL_TEST_INSTALLED" not in os.environ, reason="only CI says that a wheel is tested")
+def test_the_installed_package_is_tested():
+    assert "site-packages" in PACKAGE.parts
+
+
+@pytest.mark.parametrize("module", ["dask_otel", "dask_otel.safety"])
+def test_importing_needs_the_standard_library_only(module):
+    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    out = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
+    bare = subprocess.run(
+        [sys.executable, "-I", "-c", code.replace(f", {module}", "")], capture_output=True, text=True, check=True
+    ).stdout
+    added = set(out.split()) - set(bare.split()) - set(sys.stdlib_module_names)
+    assert added == {"dask_otel"}
+
+
+#: What each part may import of the package and of the outside world.
+ALLOWED = {
+    "mirror": {"mirror"},
+    "watch": {"watch", "mirror", "safety", "dask", "distributed"},
+    "export": {"export", "mirror", "safety", "errors", "", "opentelemetry", "grpc"},
+    "cli": {"cli", "export", "config", "", "dask", "distributed", "opentelemetry", "grpc", "click", "rich", "pandas"},
+    "preload": {"watch", "config", "errors", "safety", "", "distributed"},
+    "config": {"errors", "dask", "yaml"},
+    "safety": set(),
+    "errors": set(),
+    "__init__": {"safety", "preload", "mirror", "config", "dask"},
+}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    """`watch` and `export` import `mirror`, which imports nothing; they meet only in `preload`."""
+    relative = path.relative_to(PACKAGE)
+    part = relative.parts[0].removesuffix(".py")
+    imported = set(_imports(ast.parse(path.read_text()), depth=len(relative.parts)))
+    assert imported <= ALLOWED[part], f"{relative} must not import {imported - ALLOWED[part]}"
+
+
+def _imports(tree, depth):
+    """Parts of our package ("" for its top) and top-level names of others, the standard library left out."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module.partition(".")[0]]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == depth:  # from the package's top
+                names = [node.module.partition(".")[0]] if node.module else [_top(alias.name) for alias in node.names]
+            else:
+                continue  # from the same part
+        else:
+            continue
+        yield from (name for name in names if name not in sys.stdlib_module_names)
+
+
+def _top(name):
+    """A module of the package's top, or "" for one of its names."""
+    return name if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists() else ""
+
+
+def test_files_are_short():
+    assert {path.name: n for path in MODULES if (n := len(path.read_text().splitlines())) > 250} == {}
+
+
+def test_a_broken_opentelemetry_leaves_a_running_scheduler_and_one_clear_line(tmp_path):
+    broken = tmp_path / "broken" / "opentelemetry"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('libgrpc.so: wrong ELF class', name='opentelemetry')")
+    with cluster(tmp_path, env={"PYTHONPATH": str(broken.parent)}, workers=1) as processes:
+        assert processes.client.submit(sum, [1, 2]).result() == 3
+        log = processes.scheduler.log
+    (line,) = [line for line in log.splitlines() if "dask-otel" in line and "ERROR" in line]
+    assert "dask-otel is off: cannot import opentelemetry (ImportError: libgrpc.so: wrong ELF class)" in line
+    assert "pip install --force-reinstall dask-otel" in line
+    assert "Traceback" not in log
