@@ -103,7 +103,7 @@ def _entry_point(name: str, setting: str) -> EntryPoint:
 def _make(point: EntryPoint, endpoint: str | None = None) -> SpanExporter:
     exporter: type[SpanExporter] = point.load()
     if point.name not in _PROTOCOLS.values():
-        return exporter()
+        return _start(point.name, exporter)
     grpc = point.name == _PROTOCOLS["grpc"]
     _check_endpoint(grpc, endpoint)
     _check_timeout()
@@ -117,7 +117,14 @@ def _make(point: EntryPoint, endpoint: str | None = None) -> SpanExporter:
         raise SettingError(variable, compression, "one of " + ", ".join(_COMPRESSIONS))
     if endpoint is not None:
         options["endpoint"] = endpoint if grpc else endpoint.rstrip("/") + "/v1/traces"
-    return exporter(**options)
+    return _start(point.name, exporter, **options)
+
+
+def _start(name: str, exporter: type[SpanExporter], **options: Any) -> SpanExporter:
+    try:
+        return exporter(**options)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # a certificate that is not there
+        raise SettingError("OTEL_TRACES_EXPORTER", name, f"one that starts, but this one says: {error}") from error
 
 
 def _gzip(grpc: bool) -> Any:

@@ -133,8 +133,8 @@ class Mirror:
         """Close everything, because the cluster closes."""
         self._account(now)
         for node in list(self._held):
-            ran_before = node.previous is not None or not node.info.is_default
-            if node.ledger and (node.ledger.metrics or (ran_before and node.ledger.has_numbers)):
+            # Without a segment before, all its work was done before the mirror was there, or never.
+            if node.previous and node.ledger and node.ledger.has_numbers:
                 self._open_segment(node, node.ledger.since)
         for node in sorted(self._open, key=lambda node: -node.depth):
             yield from self._close(node, now, stopped="interrupted")

@@ -372,3 +372,11 @@ def test_a_worker_clock_that_is_off_moves_nothing_outside_the_parents():
             parent = by_id[record.parent_id]
             assert parent.start <= record.start
             assert record.end <= parent.end
+
+
+def test_metrics_of_work_that_was_done_before_the_mirror_was_there_are_no_segment():
+    story = Story()
+    span = story.span("default")
+    story.mirror.add_metrics(span, {("execute", "g", "thread-cpu", "seconds"): 4.0}, story.now)
+    story.pass_time(20)
+    assert story.close() == []

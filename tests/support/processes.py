@@ -26,11 +26,13 @@ class Process:
     """A process and what it logs."""
 
     def __init__(self, *arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> None:
+        # Workers must find the functions of the tests' workflows.
+        path = os.pathsep.join([*(env or {}).get("PYTHONPATH", "").split(), str(Path(__file__).parents[1])])
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dask", *arguments],
             cwd=folder,  # not the checkout: what is installed is to be tested
-            env=clean | FAST | dict(env or {}),
+            env=clean | FAST | dict(env or {}) | {"PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -112,5 +114,6 @@ def cluster(
             stack.callback(worker.stop)
             started.append(worker)
         connected = stack.enter_context(Client(address, **client))
-        connected.wait_for_workers(workers)
+        if workers:
+            connected.wait_for_workers(workers)
         yield Processes(scheduler, started, address, connected)

@@ -1,0 +1,85 @@
+"""`dask scheduler`, `dask worker` and Jaeger as separate processes; asked of Jaeger's API what arrived."""
+
+from __future__ import annotations
+
+import pytest
+from support.processes import cluster
+from support.trees import check_shape, check_sums, tree
+from support.workflows import NESTED, NESTED_ATTRIBUTES, nested, spans_page
+
+import dask_otel
+
+pytestmark = pytest.mark.backend
+
+
+def has_root(spans):
+    return any(not span.parent_id for span in spans)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_workflow_appears_in_jaeger(jaeger, tmp_path, protocol):
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints[protocol], "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+    with cluster(tmp_path, env=env, name="alice") as processes:
+        root_id, total = nested(processes.client)
+        spans = jaeger.trace(dask_otel.trace_id(root_id), has_root)
+        assert all(process.is_alive for process in [processes.scheduler, *processes.workers])
+    assert total == 450
+    assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
+    check_shape(spans)
+    check_sums(spans)
+    root = next(span for span in spans if not span.parent_id)
+    assert root.attributes["dask.span.id"] == root_id
+    assert root.attributes["dask.metrics.complete"] is True
+    assert root.attributes["dask.client.name"] == "alice"
+    assert root.attributes["dask.worker.count"] == 2
+    assert 0 < root.attributes["dask.efficiency"] <= 1
+    assert root.attributes["dask.execute.thread_noncpu.seconds"] >= 10 * 0.02
+    assert {span.resource["service.name"] for span in spans} == {"dask-scheduler"}
+    assert "ERROR" not in processes.scheduler.log
+
+
+def test_the_example_of_dasks_spans_page(jaeger, tmp_path):
+    with cluster(tmp_path, env={"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"]}):
+        root_id = spans_page(tmp_path / "data")
+        spans = jaeger.trace(dask_otel.trace_id(root_id), has_root)
+    check_shape(spans)
+    check_sums(spans)
+    segments = [span for span in spans if span.attributes["dask.kind"] == "span"]
+    assert tree(segments) == [
+        "Alice's workflow [span]",
+        "  data load [span]",
+        "  ML preprocessing [span]",
+        "  Model training [span]",
+    ]
+    root = next(span for span in segments if not span.parent_id)
+    assert root.attributes["dask.span.result"] == "success"
+    for segment in segments:
+        assert segment.attributes["dask.task.count"] > 0
+
+
+def test_jaeger_killed_and_started_again(own_jaeger, tmp_path):
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": own_jaeger.endpoints["grpc"], "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    with cluster(tmp_path, env=env) as processes:
+        before, total = nested(processes.client)
+        assert total == 450
+        own_jaeger.trace(dask_otel.trace_id(before), has_root)
+        own_jaeger.kill()
+        during, total = nested(processes.client)
+        assert total == 450
+        processes.scheduler.wait_for("cannot send spans")
+        own_jaeger.start()
+        spans = own_jaeger.trace(dask_otel.trace_id(during), has_root)
+        assert all(process.is_alive for process in [processes.scheduler, *processes.workers])
+    assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
+
+
+def test_closing_the_scheduler_sends_what_is_open(jaeger, tmp_path):
+    env = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"],
+        "DASK_OTEL__TRACES__SETTLE": "1h",
+    }
+    with cluster(tmp_path, env=env) as processes:
+        root_id, _ = nested(processes.client)
+        processes.client.shutdown()
+    spans = jaeger.trace(dask_otel.trace_id(root_id), has_root)
+    assert tree(spans, *NESTED_ATTRIBUTES) == NESTED

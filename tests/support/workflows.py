@@ -1,0 +1,75 @@
+"""Workflows that tests run; their traces are known."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+
+import dask
+import dask.dataframe as dd
+import pandas as pd
+from distributed import Client, span, wait
+
+
+def _load(x: int) -> int:
+    time.sleep(0.02)
+    return x
+
+
+def _scale(x: int) -> int:
+    return 10 * x
+
+
+def _check(x: int) -> int:
+    if x > 80:
+        raise ValueError(f"{x} is too much")
+    return x
+
+
+def nested(client: Client) -> tuple[str, int]:
+    """Nested spans, a dependency between groups, and an error; return the root span's id and the result."""
+    with span("Alice's workflow") as root_id:
+        with span("data load"):
+            raw = client.map(_load, range(10), key="load")
+        with span("prepare", "scale"):
+            scaled = client.map(_scale, raw, key="scale")
+            total = client.submit(sum, scaled, key="total").result()
+        with span("check"):
+            wait(client.map(_check, scaled, key="check"))
+    return root_id, total
+
+
+#: What `tree(spans, "dask.task.count", "dask.task.completed", "dask.span.result")` says of it.
+NESTED = [
+    "Alice's workflow [span] dask.task.count=31 dask.task.completed=30 dask.span.result=error "
+    "Error: ValueError: 1 task erred; first: 90 is too much",
+    "  data load [span] dask.task.count=10 dask.task.completed=10 dask.span.result=success",
+    "    load [group] dask.task.count=10 dask.task.completed=10",
+    "  prepare [span] dask.task.count=11 dask.task.completed=11 dask.span.result=success",
+    "    scale [span] dask.task.count=11 dask.task.completed=11 dask.span.result=success",
+    "      scale [group] dask.task.count=10 dask.task.completed=10 dependency -> load",
+    "      total [group] dask.task.count=1 dask.task.completed=1 dependency -> scale",
+    "  check [span] dask.task.count=10 dask.task.completed=9 dask.span.result=error "
+    "Error: ValueError: 1 task erred; first: 90 is too much",
+    "    check [group] dask.task.count=10 dask.task.completed=9 "
+    "Error: ValueError: 1 task erred; first: 90 is too much dependency -> scale",
+]
+NESTED_ATTRIBUTES = ("dask.task.count", "dask.task.completed", "dask.span.result")
+
+
+def spans_page(folder: Path) -> str:
+    """The example on the page "Spans" of Dask's documentation, with each compute() inside its span."""
+    # Dask warns that annotations are lost when a DataFrame is built; they count when it is computed.
+    with warnings.catch_warnings(), span("Alice's workflow") as root_id:
+        warnings.filterwarnings("ignore", message="Dask annotations")
+        with span("data load"):
+            frame = dd.from_pandas(pd.DataFrame({"x": range(100), "y": range(100)}), npartitions=4)
+            frame.to_parquet(folder)
+            frame = dd.read_parquet(folder).persist()
+        with span("ML preprocessing"):
+            frame = frame.assign(z=frame.x + frame.y).persist()
+        with span("Model training"):
+            model = dask.delayed(lambda part: part.z.sum(), name="train")
+            dask.compute([model(part) for part in frame.to_delayed()])
+    return root_id
