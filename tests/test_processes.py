@@ -11,7 +11,7 @@ import dask
 import pytest
 from distributed import Client, LocalCluster, Scheduler, span
 from distributed.utils_test import captured_logger
-from support.processes import Process, cluster
+from support.processes import LOOPBACK, Process, cluster
 from support.trees import check_shape, check_sums, tree
 from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
 
@@ -109,8 +109,8 @@ def test_loading_twice_changes_nothing(receiver, tmp_path):
 
 def test_a_worker_says_that_there_is_nothing_to_do(tmp_path):
     with cluster(tmp_path, env={"OTEL_TRACES_EXPORTER": "none"}, workers=0) as processes:
-        worker = Process("worker", processes.address, "--preload", "dask_otel", "--no-dashboard", folder=tmp_path)
-        nanny = Process("worker", processes.address, "--preload-nanny", "dask_otel", "--no-dashboard", folder=tmp_path)
+        worker = Process("worker", processes.address, "--preload", "dask_otel", *LOOPBACK, folder=tmp_path)
+        nanny = Process("worker", processes.address, "--preload-nanny", "dask_otel", *LOOPBACK, folder=tmp_path)
         try:
             worker.wait_for("dask-otel has nothing to do in a Worker yet")
             nanny.wait_for("dask-otel has nothing to do in a Nanny yet")

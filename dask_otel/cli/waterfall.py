@@ -44,7 +44,8 @@ def waterfall(spans: Sequence[Span], width: int = 30) -> Table:
     for indent, span in _tree(spans):
         failed = span.status == "Error"
         colour = "red" if failed else _COLOURS.get(span.attributes.get("dask.kind", ""), "white")
-        name = Text(indent, style="dim").append(span.name, style=f"bold {colour}" if _is_segment(span) else colour)
+        style = f"bold {colour}" if span.attributes.get("dask.kind") == "span" else colour
+        name = Text().append(indent, style="dim").append(span.name, style=style)
         bar = _bar((span.start - begin) / whole, (span.end - begin) / whole, width)
         compute = span.attributes.get("dask.duration.compute")
         efficiency = span.attributes.get("dask.efficiency")
@@ -83,10 +84,6 @@ def _bar(start: float, end: float, width: int) -> str:
     eighths = max(1, round(end * width * 8) - first * 8)
     full, rest = divmod(eighths, 8)
     return " " * first + "█" * full + (_PARTIAL[rest] if rest else "")
-
-
-def _is_segment(span: Span) -> bool:
-    return bool(span.attributes.get("dask.kind") == "span")
 
 
 def _seconds(seconds: float) -> str:

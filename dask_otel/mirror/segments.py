@@ -105,9 +105,12 @@ class Mirror:
 
     # What comes out
 
-    def advance(self, now: float, *, taking_in_graph: bool = False) -> Iterator[Record]:
-        """Close what has ended or grown too old. Lazy: each record is little work."""
-        self._account(now)
+    def advance(self, now: float, *, taking_in_graph: bool = False) -> Iterator[Record | None]:
+        """Close what has ended or grown too old.
+
+        Lazy: each step is little work. None comes of a step that makes no record.
+        """
+        yield from self._account(now)
         for root in list(self._open_roots):
             if root.segment and now - root.segment.start < self._max_segment:
                 break
@@ -116,22 +119,19 @@ class Mirror:
             for node in sorted(self._at_rest, key=lambda node: -node.depth):
                 if self._may_close(node, now):
                     yield from self._close(node, now)
+                else:
+                    yield None
         starts = [root.segment.start for root in self._open_roots if root.segment]
         # A segment may start a little before the sweep that opens it.
         self.threads.forget(min(starts, default=now) - 60.0)
 
     def owes_metrics(self, now: float) -> bool:
         """Whether a worker that is still there has metrics to deliver for an open segment."""
-        return any(
-            self.heartbeats.is_awaited(worker, since, now)
-            for node in self._open
-            if node.segment
-            for worker, since in node.segment.owed.items()
-        )
+        return any(node.segment and node.segment.awaits_metrics(self.heartbeats, now) for node in self._open)
 
-    def close(self, now: float) -> Iterator[Record]:
-        """Close everything, because the cluster closes."""
-        self._account(now)
+    def close(self, now: float) -> Iterator[Record | None]:
+        """Close everything, because the cluster closes; as ``advance``."""
+        yield from self._account(now)
         for node in list(self._held):
             # Without a segment before, all its work was done before the mirror was there, or never.
             if node.previous and node.ledger and node.ledger.has_numbers:
@@ -183,9 +183,11 @@ class Mirror:
 
     # Closing
 
-    def _account(self, now: float) -> None:
+    def _account(self, now: float) -> Iterator[None]:
         """Account for the wall time of what changed, and see what is at rest."""
-        for node in self._touched:
+        touched, self._touched = self._touched, {}
+        for node in touched:
+            yield None
             if node.segment:
                 node.segment.account(now, node.load)
                 node.segment.others_now = self._busy - node.root.busy
@@ -193,7 +195,6 @@ class Mirror:
                     self._at_rest.pop(node, None)
                 else:
                     self._at_rest[node] = None
-        self._touched.clear()
 
     def _may_close(self, node: Node, now: float) -> bool:
         segment = node.segment
@@ -201,14 +202,13 @@ class Mirror:
             segment is not None
             and not segment.children
             and now - segment.last_change >= self._settle
-            and not any(self.heartbeats.is_awaited(w, since, now) for w, since in segment.owed.items())
+            and not segment.awaits_metrics(self.heartbeats, now)
         )
 
     def _close(self, node: Node, now: float, stopped: str = "") -> Iterator[Record]:
         """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
         segment, ledger = node.segment, node.ledger
-        assert segment
-        assert ledger
+        assert segment and ledger  # noqa: PT018
         record = close_segment(node, segment, ledger, now, stopped, self.threads)
         if node.parent and node.parent.segment and node.parent.ledger:
             above = node.parent.segment
@@ -225,7 +225,7 @@ class Mirror:
         yield from close_groups(node.info, segment, ledger, record, self._link)
         yield record
 
-    def _cut(self, root: Node, now: float) -> Iterator[Record]:
+    def _cut(self, root: Node, now: float) -> Iterator[Record | None]:
         """Close a tree that has grown too old, and go on in the next segments with what is unfinished."""
         nodes = list(root.open_descendants())
         unfinished = {
@@ -245,7 +245,7 @@ class Mirror:
                     group = self._begin_group(node, ledger, old.name, old.prefix, now)
                     group.unfinished = old.unfinished
                     group.dependencies = old.dependencies
-        self._account(now)
+        yield from self._account(now)
 
     def _link(self, dependency: Dependency) -> tuple[int, int] | None:
         node = self._nodes.get(dependency.span_id)

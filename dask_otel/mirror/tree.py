@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .clock import Wall
+from .clock import Heartbeats, Wall
 from .ids import group_id, segment_id, trace_id
 from .ledger import Ledger
 from .model import Load, SpanInfo
@@ -60,6 +60,10 @@ class Segment:
         if start and (not self.run_start or start < self.run_start):
             self.run_start = start
         self.run_stop = max(self.run_stop, stop)
+
+    def awaits_metrics(self, heartbeats: Heartbeats, now: float) -> bool:
+        """Whether a worker that is still there has metrics to deliver."""
+        return any(heartbeats.is_awaited(worker, since, now) for worker, since in self.owed.items())
 
     def account(self, now: float, load: Load) -> None:
         """Account for the wall time until now."""

@@ -1,76 +1,87 @@
 """What the hooks latch: facts that would have vanished from the scheduler's state by the next sweep.
 
-The hooks run once for every task transition, so they do next to nothing.
+The transition hook runs four or five times for every task, so it does next to nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from math import log
 from typing import Any
 
 from distributed.metrics import time
 
-from ..mirror.buckets import bucket
+from ..mirror.buckets import SCALE, SHORTEST
 from ..mirror.model import Change, FirstError
+from ..safety import Safety
 from .outcomes import first_error, outcome_of_release
 
 __all__ = ["Latches"]
 
 
 class Latches:
-    """Changes by task group since the last sweep."""
+    """Changes by task group since the last sweep.
 
-    def __init__(self, tasks: Mapping[Any, Any]) -> None:
+    Parameters
+    ----------
+    tasks
+        ``Scheduler.tasks``
+    """
+
+    def __init__(self, tasks: Mapping[Any, Any], safety: Safety) -> None:
         self._tasks = tasks
+        self._safety = safety
         #: By TaskGroup.
-        self.changes: dict[Any, Change] = {}
+        self._changes: dict[Any, Change] = {}
         #: Keys of tasks that had finished and run again because their results are gone.
         self._provisional: set[Any] = set()
 
     def touch(self, group: Any) -> Change:
         """Have the next sweep look at a group."""
-        change = self.changes.get(group)
+        change = self._changes.get(group)
         if change is None:
-            change = self.changes[group] = Change(time())
+            change = self._changes[group] = Change(time())
         return change
 
     def drain(self) -> dict[Any, Change]:
         """Hand over what was latched."""
-        changes, self.changes = self.changes, {}
+        changes, self._changes = self._changes, {}
         return changes
 
-    def transition(self, key: Any, start: str, finish: str, stimulus_id: str, details: Mapping[str, Any]) -> None:
-        """Note a task's transition. ``details`` is what the worker said of the run."""
-        task = self._tasks[key]
-        change = self.changes.get(task.group)
-        if change is None:
-            change = self.touch(task.group)
-        if finish == "memory":
-            change.active = True
-            change.completed += 1
-            self._ran(change, details)
-            type_ = details.get("typename")
-            if type_:
-                change.types[type_] = change.types.get(type_, 0) + 1
-            if key in self._provisional:
-                self._settle_provisional(key, change, recomputed=True)
-        elif finish == "waiting":
-            if task.type is None:
+    def transition(self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **details: Any) -> None:
+        """Note a task's transition; ``details`` is what the worker said of the run."""
+        # A guard would cost as much as all the rest.
+        try:
+            task = self._tasks[key]
+            change = self._changes.get(task.group)
+            if change is None:
+                change = self.touch(task.group)
+            if finish == "memory":
                 change.active = True
-            elif start == "released":
-                self._provisional.add(key)
-                change.provisional += 1
-        elif finish == "erred":
-            self._erred(key, task, change, details)
-        elif finish in ("released", "forgotten") and start in ("processing", "waiting", "queued", "no-worker"):
-            self._released(key, start, change, stimulus_id)
+                change.completed += 1
+                self._ran(change, details)
+                if self._provisional and key in self._provisional:
+                    self._settle_provisional(key, change, recomputed=True)
+            elif finish == "processing" or start == "memory":
+                pass
+            elif finish == "waiting":
+                if task.type is None:
+                    change.active = True
+                elif start == "released":
+                    self._provisional.add(key)
+                    change.provisional += 1
+            elif finish == "erred":
+                self._erred(key, task, change, details)
+            elif start in ("processing", "waiting", "queued", "no-worker") and finish in ("released", "forgotten"):
+                self._released(key, start, change, stimulus_id)
+        except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+            self._safety.caught("transition hook", error)
 
     @staticmethod
     def _ran(change: Change, details: Mapping[str, Any]) -> None:
-        """Note when and where a task ran."""
+        """Note when, where and for how long a task ran, and what came of it."""
         seconds = 0.0
-        runs: Sequence[Mapping[str, Any]] = details.get("startstops") or ()
-        for run in runs:
+        for run in details.get("startstops") or ():
             start, stop = run["start"], run["stop"]
             if start < change.run_start or not change.run_start:
                 change.run_start = start
@@ -78,11 +89,15 @@ class Latches:
                 change.run_stop = stop
             if run["action"] == "compute":
                 seconds = stop - start
-                number = bucket(seconds)
-                change.buckets[number] = change.buckets.get(number, 0) + 1
+                # buckets.bucket, without the call
+                bucket = int(log(seconds if seconds > SHORTEST else SHORTEST) * SCALE // 1)
+                change.buckets[bucket] = change.buckets.get(bucket, 0) + 1
         worker = details.get("worker")
         if worker:
             change.workers[worker] = change.workers.get(worker, 0.0) + seconds
+        type_ = details.get("typename")
+        if type_:
+            change.types[type_] = change.types.get(type_, 0) + 1
 
     def _erred(self, key: Any, task: Any, change: Change, details: Mapping[str, Any]) -> None:
         change.active = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
@@ -110,10 +110,11 @@ class Sweeper:
             self._mirror.add_metrics(span_id, values, time())
             await pace.rest()
 
-    async def _send(self, records: Any, pace: _Pace) -> None:
+    async def _send(self, records: Iterator[Record | None], pace: _Pace) -> None:
         together: list[Record] = []
         for record in records:
-            together.append(record)
+            if record:
+                together.append(record)
             if isinstance(record, SegmentRecord):
                 self._put(together)
                 together = []

@@ -15,6 +15,7 @@ from typing import Any
 from distributed import Client
 
 PATIENCE = 60.0
+LOOPBACK = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
 FAST = {
     "DASK_OTEL__TRACES__SETTLE": "500ms",
     "DASK_OTEL__SWEEP_INTERVAL": "100ms",
@@ -103,14 +104,13 @@ def cluster(
     **client: Any,
 ) -> Iterator[Processes]:
     """Start `dask scheduler` with the preload and some `dask worker`, each a command of its own."""
-    quiet = ["--no-dashboard"]
     with ExitStack() as stack:
-        scheduler = Process("scheduler", "--port", "0", *quiet, *options, folder=folder, env=env)
+        scheduler = Process("scheduler", *LOOPBACK, "--port", "0", *options, folder=folder, env=env)
         stack.callback(scheduler.stop)
         address = scheduler.wait_for(r"Scheduler at:\s+(tcp://\S+)")[1]
         started = []
         for number in range(workers):
-            worker = Process("worker", address, "--nthreads", "2", "--name", f"w{number}", *quiet, folder=folder)
+            worker = Process("worker", address, "--nthreads", "2", "--name", f"w{number}", *LOOPBACK, folder=folder)
             stack.callback(worker.stop)
             started.append(worker)
         connected = stack.enter_context(Client(address, **client))

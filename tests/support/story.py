@@ -81,12 +81,12 @@ class Story:
             self.now = min(until, self.now + step)
             if beats:
                 self.beat()
-            new += self.mirror.advance(self.now)
+            new += filter(None, self.mirror.advance(self.now))
         self.records += new
         return new
 
     def close(self) -> list[Record]:
-        new = list(self.mirror.close(self.now))
+        new = list(filter(None, self.mirror.close(self.now)))
         self.records += new
         return new
 

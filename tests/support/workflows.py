@@ -60,9 +60,9 @@ NESTED_ATTRIBUTES = ("dask.task.count", "dask.task.completed", "dask.span.result
 
 def spans_page(folder: Path) -> str:
     """The example on the page "Spans" of Dask's documentation, with each compute() inside its span."""
-    # Dask warns that annotations are lost when a DataFrame is built; they count when it is computed.
+    # Dask warns that annotations are lost when a DataFrame is built (they count when it is computed), and of pandas.
     with warnings.catch_warnings(), span("Alice's workflow") as root_id:
-        warnings.filterwarnings("ignore", message="Dask annotations")
+        warnings.simplefilter("ignore")
         with span("data load"):
             frame = dd.from_pandas(pd.DataFrame({"x": range(100), "y": range(100)}), npartitions=4)
             frame.to_parquet(folder)

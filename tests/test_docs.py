@@ -1,0 +1,134 @@
+"""What is documented is what is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from support.records import group, segment
+
+import dask_otel
+from dask_otel.cli.commands import dask_otel as commands
+from dask_otel.export.conventions import attributes
+from dask_otel.export.provider import make_resource
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def tables(text):
+    """Rows of each table by the heading above it."""
+    out, heading = {}, ""
+    for line in text.splitlines():
+        if line.startswith("#"):
+            heading = line.strip("# ")
+        elif line.startswith("|") and not re.match(r"\|[-|\s]+$", line):
+            out.setdefault(heading, []).append([cell.strip() for cell in line.strip("|").split("|")])
+    return {heading: rows[1:] for heading, rows in out.items()}
+
+
+ATTRIBUTES = tables((ROOT / "docs/attributes.md").read_text(encoding="utf-8"))
+
+
+def documented(*headings):
+    return [name for heading in headings for row in ATTRIBUTES[heading] for name in re.findall(r"`([^`]+)`", row[0])]
+
+
+def covers(name, attribute):
+    return re.fullmatch(
+        re.sub(r"<\w+>", r"[a-z0-9_]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">")), attribute
+    )
+
+
+@pytest.mark.parametrize(
+    ("headings", "records"),
+    [
+        (("Both kinds of span", "Segment"), [segment()]),
+        (("Both kinds of span", "Group span"), [group(), group(metrics=None)]),
+    ],
+    ids=["segment", "group"],
+)
+def test_attribute_tables_list_exactly_what_is_emitted(headings, records):
+    names = documented(*headings)
+    emitted = {name for record in records for name in attributes(record)}
+    assert {name for name in emitted if not any(covers(pattern, name) for pattern in names)} == set()
+    assert [pattern for pattern in names if not any(covers(pattern, name) for name in emitted)] == []
+    assert len(names) == len(set(names))
+
+
+def test_resource_table_lists_exactly_what_is_emitted(monkeypatch):
+    monkeypatch.delenv("OTEL_RESOURCE_ATTRIBUTES", raising=False)
+    made = make_resource(service_name="dask-scheduler", instance_id="id", version="1", cluster_name="prod")
+    assert set(made.attributes) == set(documented("Resource"))
+
+
+def test_link_table():
+    assert documented("Links") == ["dependency", "continues"]
+
+
+def test_settings_table():
+    rows = tables((ROOT / "docs/settings.md").read_text(encoding="utf-8"))["Our own"]
+
+    def flat(values, path):
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{path}.{name}")
+            else:
+                yield f"`{path}.{name}`", f"`{'null' if value is None else value}`"
+
+    defaults = yaml.safe_load((Path(dask_otel.__file__).parent / "otel.yaml").read_text(encoding="utf-8"))
+    assert [(name, default) for name, default, _ in rows] == list(flat(defaults["otel"], "otel"))
+
+
+def test_readme_has_the_two_commands_and_the_set_up():
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.DOTALL)
+    assert any(block.strip().endswith("dask-otel demo") and len(block.strip().splitlines()) == 1 for block in blocks)
+    assert any(block.strip().endswith("pytest") and len(block.strip().splitlines()) == 1 for block in blocks)
+    assert any("DASK_DISTRIBUTED__SCHEDULER__PRELOAD=dask_otel" in block for block in blocks)
+
+
+def test_readme_names_only_commands_that_exist():
+    assert set(re.findall(r"(?:`|bin/)dask-otel ([a-z]+)", README)) == set(commands.commands)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if "://" not in target:
+            assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_readme_python_examples_run():
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        compile(block, "README.md", "exec")
+
+
+def test_the_changelog_has_this_version():
+    assert f"## {dask_otel.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_compose_file():
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    services = compose["services"]
+    assert set(services) == {"jaeger", "scheduler", "worker"}
+    assert services["worker"]["deploy"]["replicas"] == 2
+    assert services["scheduler"]["command"] == ["dask", "scheduler", "--preload", "dask_otel"]
+    assert services["scheduler"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://jaeger:4317"
+    assert all(port.startswith("127.0.0.1:") for s in services.values() for port in s.get("ports", ()))
+    assert re.fullmatch(r"jaegertracing/jaeger:\d+\.\d+\.\d+", services["jaeger"]["image"])
+
+
+def test_the_oldest_versions_in_ci_are_those_of_the_package():
+    lines = (ROOT / ".ci/oldest.txt").read_text(encoding="utf-8").splitlines()
+    oldest = dict(line.split("==") for line in lines if "==" in line)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.scripts]")[0]
+    floors = dict(re.findall(r'"((?:dask|distributed|opentelemetry)[\w-]*)>=([\d.]+)"', project))
+    assert floors
+    assert {name: (oldest[name] + ".0").startswith(version + ".") for name, version in floors.items()} == dict.fromkeys(
+        floors, True
+    )
