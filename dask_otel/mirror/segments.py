@@ -40,7 +40,7 @@ class Mirror:
         self._settle = settle
         self._max_segment = max_segment
         self._nodes: dict[str, Node] = {}
-        # Sets in order of insertion
+        # Sets in order of insertion:
         self._open: dict[Node, None] = {}
         self._open_roots: dict[Node, None] = {}
         self._touched: dict[Node, None] = {}
@@ -198,12 +198,9 @@ class Mirror:
 
     def _may_close(self, node: Node, now: float) -> bool:
         segment = node.segment
-        return (
-            segment is not None
-            and not segment.children
-            and now - segment.last_change >= self._settle
-            and not segment.awaits_metrics(self.heartbeats, now)
-        )
+        if segment is None or segment.children or now - segment.last_change < self._settle:
+            return False
+        return not segment.awaits_metrics(self.heartbeats, now)
 
     def _close(self, node: Node, now: float, stopped: str = "") -> Iterator[Record]:
         """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
