@@ -65,7 +65,7 @@ def trace_url_template() -> str:
     SettingError
         If it is not set, or has no place for the id.
     """
-    value = dask.config.get("otel.trace-url")
+    value = dask.config.get("otel.trace-url", None)
     return _template(value, "otel.trace-url", required=True) or ""
 
 
@@ -80,7 +80,7 @@ class _Reader:
             return parse(dask.config.get(name), name)
         except SettingError as error:
             self._complain(error)
-        except (KeyError, TypeError):  # part of the path is no mapping: check_names has complained
+        except (KeyError, TypeError):  # cleared away, or part of the path is no mapping: check_names has complained
             pass
         return parse(dask.config.get(name, config=_DEFAULTS), name)
 

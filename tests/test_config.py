@@ -138,3 +138,10 @@ def test_trace_id_of_the_span_around_the_caller():
         assert dask_otel.trace_id() == dask_otel.trace_id(root)
     with pytest.raises(ValueError, match="no span here"):
         dask_otel.trace_id()
+
+
+def test_a_configuration_that_was_cleared_means_the_defaults():
+    with dask.config.set({"otel": {}}):
+        assert config.load(lambda error: pytest.fail(str(error))) == loaded()[0]
+        with pytest.raises(ValueError, match=r"otel\.trace-url = None"):
+            dask_otel.trace_url("abc")

@@ -107,7 +107,7 @@ def _check(endpoint: str) -> None:
 
 def _link(trace: str, endpoint: str) -> str | None:
     """Link to the trace: by the setting ``otel.trace-url``, else to a Jaeger on the endpoint's host, if one answers."""
-    if dask.config.get("otel.trace-url"):
+    if dask.config.get("otel.trace-url", None):
         return config.trace_url_template().replace("{trace_id}", trace)
     host = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}").hostname
     jaeger = f"http://{host}:16686"

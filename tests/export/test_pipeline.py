@@ -103,7 +103,8 @@ def test_never_blocks_and_drops_the_oldest_when_full():
 
 def test_a_collector_that_comes_late_gets_everything(monkeypatch):
     monkeypatch.setattr(module, "BACK_OFF", (0.01, 0.05))
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.2")
+    monkeypatch.setattr(module, "MAX_ATTEMPTS", 10_000)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     with Receiver() as receiver:
         endpoint = receiver.endpoints["grpc"]
         receiver._grpc.stop(None).wait()  # nothing answers on the port
