@@ -15,9 +15,23 @@ from dask.utils import parse_timedelta
 
 from .errors import SettingError
 
-__all__ = ["Settings", "load", "trace_url_template"]
+__all__ = ["Settings", "check_limits", "load", "trace_url_template"]
 
 _DEFAULTS = yaml.safe_load((Path(__file__).parent / "otel.yaml").read_text(encoding="utf-8"))
+
+
+def _not_mappings() -> list[SettingError]:
+    """Find what stands in the place of our settings, before Dask replaces it with the defaults: ``DASK_OTEL=off``."""
+    given = dask.config.get("otel", None)
+    if given is not None and not isinstance(given, Mapping):
+        return [SettingError("otel", given, "a mapping of " + ", ".join(_DEFAULTS["otel"]))]
+    traces = dask.config.get("otel.traces", {})
+    if not isinstance(traces, Mapping):
+        return [SettingError("otel.traces", traces, "a mapping of " + ", ".join(_DEFAULTS["otel"]["traces"]))]
+    return []
+
+
+_REPLACED = _not_mappings()
 dask.config.update_defaults(_DEFAULTS)
 
 Value = TypeVar("Value")
@@ -44,6 +58,8 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
     complain
         Told of each setting that cannot be used; its default is used then.
     """
+    for error in _REPLACED:
+        complain(error)
     reader = _Reader(complain)
     reader.check_names(_DEFAULTS["otel"], dask.config.get("otel", {}), "otel")
     return Settings(
@@ -55,6 +71,19 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         settle=reader.get("traces.settle", _duration("0s", "1h")),
         max_segment=reader.get("traces.max-segment", _duration("1s", "7 days")),
     )
+
+
+def check_limits() -> None:
+    """Check the standard ``OTEL_*_LIMIT`` variables; the SDK reads them when it is imported, and fails without a name.
+
+    Raises
+    ------
+    SettingError
+        If one is neither empty nor a whole number from 0 up.
+    """
+    for name, value in os.environ.items():
+        if name.startswith("OTEL_") and name.endswith("_LIMIT") and value.strip() and not value.strip().isdecimal():
+            raise SettingError(name, value, "a whole number from 0 up, or empty for no limit")
 
 
 def trace_url_template() -> str:
@@ -125,7 +154,7 @@ def _duration(low: str, high: str) -> Callable[[Any, str], float]:
         allowed = f"a time between {low} and {high}, e.g. 5s or 500ms"
         try:
             seconds = None if isinstance(value, bool) else parse_timedelta(value, default="s")
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError):
             seconds = None
         # "not (a <= b)" also refuses NaN
         if seconds is None or not parse_timedelta(low) <= seconds <= parse_timedelta(high):

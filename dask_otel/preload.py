@@ -46,10 +46,11 @@ class OTelPlugin(SchedulerWatch):
             log.error("dask-otel is off: the scheduler has no 'spans' extension")
             return None
         settings = config.load(lambda error: log.error("dask-otel uses the default: %s", error))
-        export = import_or_log("dask_otel.export.connect")
-        if export is None:
-            return None
         try:
+            config.check_limits()
+            export = import_or_log("dask_otel.export.connect")
+            if export is None:
+                return None
             sink: Sink | None = export.connect(
                 service_name="dask-scheduler",
                 instance_id=scheduler.id,

@@ -68,6 +68,8 @@ class Pipeline:
 
     def put(self, records: list[Record]) -> None:
         """Take records that should leave together; the oldest make place if need be."""
+        if not records:
+            return
         with self._changed:
             while self._queue and self._waiting + len(records) > self._max_waiting:
                 self._drop(self._queue.popleft())
@@ -136,7 +138,11 @@ class Pipeline:
                 spans.append(self._convert(record))
         wait, longest = BACK_OFF
         for _ in range(MAX_ATTEMPTS):
-            if self._exporter.export(spans) is SpanExportResult.SUCCESS:
+            result = SpanExportResult.FAILURE
+            with self._safety.guard(f"exporter {self._name}"):
+                result = self._exporter.export(spans)
+            # Some exporters return nothing.
+            if result is not SpanExportResult.FAILURE:
                 return
             self._warn(
                 "dask-otel cannot send spans with exporter %r; it keeps the newest %d and tries again",

@@ -18,12 +18,15 @@ from opentelemetry.sdk.resources import OTELResourceDetector, ProcessResourceDet
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from ..errors import SettingError
+from .text import clean
 
 __all__ = ["make_exporters", "make_resource", "otlp_protocol", "sdk_disabled"]
 
 _GROUP = "opentelemetry_traces_exporter"
 _PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
-_COMPRESSIONS = ("gzip", "deflate", "none")
+_COMPRESSIONS = {True: ("gzip", "none"), False: ("gzip", "deflate", "none")}
+#: Seconds; the libraries below cannot count much further.
+_LONGEST_TIMEOUT = 3600.0
 
 
 def otlp_protocol() -> str:
@@ -61,7 +64,8 @@ def make_resource(*, service_name: str, instance_id: str, version: str, cluster_
     if cluster_name:
         values["dask.cluster.name"] = cluster_name
     sdk = {name: value for name, value in Resource.create().attributes.items() if name.startswith("telemetry.sdk.")}
-    return Resource(values | sdk | dict(OTELResourceDetector().detect().attributes))
+    values |= sdk | dict(OTELResourceDetector().detect().attributes)
+    return Resource({name: clean(value) if isinstance(value, str) else value for name, value in values.items()})
 
 
 def make_exporters(endpoint: str | None = None) -> dict[str, SpanExporter]:
@@ -88,6 +92,8 @@ def make_exporters(endpoint: str | None = None) -> dict[str, SpanExporter]:
     names = [name.strip() for name in setting.split(",") if name.strip()]
     if names == ["none"]:
         return {}
+    if not names or "none" in names:
+        raise SettingError("OTEL_TRACES_EXPORTER", setting, "none alone, or exporters separated by commas")
     return {name: _make(_entry_point(name, setting)) for name in names}
 
 
@@ -107,14 +113,16 @@ def _make(point: EntryPoint, endpoint: str | None = None) -> SpanExporter:
     grpc = point.name == _PROTOCOLS["grpc"]
     _check_endpoint(grpc, endpoint)
     _check_timeout()
+    _check_files()
     # Exporters report on themselves to the user's global meter provider, unless they are given another.
     parameters = inspect.signature(exporter).parameters
     options: dict[str, Any] = {"meter_provider": NoOpMeterProvider()} if "meter_provider" in parameters else {}
     variable, compression = _variable("COMPRESSION")
     if not compression:
         options["compression"] = _gzip(grpc)
-    elif compression not in _COMPRESSIONS:
-        raise SettingError(variable, compression, "one of " + ", ".join(_COMPRESSIONS))
+    elif compression not in _COMPRESSIONS[grpc]:
+        allowed = ", ".join(_COMPRESSIONS[grpc])
+        raise SettingError(variable, compression, f"one of {allowed} over {'gRPC' if grpc else 'HTTP'}")
     if endpoint is not None:
         options["endpoint"] = endpoint if grpc else endpoint.rstrip("/") + "/v1/traces"
     return _start(point.name, exporter, **options)
@@ -149,11 +157,18 @@ def _check_timeout() -> None:
     variable, value = _variable("TIMEOUT")
     if value:
         try:
-            good = float(value) > 0
+            good = 0 < float(value) <= _LONGEST_TIMEOUT
         except ValueError:
             good = False
         if not good:
-            raise SettingError(variable, value, "a number of seconds above 0")
+            raise SettingError(variable, value, f"a number of seconds above 0, at most {_LONGEST_TIMEOUT:g}")
+
+
+def _check_files() -> None:
+    for name in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"):
+        variable, value = _variable(name)
+        if value and not (os.path.isfile(value) and os.access(value, os.R_OK)):
+            raise SettingError(variable, value, "a file that can be read")
 
 
 def _check_endpoint(grpc: bool, endpoint: str | None) -> None:

@@ -22,7 +22,10 @@ from .text import clean
 __all__ = ["SpanFactory"]
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+#: Bytes of a name.
 MAX_NAME = 250
+#: Items of an array.
+MAX_ITEMS = 128
 
 
 class SpanFactory:
@@ -74,8 +77,11 @@ class SpanFactory:
     def _bounded(self, values: Attributes, limit: int | None) -> BoundedAttributes:
         """Clean the values and keep the first ``limit`` of them; the SDK alone would keep the last."""
         kept = list(values.items())[:limit]
+        longest = self._limits.max_span_attribute_length  # cut here: the SDK warns of each value that it cuts
         bounded = BoundedAttributes(
-            limit, {name: _clean(value) for name, value in kept}, max_value_len=self._limits.max_span_attribute_length
+            limit,
+            {clean(name, MAX_NAME): _clean(value, longest) for name, value in kept},
+            max_value_len=self._limits.max_span_attribute_length,
         )
         bounded.dropped = len(values) - len(kept)
         return bounded
@@ -85,11 +91,13 @@ def _context(trace_id: int, span_id: int) -> SpanContext:
     return SpanContext(trace_id, span_id, is_remote=False, trace_flags=_SAMPLED)
 
 
-def _clean(value: str | bool | int | float | list[str]) -> str | bool | int | float | list[str]:
+def _clean(value: str | bool | int | float | list[str], longest: int | None) -> str | bool | int | float | list[str]:
     if isinstance(value, str):
-        return clean(value)
+        return clean(value)[:longest]
     if isinstance(value, list):
-        return [clean(item) for item in value]
+        return [clean(item)[:longest] for item in value[:MAX_ITEMS]]
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # OTLP's ints have 64 bits
+        return float(value)
     return value
 
 

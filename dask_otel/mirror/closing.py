@@ -92,7 +92,7 @@ def close_groups(
 def _end(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str) -> float:
     """When the work ended, not when that was noticed; never outside the children or in the future."""
     if stopped and node.load.unfinished:
-        return max(now, segment.start)
+        return max(now, segment.start, segment.children_end)
     tally = ledger.tally
     end = min(max(segment.start, tally.run_stop, tally.last_event), max(now, segment.start))
     return max(end, segment.children_end)
@@ -115,6 +115,8 @@ def _result(tally: Tally, stopped: str) -> str:
         return stopped
     if outcomes.get("erred") or outcomes.get("upstream_failed"):
         return "error"
+    if outcomes.get("lost") and tally.completed < tally.tasks:
+        return "lost"
     if outcomes.get("cancelled") or (outcomes.get("abandoned") and not tally.completed):
         return "cancelled"
     return "success"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from .model import Change, Dependency, Graph, Metrics, Tally
 
 __all__ = ["GroupLedger", "Ledger"]
@@ -64,9 +66,14 @@ class Ledger:
         self.prefixes[prefix] = self.prefixes.get(prefix, 0) + 1
         return group
 
-    def add_metrics(self, metrics: Metrics) -> None:
-        """Add fine metrics of this Dask span."""
-        _sum_into(self.metrics, metrics)
+    def add_metrics(self, metrics: Metrics) -> float:
+        """Add fine metrics of this Dask span; return the busy thread-seconds among them."""
+        # Users' own activities can be anything, and one NaN would spoil every sum that it enters.
+        finite = {key: value for key, value in metrics.items() if isfinite(value)}
+        if len(finite) < len(metrics):
+            self.metrics_complete = False
+        _sum_into(self.metrics, finite)
+        return sum(value for key, value in finite.items() if key[0] == "execute" and key[-1] == "seconds")
 
     def add_graph(self, graph: Graph) -> None:
         """Add what a submission said."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from .clock import Heartbeats, Threads
 from .closing import close_groups, close_segment
-from .ledger import GroupLedger, Ledger
+from .ledger import Ledger
 from .model import Change, Dependency, Graph, Metrics, SpanInfo
 from .records import Record
 from .tree import NO_LOAD, Node, Segment
@@ -52,11 +52,11 @@ class Mirror:
 
     # What the sweep tells
 
-    def add_span(self, info: SpanInfo) -> None:
-        """Learn of a Dask span; its parent must be known."""
+    def add_span(self, info: SpanInfo, first_number: int = 0) -> None:
+        """Learn of a Dask span; its parent must be known. Its segments and groups count from ``first_number``."""
         if info.id not in self._nodes:
             parent = self._nodes[info.parent_id] if info.parent_id is not None else None
-            self._nodes[info.id] = Node(info, parent)
+            self._nodes[info.id] = Node(info, parent, first_number)
 
     def knows(self, span_id: str) -> bool:
         """Whether a Dask span has been added."""
@@ -71,10 +71,14 @@ class Mirror:
             ledger = self._ledger(node, now)
             group = ledger.groups.get(change.name)
             if group is None:
-                group = self._begin_group(node, ledger, change.name, change.prefix, change.since)
+                group = node.begin_group(ledger, change.name, change.prefix, change.since)
             group.add(change)
             ledger.tally.add(change)
+            if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
+                ledger.metrics_complete = False
             self._await_metrics(node, ledger, change, now)
+        elif node.ledger and change.name in node.ledger.groups:
+            node.ledger.groups[change.name].unfinished = change.unfinished
         for each in node.lineage():
             each.load = each.load.plus(change.load)
             if each.segment:
@@ -86,8 +90,8 @@ class Mirror:
     def add_metrics(self, span_id: str, metrics: Metrics, now: float) -> None:
         """Count fine metrics that came with a heartbeat; held while the Dask span has no open segment."""
         node = self._nodes[span_id]
-        self._ledger(node, now).add_metrics(metrics)
-        busy = sum(v for k, v in metrics.items() if k[0] == "execute" and k[-1] == "seconds")
+        ledger = self._ledger(node, now)
+        busy = ledger.add_metrics(metrics)
         node.root.busy += busy
         self._busy += busy
 
@@ -132,9 +136,9 @@ class Mirror:
     def close(self, now: float) -> Iterator[Record | None]:
         """Close everything, because the cluster closes; as ``advance``."""
         yield from self._account(now)
-        for node in list(self._held):
+        for node in sorted(self._held, key=lambda node: node.ledger.since if node.ledger else now):
             # Without a segment before, all its work was done before the mirror was there, or never.
-            if node.previous and node.ledger and node.ledger.has_numbers:
+            if node.previous and not node.segment and node.ledger and node.ledger.has_numbers:
                 self._open_segment(node, node.ledger.since)
         for node in sorted(self._open, key=lambda node: -node.depth):
             yield from self._close(node, now, stopped="interrupted")
@@ -151,8 +155,10 @@ class Mirror:
         if node.parent and not node.parent.segment:
             self._open_segment(node.parent, at)
         above = node.parent.segment if node.parent else None
-        start = node.info.enqueued if node.next_number == 0 else at
-        start = max(start, self._born, node.previous_end, above.start if above else 0.0)
+        is_first = node.next_number == node.first_number and node.info.enqueued >= self._born
+        start = max(
+            node.info.enqueued if is_first else at, self._born, node.previous_end, above.start if above else 0.0
+        )
         node.segment = Segment(node, start, self._busy - node.root.busy)
         node.begin_ledger(start)
         self._held.pop(node, None)
@@ -161,16 +167,6 @@ class Mirror:
             above.children[node] = None
         else:
             self._open_roots[node] = None
-
-    def _begin_group(self, node: Node, ledger: Ledger, name: str, prefix: str, since: float) -> GroupLedger:
-        number = node.group_numbers.get(name, 0)
-        node.group_numbers[name] = number + 1
-        if node.trace_number:
-            node.group_traces = node.group_traces or {}
-            node.group_traces[name] = node.trace_number
-        if node.info.is_default and not ledger.groups and not node.next_number:
-            node.title = f"default: {prefix}"
-        return ledger.group(name, prefix, number, since)
 
     def _await_metrics(self, node: Node, ledger: Ledger, change: Change, now: float) -> None:
         if not node.segment:
@@ -206,19 +202,21 @@ class Mirror:
         """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
         segment, ledger = node.segment, node.ledger
         assert segment and ledger  # noqa: PT018
-        record = close_segment(node, segment, ledger, now, stopped, self.threads)
-        if node.parent and node.parent.segment and node.parent.ledger:
-            above = node.parent.segment
-            above.children.pop(node, None)
-            above.children_end = max(above.children_end, record.end)
-            node.parent.ledger.add_child(ledger)
-        node.segment = node.ledger = None
-        node.next_number += 1
-        node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
-        if node.load == NO_LOAD:
-            node.load = NO_LOAD
+        # Out of the way first: a segment that cannot be made must not stand in the way of others.
         for index in (self._open, self._open_roots, self._touched, self._at_rest):
             index.pop(node, None)
+        node.segment = node.ledger = None
+        node.next_number += 1
+        above = node.parent.segment if node.parent else None
+        if above:
+            above.children.pop(node, None)
+        record = close_segment(node, segment, ledger, now, stopped, self.threads)
+        node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
+        if above and node.parent and node.parent.ledger:
+            above.children_end = max(above.children_end, record.end)
+            node.parent.ledger.add_child(ledger)
+        if node.load == NO_LOAD:
+            node.load = NO_LOAD
         yield from close_groups(node.info, segment, ledger, record, self._link)
         yield record
 
@@ -226,9 +224,9 @@ class Mirror:
         """Close a tree that has grown too old, and go on in the next segments with what is unfinished."""
         nodes = list(root.open_descendants())
         unfinished = {
-            node: [group for group in node.ledger.groups.values() if group.unfinished]
+            node: ([group for group in node.ledger.groups.values() if group.unfinished], node.segment.owed)
             for node in nodes
-            if node.ledger and node.load.unfinished
+            if node.ledger and node.segment and node.load.unfinished
         }
         for node in nodes:
             yield from self._close(node, now, stopped="unfinished")
@@ -236,10 +234,14 @@ class Mirror:
             root.trace_number += 1
         for node in reversed(nodes):
             if node in unfinished:
-                self._open_segment(node, now)
+                if not node.segment:
+                    self._open_segment(node, now)
+                groups, owed = unfinished[node]
+                if node.segment:
+                    node.segment.owed.update(owed)
                 ledger = self._ledger(node, now)
-                for old in unfinished[node]:
-                    group = self._begin_group(node, ledger, old.name, old.prefix, now)
+                for old in groups:
+                    group = node.begin_group(ledger, old.name, old.prefix, now)
                     group.unfinished = old.unfinished
                     group.dependencies = old.dependencies
         yield from self._account(now)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from .clock import Heartbeats, Wall
 from .ids import group_id, segment_id, trace_id
-from .ledger import Ledger
+from .ledger import GroupLedger, Ledger
 from .model import Load, SpanInfo
 
 __all__ = ["Node", "Segment"]
@@ -77,6 +77,7 @@ class Node:
     __slots__ = (
         "busy",
         "depth",
+        "first_number",
         "group_numbers",
         "group_traces",
         "info",
@@ -92,7 +93,7 @@ class Node:
         "trace_number",
     )
 
-    def __init__(self, info: SpanInfo, parent: Node | None) -> None:
+    def __init__(self, info: SpanInfo, parent: Node | None, first_number: int = 0) -> None:
         self.info = info
         self.parent = parent
         self.root: Node = parent.root if parent else self
@@ -101,8 +102,9 @@ class Node:
         self.ledger: Ledger | None = None
         #: Unfinished tasks of the subtree.
         self.load = NO_LOAD
+        self.first_number = first_number
         #: Number of the next segment; that of the open one while there is one.
-        self.next_number = 0
+        self.next_number = first_number
         #: Trace and span id of the segment before.
         self.previous: tuple[int, int] | None = None
         self.previous_end = 0.0
@@ -133,13 +135,26 @@ class Node:
 
     def latest_group_span(self, name: str) -> tuple[int, int] | None:
         """Trace id and span id of a group's latest group span, if it has one or will have one."""
-        number = self.group_numbers.get(name, 0) - 1
+        number = self.group_numbers.get(name, self.first_number) - 1
         if not self.segment and self.ledger and name in self.ledger.groups:
             number -= 1  # only held; nobody knows whether it will be sent
-        if number < 0:
+            if self.group_traces and name in self.group_traces:
+                return None  # nor in which trace the one before was
+        if number < self.first_number:
             return None
         trace_number = (self.group_traces or {}).get(name, 0)
         return trace_id(self.root.info.id, trace_number), group_id(self.info.id, name, number)
+
+    def begin_group(self, ledger: Ledger, name: str, prefix: str, since: float) -> GroupLedger:
+        """Open the ledger of a group, under the next number of its name."""
+        number = self.group_numbers.get(name, self.first_number)
+        self.group_numbers[name] = number + 1
+        if self.root.trace_number:
+            self.group_traces = self.group_traces or {}
+            self.group_traces[name] = self.root.trace_number
+        if self.info.is_default and not ledger.groups and not self.previous:
+            self.title = f"default: {prefix}"
+        return ledger.group(name, prefix, number, since)
 
     def begin_ledger(self, now: float) -> Ledger:
         """Return the ledger, opened if there is none."""

@@ -10,6 +10,9 @@ from ..mirror.model import Graph
 
 __all__ = ["Graphs"]
 
+#: Values of one annotation that one graph may add to a span.
+MAX_VALUES = 32
+
 
 class Graphs:
     """Notes on the graphs that came in since the last sweep, one for each Dask span of each graph.
@@ -83,13 +86,16 @@ class Graphs:
 
     def _annotations(
         self, annotations: Mapping[str, Mapping[Any, Any]], tasks: Mapping[Any, Any]
-    ) -> dict[str, dict[str, list[str]]]:
-        by_span: dict[str, dict[str, list[str]]] = {}
+    ) -> dict[str, dict[str, dict[str, None]]]:
+        """Values by span and name, each once."""
+        by_span: dict[str, dict[str, dict[str, None]]] = {}
         for name in self._allowed:
             for key, value in annotations.get(name, {}).items():
                 span_id = tasks[key].group.span_id
                 if span_id:
-                    by_span.setdefault(span_id, {}).setdefault(name, []).append(str(value))
+                    values = by_span.setdefault(span_id, {}).setdefault(name, {})
+                    if len(values) < MAX_VALUES:
+                        values[str(value)] = None
         return by_span
 
 

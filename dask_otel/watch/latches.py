@@ -18,6 +18,9 @@ from .outcomes import first_error, outcome_of_release
 
 __all__ = ["Latches"]
 
+#: Stimuli by which a person asks for a task to run again.
+_ASKED_FOR = ("update-graph", "stimulus-retry")
+
 
 class Latches:
     """Changes by task group since the last sweep.
@@ -56,24 +59,23 @@ class Latches:
             change = self._changes.get(task.group)
             if change is None:
                 change = self.touch(task.group)
-            if finish == "memory":
+            if finish == "memory" and start != "memory":
                 change.active = True
                 change.completed += 1
                 self._ran(change, details)
                 if self._provisional and key in self._provisional:
                     self._settle_provisional(key, change, recomputed=True)
-            elif finish == "processing" or start == "memory":
+            elif finish == "processing" or (start == "memory" and finish != "erred"):
                 pass
             elif finish == "waiting":
                 if task.type is None:
                     change.active = True
                 elif start == "released":
-                    self._provisional.add(key)
-                    change.provisional += 1
+                    self._again(key, change, stimulus_id)
             elif finish == "erred":
-                self._erred(key, task, change, details)
+                self._erred(key, start, task, change, details)
             elif start in ("processing", "waiting", "queued", "no-worker") and finish in ("released", "forgotten"):
-                self._released(key, start, change, stimulus_id)
+                self._released(key, start, task, change, stimulus_id)
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             self._safety.caught("transition hook", error)
 
@@ -99,10 +101,22 @@ class Latches:
         if type_:
             change.types[type_] = change.types.get(type_, 0) + 1
 
-    def _erred(self, key: Any, task: Any, change: Change, details: Mapping[str, Any]) -> None:
+    def _again(self, key: Any, change: Change, stimulus_id: str) -> None:
+        """A task that had finished is to run again."""
+        if stimulus_id.startswith(_ASKED_FOR):
+            change.active = True
+            change.count("recomputed")
+        else:  # because a worker left
+            self._provisional.add(key)
+            change.provisional += 1
+
+    def _erred(self, key: Any, start: str, task: Any, change: Change, details: Mapping[str, Any]) -> None:
+        blame = task.exception_blame
+        if blame is task and start in ("waiting", "queued", "no-worker") and not details:
+            # The task erred on its way to a worker: it has been counted in a transition inside this one.
+            return
         change.active = True
         change.last_event = time()
-        blame = task.exception_blame
         if blame is task:
             self._ran(change, details)
             change.count("erred")
@@ -113,11 +127,12 @@ class Latches:
         if key in self._provisional:
             self._settle_provisional(key, change, recomputed=True)
 
-    def _released(self, key: Any, start: str, change: Change, stimulus_id: str) -> None:
+    def _released(self, key: Any, start: str, task: Any, change: Change, stimulus_id: str) -> None:
         if key in self._provisional:
             self._settle_provisional(key, change, recomputed=False)
             return
-        outcome = outcome_of_release(start, stimulus_id)
+        # Without its scattered input a task can never run.
+        outcome = "lost" if task.has_lost_dependencies else outcome_of_release(start, stimulus_id)
         if outcome:
             change.active = True
             change.last_event = time()

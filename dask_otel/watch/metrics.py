@@ -32,11 +32,18 @@ class MetricsTap:
         self._metrics: dict[str, Metrics] = {}
         #: Called after each heartbeat.
         self.on_heartbeat: Callable[[], None] | None = None
+        self._listening = False
         self._original = extension.heartbeat
-        extension.heartbeat = self._heartbeat
+
+    def install(self) -> None:
+        """Begin to listen."""
+        self._listening = True
+        self._original = self._extension.heartbeat
+        self._extension.heartbeat = self._heartbeat
 
     def remove(self) -> None:
-        """Give the extension its own method back, unless somebody wrapped it after us."""
+        """Stop listening, and give the extension its own method back, unless somebody wrapped it after us."""
+        self._listening = False
         if vars(self._extension).get("heartbeat") == self._heartbeat:
             del self._extension.heartbeat
 
@@ -47,6 +54,8 @@ class MetricsTap:
 
     def _heartbeat(self, ws: Any, data: dict[tuple[Any, ...], float]) -> None:
         self._original(ws, data)
+        if not self._listening:
+            return
         with self._safety.guard("heartbeat hook"):
             self._heartbeats.beat(ws.address, time())
             for (context, span_id, *rest), value in data.items():

@@ -12,11 +12,16 @@ _RELEASES = (
     ("task-erred", "retried"),
     ("reschedule", "rescheduled"),
     ("cancel-key", "cancelled"),
+    ("client-restart-workers", "lost"),
     ("client-restart", "cancelled"),
     ("client-releases-keys", "abandoned"),
     ("remove-client", "abandoned"),
     ("handle-worker-cleanup", "lost"),
     ("check-worker-ttl", "lost"),
+    ("retire-workers", "lost"),
+    ("cancelled-by-worker-close", "lost"),
+    ("worker-close", "lost"),
+    ("nanny-close", "lost"),
     ("worker-send-comm-fail", "lost"),
     ("send-all-comm-fail", "lost"),
 )
@@ -54,6 +59,6 @@ def first_error(text: str | None) -> tuple[str, str]:
     type_, arguments = match.groups()
     try:
         message = ast.literal_eval(arguments)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         message = arguments
     return type_, message if isinstance(message, str) else arguments

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.metrics import time
@@ -74,13 +75,17 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
                 self._watch = _Watch(self, scheduler, safety, *connected)
                 self.transition = self._watch.latches.transition  # type: ignore[method-assign]
         if self._watch is None:
+            with safety.guard("start"):
+                if self.sink:
+                    self.sink.close(0.0)
             # Dask may add the plugin only after this returns.
             asyncio.get_running_loop().call_soon(_withdraw, self, scheduler)
 
     async def before_close(self) -> None:
         """Send everything; called by Dask when the scheduler closes, while its workers may still be there."""
         if self._watch:
-            await self._watch.close()
+            # Whoever gives up waiting must not stop it half-way.
+            await asyncio.shield(self._watch.close())
 
     def stopped(self) -> None:
         """Forget the watch; the hooks do nothing from now on."""
@@ -134,9 +139,13 @@ class _Watch:
         self.latches = Latches(scheduler.tasks, safety)
         self.graphs = Graphs(extension.spans, settings.annotations)
         self._metrics = MetricsTap(extension, self.mirror.heartbeats, safety)
-        self._sweeper = Sweeper(scheduler, self.mirror, self.latches, self.graphs, self._metrics, sink.put)
+        self._sweeper = Sweeper(
+            scheduler, self.mirror, self.latches, self.graphs, self._metrics, sink.put, safety, _first_number(scheduler)
+        )
         self._sweeper.learn()
-        self._closing = False
+        self._closing: asyncio.Task[None] | None = None
+        # Last: what comes before may fail.
+        self._metrics.install()
         self._sweeping = asyncio.create_task(self._sweep_regularly(), name="dask-otel sweep")
 
     def graph(self, client: str, tasks: Any, annotations: Any, stimulus_id: str) -> None:
@@ -147,11 +156,13 @@ class _Watch:
             self.latches.touch(group)
         self.graphs.taken_in(client, groups, annotations, by_key, stimulus_id)
 
-    async def close(self) -> None:
-        """Stop, wait for the workers' last metrics, send everything."""
-        if self._closing:
-            return
-        self._closing = True
+    def close(self) -> asyncio.Task[None]:
+        """Stop, wait for the workers' last metrics, send everything; always the same task."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="dask-otel close")
+        return self._closing
+
+    async def _close(self) -> None:
         deadline = perf_counter() + self._settings.shutdown_timeout
         with self.safety.guard("closing"):
             await self._await_metrics()
@@ -167,9 +178,9 @@ class _Watch:
     async def _sweep_regularly(self) -> None:
         while True:
             await asyncio.sleep(self._settings.sweep_interval)
-            if self._scheduler.plugins.get(self._plugin.name) is not self._plugin:
+            if not _is_registered(self._plugin, self._scheduler):
                 log.info("dask-otel stops: its plugin is no longer registered with the scheduler")
-                self._last_task = asyncio.create_task(self.close(), name="dask-otel close")
+                self.close()
                 return
             with self.safety.guard("sweep"):
                 await self._sweeper.sweep()
@@ -191,7 +202,23 @@ class _Watch:
                 return
 
 
+def _is_registered(plugin: SchedulerWatch, scheduler: Any) -> bool:
+    """Whether the scheduler has the plugin, under whatever name."""
+    return any(each is plugin for each in scheduler.plugins.values())
+
+
 def _withdraw(plugin: SchedulerWatch, scheduler: Any) -> None:
     """Unregister a plugin that stays off, so that it costs nothing."""
-    if scheduler.plugins.get(plugin.name) is plugin:
-        del scheduler.plugins[plugin.name]
+    for name in [name for name, each in scheduler.plugins.items() if each is plugin]:
+        del scheduler.plugins[name]
+
+
+#: How many watches a scheduler has had.
+_watches: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+
+def _first_number(scheduler: Any) -> int:
+    """Where this watch's segment numbers begin for spans that an earlier one may have sent: no id may repeat."""
+    earlier = _watches.get(scheduler, 0)
+    _watches[scheduler] = earlier + 1
+    return earlier * 1_000_000

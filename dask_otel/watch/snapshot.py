@@ -5,6 +5,7 @@ Uses only what is public in ``distributed``, save ``Span._code``: the public pro
 
 from __future__ import annotations
 
+from collections.abc import Container
 from itertools import islice
 from typing import Any
 
@@ -36,6 +37,8 @@ class Groups:
         #: ``Scheduler.task_groups``
         self._registry = registry
         self._known: dict[Any, _Known] = {}
+        #: Groups that Dask had forgotten when they were last looked at.
+        self._gone: list[Any] = []
 
     def complete(self, group: Any, change: Change) -> None:
         """Add to a change what can be read from its TaskGroup."""
@@ -43,8 +46,9 @@ class Groups:
         if known is None:
             known = self._known[group] = _Known()
         change.span_id = group.span_id
-        change.name = group.name
-        change.prefix = group.prefix.name
+        # Dask takes keys like (1, 2), whose group is named 1.
+        change.name = str(group.name)
+        change.prefix = str(group.prefix.name)
         tasks, nbytes = len(group), group.nbytes_total
         change.tasks, known.tasks = tasks - known.tasks, tasks
         change.nbytes, known.nbytes = nbytes - known.nbytes, nbytes
@@ -63,8 +67,21 @@ class Groups:
             known.dependencies = _dependencies(group)
         change.dependencies = known.dependencies
         if self._registry.get(group.name) is not group:
-            # All its tasks are forgotten: nothing can change any more.
-            del self._known[group]
+            self._gone.append(group)
+
+    def forget(self, changed: Container[Any]) -> None:
+        """Let go of groups that Dask has forgotten and that have not changed since they were looked at.
+
+        Not at once: what happened to a group while a sweep was on its way is seen by the next one.
+        """
+        gone, self._gone = self._gone, []
+        for group in gone:
+            if group not in changed:
+                self._known.pop(group, None)
+
+    def known(self) -> list[Any]:
+        """All groups that may still change."""
+        return list(self._known)
 
     def learn(self, group: Any) -> Change:
         """Take a group's numbers as they are for the zero from which to count.
@@ -87,7 +104,7 @@ def _load(group: Any, provisional: int) -> Load:
 
 def _dependencies(group: Any) -> tuple[Dependency, ...]:
     return tuple(
-        Dependency(dependency.span_id or "", dependency.name)
+        Dependency(dependency.span_id or "", str(dependency.name))
         for dependency in islice(group.dependencies, MAX_DEPENDENCIES)
         if dependency is not group
     )

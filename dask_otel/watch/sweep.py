@@ -11,6 +11,7 @@ from distributed.metrics import time
 
 from ..mirror.records import Record, SegmentRecord
 from ..mirror.segments import Mirror
+from ..safety import Safety
 from .graphs import Graphs
 from .latches import Latches
 from .metrics import MetricsTap
@@ -20,6 +21,8 @@ __all__ = ["Sweeper"]
 
 #: The sweep gives the event loop back after this many seconds at most.
 SLICE = 0.002
+#: So many segments may fail to be made while a scheduler closes before it goes on without the rest.
+MAX_FAILURES = 100
 
 
 class _Pace:
@@ -42,6 +45,8 @@ class Sweeper:
     ----------
     put
         Takes the records of one segment: its groups, then itself.
+    first_number
+        Of the segments of spans that are older than the watch: another one may have sent those before.
     """
 
     def __init__(
@@ -52,6 +57,8 @@ class Sweeper:
         graphs: Graphs,
         metrics: MetricsTap,
         put: Callable[[list[Record]], None],
+        safety: Safety,
+        first_number: int,
     ) -> None:
         self._scheduler = scheduler
         self._spans = scheduler.extensions["spans"].spans
@@ -60,6 +67,9 @@ class Sweeper:
         self._graphs = graphs
         self._metrics = metrics
         self._put = put
+        self._safety = safety
+        self._first_number = first_number
+        self._born = time()
         self._groups = Groups(scheduler.task_groups)
         #: How much of ``Scheduler.total_nthreads_history`` has been read.
         self._threads_read = len(scheduler.total_nthreads_history)
@@ -88,27 +98,38 @@ class Sweeper:
         """Look at what changed, and send everything."""
         async with self._lock:
             pace = _Pace()
+            # Data can be scattered into a group without any hook being called.
+            for group in self._groups.known():
+                self._latches.touch(group)
             await self._collect(pace)
-            await self._send(self._mirror.close(time()), pace)
+            # A segment that cannot be made must not take the others with it.
+            for _ in range(MAX_FAILURES):
+                with self._safety.guard("closing of segments"):
+                    await self._send(self._mirror.close(time()), pace)
+                    break
 
     async def _collect(self, pace: _Pace) -> None:
         # Drained together, at one moment. Graphs before changes: a segment knows who submitted it when it opens.
         graphs, changes, metrics = self._graphs.drain(), self._latches.drain(), self._metrics.drain()
+        self._groups.forget(changes)
         self._read_threads()
         for graph in graphs:
-            self._add_span(graph.span_id)
-            self._mirror.add_graph(graph, time())
+            with self._safety.guard("sweep"):
+                self._add_span(graph.span_id)
+                self._mirror.add_graph(graph, time())
             await pace.rest()
         for group in list(changes):
             change = changes.pop(group)  # freed one by one: thousands at once would take milliseconds
-            if group.span_id:  # else scattered data that no graph has used yet
-                self._groups.complete(group, change)
-                self._add_span(group.span_id)
-                self._mirror.add_change(change, time())
+            with self._safety.guard("sweep"):
+                if group.span_id:  # else scattered data that no graph has used yet
+                    self._groups.complete(group, change)
+                    self._add_span(group.span_id)
+                    self._mirror.add_change(change, time())
             await pace.rest()
         for span_id, values in metrics.items():
-            self._add_span(span_id)
-            self._mirror.add_metrics(span_id, values, time())
+            with self._safety.guard("sweep"):
+                self._add_span(span_id)
+                self._mirror.add_metrics(span_id, values, time())
             await pace.rest()
 
     async def _send(self, records: Iterator[Record | None], pace: _Pace) -> None:
@@ -126,7 +147,7 @@ class Sweeper:
             info = span_info(self._spans[span_id])
             if info.parent_id is not None:
                 self._add_span(info.parent_id)
-            self._mirror.add_span(info)
+            self._mirror.add_span(info, self._first_number if info.enqueued < self._born else 0)
 
     def _read_threads(self) -> None:
         history = self._scheduler.total_nthreads_history
