@@ -145,3 +145,29 @@ def test_a_configuration_that_was_cleared_means_the_defaults():
         assert config.load(lambda error: pytest.fail(str(error))) == loaded()[0]
         with pytest.raises(ValueError, match=r"otel\.trace-url = None"):
             dask_otel.trace_url("abc")
+
+
+@pytest.mark.parametrize("value", ["", " ", "1e400s"])
+def test_a_time_that_dask_cannot_parse(value):
+    settings, complaints = loaded(**{"otel.traces.settle": value})
+    assert len(complaints) == 1
+    assert settings.settle == 5.0
+
+
+@pytest.mark.parametrize(("variable", "named"), [("DASK_OTEL", "otel = "), ("DASK_OTEL__TRACES", "otel.traces = ")])
+def test_what_stands_in_the_place_of_our_settings_is_named(variable, named):
+    code = "from dask_otel import config; print(config.load(print))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {variable: "off"}, capture_output=True, text=True, check=True
+    )
+    assert f"{named}'off' cannot be used: it must be a mapping of" in done.stdout
+    assert "settle=5.0" in done.stdout
+
+
+@pytest.mark.parametrize("value", ["many", "-1", "1.5"])
+def test_a_bad_limit_is_named(monkeypatch, value):
+    monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", value)
+    with pytest.raises(ValueError, match=f"OTEL_SPAN_LINK_COUNT_LIMIT = '{value}' cannot be used"):
+        config.check_limits()
+    monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", " ")
+    config.check_limits()

@@ -125,9 +125,8 @@ class Mirror:
                     yield from self._close(node, now)
                 else:
                     yield None
-        starts = [root.segment.start for root in self._open_roots if root.segment]
         # A segment may start a little before the sweep that opens it.
-        self.threads.forget(min(starts, default=now) - 60.0)
+        self.threads.forget(min((root.segment.start for root in self._open_roots if root.segment), default=now) - 60.0)
 
     def owes_metrics(self, now: float) -> bool:
         """Whether a worker that is still there has metrics to deliver for an open segment."""

@@ -380,3 +380,81 @@ def test_metrics_of_work_that_was_done_before_the_mirror_was_there_are_no_segmen
     story.mirror.add_metrics(span, {("execute", "g", "thread-cpu", "seconds"): 4.0}, story.now)
     story.pass_time(20)
     assert story.close() == []
+
+
+KEY = ("execute", "g", "thread-cpu", "seconds")
+
+
+def test_a_metric_that_is_no_number_spoils_no_sum():
+    story = Story()
+    span = story.span("a")
+    story.begin(span, "g")
+    story.mirror.add_metrics(span, {KEY: 1.0, ("execute", "g", "loss", "count"): float("nan")}, story.now)
+    story.finish(span, "g", 100, 101)
+    story.pass_time(20)
+    (segment,) = segments(story.records)
+    assert (segment.metrics, segment.metrics_complete) == ({KEY: 1.0}, False)
+
+
+def test_metrics_held_for_a_child_and_then_for_its_parent_open_the_parent_once():
+    story = Story()
+    parent, child = story.span("a"), story.span("a", "b")
+    story.begin(child, "g")
+    story.finish(child, "g", 100, 101)
+    story.pass_time(20)
+    story.mirror.add_metrics(child, {KEY: 1.0}, story.now)
+    story.now += 5
+    story.mirror.add_metrics(parent, {KEY: 2.0}, story.now)
+    last_child, last_parent = segments(story.close())
+    assert last_parent.start <= last_child.start <= last_child.end <= last_parent.end
+    assert last_parent.metrics == {KEY: 3.0}
+
+
+def test_a_clock_that_steps_back_leaves_children_inside():
+    story = Story()
+    parent, child = story.span("a"), story.span("a", "b")
+    story.begin(parent, "h")
+    story.begin(child, "g")
+    story.now = 110
+    story.finish(child, "g", 100, 110)
+    story.pass_time(8)
+    story.now = 108
+    story.close()
+    child_segment, parent_segment = segments(story.records)
+    assert child_segment.end == 110 <= parent_segment.end
+
+
+def test_a_span_older_than_the_mirror_starts_with_its_first_activity():
+    story = Story()
+    span = story.span("service")
+    story.mirror._born = story.now + 1  # the span was there before
+    story.now = 7300
+    story.begin(span, "g")
+    story.finish(span, "g", 7300, 7301)
+    story.pass_time(20)
+    (segment,) = segments(story.records)
+    assert (segment.start, segment.end) == (7300, 7301)
+
+
+def test_a_cut_remembers_who_owes_metrics():
+    story = Story(max_segment=60)
+    span = story.span("a")
+    story.begin(span, "g", 2)
+    story.pass_time(59.5)
+    story.finish(span, "g", 100, 159.4, unfinished=1)
+    story.pass_time(1, step=0.6, beats=False)
+    story.mirror.worker_left(WORKER)
+    story.finish(span, "g", 100, 161, worker="tcp://other")
+    assert [segment.metrics_complete for segment in segments(story.records + story.close())][-1] is False
+
+
+def test_a_segment_that_cannot_be_made_takes_no_other_with_it():
+    story = Story()
+    for name in ("bad", "good"):
+        story.begin(story.span(name), "g")
+        story.finish(name, "g", 100, 101)
+    story.pass_time(1)
+    story.mirror._nodes["bad"].load = None  # breaks close_segment
+    with pytest.raises(AttributeError):
+        story.close()
+    assert [segment.name for segment in segments(story.close())] == ["good"]

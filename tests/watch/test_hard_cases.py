@@ -1,0 +1,184 @@
+"""What real clusters do now and then; each of these was wrong once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from distributed import span, wait
+from distributed.metrics import context_meter
+from distributed.utils_test import gen_cluster, inc
+from support.memory import MemoryPlugin
+from support.trees import check_shape, check_sums, tree
+
+import dask_otel
+
+ONE_WORKER = {"client": True, "nthreads": [("127.0.0.1", 2)]}
+
+
+async def finished(plugin):
+    """Close the bridge and return what it sent."""
+    await plugin.before_close()
+    assert not plugin.safety.failures
+    spans = plugin.exporter.spans()
+    check_shape(spans)
+    check_sums(spans)
+    return spans
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_keys_that_are_no_strings(client, scheduler, worker):
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    with span("root"):
+        first = client.submit(inc, 1, key=(1, 2))
+        await client.submit(inc, first, key=(("a", "b"), 2))
+    spans = await finished(plugin)
+    assert tree(spans, "dask.task.completed")[0] == "root [span] dask.task.completed=2"
+    assert len(spans) == 3
+
+
+class Counter:
+    """An actor."""
+
+    def get(self):
+        return 1
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 2)
+async def test_an_actor_lost_with_its_worker_is_an_error(client, scheduler, a, b):
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    with span("root"):
+        future = client.submit(Counter, key="actor", actor=True, workers=[a.address])
+        await wait(future)
+        await a.close()
+        await wait(future)
+    assert tree(await finished(plugin), "dask.span.result", "dask.task.completed", "dask.task.erred")[0].startswith(
+        "root [span] dask.span.result=error dask.task.completed=1 dask.task.erred=1 Error:"
+    )
+
+
+class Huge:
+    """Says that it is larger than any worker's memory."""
+
+    def __sizeof__(self):
+        return 2**44
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)] * 2)
+async def test_a_task_whose_inputs_fit_no_worker_erred_once(client, scheduler, a, b):
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    with span("root"):
+        huge = client.map(lambda i: Huge(), range(2), key="huge")
+        total = client.submit(len, huge, key="total")
+        await wait(total)
+    assert total.status == "error"
+    spans = await finished(plugin)
+    assert next(s for s in spans if s.name == "total").attributes["dask.task.erred"] == 1
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_work_that_is_asked_for_again_is_open_while_it_runs(client, scheduler, worker):
+    plugin = MemoryPlugin(settle=0.1)
+    await plugin.add_to(scheduler)
+    with span("root") as root_id:
+        x = client.submit(inc, 1, key="x")
+        y = client.submit(inc, x, key="y")
+        await y
+        del x
+        while "x" in worker.data:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(plugin.exporter.wait_for_trace, dask_otel.trace_id(root_id))
+        await client.submit(inc, 1, key="x")
+    spans = await finished(plugin)
+    again = next(s for s in spans if s.attributes.get("dask.span.segment") == 1)
+    assert again.attributes["dask.task.recomputed"] == 1
+    assert again.attributes["dask.task.completed"] == 1
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_a_metric_that_is_no_number(client, scheduler, worker):
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+
+    def task(x):
+        context_meter.digest_metric("loss", float("nan"), "count")
+        return x
+
+    with span("root"), span("child"):
+        await client.submit(task, 1, key="task")
+    spans = await finished(plugin)
+    assert tree(spans, "dask.metrics.complete") == [
+        "root [span] dask.metrics.complete=False",
+        "  child [span] dask.metrics.complete=False",
+        "    task [group]",
+    ]
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_registered_under_another_name(client, scheduler, worker):
+    plugin = MemoryPlugin()
+    await scheduler.register_scheduler_plugin(plugin, name="tracing", idempotent=True)
+    with span("root") as root_id:
+        await client.submit(inc, 1, key="x")
+    assert tree(await asyncio.to_thread(plugin.exporter.wait_for_trace, dask_otel.trace_id(root_id)))
+    await finished(plugin)
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_a_second_bridge_repeats_no_id(client, scheduler, worker):
+    spans = []
+    with span("root"):
+        for number in range(2):
+            plugin = MemoryPlugin()
+            await plugin.add_to(scheduler)
+            await client.submit(inc, number, key="x", pure=False)
+            await client.unregister_scheduler_plugin(plugin.name)
+            spans += await finished(plugin)
+    assert len({s.span_id for s in spans}) == len(spans) == 4
+    assert len({s.trace_id for s in spans}) == 1
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_a_start_that_fails_leaves_nothing_behind(client, scheduler, worker):
+    with span("root") as root_id:
+        future = client.submit(inc, 1, key="x")
+        await wait(future)
+    spans = scheduler.extensions["spans"].spans
+    hidden = spans.pop(root_id)
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    await asyncio.sleep(0)
+    spans[root_id] = hidden
+    assert plugin not in scheduler.plugins.values()
+    assert "heartbeat" not in vars(scheduler.extensions["spans"])
+    assert list(plugin.safety.failures) == [("start", "KeyError")]
+    assert await client.submit(inc, 2) == 3
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_giving_up_on_closing_does_not_stop_it(client, scheduler, worker):
+    plugin = MemoryPlugin(settle=600.0)
+    await plugin.add_to(scheduler)
+    with span("root") as root_id:
+        await client.submit(inc, 1, key="x")
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(plugin.before_close(), 0.01)
+    assert tree(await asyncio.to_thread(plugin.exporter.wait_for_trace, dask_otel.trace_id(root_id)))
+    await finished(plugin)
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_data_scattered_into_a_group_that_runs_is_counted(client, scheduler, worker):
+    plugin = MemoryPlugin(settle=600.0)
+    await plugin.add_to(scheduler)
+    with span("root") as root_id:
+        future = client.submit(inc, 1, key="x-1")
+        await wait(future)
+        await client.scatter({"x-2": 5})
+    expected = scheduler.extensions["spans"].spans[root_id]
+    spans = await finished(plugin)
+    assert spans[-1].attributes["dask.task.count"] == sum(expected.states.values()) == 2
+    assert spans[-1].attributes["dask.output.size"] == expected.nbytes_total
