@@ -6,9 +6,9 @@ comes with its interval.
 
 from __future__ import annotations
 
+import os
 import random
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,8 +19,11 @@ from distributed import Client, span
 
 from dask_otel.cli.receiver import Receiver
 
-#: 20,000 tasks in 20 spans for each cluster.
-PAIRS = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+#: Two schedulers of the same code differ by some percent for as long as they live, so several pairs of them are tried.
+ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+#: Batches for each cluster of a round, a span each.
+BATCHES = 8
+WARM_UP = 3
 TASKS = 1_000
 
 
@@ -33,10 +36,8 @@ def cpu(pid):
 @contextmanager
 def cluster(endpoint):
     """A scheduler, with the bridge if there is an endpoint, one worker, a client."""
-    import os
-
     options = ["--preload", "dask_otel"] if endpoint else []
-    env = os.environ | ({"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} if endpoint else {})
+    env = os.environ | {"PYTHONHASHSEED": "0"} | ({"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} if endpoint else {})
     loopback = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
 
@@ -70,29 +71,42 @@ def batch(pid, client, number):
     return cpu(pid) - before
 
 
-def interval(pairs):
-    """Ratio of the sums, and where 95 % of bootstrap samples of the pairs lie."""
+def one_round(endpoint, number):
+    """CPU seconds with the bridge and without, on two fresh clusters, batches in turn."""
+    with ExitStack() as stack:
+        # Which one starts first, changes too.
+        first, second = (endpoint, None) if number % 2 else (None, endpoint)
+        clusters = {each: stack.enter_context(cluster(each)) for each in (first, second)}
+        seconds = {endpoint: 0.0, None: 0.0}
+        for i in range(WARM_UP + BATCHES):
+            for each in (first, second) if i % 2 else (second, first):
+                used = batch(*clusters[each], i)
+                seconds[each] += used if i >= WARM_UP else 0.0
+    return seconds[endpoint], seconds[None]
+
+
+def interval(rounds):
+    """Ratio of the sums, and where 95 % of bootstrap samples of the rounds lie."""
 
     def ratio(sample):
         return sum(with_ for with_, _ in sample) / sum(without for _, without in sample)
 
-    samples = sorted(ratio(random.choices(pairs, k=len(pairs))) for _ in range(2_000))
-    return ratio(pairs), samples[50], samples[-50]
+    samples = sorted(ratio(random.choices(rounds, k=len(rounds))) for _ in range(2_000))
+    return ratio(rounds), samples[50], samples[-50]
 
 
 def main():
-    pairs = []
-    with Receiver() as receiver, cluster(receiver.endpoints["grpc"]) as bridged, cluster(None) as plain:
-        for number in range(PAIRS + 3):
-            order = [bridged, plain] if number % 2 else [plain, bridged]
-            seconds = {id(each): batch(*each, number) for each in order}
-            if number >= 3:  # the first ones warm up
-                pairs.append((seconds[id(bridged)], seconds[id(plain)]))
-    middle, low, high = interval(pairs)
-    per_task = statistics.median(without for _, without in pairs) / TASKS * 1e6
-    medians = statistics.median(with_ / without for with_, without in pairs)
-    print(f"{PAIRS} pairs of batches of {TASKS} no-op tasks, a span each; {per_task:.0f} µs CPU a task without")
-    print(f"  with the bridge / without: {middle:.3f}, 95 % interval {low:.3f} … {high:.3f}; median {medians:.3f}")
+    rounds = []
+    with Receiver() as receiver:
+        for number in range(ROUNDS):
+            rounds.append(one_round(receiver.endpoints["grpc"], number))
+            print(f"  round {number}: {rounds[-1][0] / rounds[-1][1]:.3f}", flush=True)
+    middle, low, high = interval(rounds)
+    per_task = sum(without for _, without in rounds) / (ROUNDS * BATCHES * TASKS) * 1e6
+    print(
+        f"{ROUNDS} pairs of clusters, {BATCHES} batches of {TASKS} no-op tasks each; {per_task:.0f} µs CPU a task without"
+    )
+    print(f"  with the bridge / without: {middle:.3f}, 95 % interval {low:.3f} … {high:.3f}")
 
 
 if __name__ == "__main__":
