@@ -103,9 +103,7 @@ def main():
             print(f"  round {number}: {rounds[-1][0] / rounds[-1][1]:.3f}", flush=True)
     middle, low, high = interval(rounds)
     per_task = sum(without for _, without in rounds) / (ROUNDS * BATCHES * TASKS) * 1e6
-    print(
-        f"{ROUNDS} pairs of clusters, {BATCHES} batches of {TASKS} no-op tasks each; {per_task:.0f} µs CPU a task without"
-    )
+    print(f"{ROUNDS} pairs of clusters, {BATCHES} batches of {TASKS} no-op tasks each; {per_task:.0f} µs CPU each")
     print(f"  with the bridge / without: {middle:.3f}, 95 % interval {low:.3f} … {high:.3f}")
 
 
