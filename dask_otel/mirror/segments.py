@@ -245,6 +245,5 @@ class Mirror:
                     group.dependencies = old.dependencies
         yield from self._account(now)
 
-    def _link(self, dependency: Dependency) -> tuple[int, int] | None:
-        node = self._nodes.get(dependency.span_id)
-        return node.latest_group_span(dependency.name) if node else None
+    def _link(self, to: Dependency) -> tuple[int, int] | None:
+        return self._nodes[to.span_id].latest_group_span(to.name) if to.span_id in self._nodes else None

@@ -158,3 +158,40 @@ def test_an_exporter_that_hangs_holds_up_no_other():
     assert good.names == [["1.0", "1"]]
     assert fan.unsent == 2
     hanging.open.set()
+
+
+class Sloppy(Gate):
+    """An exporter that returns nothing, as some do; or raises."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.error = error
+
+    def export(self, spans):
+        self.names.append([span.name for span in spans])
+        if self.error:
+            raise self.error
+
+
+def test_an_exporter_that_returns_nothing_gets_each_span_once():
+    sloppy = Sloppy()
+    pipeline = Pipeline("sloppy", sloppy, FACTORY.span, Safety())
+    pipeline.put([])
+    pipeline.put(together(1))
+    pipeline.close(timeout=30)
+    assert sloppy.names == [["1.0", "1"]]
+    assert pipeline.unsent == 0
+
+
+def test_what_an_exporter_that_raises_did_not_send_is_counted(monkeypatch):
+    monkeypatch.setattr(module, "BACK_OFF", (0.01, 0.05))
+    monkeypatch.setattr(module, "MAX_ATTEMPTS", 3)
+    sloppy, safety = Sloppy(OSError("no")), Safety()
+    with captured_logger("distributed.dask_otel") as log:
+        pipeline = Pipeline("sloppy", sloppy, FACTORY.span, safety)
+        pipeline.put(together(1))
+        while "gives up 2 spans" not in log.getvalue():
+            threading.Event().wait(0.01)
+        pipeline.close(timeout=30)
+    assert pipeline.unsent == 2
+    assert safety.failures == {("exporter sloppy", "OSError"): 3}
