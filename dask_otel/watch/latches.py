@@ -6,12 +6,11 @@ The transition hook runs four or five times for every task, so it does next to n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import log
 from typing import Any
 
 from distributed.metrics import time
 
-from ..mirror.buckets import SCALE, SHORTEST
+from ..mirror.buckets import bucket
 from ..mirror.model import Change, FirstError
 from ..safety import Safety
 from .outcomes import first_error, outcome_of_release
@@ -91,9 +90,8 @@ class Latches:
                 change.run_stop = stop
             if run["action"] == "compute":
                 seconds = stop - start
-                # buckets.bucket, without the call
-                bucket = int(log(seconds if seconds > SHORTEST else SHORTEST) * SCALE // 1)
-                change.buckets[bucket] = change.buckets.get(bucket, 0) + 1
+                number = bucket(seconds)
+                change.buckets[number] = change.buckets.get(number, 0) + 1
         worker = details.get("worker")
         if worker:
             change.workers[worker] = change.workers.get(worker, 0.0) + seconds
