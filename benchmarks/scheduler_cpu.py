@@ -20,10 +20,10 @@ from distributed import Client, span
 from dask_otel.cli.receiver import Receiver
 
 #: Two schedulers of the same code differ by some percent for as long as they live, so several pairs of them are tried.
-ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 15
 #: Batches for each cluster of a round, a span each.
-BATCHES = 8
-WARM_UP = 3
+BATCHES = 4
+WARM_UP = 2
 TASKS = 1_000
 
 
