@@ -17,12 +17,13 @@ from pathlib import Path
 
 from distributed import Client, span
 
+from dask_otel import trace_id
 from dask_otel.cli.receiver import Receiver
 
 #: Two schedulers of the same code differ by some percent for as long as they live, so several pairs of them are tried.
-ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
 #: Batches for each cluster of a round, a span each.
-BATCHES = 4
+BATCHES = 8
 WARM_UP = 2
 TASKS = 1_000
 
@@ -63,26 +64,32 @@ def cluster(endpoint):
         yield scheduler.pid, client
 
 
-def batch(pid, client, number):
-    """CPU seconds of the scheduler for one batch of no-op tasks in one span."""
-    before = cpu(pid)
-    with span(f"batch {number}"):
+def batch(client, number):
+    """Run a batch of no-op tasks in one span; return the span's id."""
+    with span(f"batch {number}") as span_id:
         client.gather(client.map(int, range(TASKS), key=f"noop{number}", pure=False))
-    return cpu(pid) - before
+    return span_id
 
 
-def one_round(endpoint, number):
-    """CPU seconds with the bridge and without, on two fresh clusters, batches in turn."""
+def one_round(receiver, number):
+    """CPU seconds with the bridge and without, on two fresh clusters, batches in turn, sending included."""
+    endpoint = receiver.endpoints["grpc"]
     with ExitStack() as stack:
         # Which one starts first, changes too.
         first, second = (endpoint, None) if number % 2 else (None, endpoint)
         clusters = {each: stack.enter_context(cluster(each)) for each in (first, second)}
-        seconds = {endpoint: 0.0, None: 0.0}
-        for i in range(WARM_UP + BATCHES):
-            for each in (first, second) if i % 2 else (second, first):
-                used = batch(*clusters[each], i)
-                seconds[each] += used if i >= WARM_UP else 0.0
-    return seconds[endpoint], seconds[None]
+
+        def run(batches):
+            for i in batches:
+                for each in (first, second) if i % 2 else (second, first):
+                    last[each] = batch(clusters[each][1], i)
+            receiver.wait_for_trace(trace_id(last[endpoint]), timeout=60)
+            return {each: cpu(clusters[each][0]) for each in clusters}
+
+        last = {}
+        before = run(range(WARM_UP))
+        after = run(range(WARM_UP, WARM_UP + BATCHES))
+    return after[endpoint] - before[endpoint], after[None] - before[None]
 
 
 def interval(rounds):
@@ -99,7 +106,7 @@ def main():
     rounds = []
     with Receiver() as receiver:
         for number in range(ROUNDS):
-            rounds.append(one_round(receiver.endpoints["grpc"], number))
+            rounds.append(one_round(receiver, number))
             print(f"  round {number}: {rounds[-1][0] / rounds[-1][1]:.3f}", flush=True)
     middle, low, high = interval(rounds)
     per_task = sum(without for _, without in rounds) / (ROUNDS * BATCHES * TASKS) * 1e6
