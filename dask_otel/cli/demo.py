@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import OTelPlugin, config, trace_id
-from ..export.provider import otlp_protocol, sdk_disabled
+from ..errors import SettingError
+from ..export.provider import make_exporters, otlp_protocol, sdk_disabled
 from . import workflow
 from .receiver import Receiver, Span
 from .waterfall import waterfall
@@ -37,6 +38,7 @@ def demo(endpoint: str | None, svg: Path | None) -> None:
     """Run a workflow on a local cluster and show its trace."""
     if sdk_disabled():
         raise click.ClickException("OTEL_SDK_DISABLED is true: nothing would be sent")
+    _check_variables()
     # 110 columns where the width is not the terminal's, so that bars and remarks have room.
     console = Console(record=svg is not None)
     if console.width < 110 and not console.is_terminal:
@@ -91,6 +93,16 @@ def _draw(spans: list[Span], console: Console) -> None:
     console.print(f"{len(spans)} spans arrived over OTLP, as trace {root.trace_id}:\n", highlight=False)
     # What the other columns need is about 75 characters.
     console.print(waterfall(spans, width=max(10, min(30, console.width - 80))))
+
+
+def _check_variables() -> None:
+    """Complain here of variables for which the bridge would stay off: the cluster's log is silenced."""
+    try:
+        config.check_limits()
+        for exporter in make_exporters("http://localhost:4317").values():
+            exporter.shutdown()
+    except SettingError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _check(endpoint: str) -> None:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.jaeger import Jaeger, OwnJaeger, find_binary, find_running
+from support.jaeger import OwnJaeger, find_binary, find_running
 
 _REASON = "needs a Jaeger: set DASK_OTEL_TEST_JAEGER (its binary) or DASK_OTEL_TEST_JAEGER_URL (one that runs)"
 
@@ -39,6 +39,3 @@ def own_jaeger(tmp_path: Path):
     own = OwnJaeger(binary, tmp_path)
     yield own
     own.kill()
-
-
-__all__ = ["Jaeger", "jaeger", "own_jaeger"]

@@ -78,3 +78,18 @@ def test_without_the_extra(tmp_path):
 def test_version_and_help():
     assert run("--version").stdout.startswith("dask-otel, version 0.")
     assert "demo" in run("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "udp"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+        ("OTEL_SPAN_LINK_COUNT_LIMIT", "x"),
+    ],
+)
+def test_a_bad_variable_is_named(variable, value):
+    done = run("demo", **{variable: value})
+    assert done.returncode == 1
+    assert f"{variable} = '{value}' cannot be used: it must be " in done.stderr
+    assert "Traceback" not in done.stderr
