@@ -48,6 +48,8 @@ class Settings:
     shutdown_timeout: float
     settle: float
     max_segment: float
+    announce: float
+    max_groups: int
 
 
 def load(complain: Callable[[SettingError], None]) -> Settings:
@@ -70,6 +72,8 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         shutdown_timeout=reader.get("shutdown-timeout", _duration("0s", "10m")),
         settle=reader.get("traces.settle", _duration("0s", "1h")),
         max_segment=reader.get("traces.max-segment", _duration("1s", "7 days")),
+        announce=reader.get("traces.announce", _duration("1s", "7 days")),
+        max_groups=reader.get("traces.max-groups", _whole(1, 1000)),
     )
 
 
@@ -147,6 +151,15 @@ def _names(value: Any, name: str) -> tuple[str, ...]:
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return tuple(value)
     raise SettingError(name, value, "a list of names, e.g. [team, project]")
+
+
+def _whole(low: int, high: int) -> Callable[[Any, str], int]:
+    def parse(value: Any, name: str) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise SettingError(name, value, f"a whole number from {low} to {high}")
+        return value
+
+    return parse
 
 
 def _duration(low: str, high: str) -> Callable[[Any, str], float]:

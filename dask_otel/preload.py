@@ -69,6 +69,8 @@ class OTelPlugin(SchedulerWatch):
             sweep_interval=settings.sweep_interval,
             settle=settings.settle,
             max_segment=settings.max_segment,
+            announce=settings.announce,
+            max_groups=settings.max_groups,
             shutdown_timeout=settings.shutdown_timeout,
             annotations=settings.annotations,
         )

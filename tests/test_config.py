@@ -54,6 +54,8 @@ def test_defaults():
         shutdown_timeout=10.0,
         settle=5.0,
         max_segment=3600.0,
+        announce=15.0,
+        max_groups=500,
     )
 
 

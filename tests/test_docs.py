@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.records import group, segment
+from support.records import group, marker, segment, task
 
 import dask_otel
 from dask_otel.cli.commands import dask_otel as commands
@@ -45,10 +45,11 @@ def covers(name, attribute):
 @pytest.mark.parametrize(
     ("headings", "records"),
     [
-        (("Both kinds of span", "Segment"), [segment()]),
-        (("Both kinds of span", "Group span"), [group(), group(metrics=None)]),
+        (("Every span", "Segments and group spans", "Segment"), [segment()]),
+        (("Every span", "Segments and group spans", "Group span"), [group(), group(metrics=None), group(folded=2)]),
+        (("Every span", "Task span"), [task()]),
     ],
-    ids=["segment", "group"],
+    ids=["segment", "group", "task"],
 )
 def test_attribute_tables_list_exactly_what_is_emitted(headings, records):
     names = documented(*headings)
@@ -58,6 +59,10 @@ def test_attribute_tables_list_exactly_what_is_emitted(headings, records):
     assert len(names) == len(set(names))
 
 
+def test_a_marker_has_what_every_span_has():
+    assert set(attributes(marker())) | {"error.type"} == set(documented("Every span"))
+
+
 def test_resource_table_lists_exactly_what_is_emitted(monkeypatch):
     monkeypatch.delenv("OTEL_RESOURCE_ATTRIBUTES", raising=False)
     made = make_resource(service_name="dask-scheduler", instance_id="id", version="1", cluster_name="prod")
@@ -65,7 +70,7 @@ def test_resource_table_lists_exactly_what_is_emitted(monkeypatch):
 
 
 def test_link_table():
-    assert documented("Links") == ["dependency", "continues"]
+    assert documented("Links") == ["dependency", "continues", "counted_in"]
 
 
 def test_settings_table():

@@ -10,16 +10,14 @@ import re
 from collections.abc import Mapping
 
 from ..mirror.buckets import quantile
-from ..mirror.model import Metrics, Tally
-from ..mirror.records import GroupRecord, Record, SegmentRecord
+from ..mirror.records import Failure, GroupRecord, MarkerRecord, Record, SegmentRecord, TaskRecord
+from ..mirror.tally import Tally
+from .activities import fine_metrics
 from .text import identifier
 
-__all__ = ["Attributes", "attributes", "error_description", "has_failed"]
+__all__ = ["Attributes", "attributes", "error_description", "exception_event"]
 
 Attributes = dict[str, str | bool | int | float | list[str]]
-
-#: Distinct activities per context; the sums of the rest are under ``other``.
-MAX_ACTIVITIES = 32
 
 _UUID = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 
@@ -28,34 +26,54 @@ def attributes(record: Record) -> Attributes:
     """Attributes of a record, the more important first: a limit cuts the last ones."""
     if isinstance(record, SegmentRecord):
         return _segment(record)
-    assert isinstance(record, GroupRecord)
-    return _group(record)
+    if isinstance(record, GroupRecord):
+        return _group(record)
+    if isinstance(record, TaskRecord):
+        return _task(record)
+    assert isinstance(record, MarkerRecord)
+    return _identity(record, "marker")
 
 
-def has_failed(tally: Tally) -> bool:
-    """Whether the span's status is Error."""
-    return bool(tally.outcomes.get("erred") or tally.outcomes.get("upstream_failed"))
-
-
-def error_description(tally: Tally) -> str:
-    """Status description: how many tasks failed, and the first exception's message (the type is ``error.type``)."""
+def error_description(failure: Failure) -> str:
+    """Status description: how much failed, and the first exception's message (the type is ``error.type``)."""
     counts = []
-    if erred := tally.outcomes.get("erred", 0):
-        counts.append(f"{erred} {'task' if erred == 1 else 'tasks'} erred")
-    if upstream := tally.outcomes.get("upstream_failed", 0):
-        counts.append(f"{upstream} {'task' if upstream == 1 else 'tasks'} failed upstream")
-    message = tally.error.message if tally.error else ""
-    return ", ".join(counts) + (f"; first: {message}" if message else "")
+    if failure.erred:
+        counts.append(f"{_tasks(failure.erred)} erred")
+    if failure.upstream_failed:
+        counts.append(f"{_tasks(failure.upstream_failed)} failed upstream")
+    if failure.graphs:
+        counts.append(f"{failure.graphs} {'graph' if failure.graphs == 1 else 'graphs'} could not be taken in")
+    if not counts:  # a task's own
+        return failure.message
+    return ", ".join(counts) + (f"; first: {failure.message}" if failure.message else "")
+
+
+def exception_event(record: Record) -> Attributes | None:
+    """Attributes of the event ``exception`` of a failed task's span."""
+    if not isinstance(record, TaskRecord) or not record.run.error:
+        return None
+    error = record.run.error
+    out: Attributes = {"exception.type": error.type, "exception.message": error.message}
+    if error.traceback:
+        out["exception.stacktrace"] = error.traceback
+    return out
+
+
+def _tasks(number: int) -> str:
+    return f"{number} {'task' if number == 1 else 'tasks'}"
 
 
 def _identity(record: Record, kind: str) -> Attributes:
     span = record.span
-    return {
+    out: Attributes = {
         "dask.kind": kind,
         "dask.span.id": span.id,
-        "dask.span.path": " / ".join(span.tags),
+        "dask.span.path": span.path,
         "dask.span.root": span.tags[0],
     }
+    if record.failure:
+        out["error.type"] = record.failure.type
+    return out
 
 
 def _segment(record: SegmentRecord) -> Attributes:
@@ -65,7 +83,20 @@ def _segment(record: SegmentRecord) -> Attributes:
     out["dask.span.result"] = record.result
     if record.previous_id is not None:
         out["dask.segment.previous_id"] = f"{record.previous_id:016x}"
+    if record.counted_in:
+        out["dask.span.counted_in"] = _one_or_list(record.counted_in)
+    if record.elsewhere:
+        out.update(_outcomes("dask.elsewhere", record.elsewhere))
+    if record.includes:
+        out["dask.span.includes"] = list(record.includes)
     out.update(_tally(record.tally))
+    for status, name in (("error", "failed"), ("cancelled", "cancelled")):
+        if count := record.graph_failures.get(status):
+            out[f"dask.graph.{name}"] = count
+    if record.truncated_groups:
+        out["dask.truncated.groups"] = record.truncated_groups
+    if record.truncated_tasks:
+        out["dask.truncated.tasks"] = record.truncated_tasks
     out.update(_thread_time(record))
     if record.tally.run_start:
         out["dask.span.queue_time"] = max(0.0, record.tally.run_start - record.start)
@@ -80,46 +111,85 @@ def _segment(record: SegmentRecord) -> Attributes:
     if record.code:
         out["code.file.path"], out["code.line.number"] = record.code
     for name, values in record.annotations.items():
-        out[f"dask.annotation.{name}"] = values[0] if len(values) == 1 else list(values)
-    out.update(_fine_metrics(record.metrics))
+        out[f"dask.annotation.{name}"] = _one_or_list(values)
+    out.update(fine_metrics(record.metrics))
     return out
 
 
 def _group(record: GroupRecord) -> Attributes:
     out = _identity(record, "group")
-    out["dask.group.name"] = record.group
-    out["dask.task.prefix"] = record.name
+    if record.folded:
+        out["dask.group.folded"] = record.folded
+    else:
+        out["dask.group.name"] = record.group
+        out["dask.task.prefix"] = record.name
     if record.dependencies:
         out["dask.group.dependencies"] = list(record.dependencies)
     out.update(_tally(record.tally))
+    if record.truncated_tasks:
+        out["dask.truncated.tasks"] = record.truncated_tasks
     if record.types:
         out["dask.task.types"] = sorted(record.types, key=lambda type_: (-record.types[type_], type_))
     if record.buckets:
         for name, q in (("p50", 0.5), ("p95", 0.95), ("max", 1.0)):
             out[f"dask.task.duration.{name}"] = quantile(record.buckets, q)
-    if record.metrics is None:
+    if record.metrics is not None:
+        out.update(fine_metrics(record.metrics))
+    elif not record.folded:
         out["dask.group.prefix_shared"] = True
-    else:
-        out.update(_fine_metrics(record.metrics))
+    return out
+
+
+def _task(record: TaskRecord) -> Attributes:
+    run = record.run
+    out = _identity(record, "task")
+    out["dask.task.key"] = run.key
+    out["dask.group.name"] = run.group
+    out["dask.task.prefix"] = run.prefix
+    if run.run_id >= 0:
+        out["dask.task.run_id"] = run.run_id
+    out["dask.task.picked"] = record.reason
+    optional = {
+        "dask.task.type": run.type,
+        "dask.output.size": run.nbytes,
+        "dask.worker.address": run.worker,
+        "dask.worker.name": run.worker_name,
+        "thread.id": run.thread,
+    }
+    out.update({name: value for name, value in optional.items() if value is not None})
+    out.update(_durations(run.durations))
     return out
 
 
 def _tally(tally: Tally) -> Attributes:
-    out: Attributes = {}
-    if has_failed(tally):
-        out["error.type"] = tally.error.type if tally.error else "_OTHER"
-    out["dask.task.count"] = tally.tasks
-    out["dask.task.completed"] = tally.completed
-    for outcome, count in tally.outcomes.items():
-        out[f"dask.task.{outcome}"] = count
+    out = _outcomes("dask.task", tally)
     out["dask.output.size"] = tally.nbytes
-    for action, micros in tally.durations.items():
-        out[f"dask.duration.{identifier(action)}"] = micros / 1e6
+    out.update(_durations(tally.durations))
     if tally.workers:
         out["dask.worker.count"] = len(tally.workers)
         if total := sum(tally.workers.values()):
             out["dask.worker.share.max"] = max(tally.workers.values()) / total
     return out
+
+
+def _outcomes(under: str, tally: Tally) -> Attributes:
+    out: Attributes = {f"{under}.count": tally.tasks, f"{under}.completed": tally.completed}
+    for outcome, count in tally.outcomes.items():
+        out[f"{under}.{outcome}"] = count
+    return out
+
+
+def _durations(micros: Mapping[str, int]) -> Attributes:
+    """Sum seconds by action; names that differ only in what a name may not hold become one."""
+    out: dict[str, float] = {}
+    for action, value in micros.items():
+        name = f"dask.duration.{identifier(action)}"
+        out[name] = out.get(name, 0.0) + value / 1e6
+    return dict(out)
+
+
+def _one_or_list(values: tuple[str, ...]) -> str | list[str]:
+    return values[0] if len(values) == 1 else list(values)
 
 
 def _thread_time(record: SegmentRecord) -> Attributes:
@@ -143,44 +213,7 @@ def _clients(ids: tuple[str, ...]) -> Attributes:
     # Client.id is "Client-<uuid>" or "Client-<name>-<uuid>"
     names = [_UUID.sub("", id_).partition("-")[2] for id_ in ids]
     names = [name for name in dict.fromkeys(names) if name]
-    out: Attributes = {"dask.client.id": ids[0] if len(ids) == 1 else list(ids)}
+    out: Attributes = {"dask.client.id": _one_or_list(ids)}
     if names:
-        out["dask.client.name"] = names[0] if len(names) == 1 else names
+        out["dask.client.name"] = _one_or_list(tuple(names))
     return out
-
-
-def _fine_metrics(metrics: Metrics) -> Attributes:
-    """Sum fine metrics over prefixes: ``("execute", prefix, activity, unit)``, ``("p2p", where, activity, unit)``."""
-    sums: dict[str, dict[tuple[str, str], float]] = {}
-    for key, value in metrics.items():
-        if key[0] == "execute" and len(key) == 4:
-            context = "execute"
-        elif key[0] == "p2p" and len(key) == 4:
-            context = f"p2p.{identifier(key[1])}"
-        else:
-            continue
-        by_activity = sums.setdefault(context, {})
-        activity = (identifier(key[2]), identifier(key[3]))
-        by_activity[activity] = by_activity.get(activity, 0) + value
-    out: Attributes = {}
-    for context, by_activity in sums.items():
-        for (activity_name, unit), value in _capped(by_activity).items():
-            out[f"dask.{context}.{activity_name}.{unit}"] = _number(value, unit)
-    return out
-
-
-def _capped(by_activity: Mapping[tuple[str, str], float]) -> Mapping[tuple[str, str], float]:
-    names = sorted({activity for activity, _ in by_activity})
-    if len(names) <= MAX_ACTIVITIES:
-        return by_activity
-    kept = set(names[:MAX_ACTIVITIES])
-    out: dict[tuple[str, str], float] = {}
-    for (activity, unit), value in by_activity.items():
-        capped = (activity if activity in kept else "other", unit)
-        out[capped] = out.get(capped, 0) + value
-    return out
-
-
-def _number(value: float, unit: str) -> int | float:
-    """One type for each name: bytes and counts are ints, seconds and users' own units doubles."""
-    return round(value) if unit in ("bytes", "count") else float(value)

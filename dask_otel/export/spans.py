@@ -10,22 +10,22 @@ from collections.abc import Sequence
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from ..mirror.records import Record
-from .conventions import Attributes, attributes, error_description, has_failed
-from .text import clean
+from .conventions import Attributes, attributes, error_description, exception_event
+from .text import clean, clean_items
 
 __all__ = ["SpanFactory"]
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 #: Bytes of a name.
 MAX_NAME = 250
-#: Items of an array.
-MAX_ITEMS = 128
+#: What else a group depends on is named in an attribute.
+MAX_LINKS = 32
 
 
 class SpanFactory:
@@ -51,14 +51,15 @@ class SpanFactory:
         context = _context(record.trace_id, record.span_id)
         parent = None if record.parent_id is None else _context(record.trace_id, record.parent_id)
         status = Status(StatusCode.UNSET)
-        if has_failed(record.tally):
-            status = Status(StatusCode.ERROR, clean(error_description(record.tally)))
+        if record.failure:
+            status = Status(StatusCode.ERROR, clean(error_description(record.failure)))
         return ReadableSpan(
             name=clean(record.name, MAX_NAME) or "(no name)",
             context=context,
             parent=parent,
             resource=self._resource,
             attributes=self._bounded(attributes(record), self._limits.max_span_attributes),
+            events=self._events(record),
             links=self._links(record),
             kind=SpanKind.INTERNAL,
             status=status,
@@ -68,11 +69,21 @@ class SpanFactory:
         )
 
     def _links(self, record: Record) -> Sequence[Link]:
-        links: BoundedList[Link] = BoundedList(self._limits.max_links)
-        for link in record.links:
+        most = MAX_LINKS if self._limits.max_links is None else min(MAX_LINKS, self._limits.max_links)
+        links: BoundedList[Link] = BoundedList(most)
+        for link in record.links[:most]:
             attributes = self._bounded({"dask.link.type": link.kind}, self._limits.max_link_attributes)
             links.append(Link(_context(link.trace_id, link.span_id), attributes))
+        links.dropped = len(record.links) - len(links)
         return links
+
+    def _events(self, record: Record) -> Sequence[Event]:
+        events: BoundedList[Event] = BoundedList(self._limits.max_events)
+        exception = exception_event(record)
+        if exception:
+            attributes = self._bounded(exception, self._limits.max_event_attributes)
+            events.append(Event("exception", attributes, _nanoseconds(record.end)))
+        return events
 
     def _bounded(self, values: Attributes, limit: int | None) -> BoundedAttributes:
         """Clean the values and keep the first ``limit`` of them; the SDK alone would keep the last."""
@@ -95,7 +106,7 @@ def _clean(value: str | bool | int | float | list[str], longest: int | None) -> 
     if isinstance(value, str):
         return clean(value)[:longest]
     if isinstance(value, list):
-        return [clean(item)[:longest] for item in value[:MAX_ITEMS]]
+        return [item[:longest] for item in clean_items(value)]
     if isinstance(value, int) and not -(2**63) <= value < 2**63:  # OTLP's ints have 64 bits
         return float(value)
     return value

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-__all__ = ["clean", "identifier"]
+__all__ = ["clean", "clean_items", "identifier"]
 
 #: Bytes of an attribute value; Tempo cuts at 2,048.
 MAX_VALUE = 2000
@@ -16,6 +17,19 @@ def clean(text: str, limit: int = MAX_VALUE) -> str:
     if len(data) <= limit:
         return data.decode("utf-8")
     return data[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def clean_items(texts: Sequence[str], limit: int = MAX_VALUE) -> list[str]:
+    """Return valid texts of about ``limit`` bytes together; the last one says how many there was no room for."""
+    out: list[str] = []
+    room = limit
+    for number, text in enumerate(texts):
+        item = clean(text, limit)
+        room -= len(item.encode())
+        if room < 0 and out:
+            return [*out, f"… ({len(texts) - number} more)"]
+        out.append(item)
+    return out
 
 
 def identifier(text: object) -> str:

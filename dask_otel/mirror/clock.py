@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from .model import Load
+from .tally import Load
 
-__all__ = ["Heartbeats", "Threads", "Wall"]
+__all__ = ["Heartbeats", "Threads", "Wall", "fit"]
 
 #: A worker that has not been heard of for this long is not waited for (Dask itself waits 5 minutes).
 SILENT = 30.0
+
+
+def fit(start: float, end: float, low: float, high: float) -> tuple[float, float]:
+    """Bring an interval into another one: what sticks out is cut off; one that is all outside is moved.
+
+    A run that was under way when its segment was cut sticks out. One outside was reported by a clock that is off;
+    cutting would leave it no duration at all.
+    """
+    length = min(max(0.0, end - start), high - low)
+    if end <= low:
+        return low, low + length
+    if start >= high:
+        return high - length, high
+    return max(start, low), min(max(start, end), high)
 
 
 class Heartbeats:
@@ -34,6 +48,12 @@ class Heartbeats:
     def left(self, worker: str) -> None:
         """Forget a worker."""
         self._last_two.pop(worker, None)
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        self._last_two = {
+            worker: (first + seconds, second + seconds) for worker, (first, second) in self._last_two.items()
+        }
 
     def is_here(self, worker: str) -> bool:
         """Whether the worker is part of the cluster."""
@@ -73,6 +93,10 @@ class Threads:
                 break
             total += (stop - begin) * self._counts[i]
         return total
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        self._times = [time + seconds for time in self._times]
 
     def forget(self, before: float) -> None:
         """Drop what only matters for times before ``before``."""
@@ -122,6 +146,10 @@ class Wall:
         self._parts["executing"] += end - begin
         self._parts[after] += now - end
         self._state, self._until = after, now
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        self._until += seconds
 
     def until(self, end: float) -> dict[str, float]:
         """Parts of the duration up to ``end``, in seconds; they sum to it."""

@@ -2,25 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from .clock import Threads
-from .ids import group_id
+from .clock import Threads, fit
+from .folding import fold_groups, pick_runs
+from .ids import group_id, marker_id, others_id, task_id
 from .ledger import GroupLedger, Ledger
-from .model import Dependency, Metrics, SpanInfo, Tally
-from .records import GroupRecord, Link, SegmentRecord
-from .tree import Node, Segment
+from .model import Dependency, Metrics
+from .records import Failure, GroupRecord, Link, MarkerRecord, Record, SegmentRecord, TaskRecord
+from .tasks import TaskRun
+from .tree import Budget, Node, Segment
+from .verdict import failure_of_group, verdict
 
-__all__ = ["close_groups", "close_segment"]
+__all__ = ["close_segment", "marker"]
+
+#: Tells the trace and span id of a group's span.
+Find = Callable[[Dependency], "tuple[int, int] | None"]
+#: Runs that get a span, by group, with the reason.
+Runs = Mapping["str | None", Sequence[tuple[str, TaskRun]]]
 
 
 def close_segment(
-    node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads
-) -> SegmentRecord:
-    """Make the record of a segment; ``stopped`` says why it closes, if its work is not done."""
+    node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads, budget: Budget, find: Find
+) -> tuple[SegmentRecord, Iterator[Record]]:
+    """Make the record of a segment, and, one at a time, those of its groups and tasks.
+
+    Parameters
+    ----------
+    stopped
+        Why it closes, if its work is not done.
+    budget
+        What its trace may still hold; charged.
+    """
+    fold_groups(node, ledger, budget.groups_now)
+    budget.groups -= len(ledger.groups)
+    runs = pick_runs(ledger, budget)
+    ledger.truncated_tasks += sum(_truncated(name, group, runs) for name, group in _ledgers(ledger))
+    record = _segment(node, segment, ledger, now, stopped, threads)
+    return record, _inside(record, ledger, runs, find)
+
+
+def marker(root: Node, segment: Segment, now: float) -> MarkerRecord:
+    """Say of a root that it is running: it can be found before it ends, and should it never end."""
+    segment.announced = True
+    segment.enclose(segment.start, now)
+    return MarkerRecord(
+        span=root.info,
+        trace_id=segment.trace_id,
+        span_id=marker_id(root.info.id, segment.number),
+        parent_id=segment.id,
+        name=f"{root.title} (running)",
+        start=segment.start,
+        end=now,
+        links=(),
+        failure=None,
+    )
+
+
+def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads) -> SegmentRecord:
     end = _end(node, segment, ledger, now, stopped)
-    wall = segment.wall.until(end)
-    links: tuple[Link, ...] = ()
+    links = [Link(*at, "counted_in") for at in ledger.counted_in.values() if at and at[0] != segment.trace_id]
     previous_id = None
     if node.previous:
         previous_trace, previous_span = node.previous
@@ -28,7 +69,8 @@ def close_segment(
         if segment.parent_id is None and previous_trace == segment.trace_id:
             previous_id = previous_span
         else:
-            links = (Link(previous_trace, previous_span, "continues"),)
+            links.append(Link(previous_trace, previous_span, "continues"))
+    result, failure = verdict(ledger, stopped if node.load.unfinished else "")
     return SegmentRecord(
         span=node.info,
         trace_id=segment.trace_id,
@@ -37,13 +79,14 @@ def close_segment(
         name=node.title,
         start=segment.start,
         end=end,
-        links=links,
+        links=tuple(links),
+        failure=failure,
         tally=ledger.tally,
         number=segment.number,
-        result=_result(ledger.tally, stopped if node.load.unfinished else ""),
+        result=result,
         previous_id=previous_id,
         metrics=ledger.all_metrics(),
-        wall=wall,
+        wall=segment.wall.until(end),
         threads_available=threads.available(segment.start, end),
         threads_others=max(0.0, segment.others_now - segment.others_at_start),
         metrics_complete=ledger.metrics_complete,
@@ -52,71 +95,98 @@ def close_segment(
         collections=tuple(ledger.collections),
         annotations={name: tuple(values) for name, values in ledger.annotations.items()},
         code=ledger.code,
+        includes=tuple(ledger.includes),
+        counted_in=tuple(ledger.counted_in),
+        elsewhere=ledger.all_elsewhere(),
+        graph_failures=ledger.graph_failures,
+        truncated_groups=ledger.truncated_groups,
+        truncated_tasks=ledger.truncated_tasks,
     )
 
 
-def close_groups(
-    span: SpanInfo,
-    segment: Segment,
-    ledger: Ledger,
-    record: SegmentRecord,
-    find: Callable[[Dependency], tuple[int, int] | None],
-) -> Iterator[GroupRecord]:
-    """Make the records of a segment's groups, one at a time; ``find`` tells a group's trace and span id."""
+def _inside(segment: SegmentRecord, ledger: Ledger, runs: Runs, find: Find) -> Iterator[Record]:
+    """Make the records of groups and tasks."""
     by_prefix: dict[object, Metrics] = {}
     for key, value in ledger.metrics.items():
         if key[0] == "execute":
             by_prefix.setdefault(key[1], {})[key] = value
-    for group in ledger.groups.values():
-        start, end = _group_times(group, record)
-        dependencies = sorted(set(group.dependencies), key=lambda dependency: dependency.name)
-        found = (find(dependency) for dependency in dependencies)
-        yield GroupRecord(
-            span=span,
-            trace_id=segment.trace_id,
-            span_id=group_id(span.id, group.name, group.number),
-            parent_id=segment.id,
-            name=group.prefix,
-            start=start,
-            end=end,
-            links=tuple(Link(*ids, "dependency") for ids in found if ids),
-            tally=group.tally,
-            group=group.name,
-            dependencies=tuple(dict.fromkeys(dependency.name for dependency in dependencies)),
-            types=group.types,
-            buckets=group.buckets,
-            metrics=by_prefix.get(group.prefix, {}) if ledger.prefixes[group.prefix] == 1 else None,
-        )
+    for name, group in _ledgers(ledger):
+        alone = not group.folded and ledger.prefixes[group.prefix] == 1
+        record = _group(segment, group, by_prefix.get(group.prefix, {}) if alone else None, find)
+        record.truncated_tasks = _truncated(name, group, runs)
+        yield record
+        for reason, run in runs.get(name, ()):
+            yield _task(record, run, reason)
+
+
+def _group(segment: SegmentRecord, group: GroupLedger, metrics: Metrics | None, find: Find) -> GroupRecord:
+    dependencies = sorted(set(group.dependencies), key=lambda dependency: dependency.name)
+    found = (find(dependency) for dependency in dependencies)
+    start, end = _group_times(group, segment)
+    span_id = segment.span.id
+    return GroupRecord(
+        span=segment.span,
+        trace_id=segment.trace_id,
+        span_id=others_id(span_id, group.number) if group.folded else group_id(span_id, group.name, group.number),
+        parent_id=segment.span_id,
+        name=group.prefix,
+        start=start,
+        end=end,
+        links=tuple(Link(*ids, "dependency") for ids in dict.fromkeys(found) if ids),
+        failure=failure_of_group(group),
+        tally=group.tally,
+        group=group.name,
+        dependencies=tuple(dict.fromkeys(dependency.name for dependency in dependencies)),
+        types=group.types,
+        buckets=group.buckets,
+        metrics=metrics,
+        folded=group.folded,
+        truncated_tasks=0,
+    )
+
+
+def _task(group: GroupRecord, run: TaskRun, reason: str) -> TaskRecord:
+    start, end = fit(run.start, run.stop, group.start, group.end)
+    return TaskRecord(
+        span=group.span,
+        trace_id=group.trace_id,
+        span_id=task_id(group.span.id, run.key, run.run_id),
+        parent_id=group.span_id,
+        name=run.prefix,
+        start=start,
+        end=end,
+        links=(),
+        failure=Failure(run.error.type, run.error.message) if run.error else None,
+        run=run,
+        reason=reason,
+    )
+
+
+def _ledgers(ledger: Ledger) -> Iterator[tuple[str | None, GroupLedger]]:
+    """Yield all groups by name, the folded ones last and together under None."""
+    yield from ledger.groups.items()
+    if ledger.others:
+        yield None, ledger.others
+
+
+def _truncated(name: str | None, group: GroupLedger, runs: Runs) -> int:
+    """Count the failed tasks that get no span."""
+    shown = sum(reason == "erred" for reason, _ in runs.get(name, ()))
+    return group.tally.outcomes.get("erred", 0) - shown
 
 
 def _end(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str) -> float:
     """When the work ended, not when that was noticed; never outside the children or in the future."""
     if stopped and node.load.unfinished:
-        return max(now, segment.start, segment.children_end)
-    tally = ledger.tally
-    end = min(max(segment.start, tally.run_stop, tally.last_event), max(now, segment.start))
-    return max(end, segment.children_end)
+        return max(now, segment.start, segment.sent_until)
+    ended = max(ledger.tally.end, *(tally.end for tally in ledger.elsewhere.values()), segment.start)
+    return max(min(ended, max(now, segment.start)), segment.sent_until)
 
 
-def _group_times(group: GroupLedger, record: SegmentRecord) -> tuple[float, float]:
+def _group_times(group: GroupLedger, segment: SegmentRecord) -> tuple[float, float]:
     """From the first start of a run to the last stop, within the segment."""
-    tally = group.tally
-    start = tally.run_start or group.since
-    end = max(tally.run_stop, tally.last_event, start)
+    start = group.tally.run_start or group.since
+    end = max(group.tally.end, start)
     if group.unfinished:  # the segment was cut, or the cluster closed
-        end = record.end
-    start = min(max(start, record.start), record.end)
-    return start, min(max(end, start), record.end)
-
-
-def _result(tally: Tally, stopped: str) -> str:
-    outcomes = tally.outcomes
-    if stopped:
-        return stopped
-    if outcomes.get("erred") or outcomes.get("upstream_failed"):
-        return "error"
-    if outcomes.get("lost") and tally.completed < tally.tasks:
-        return "lost"
-    if outcomes.get("cancelled") or (outcomes.get("abandoned") and not tally.completed):
-        return "cancelled"
-    return "success"
+        end = max(end, segment.end)
+    return fit(start, end, segment.start, segment.end)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-__all__ = ["group_id", "segment_id", "trace_id"]
+__all__ = ["group_id", "marker_id", "others_id", "segment_id", "task_id", "trace_id"]
 
 
 def _hash(size: int, kind: bytes, *parts: str) -> int:
@@ -38,3 +38,18 @@ def segment_id(span_id: str, number: int) -> int:
 def group_id(span_id: str, group: str, number: int) -> int:
     """64-bit id of group span ``number`` of a group in a Dask span."""
     return _hash(8, b"dask-otel group", span_id, group, str(number))
+
+
+def others_id(span_id: str, number: int) -> int:
+    """64-bit id of the span that stands for the folded groups of segment ``number`` of a Dask span."""
+    return _hash(8, b"dask-otel others", span_id, str(number))
+
+
+def task_id(span_id: str, key: str, run_id: int) -> int:
+    """64-bit id of the OTel span of one run of a task of a Dask span."""
+    return _hash(8, b"dask-otel task", span_id, key, str(run_id))
+
+
+def marker_id(span_id: str, number: int) -> int:
+    """64-bit id of the span that says that segment ``number`` of a root is running."""
+    return _hash(8, b"dask-otel marker", span_id, str(number))

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from math import isfinite
 
-from .model import Change, Dependency, Graph, Metrics, Tally
+from .model import Change, Claim, Dependency, Graph, Metrics
+from .tally import Tally
+from .tasks import Picks
 
 __all__ = ["GroupLedger", "Ledger"]
 
+#: Distinct result types that folded groups name.
+MAX_TYPES = 32
+
 
 class GroupLedger:
-    """What has been counted for one group. It always becomes a group span of the next segment to close."""
+    """What has been counted for one group. It becomes a group span of the next segment to close, or is folded."""
 
-    __slots__ = ("buckets", "dependencies", "name", "number", "prefix", "since", "tally", "types", "unfinished")
+    __slots__ = (
+        "buckets",
+        "dependencies",
+        "folded",
+        "foreign",
+        "name",
+        "number",
+        "picks",
+        "pinned",
+        "prefix",
+        "since",
+        "tally",
+        "types",
+        "unfinished",
+    )
 
     def __init__(self, name: str, prefix: str, number: int, since: float) -> None:
         self.name = name
@@ -21,20 +41,57 @@ class GroupLedger:
         self.number = number
         self.since = since
         self.tally = Tally()
+        #: Of these, the tasks that only other spans asked for.
+        self.foreign: Tally | None = None
         self.buckets: dict[int, int] = {}
         self.types: dict[str, int] = {}
         self.dependencies: tuple[Dependency, ...] = ()
+        self.picks: Picks | None = None
         self.unfinished = 0
+        #: A span that has left links to it.
+        self.pinned = False
+        #: For how many folded groups it stands.
+        self.folded = 0
 
     def add(self, change: Change) -> None:
         """Add what a sweep saw."""
         self.tally.add(change)
         self.unfinished = change.unfinished
         self.dependencies = change.dependencies
-        for bucket, count in change.buckets.items():
+        for tally in change.foreign.values():
+            self._add_foreign(tally)
+        self._add_details(change.buckets, change.types, change.picks)
+
+    def fold(self, group: GroupLedger) -> None:
+        """Take in a whole group."""
+        self.folded += 1
+        self.since = min(self.since, group.since)
+        self.tally.add(group.tally)
+        if group.foreign:
+            self._add_foreign(group.foreign)
+        self._add_details(group.buckets, group.types, group.picks)
+        if len(self.types) > MAX_TYPES:
+            self.types = dict(sorted(self.types.items(), key=lambda item: -item[1])[:MAX_TYPES])
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        self.since += seconds
+        self.tally.shift(seconds)
+        if self.picks:
+            self.picks.shift(seconds)
+
+    def _add_foreign(self, tally: Tally) -> None:
+        self.foreign = self.foreign or Tally()
+        self.foreign.add(tally)
+
+    def _add_details(self, buckets: dict[int, int], types: dict[str, int], picks: Picks | None) -> None:
+        for bucket, count in buckets.items():
             self.buckets[bucket] = self.buckets.get(bucket, 0) + count
-        for type_, count in change.types.items():
+        for type_, count in types.items():
             self.types[type_] = self.types.get(type_, 0) + count
+        if picks:
+            self.picks = self.picks or Picks()
+            self.picks.add(picks)
 
 
 class Ledger:
@@ -46,6 +103,9 @@ class Ledger:
         #: Own groups and closed child segments together.
         self.tally = Tally()
         self.groups: dict[str, GroupLedger] = {}
+        #: The groups that are folded into one, and their names.
+        self.others: GroupLedger | None = None
+        self.others_names: set[str] = set()
         #: Number of own groups by prefix: fine metrics can be told apart by prefix only.
         self.prefixes: dict[str, int] = {}
         #: Fine metrics of this Dask span, and those of closed child segments.
@@ -53,10 +113,20 @@ class Ledger:
         self.child_metrics: Metrics = {}
         #: False once metrics are known to be lost.
         self.metrics_complete = True
+        #: Of the tally, tasks that only a span outside this subtree asked for, by its id or ``NOBODY``.
+        self.foreign: dict[str, Tally] = {}
+        #: Tasks that this subtree asked for and one outside counts, by asker and holder.
+        self.elsewhere: dict[tuple[str, str], Tally] = {}
+        #: By id of a span that counts tasks this one asked for, its segment if it has one.
+        self.counted_in: dict[str, tuple[int, int] | None] = {}
         self.graph_seconds = 0.0
+        self.graph_failures: dict[str, int] = {}
+        self.truncated_groups = 0
+        self.truncated_tasks = 0
         # Sets in order of insertion
         self.clients: dict[str, None] = {}
         self.collections: dict[str, None] = {}
+        self.includes: dict[str, None] = {}
         self.annotations: dict[str, dict[str, None]] = {}
         self.code: tuple[str, int] | None = None
 
@@ -65,6 +135,13 @@ class Ledger:
         group = self.groups[name] = GroupLedger(name, prefix, number, since)
         self.prefixes[prefix] = self.prefixes.get(prefix, 0) + 1
         return group
+
+    def add_change(self, change: Change, group: GroupLedger) -> None:
+        """Count what happened to a group."""
+        group.add(change)
+        self.tally.add(change)
+        for asker, tally in change.foreign.items():
+            self.foreign.setdefault(asker, Tally()).add(tally)
 
     def add_metrics(self, metrics: Metrics) -> float:
         """Add fine metrics of this Dask span; return the busy thread-seconds among them."""
@@ -75,6 +152,12 @@ class Ledger:
         _sum_into(self.metrics, finite)
         return sum(value for key, value in finite.items() if key[0] == "execute" and key[-1] == "seconds")
 
+    def add_claim(self, claim: Claim, counted_in: tuple[int, int] | None) -> None:
+        """Count what happened to tasks that this span asked for and another one, of that segment, counts."""
+        self.elsewhere.setdefault((claim.asker, claim.holder), Tally()).add(claim)
+        if counted_in or claim.holder not in self.counted_in:
+            self.counted_in[claim.holder] = counted_in
+
     def add_graph(self, graph: Graph) -> None:
         """Add what a submission said."""
         self.graph_seconds += graph.seconds
@@ -83,19 +166,43 @@ class Ledger:
         for name, values in graph.annotations.items():
             self.annotations.setdefault(name, {}).update(dict.fromkeys(values))
         self.code = self.code or graph.code
+        if graph.failure:
+            self.graph_failures[graph.failure] = self.graph_failures.get(graph.failure, 0) + 1
+            self.tally.last_event = max(self.tally.last_event, graph.until)
 
-    def add_child(self, child: Ledger) -> None:
-        """Add all of a child segment that has closed."""
+    def add_child(self, child: Ledger, is_inside: Callable[[str], bool]) -> None:
+        """Add all of a child segment that has closed; ``is_inside`` tells whether a span is in this one's subtree."""
         self.tally.add(child.tally)
         _sum_into(self.child_metrics, child.metrics)
         _sum_into(self.child_metrics, child.child_metrics)
-        self.metrics_complete = self.metrics_complete and child.metrics_complete
+        self.metrics_complete &= child.metrics_complete
         self.graph_seconds += child.graph_seconds
+        self.truncated_groups += child.truncated_groups
+        self.truncated_tasks += child.truncated_tasks
+        for status, count in child.graph_failures.items():
+            self.graph_failures[status] = self.graph_failures.get(status, 0) + count
+        for asker, tally in child.foreign.items():
+            if not is_inside(asker):
+                self.foreign.setdefault(asker, Tally()).add(tally)
+        for (asker, holder), tally in child.elsewhere.items():
+            if is_inside(holder):  # counted here after all; but the holder has not told of this error
+                self.tally.error = self.tally.error or tally.error
+            else:
+                self.elsewhere.setdefault((asker, holder), Tally()).add(tally)
         self.clients.update(child.clients)
         self.collections.update(child.collections)
         for name, values in child.annotations.items():
             self.annotations.setdefault(name, {}).update(values)
         self.code = self.code or child.code
+
+    def all_elsewhere(self) -> Tally | None:
+        """Tasks that this subtree asked for and another one counts."""
+        if not self.elsewhere:
+            return None
+        total = Tally()
+        for tally in self.elsewhere.values():
+            total.add(tally)
+        return total
 
     def all_metrics(self) -> Metrics:
         """Fine metrics of the whole subtree."""
@@ -106,7 +213,16 @@ class Ledger:
     @property
     def has_numbers(self) -> bool:
         """Whether anything was counted that a segment must account for."""
-        return bool(self.metrics or self.child_metrics or self.groups)
+        return bool(self.metrics or self.child_metrics or self.groups or self.others)
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        self.since += seconds
+        tallies: Iterable[Tally] = (self.tally, *self.elsewhere.values())
+        for tally in tallies:
+            tally.shift(seconds)
+        for group in (*self.groups.values(), *([self.others] if self.others else [])):
+            group.shift(seconds)
 
 
 def _sum_into(total: Metrics, more: Metrics) -> None:

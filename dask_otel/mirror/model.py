@@ -10,32 +10,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = [
-    "OUTCOMES",
-    "Change",
-    "Dependency",
-    "FirstError",
-    "Graph",
-    "Load",
-    "Metrics",
-    "SpanInfo",
-    "Tally",
-]
+from .tally import Load, Tally
+from .tasks import Picks
+
+__all__ = ["NOBODY", "Change", "Claim", "Dependency", "Graph", "Metrics", "SpanInfo"]
 
 #: Fine performance metrics: ``("execute", prefix, activity, unit)`` or ``("p2p", where, activity, unit)``.
 Metrics = dict[tuple[object, ...], float]
 
-#: How a task can end, or begin anew, other than by completing.
-OUTCOMES = (
-    "erred",
-    "upstream_failed",
-    "cancelled",
-    "abandoned",
-    "retried",
-    "rescheduled",
-    "recomputed",
-    "lost",
-)
+#: Stands for the span that was asked for where none was.
+NOBODY = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,104 +38,10 @@ class SpanInfo:
         """True for the span that Dask gives to work without a span."""
         return self.tags == ("default",)
 
-
-class Load(NamedTuple):
-    """How many unfinished tasks, by what they wait for."""
-
-    processing: int = 0
-    queued: int = 0
-    no_worker: int = 0
-    #: for their dependencies
-    waiting: int = 0
-    #: Of all these, tasks that had finished once and only run again because their worker left. They don't keep
-    #: a segment open: when a cluster closes, workers often go first.
-    provisional: int = 0
-
     @property
-    def unfinished(self) -> int:
-        """Tasks that keep a segment open."""
-        return self.processing + self.queued + self.no_worker + self.waiting - self.provisional
-
-    def plus(self, other: Load) -> Load:
-        """Add field by field."""
-        return Load(*(a + b for a, b in zip(self, other, strict=True)))
-
-    def minus(self, other: Load) -> Load:
-        """Subtract field by field."""
-        return Load(*(a - b for a, b in zip(self, other, strict=True)))
-
-
-class FirstError(NamedTuple):
-    """The exception that the first erred task raised."""
-
-    #: Unqualified, e.g. ``ValueError``; ``_OTHER`` where Dask doesn't say.
-    type: str
-    message: str
-
-
-def _sum_into(total: dict[str, int], more: Mapping[str, int]) -> None:
-    for key, value in more.items():
-        total[key] = total.get(key, 0) + value
-
-
-class Tally:
-    """Numbers that add up: over the tasks of a group, over groups, over child segments."""
-
-    __slots__ = (
-        "completed",
-        "durations",
-        "error",
-        "last_event",
-        "nbytes",
-        "outcomes",
-        "run_start",
-        "run_stop",
-        "tasks",
-        "workers",
-    )
-
-    def __init__(self) -> None:
-        #: Tasks that entered.
-        self.tasks = 0
-        #: Tasks that finished with a result. Kept apart from the other outcomes because it is counted most.
-        self.completed = 0
-        #: By outcome, see ``OUTCOMES``.
-        self.outcomes: dict[str, int] = {}
-        #: µs by action: compute, transfer …
-        self.durations: dict[str, int] = {}
-        self.nbytes = 0
-        #: Seconds of compute by worker address.
-        self.workers: dict[str, float] = {}
-        #: Earliest start and latest stop of a run; 0.0 while there was none.
-        self.run_start = 0.0
-        self.run_stop = 0.0
-        #: Latest time that a task ended without a run: cancelled, failed upstream.
-        self.last_event = 0.0
-        self.error: FirstError | None = None
-
-    def count(self, outcome: str) -> None:
-        """Count one task that ended, or began anew, in this way."""
-        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
-
-    def hull(self, start: float, stop: float) -> None:
-        """Widen the time in which tasks ran."""
-        if not self.run_start or start < self.run_start:
-            self.run_start = start
-        self.run_stop = max(self.run_stop, stop)
-
-    def add(self, other: Tally) -> None:
-        """Add another tally to this one; the first error stays the first."""
-        self.tasks += other.tasks
-        self.completed += other.completed
-        self.nbytes += other.nbytes
-        _sum_into(self.outcomes, other.outcomes)
-        _sum_into(self.durations, other.durations)
-        for worker, seconds in other.workers.items():
-            self.workers[worker] = self.workers.get(worker, 0.0) + seconds
-        if other.run_start:
-            self.hull(other.run_start, other.run_stop)
-        self.last_event = max(self.last_event, other.last_event)
-        self.error = self.error or other.error
+    def path(self) -> str:
+        """The tags, joined."""
+        return " / ".join(self.tags)
 
 
 class Dependency(NamedTuple):
@@ -171,11 +61,15 @@ class Change(Tally):
         "active",
         "buckets",
         "dependencies",
+        "foreign",
         "load",
         "name",
+        "picks",
         "prefix",
         "provisional",
+        "sent_to",
         "since",
+        "slow",
         "span_id",
         "types",
         "unfinished",
@@ -190,6 +84,13 @@ class Change(Tally):
         self.buckets: dict[int, int] = {}
         #: Number of results by type name.
         self.types: dict[str, int] = {}
+        #: Of all tasks of the change, those that only another span asked for, by that span's id or ``NOBODY``.
+        self.foreign: dict[str, Tally] = {}
+        #: Addresses of workers that were given tasks; a set in order of insertion.
+        self.sent_to: dict[str, None] = {}
+        #: Runs worth a span, and the seconds that one must take to be among them.
+        self.picks: Picks | None = None
+        self.slow = -1.0
         #: By how much the number of provisional tasks changed.
         self.provisional = 0
         self.span_id = ""
@@ -207,6 +108,21 @@ class Change(Tally):
         return not (self.active or self.tasks or self.nbytes or self.durations)
 
 
+class Claim(Tally):
+    """What happened between two sweeps to tasks that one span asked for and Dask put in another."""
+
+    __slots__ = ("asker", "holder", "load", "since")
+
+    def __init__(self, asker: str, holder: str, since: float) -> None:
+        super().__init__()
+        #: Id of the span that asked for the tasks, and of the one that counts them.
+        self.asker = asker
+        self.holder = holder
+        self.since = since
+        #: By how much the number of unfinished tasks changed.
+        self.load = Load()
+
+
 @dataclass(slots=True)
 class Graph:
     """What a submission said about one Dask span."""
@@ -222,3 +138,11 @@ class Graph:
     annotations: Mapping[str, Iterable[str]] = field(default_factory=dict)
     #: File and line of the innermost user frame.
     code: tuple[str, int] | None = None
+    #: Ids of spans whose tasks Dask put here, or ``NOBODY``.
+    includes: tuple[str, ...] = ()
+    #: ``error`` or ``cancelled`` if the scheduler could not take the graph in, and when it came and failed.
+    failure: str = ""
+    #: Of the tasks of a graph that failed.
+    prefix: str = ""
+    since: float = 0.0
+    until: float = 0.0

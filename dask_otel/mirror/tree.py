@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from .clock import Heartbeats, Wall
-from .ids import group_id, segment_id, trace_id
+from .ids import group_id, others_id, segment_id, trace_id
 from .ledger import GroupLedger, Ledger
-from .model import Load, SpanInfo
+from .model import SpanInfo
+from .tally import Load
 
-__all__ = ["Node", "Segment"]
+__all__ = ["Budget", "Node", "Segment"]
 
 #: Shared by all nodes at rest: a finished span should cost little.
 NO_LOAD = Load()
+
+
+@dataclass(slots=True)
+class Budget:
+    """How many spans of groups and tasks the trace of one root segment may still have.
+
+    The sum stays below the 5 MB at which Tempo drops a trace.
+    """
+
+    #: Groups of one segment.
+    a_segment: int
+    groups: int = 1500
+    #: A failed task's span carries a traceback; it is four times as large.
+    erred: int = 200
+    slowest: int = 800
+
+    @property
+    def groups_now(self) -> int:
+        """Groups that the next segment may have."""
+        return max(0, min(self.a_segment, self.groups))
 
 
 class Segment:
     """An open segment: an episode of a Dask span that has not ended yet."""
 
     __slots__ = (
+        "announced",
+        "budget",
         "children",
-        "children_end",
         "id",
         "last_change",
         "number",
@@ -30,6 +53,9 @@ class Segment:
         "parent_id",
         "run_start",
         "run_stop",
+        "sent_from",
+        "sent_to",
+        "sent_until",
         "start",
         "trace_id",
         "wall",
@@ -46,8 +72,14 @@ class Segment:
         self.last_change = start
         #: Nodes of child segments that are open; a set in order of insertion.
         self.children: dict[Node, None] = {}
-        #: Latest end of a child segment that has closed.
-        self.children_end = start
+        #: Earliest start and latest end of what has been sent of its children: it must enclose them.
+        self.sent_from = float("inf")
+        self.sent_until = float("-inf")
+        #: A root only: whether a marker has been sent, and what the trace may still hold.
+        self.announced = False
+        self.budget: Budget | None = None
+        #: Workers that were given tasks; a set in order of insertion.
+        self.sent_to: dict[str, None] = {}
         #: Workers whose metrics are awaited, and since when.
         self.owed: dict[str, float] = {}
         #: Thread-seconds used by other roots, as known when the segment began and when it last changed.
@@ -60,6 +92,20 @@ class Segment:
         if start and (not self.run_start or start < self.run_start):
             self.run_start = start
         self.run_stop = max(self.run_stop, stop)
+
+    def enclose(self, start: float, end: float) -> None:
+        """Note that a child was sent."""
+        self.sent_from = min(self.sent_from, start)
+        self.sent_until = max(self.sent_until, end)
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set. What was sent stays enclosed."""
+        self.start = min(self.start + seconds, self.sent_from)
+        self.last_change += seconds
+        self.owed = {worker: since + seconds for worker, since in self.owed.items()}
+        self.run_start += seconds if self.run_start else 0.0
+        self.run_stop += seconds if self.run_stop else 0.0
+        self.wall.shift(seconds)
 
     def awaits_metrics(self, heartbeats: Heartbeats, now: float) -> bool:
         """Whether a worker that is still there has metrics to deliver."""
@@ -136,12 +182,16 @@ class Node:
     def latest_group_span(self, name: str) -> tuple[int, int] | None:
         """Trace id and span id of a group's latest group span, if it has one or will have one."""
         number = self.group_numbers.get(name, self.first_number) - 1
+        if self.segment and self.ledger and self.ledger.others and name in self.ledger.others_names:
+            return self.segment.trace_id, others_id(self.info.id, self.segment.number)
         if not self.segment and self.ledger and name in self.ledger.groups:
             number -= 1  # only held; nobody knows whether it will be sent
             if self.group_traces and name in self.group_traces:
                 return None  # nor in which trace the one before was
         if number < self.first_number:
             return None
+        if self.segment and self.ledger and name in self.ledger.groups:
+            self.ledger.groups[name].pinned = True
         trace_number = (self.group_traces or {}).get(name, 0)
         return trace_id(self.root.info.id, trace_number), group_id(self.info.id, name, number)
 

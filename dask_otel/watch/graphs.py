@@ -1,64 +1,81 @@
-"""What submissions say: who submitted, which collections, from which line, and how long the graph took to take in."""
+"""From submissions to notes for the mirror: who submitted to which span, and which tasks Dask put elsewhere."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
+from uuid import uuid4
 
-from ..mirror.model import Graph
+from dask.utils import key_split
+from distributed.metrics import time
+
+from ..mirror.model import NOBODY, Graph
+from ..safety import log
+from .latches import Latches
+from .submissions import Ask, Submission
 
 __all__ = ["Graphs"]
 
 #: Values of one annotation that one graph may add to a span.
 MAX_VALUES = 32
 
+_EXPLANATION = (
+    "dask-otel: Dask counts some tasks that were submitted in %r in another span, because tasks of the same name are "
+    "there already. The traces say so (dask.span.counted_in, dask.span.includes). To have numbers of their own, give "
+    "such tasks names of their own: client.submit(..., key=...), client.map(..., key=...)."
+)
+
 
 class Graphs:
-    """Notes on the graphs that came in since the last sweep, one for each Dask span of each graph.
+    """Notes on the graphs that came in since the last sweep, one for each span of each graph.
 
     Parameters
     ----------
-    spans
-        ``SpansSchedulerExtension.spans``
+    tasks
+        ``Scheduler.tasks``
+    latches
+        To be told of tasks that Dask put elsewhere.
     annotations
         Names of the Dask annotations that may be shown.
     """
 
-    def __init__(self, spans: Mapping[str, Any], annotations: Iterable[str]) -> None:
-        self._spans = spans
+    def __init__(self, tasks: Mapping[Any, Any], latches: Latches, annotations: Iterable[str]) -> None:
+        self._tasks = tasks
+        self._latches = latches
         self._allowed = tuple(annotations)
         self._notes: list[Graph] = []
+        #: Spans that were asked for; Dask may not have them.
+        self._asked: dict[str, tuple[Ask, float]] = {}
         #: Stimulus of the latest graph, its notes, and the part of its tasks that each stands for.
         self._latest: tuple[str, list[tuple[Graph, float]]] = ("", [])
-        #: By span id, how many entries of ``Span.metadata`` have been read.
-        self._collections_read: dict[str, int] = {}
+        self._warned = False
 
-    def taken_in(
-        self,
-        client: str,
-        groups: Counter[Any],
-        annotations: Mapping[str, Mapping[Any, Any]],
-        tasks: Mapping[Any, Any],
-        stimulus_id: str,
-    ) -> None:
-        """Note a graph; ``groups`` counts its tasks by TaskGroup."""
+    def taken_in(self, submission: Submission, annotations: Mapping[str, Mapping[Any, Any]], stimulus_id: str) -> None:
+        """Note a graph, once Dask has decided which task goes where."""
         sizes: Counter[str] = Counter()
-        for group, size in groups.items():
-            if group.span_id:
+        for group, size in submission.groups.items():
+            change = self._latches.touch(group)
+            if group.span_id and size:
+                change.active = True  # even if none of them needs to run, the tasks count
                 sizes[group.span_id] += size
-        values = self._annotations(annotations, tasks)
+        if submission.ask:
+            self._learn(submission.ask, submission.since)
+            sizes.setdefault(submission.ask.id, 0)
+        asked = self._collide(submission, sizes)
+        self._share(submission)
+        values = self._annotations(annotations, asked)
         total = sum(sizes.values())
         latest = []
         for span_id, size in sizes.items():
             note = Graph(
                 span_id,
-                clients=(client,),
-                collections=self._collections(span_id),
+                clients=(submission.client,),
+                collections=submission.collections,
                 annotations=values.get(span_id, {}),
-                code=_innermost(self._spans[span_id]),
+                code=submission.code,
             )
-            latest.append((note, size / total))
+            latest.append((note, size / total if total else 1 / len(sizes)))
             self._notes.append(note)
         self._latest = (stimulus_id, latest)
 
@@ -69,39 +86,79 @@ class Graphs:
             for note, part in notes:
                 note.seconds += seconds * part
 
-    def drain(self) -> list[Graph]:
-        """Hand over the notes."""
-        notes, self._notes = self._notes, []
-        self._latest = ("", [])
-        return notes
+    def failed(self, submission: Submission, status: str) -> None:
+        """Note a graph that could not be taken in; status ``error`` or ``cancelled``."""
+        ask = submission.ask or Ask(("default",), (str(uuid4()),))
+        self._learn(ask, submission.since)
+        prefix = next((str(key_split(key)) for key in submission.keys), "")
+        self._notes.append(
+            Graph(
+                ask.id,
+                clients=(submission.client,),
+                collections=submission.collections,
+                failure=status,
+                prefix=prefix,
+                since=submission.since,
+                until=time(),
+            )
+        )
 
-    def _collections(self, span_id: str) -> tuple[str, ...]:
-        metadata = self._spans[span_id].metadata
-        if not metadata:
-            return ()
-        entries = metadata["collections"]
-        read = self._collections_read.get(span_id, 0)
-        self._collections_read[span_id] = len(entries)
-        return tuple(dict.fromkeys(str(entry["type"]) for entry in entries[read:] if "type" in entry))
+    def drain(self) -> tuple[list[Graph], list[tuple[Ask, float]]]:
+        """Hand over the notes, and the spans that were asked for since when."""
+        notes, self._notes = self._notes, []
+        asked, self._asked = self._asked, {}
+        self._latest = ("", [])
+        return notes, list(asked.values())
+
+    def _share(self, submission: Submission) -> None:
+        """Tasks that another span asked for first may be asked for by their own, too."""
+        claims = self._latches.claims
+        if claims.keys:
+            around = submission.ask.id if submission.ask else None
+            for key in submission.keys:
+                if key in claims.keys and self._tasks[key].group.span_id == around:
+                    claims.wanted_where_it_is(key)
+
+    def _learn(self, ask: Ask, since: float) -> None:
+        self._asked.setdefault(ask.id, (ask, since))
+
+    def _collide(self, submission: Submission, sizes: Counter[str]) -> dict[Any, str]:
+        """Follow tasks that are not where they belong; return which span each new one asked for."""
+        asked: dict[Any, str] = {}
+        included: dict[str, dict[str, None]] = {}
+        for collision in submission.collisions:
+            key, ask = collision.key, collision.ask
+            if not (collision.is_new or key in submission.keys):
+                continue  # an input, computed for somebody else
+            task = self._tasks[key]
+            asker = ask.id if ask else NOBODY
+            if not task.group.span_id or task.group.span_id == asker:
+                continue
+            if ask:
+                self._learn(ask, submission.since)
+            change = self._latches.touch(task.group)
+            self._latches.claims.add(key, task, asker, submission.since, change, is_new=collision.is_new)
+            included.setdefault(task.group.span_id, {})[asker] = None
+            if collision.is_new:
+                change.active = True
+                asked[key] = asker
+                sizes[asker or task.group.span_id] += 1
+        self._notes += [Graph(holder, includes=tuple(askers)) for holder, askers in included.items()]
+        if included and not self._warned:
+            self._warned = True
+            log.warning(_EXPLANATION, " / ".join(map(str, submission.ask.tags)) if submission.ask else "no span")
+        return asked
 
     def _annotations(
-        self, annotations: Mapping[str, Mapping[Any, Any]], tasks: Mapping[Any, Any]
+        self, annotations: Mapping[str, Mapping[Any, Any]], asked: Mapping[Any, str]
     ) -> dict[str, dict[str, dict[str, None]]]:
         """Values by span and name, each once."""
         by_span: dict[str, dict[str, dict[str, None]]] = {}
         for name in self._allowed:
             for key, value in annotations.get(name, {}).items():
-                span_id = tasks[key].group.span_id
+                span_id = asked.get(key, self._tasks[key].group.span_id)
                 if span_id:
                     values = by_span.setdefault(span_id, {}).setdefault(name, {})
                     if len(values) < MAX_VALUES:
                         values[str(value)] = None
         return by_span
-
-
-def _innermost(span: Any) -> tuple[str, int] | None:
-    """File and line of the innermost user frame of the latest submission, when the client sends code."""
-    if not span._code:
-        return None
-    frames = next(reversed(span._code))
-    return (frames[-1].filename, frames[-1].lineno_frame) if frames else None

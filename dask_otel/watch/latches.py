@@ -11,9 +11,12 @@ from typing import Any
 from distributed.metrics import time
 
 from ..mirror.buckets import bucket
-from ..mirror.model import Change, FirstError
+from ..mirror.model import Change
+from ..mirror.tally import FirstError
 from ..safety import Safety
-from .outcomes import first_error, outcome_of_release
+from .claims import Claims
+from .outcomes import error_of, outcome_of_release
+from .runs import Runs
 
 __all__ = ["Latches"]
 
@@ -22,17 +25,13 @@ _ASKED_FOR = ("update-graph", "stimulus-retry")
 
 
 class Latches:
-    """Changes by task group since the last sweep.
+    """Changes by task group since the last sweep."""
 
-    Parameters
-    ----------
-    tasks
-        ``Scheduler.tasks``
-    """
-
-    def __init__(self, tasks: Mapping[Any, Any], safety: Safety) -> None:
-        self._tasks = tasks
+    def __init__(self, scheduler: Any, safety: Safety, first_failure: int) -> None:
+        self._tasks: Mapping[Any, Any] = scheduler.tasks
         self._safety = safety
+        self._runs = Runs(scheduler.workers, first_failure)
+        self.claims = Claims()
         #: By TaskGroup.
         self._changes: dict[Any, Change] = {}
         #: Keys of tasks that had finished and run again because their results are gone.
@@ -58,13 +57,17 @@ class Latches:
             change = self._changes.get(task.group)
             if change is None:
                 change = self.touch(task.group)
+            outcome = None
             if finish == "memory" and start != "memory":
+                outcome = "completed"
                 change.active = True
                 change.completed += 1
-                self._ran(change, details)
+                self._ran(key, task, change, details)
                 if self._provisional and key in self._provisional:
                     self._settle_provisional(key, change, recomputed=True)
-            elif finish == "processing" or (start == "memory" and finish != "erred"):
+            elif finish == "processing":
+                change.sent_to[task.processing_on.address] = None
+            elif start == "memory" and finish != "erred":
                 pass
             elif finish == "waiting":
                 if task.type is None:
@@ -72,14 +75,15 @@ class Latches:
                 elif start == "released":
                     self._again(key, change, stimulus_id)
             elif finish == "erred":
-                self._erred(key, start, task, change, details)
-            elif start in ("processing", "waiting", "queued", "no-worker") and finish in ("released", "forgotten"):
-                self._released(key, start, task, change, stimulus_id)
+                outcome = self._erred(key, start, task, change, details)
+            elif finish == "released" and start in ("processing", "waiting", "queued", "no-worker"):
+                outcome = self._released(key, start, task, change, stimulus_id)
+            if self.claims.keys and key in self.claims.keys:
+                self.claims.follow(key, finish, task, outcome, change, details)
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             self._safety.caught("transition hook", error)
 
-    @staticmethod
-    def _ran(change: Change, details: Mapping[str, Any]) -> None:
+    def _ran(self, key: Any, task: Any, change: Change, details: Mapping[str, Any]) -> None:
         """Note when, where and for how long a task ran, and what came of it."""
         seconds = 0.0
         for run in details.get("startstops") or ():
@@ -98,6 +102,8 @@ class Latches:
         type_ = details.get("typename")
         if type_:
             change.types[type_] = change.types.get(type_, 0) + 1
+        if seconds > change.slow and type_:
+            self._runs.slow(key, task, change, seconds, details)
 
     def _again(self, key: Any, change: Change, stimulus_id: str) -> None:
         """A task that had finished is to run again."""
@@ -108,33 +114,37 @@ class Latches:
             self._provisional.add(key)
             change.provisional += 1
 
-    def _erred(self, key: Any, start: str, task: Any, change: Change, details: Mapping[str, Any]) -> None:
+    def _erred(self, key: Any, start: str, task: Any, change: Change, details: Mapping[str, Any]) -> str | None:
         blame = task.exception_blame
         if blame is task and start in ("waiting", "queued", "no-worker") and not details:
             # The task erred on its way to a worker: it has been counted in a transition inside this one.
-            return
+            return None
         change.active = True
         change.last_event = time()
+        error = FirstError(*error_of(blame))
         if blame is task:
-            self._ran(change, details)
-            change.count("erred")
+            outcome = "erred"
+            self._ran(key, task, change, details)
+            self._runs.erred(key, task, change, error, details)
         else:  # it depends on a task that erred
-            change.count("upstream_failed")
-        if not change.error:
-            change.error = FirstError(*first_error(blame.exception_text if blame else None))
+            outcome = "upstream_failed"
+        change.count(outcome)
+        if not change.error and not self.claims.is_foreign(key):
+            change.error = error
         if key in self._provisional:
             self._settle_provisional(key, change, recomputed=True)
+        return outcome
 
-    def _released(self, key: Any, start: str, task: Any, change: Change, stimulus_id: str) -> None:
+    def _released(self, key: Any, start: str, task: Any, change: Change, stimulus_id: str) -> str | None:
         if key in self._provisional:
             self._settle_provisional(key, change, recomputed=False)
-            return
-        # Without its scattered input a task can never run.
-        outcome = "lost" if task.has_lost_dependencies else outcome_of_release(start, stimulus_id)
+            return None
+        outcome = outcome_of_release(task, start, stimulus_id)
         if outcome:
             change.active = True
             change.last_event = time()
             change.count(outcome)
+        return outcome
 
     def _settle_provisional(self, key: Any, change: Change, *, recomputed: bool) -> None:
         self._provisional.discard(key)

@@ -1,61 +1,93 @@
-"""What a transition means, told by the prefix of its stimulus id, and what an exception's text says."""
+"""What a transition means, and what an exception's text says."""
 
 from __future__ import annotations
 
 import ast
+import pickletools
 import re
+from typing import Any
 
-__all__ = ["first_error", "outcome_of_release"]
+__all__ = ["error_of", "first_error", "outcome_of_release"]
 
-#: Outcome of ``processing → released``, by the prefix of the stimulus id.
-_RELEASES = (
-    ("task-erred", "retried"),
-    ("reschedule", "rescheduled"),
-    ("cancel-key", "cancelled"),
-    ("client-restart-workers", "lost"),
-    ("client-restart", "cancelled"),
-    ("client-releases-keys", "abandoned"),
-    ("remove-client", "abandoned"),
-    ("handle-worker-cleanup", "lost"),
-    ("check-worker-ttl", "lost"),
-    ("retire-workers", "lost"),
-    ("cancelled-by-worker-close", "lost"),
-    ("worker-close", "lost"),
-    ("nanny-close", "lost"),
-    ("worker-send-comm-fail", "lost"),
-    ("send-all-comm-fail", "lost"),
+#: Stimuli by which a person gives tasks up. A scheduler that restarts does so for everybody; one that only restarts
+#: its workers has the same beginning.
+_CANCELLED = re.compile(r"cancel-key|client-restart-(?!workers)")
+#: Stimuli of runs that will be run again: after a failure, or because their worker, or an input on it, is gone.
+_RETRIED = ("task-erred", "execute-unknown-error")
+_LOST = (
+    "handle-worker-cleanup",
+    "check-worker-ttl",
+    "retire-workers",
+    "client-restart-workers",
+    "cancelled-by-worker-close",
+    "worker-close",
+    "nanny-close",
+    "worker-send-comm-fail",
+    "send-all-comm-fail",
 )
-#: Tasks that never ran can only have been given up by a person.
-_GIVEN_UP = ("cancelled", "abandoned")
+#: Characters kept of an exception's text.
+MAX_TEXT = 4000
+#: Exceptions that the scheduler itself raises; it gives no text.
+_OWN = {"KilledWorker", "NoValidWorkerError", "NoWorkerError", "MemoryError"}
 
 
-def outcome_of_release(start: str, stimulus_id: str) -> str | None:
+def outcome_of_release(task: Any, start: str, stimulus_id: str) -> str | None:
     """Outcome of a task that was released unfinished, or None where that means nothing.
+
+    The stimulus alone doesn't tell: when a task errs, its siblings that nobody needs any more are released by the same.
 
     Parameters
     ----------
     start
         State that it was in: processing, waiting, queued or no-worker.
     """
-    for prefix, outcome in _RELEASES:
-        if stimulus_id.startswith(prefix):
-            return outcome if start == "processing" or outcome in _GIVEN_UP else None
-    return None
+    if task.has_lost_dependencies:  # without its scattered input it can never run
+        return "lost"
+    if task.exception_blame:  # on its way to erred
+        return None
+    if not (task.who_wants or task.waiters):
+        return "cancelled" if _CANCELLED.match(stimulus_id) else "abandoned"
+    if start != "processing":
+        return None
+    if stimulus_id.startswith(_RETRIED):
+        return "retried"
+    return "lost" if stimulus_id.startswith(_LOST) else "rescheduled"
+
+
+def error_of(task: Any) -> tuple[str, str]:
+    """Type and message of the exception of a task that erred, as far as they are known without unpickling it."""
+    if task is None:
+        return "_OTHER", ""
+    if task.exception_text is None and isinstance(task.exception, bytes):
+        return _type_of_pickle(task.exception), ""
+    return first_error(task.exception_text)
+
+
+def _type_of_pickle(data: bytes) -> str:
+    for _, argument, _ in pickletools.genops(data):
+        if argument in _OWN:
+            return str(argument)
+    return "_OTHER"
 
 
 _EXCEPTION = re.compile(r"\s*(?:[\w.]+\.)?(\w+)\s*\((.*)\)\s*", re.DOTALL)
+_BEGINNING = re.compile(r"\s*(?:[\w.]+\.)?(\w+)\s*\(")
 
 
 def first_error(text: str | None) -> tuple[str, str]:
-    """Type and message of an exception, from its ``repr``.
+    """Type and message of an exception, from its ``repr``; of a long one, as much as is shown.
 
     Returns
     -------
     ``("_OTHER", text)`` where the text does not look like ``Type(...)``; Dask gives no text at all for some.
     """
-    match = _EXCEPTION.fullmatch(text or "")
+    text = text or ""
+    if len(text) > MAX_TEXT:
+        beginning = _BEGINNING.match(text[:MAX_TEXT])
+        return (beginning.group(1), text[beginning.end() : MAX_TEXT]) if beginning else ("_OTHER", text[:MAX_TEXT])
+    match = _EXCEPTION.fullmatch(text)
     if not match:
-        return "_OTHER", text or ""
+        return "_OTHER", text
     type_, arguments = match.groups()
     try:
         message = ast.literal_eval(arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections import Counter
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from ..safety import Safety, log
 from .graphs import Graphs
 from .latches import Latches
 from .metrics import MetricsTap
+from .submissions import Submissions
 from .sweep import Sweeper
 
 __all__ = ["SchedulerWatch", "Sink", "WatchSettings"]
@@ -42,6 +42,8 @@ class WatchSettings:
     sweep_interval: float
     settle: float
     max_segment: float
+    announce: float
+    max_groups: int
     shutdown_timeout: float
     annotations: tuple[str, ...]
 
@@ -95,20 +97,18 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
     def transition(self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any) -> None:
         """Do nothing; while the watch is on, ``Latches.transition`` takes this one's place and saves a call."""
 
-    def update_graph(
-        self, scheduler: Any, *, client: str, tasks: Any, annotations: Any, stimulus_id: str, **kwargs: Any
-    ) -> None:
+    def update_graph(self, scheduler: Any, *, tasks: Any, annotations: Any, stimulus_id: str, **kwargs: Any) -> None:
         """Note a graph; called by Dask when it has been taken in."""
         if self._watch:
             with self._watch.safety.guard("update_graph hook"):
-                self._watch.graph(client, tasks, annotations, stimulus_id)
+                self._watch.graph(tasks, annotations, stimulus_id)
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Note how long a graph took to take in; called by Dask for each event."""
+        """Note how long a graph took to take in, or that it failed; called by Dask for each event."""
         if self._watch and topic == "scheduler":
             with self._watch.safety.guard("log_event hook"):
-                if isinstance(msg, dict) and msg.get("action") == "update-graph" and "metrics" in msg:
-                    self._watch.graphs.timed(msg["stimulus_id"], msg["metrics"]["duration_seconds"])
+                if isinstance(msg, dict) and msg.get("action") == "update-graph":
+                    self._watch.graph_event(msg)
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """Note a new worker; called by Dask."""
@@ -135,26 +135,45 @@ class _Watch:
         self._sink = sink
         self.safety = safety
         extension = scheduler.extensions["spans"]
-        self.mirror = Mirror(time(), scheduler.total_nthreads, settle=settings.settle, max_segment=settings.max_segment)
-        self.latches = Latches(scheduler.tasks, safety)
-        self.graphs = Graphs(extension.spans, settings.annotations)
+        self.mirror = Mirror(
+            time(),
+            scheduler.total_nthreads,
+            settle=settings.settle,
+            max_segment=settings.max_segment,
+            announce=settings.announce,
+            max_groups=settings.max_groups,
+        )
+        first_number = _first_number(scheduler)
+        self.latches = Latches(scheduler, safety, first_number)
+        self.submissions = Submissions(scheduler, safety)
+        self.graphs = Graphs(scheduler.tasks, self.latches, settings.annotations)
         self._metrics = MetricsTap(extension, self.mirror.heartbeats, safety)
         self._sweeper = Sweeper(
-            scheduler, self.mirror, self.latches, self.graphs, self._metrics, sink.put, safety, _first_number(scheduler)
+            scheduler, self.mirror, self.latches, self.graphs, self._metrics, sink.put, safety, first_number
         )
         self._sweeper.learn()
         self._closing: asyncio.Task[None] | None = None
         # Last: what comes before may fail.
         self._metrics.install()
+        self.submissions.install()
         self._sweeping = asyncio.create_task(self._sweep_regularly(), name="dask-otel sweep")
 
-    def graph(self, client: str, tasks: Any, annotations: Any, stimulus_id: str) -> None:
+    def graph(self, tasks: Any, annotations: Any, stimulus_id: str) -> None:
         """Note a graph that was taken in."""
-        by_key = self._scheduler.tasks
-        groups = Counter(by_key[key].group for key in tasks)
-        for group in groups:
-            self.latches.touch(group)
-        self.graphs.taken_in(client, groups, annotations, by_key, stimulus_id)
+        submission = self.submissions.current()
+        if submission:
+            self.graphs.taken_in(submission, annotations, stimulus_id)
+        else:  # somebody called the scheduler's method directly
+            for group in {self._scheduler.tasks[key].group for key in tasks}:
+                self.latches.touch(group)
+
+    def graph_event(self, event: Any) -> None:
+        """Note what Dask says after it has taken in a graph, or failed to."""
+        submission = self.submissions.current()
+        if "metrics" in event:
+            self.graphs.timed(event["stimulus_id"], event["metrics"]["duration_seconds"])
+        elif submission:
+            self.graphs.failed(submission, event["status"])
 
     def close(self) -> asyncio.Task[None]:
         """Stop, wait for the workers' last metrics, send everything; always the same task."""
@@ -170,6 +189,7 @@ class _Watch:
         # Only now: cancelled in the middle of a sweep, it would lose what it had drained.
         self._sweeping.cancel()
         self._metrics.remove()
+        self.submissions.remove()
         self._plugin.stopped()
         with self.safety.guard("closing"):
             timeout = max(0.0, deadline - perf_counter())

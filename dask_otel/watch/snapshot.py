@@ -1,17 +1,19 @@
 """Reads task groups and spans of the scheduler into plain data.
 
-Uses only what is public in ``distributed``, save ``Span._code``: the public property walks the whole subtree.
+Uses only what is public in ``distributed``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from itertools import islice
 from typing import Any
 
-from ..mirror.model import Change, Dependency, Load, SpanInfo
+from ..mirror.model import Change, Dependency, SpanInfo
+from ..mirror.tally import Load
+from .submissions import Ask
 
-__all__ = ["Groups", "span_info"]
+__all__ = ["Groups", "span_info", "spans_of"]
 
 #: A group span names at most this many of the groups it depends on.
 MAX_DEPENDENCIES = 128
@@ -108,6 +110,13 @@ def _dependencies(group: Any) -> tuple[Dependency, ...]:
         for dependency in islice(group.dependencies, MAX_DEPENDENCIES)
         if dependency is not group
     )
+
+
+def spans_of(ask: Ask, since: float) -> Iterator[SpanInfo]:
+    """Describe a span that a submission named, and its parents, from the root down."""
+    tags = tuple(str(tag) for tag in ask.tags)
+    for depth, span_id in enumerate(ask.ids, 1):
+        yield SpanInfo(span_id, tags[:depth], ask.ids[depth - 2] if depth > 1 else None, since)
 
 
 def span_info(span: Any) -> SpanInfo:

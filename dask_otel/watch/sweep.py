@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from time import perf_counter
 from typing import Any
 
 from distributed.metrics import time
 
 from ..mirror.records import Record, SegmentRecord
 from ..mirror.segments import Mirror
-from ..safety import Safety
+from ..safety import Safety, log
 from .graphs import Graphs
 from .latches import Latches
 from .metrics import MetricsTap
-from .snapshot import Groups, span_info
+from .pace import Clock, Pace
+from .snapshot import Groups, span_info, spans_of
+from .submissions import Ask
 
 __all__ = ["Sweeper"]
 
-#: The sweep gives the event loop back after this many seconds at most.
-SLICE = 0.002
 #: So many segments may fail to be made while a scheduler closes before it goes on without the rest.
 MAX_FAILURES = 100
-
-
-class _Pace:
-    """Gives the event loop back now and then."""
-
-    def __init__(self) -> None:
-        self._until = perf_counter() + SLICE
-
-    async def rest(self) -> None:
-        """Let others run, if this slice is used up."""
-        if perf_counter() > self._until:
-            await asyncio.sleep(0)
-            self._until = perf_counter() + SLICE
 
 
 class Sweeper:
@@ -71,6 +57,7 @@ class Sweeper:
         self._first_number = first_number
         self._born = time()
         self._groups = Groups(scheduler.task_groups)
+        self._clock = Clock()
         #: How much of ``Scheduler.total_nthreads_history`` has been read.
         self._threads_read = len(scheduler.total_nthreads_history)
         #: Sweeps never overlap.
@@ -89,7 +76,8 @@ class Sweeper:
     async def sweep(self) -> None:
         """Look at what changed and send what ended."""
         async with self._lock:
-            pace = _Pace()
+            pace = Pace()
+            self._check_clock()
             await self._collect(pace)
             busy = self._scheduler._active_graph_updates > 0
             await self._send(self._mirror.advance(time(), taking_in_graph=busy), pace)
@@ -97,7 +85,7 @@ class Sweeper:
     async def close(self) -> None:
         """Look at what changed, and send everything."""
         async with self._lock:
-            pace = _Pace()
+            pace = Pace()
             # Data can be scattered into a group without any hook being called.
             for group in self._groups.known():
                 self._latches.touch(group)
@@ -108,11 +96,15 @@ class Sweeper:
                     await self._send(self._mirror.close(time()), pace)
                     break
 
-    async def _collect(self, pace: _Pace) -> None:
+    async def _collect(self, pace: Pace) -> None:
         # Drained together, at one moment. Graphs before changes: a segment knows who submitted it when it opens.
-        graphs, changes, metrics = self._graphs.drain(), self._latches.drain(), self._metrics.drain()
+        (graphs, asks), claims = self._graphs.drain(), self._latches.claims.drain()
+        changes, metrics = self._latches.drain(), self._metrics.drain()
         self._groups.forget(changes)
         self._read_threads()
+        for ask, since in asks:
+            with self._safety.guard("sweep"):
+                self._add_asked(ask, since)
         for graph in graphs:
             with self._safety.guard("sweep"):
                 self._add_span(graph.span_id)
@@ -126,13 +118,18 @@ class Sweeper:
                     self._add_span(group.span_id)
                     self._mirror.add_change(change, time())
             await pace.rest()
+        for claim in claims:  # after the changes: the segments that count these tasks are open now
+            with self._safety.guard("sweep"):
+                self._add_span(claim.holder)
+                self._mirror.add_claim(claim, time())
+            await pace.rest()
         for span_id, values in metrics.items():
             with self._safety.guard("sweep"):
                 self._add_span(span_id)
                 self._mirror.add_metrics(span_id, values, time())
             await pace.rest()
 
-    async def _send(self, records: Iterator[Record | None], pace: _Pace) -> None:
+    async def _send(self, records: Iterator[Record | None], pace: Pace) -> None:
         together: list[Record] = []
         for record in records:
             if record:
@@ -148,6 +145,20 @@ class Sweeper:
             if info.parent_id is not None:
                 self._add_span(info.parent_id)
             self._mirror.add_span(info, self._first_number if info.enqueued < self._born else 0)
+
+    def _add_asked(self, ask: Ask, since: float) -> None:
+        """Learn of a span that a submission named, though Dask may not have made it."""
+        for info in spans_of(ask, since):
+            if info.id in self._spans:
+                self._add_span(info.id)
+            else:
+                self._mirror.add_span(info, self._first_number)
+
+    def _check_clock(self) -> None:
+        seconds = self._clock.set_back()
+        if seconds:
+            log.warning("dask-otel: the clock was set back by %.1f s; times of open spans move with it", seconds)
+            self._mirror.clock_set_back(seconds)
 
     def _read_threads(self) -> None:
         history = self._scheduler.total_nthreads_history

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from support.records import full_tally, group, segment
+from support.records import RUN, group, marker, segment, task
 
-from dask_otel.export.conventions import MAX_ACTIVITIES, attributes, error_description
-from dask_otel.mirror.model import Tally
+from dask_otel.export.activities import MAX_ACTIVITIES
+from dask_otel.export.conventions import attributes, error_description, exception_event
+from dask_otel.mirror.records import Failure
+from dask_otel.mirror.tally import Tally
 
 
 def test_segment():
@@ -22,17 +24,21 @@ def test_segment():
 
 
 def test_identity_comes_first_because_a_limit_cuts_the_last():
-    for record in (segment(), group()):
+    for record in (segment(), group(), task(), marker()):
         assert list(attributes(record))[:4] == ["dask.kind", "dask.span.id", "dask.span.path", "dask.span.root"]
 
 
 def test_types_never_depend_on_the_value():
     """TraceQL's number literals match only their own type."""
-    for record in (segment(), group()):
+    for record in (segment(), group(), task()):
         for name, value in attributes(record).items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                count = name.endswith((".bytes", ".count", ".segment", ".size", ".number")) or (
-                    name.startswith("dask.task.") and not name.startswith("dask.task.duration")
+                count = (
+                    name.endswith((".bytes", ".count", ".segment", ".size", ".number", "thread.id"))
+                    or name.startswith(
+                        ("dask.elsewhere.", "dask.truncated.", "dask.graph.failed", "dask.graph.cancelled")
+                    )
+                    or (name.startswith("dask.task.") and not name.startswith("dask.task.duration"))
                 )
                 assert type(value) is (int if count else float), name
 
@@ -49,6 +55,13 @@ def test_what_was_not_measured_is_absent():
             annotations={},
             previous_id=None,
             links=(),
+            failure=None,
+            includes=(),
+            counted_in=(),
+            elsewhere=None,
+            graph_failures={},
+            truncated_groups=0,
+            truncated_tasks=0,
         )
     )
     assert set(found) == {
@@ -93,15 +106,47 @@ def test_group():
     assert not [name for name in shared if name.startswith("dask.execute.")]
 
 
+def test_folded_groups_have_no_name():
+    found = attributes(group(folded=12, metrics=None, name="other groups"))
+    assert found["dask.group.folded"] == 12
+    assert not {"dask.group.name", "dask.task.prefix", "dask.group.prefix_shared"} & set(found)
+
+
+def test_task():
+    found = attributes(task())
+    assert found["dask.task.key"] == "('inc-123', 0)"
+    assert found["dask.task.picked"] == "erred"
+    assert found["dask.duration.transfer"] == 0.25
+    assert found["error.type"] == "ValueError"
+    assert exception_event(task()) == {
+        "exception.type": "ValueError", "exception.message": "boom", "exception.stacktrace": "Traceback: …"
+    }  # fmt: skip
+
+
+def test_a_failure_without_a_run():
+    run = RUN._replace(run_id=-1, worker=None, worker_name=None, thread=None, type=None, nbytes=None, durations={})
+    found = attributes(task(run=run))
+    assert not {"dask.task.run_id", "dask.worker.address", "dask.task.type", "dask.output.size"} & set(found)
+
+
+def test_spans_that_count_elsewhere():
+    found = attributes(segment(counted_in=("a", "b"), includes=("x / y",)))
+    assert found["dask.span.counted_in"] == ["a", "b"]
+    assert found["dask.span.includes"] == ["x / y"]
+    assert found["dask.elsewhere.count"] == 12
+    assert found["dask.elsewhere.erred"] == 2
+    assert attributes(segment())["dask.span.counted_in"] == "other-id"
+
+
 @pytest.mark.parametrize(
-    ("outcomes", "message", "expected"),
+    ("failure", "expected"),
     [
-        ({"erred": 1}, "boom", "1 task erred; first: boom"),
-        ({"erred": 3}, "", "3 tasks erred"),
-        ({"erred": 2, "upstream_failed": 1}, "boom", "2 tasks erred, 1 task failed upstream; first: boom"),
+        (Failure("ValueError", "boom", erred=1), "1 task erred; first: boom"),
+        (Failure("_OTHER", "", erred=3), "3 tasks erred"),
+        (Failure("ValueError", "boom", 2, 1), "2 tasks erred, 1 task failed upstream; first: boom"),
+        (Failure("_OTHER", "", graphs=1), "1 graph could not be taken in"),
+        (Failure("ValueError", "boom"), "boom"),
     ],
 )
-def test_error_description(outcomes, message, expected):
-    tally = full_tally()
-    tally.outcomes, tally.error = outcomes, tally.error._replace(message=message)
-    assert error_description(tally) == expected
+def test_error_description(failure, expected):
+    assert error_description(failure) == expected

@@ -115,7 +115,9 @@ def test_a_collector_that_comes_late_gets_everything(monkeypatch):
             while "tries again" not in log.getvalue():
                 threading.Event().wait(0.01)
         with Receiver(grpc_port=int(endpoint.rsplit(":", 1)[1])) as late:
-            assert len(late.wait(lambda spans: len(spans) == 2, timeout=30)) == 2
+            assert len(late.wait(lambda spans: len(spans) >= 2, timeout=30)) >= 2
+            while pipeline.unsent:  # an answer that came too late means another attempt
+                threading.Event().wait(0.01)
             pipeline.close(timeout=30)
     assert pipeline.unsent == 0
 

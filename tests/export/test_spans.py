@@ -17,11 +17,10 @@ from opentelemetry.trace import (
     TraceFlags,
     set_span_in_context,
 )
-from support.records import group, segment
+from support.records import group, marker, segment, task
 
-from dask_otel.export.conventions import attributes, error_description
+from dask_otel.export.conventions import attributes, error_description, exception_event
 from dask_otel.export.spans import SpanFactory
-from dask_otel.mirror.model import Tally
 
 RESOURCE = Resource({"service.name": "test"})
 SCOPE = InstrumentationScope("dask_otel", "1.0")
@@ -53,7 +52,11 @@ def made_by_a_tracer(record, limits):
         links=[Link(context(link.trace_id, link.span_id), {"dask.link.type": link.kind}) for link in record.links],
         start_time=round(record.start * 1e9),
     )
-    span.set_status(Status(StatusCode.ERROR, error_description(record.tally)))
+    exception = exception_event(record)
+    if exception:
+        span.add_event("exception", exception, round(record.end * 1e9))
+    if record.failure:
+        span.set_status(Status(StatusCode.ERROR, error_description(record.failure)))
     span.end(round(record.end * 1e9))
     (finished,) = exporter.get_finished_spans()
     provider.shutdown()
@@ -61,7 +64,9 @@ def made_by_a_tracer(record, limits):
 
 
 @pytest.mark.parametrize(
-    "record", [segment(), group(), segment(parent_id=None, links=())], ids=["segment", "group", "root"]
+    "record",
+    [segment(), group(), segment(parent_id=None, links=()), task(), marker()],
+    ids=["segment", "group", "root", "task", "marker"],
 )
 def test_is_what_a_tracer_would_have_made(record):
     limits = SpanLimits()
@@ -83,7 +88,7 @@ def test_limits_keep_the_first_and_count_the_rest():
 
 
 def test_success_leaves_the_status_unset():
-    span = SpanFactory(RESOURCE, SCOPE, SpanLimits()).span(segment(tally=Tally()))
+    span = SpanFactory(RESOURCE, SCOPE, SpanLimits()).span(segment(failure=None))
     assert span.status.status_code is StatusCode.UNSET
 
 

@@ -47,6 +47,8 @@ class MemoryPlugin(OTelPlugin):
             "sweep_interval": 0.05,
             "settle": 0.3,
             "max_segment": 3600.0,
+            "announce": 86400.0,
+            "max_groups": 500,
             "shutdown_timeout": 10.0,
             "annotations": (),
         } | settings

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from dask_otel.mirror.model import OUTCOMES, FirstError, SpanInfo, Tally
-from dask_otel.mirror.records import GroupRecord, Link, SegmentRecord
+from dask_otel.mirror.model import SpanInfo
+from dask_otel.mirror.records import Failure, GroupRecord, Link, MarkerRecord, SegmentRecord, TaskRecord
+from dask_otel.mirror.tally import OUTCOMES, FirstError, Tally
+from dask_otel.mirror.tasks import TaskError, TaskRun
 
+FAILURE = Failure("ValueError", "boom", erred=2, upstream_failed=2, graphs=1)
 INFO = SpanInfo("dask-id", ("Alice's workflow", "data load"), "parent", 100.0)
 
 
@@ -31,6 +34,7 @@ def segment(**changes: Any) -> SegmentRecord:
         "start": 100.0,
         "end": 103.0,
         "links": (Link(1, 4, "continues"),),
+        "failure": FAILURE,
         "tally": full_tally(),
         "number": 1,
         "result": "error",
@@ -50,6 +54,12 @@ def segment(**changes: Any) -> SegmentRecord:
         "collections": ("DataFrame",),
         "annotations": {"team": ("red",)},
         "code": ("/home/alice/work.py", 7),
+        "includes": ("Bob's workflow",),
+        "counted_in": ("other-id",),
+        "elsewhere": full_tally(),
+        "graph_failures": {"error": 1, "cancelled": 1},
+        "truncated_groups": 3,
+        "truncated_tasks": 4,
     }
     return SegmentRecord(**(values | changes))
 
@@ -64,11 +74,53 @@ def group(**changes: Any) -> GroupRecord:
         "start": 101.0,
         "end": 102.0,
         "links": (Link(1, 6, "dependency"),),
+        "failure": FAILURE,
         "tally": full_tally(),
         "group": "inc-123",
         "dependencies": ("load-123",),
         "types": {"int": 8, "float": 2},
         "buckets": {0: 10},
         "metrics": {("execute", "inc", "thread-cpu", "seconds"): 1.5},
+        "folded": 0,
+        "truncated_tasks": 1,
     }
     return GroupRecord(**(values | changes))
+
+
+RUN = TaskRun(
+    key="('inc-123', 0)",
+    group="inc-123",
+    prefix="inc",
+    run_id=7,
+    start=101.0,
+    stop=102.0,
+    seconds=0.75,
+    durations={"compute": 750_000, "transfer": 250_000},
+    worker="tcp://a",
+    worker_name="a",
+    thread=42,
+    type="int",
+    nbytes=28,
+    error=TaskError("ValueError", "boom", "Traceback: …"),
+)
+
+
+def task(**changes: Any) -> TaskRecord:
+    values: dict[str, Any] = {
+        "span": INFO,
+        "trace_id": 1,
+        "span_id": 7,
+        "parent_id": 5,
+        "name": "inc",
+        "start": 101.0,
+        "end": 102.0,
+        "links": (),
+        "failure": Failure("ValueError", "boom"),
+        "run": RUN,
+        "reason": "erred",
+    }
+    return TaskRecord(**(values | changes))
+
+
+def marker() -> MarkerRecord:
+    return MarkerRecord(INFO, 1, 8, 2, "data load (running)", 100.0, 101.0, (), None)

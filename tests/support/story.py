@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dask_otel.mirror.model import Change, FirstError, Load, SpanInfo
+from dask_otel.mirror.model import Change, SpanInfo
 from dask_otel.mirror.records import GroupRecord, Record, SegmentRecord
 from dask_otel.mirror.segments import Mirror
+from dask_otel.mirror.tally import FirstError, Load
 
 WORKER = "tcp://worker"
 
@@ -12,9 +13,19 @@ WORKER = "tcp://worker"
 class Story:
     """A mirror, a clock, and what came out."""
 
-    def __init__(self, *, settle: float = 5.0, max_segment: float = 3600.0, threads: int = 4) -> None:
+    def __init__(
+        self,
+        *,
+        settle: float = 5.0,
+        max_segment: float = 3600.0,
+        announce: float = 86400.0,
+        max_groups: int = 500,
+        threads: int = 4,
+    ) -> None:
         self.now = 100.0
-        self.mirror = Mirror(self.now, threads, settle=settle, max_segment=max_segment)
+        self.mirror = Mirror(
+            self.now, threads, settle=settle, max_segment=max_segment, announce=announce, max_groups=max_groups
+        )
         self.mirror.heartbeats.joined(WORKER, self.now)
         self.records: list[Record] = []
 
@@ -43,7 +54,8 @@ class Story:
         worker: str = WORKER,
         outcome: str = "",
     ) -> None:
-        """Something happened to a group."""
+        """Something happened to a group; nobody hears of a run before it has ended."""
+        self.now = max(self.now, run[1]) if run else self.now
         change = Change(self.now)
         change.span_id, change.name, change.prefix = span_id, group, group.split("-")[0]
         change.active, change.tasks, change.completed = active, tasks, completed

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from dask_otel.cli.receiver import Span
 
 
-def tree(spans: Iterable[Span], *attributes: str) -> list[str]:
-    """One line a span: name, kind, chosen attributes, status, links by the target's name; children indented."""
-    spans = list(spans)
+def tree(spans: Iterable[Span], *attributes: str, tasks: bool = False) -> list[str]:
+    """One line a span: name, kind, chosen attributes, status, links by the target's name; children indented.
+
+    Task spans only if asked for: there is one for almost every task of a test.
+    """
+    spans = [span for span in spans if tasks or span.attributes["dask.kind"] != "task"]
     names = {(span.trace_id, span.span_id): span.name for span in spans}
     ids = {span.span_id for span in spans}
     lines: list[str] = []

@@ -1,0 +1,52 @@
+"""Keeps a trace bounded, whatever the graph: groups that are too many become one span that carries their sums."""
+
+from __future__ import annotations
+
+from .ledger import GroupLedger, Ledger
+from .tasks import TaskRun
+from .tree import Budget, Node
+
+__all__ = ["fold_groups", "pick_runs"]
+
+
+def fold_groups(node: Node, ledger: Ledger, keep: int) -> None:
+    """Leave at most ``keep`` groups, those that failed or took longest, and fold the others.
+
+    Groups with unfinished tasks or that others link to stay in any case.
+    """
+    ranked = sorted(ledger.groups.values(), key=_worth, reverse=True)
+    folded = [group for group in ranked[keep:] if not (group.unfinished or group.pinned)]
+    if not folded:
+        return
+    if ledger.others is None:
+        ledger.others = GroupLedger("", "other groups", node.next_number, folded[0].since)
+    for group in folded:
+        del ledger.groups[group.name]
+        ledger.others.fold(group)
+        ledger.others_names.add(group.name)
+        node.group_numbers[group.name] -= 1  # never sent
+    ledger.truncated_groups += len(folded)
+
+
+def _worth(group: GroupLedger) -> tuple[bool, bool, int]:
+    failed = bool(group.tally.outcomes.get("erred") or group.tally.outcomes.get("upstream_failed"))
+    return group.pinned or bool(group.unfinished), failed, sum(group.tally.durations.values())
+
+
+def pick_runs(ledger: Ledger, budget: Budget) -> dict[str | None, list[tuple[str, TaskRun]]]:
+    """Choose the runs that get a span, with the reason, by group (the folded ones under None)."""
+    ledgers = [*ledger.groups.values(), *([ledger.others] if ledger.others else [])]
+    chosen: dict[str | None, list[tuple[str, TaskRun]]] = {}
+    slowest: list[tuple[float, str | None, TaskRun]] = []
+    for group in ledgers:
+        if group.picks:
+            name = None if group is ledger.others else group.name
+            erred = group.picks.erred[: max(0, budget.erred)]
+            budget.erred -= len(erred)
+            chosen[name] = [("erred", run) for run in erred]
+            slowest += [(run.seconds, name, run) for run in group.picks.slowest]
+    slowest.sort(key=lambda pick: -pick[0])
+    for _, name, run in slowest[: max(0, budget.slowest)]:
+        chosen[name].append(("slowest", run))
+        budget.slowest -= 1
+    return chosen

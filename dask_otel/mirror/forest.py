@@ -1,0 +1,102 @@
+"""Which spans are open: the mirror's nodes, and the sets of those that want attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .ledger import Ledger
+from .model import SpanInfo
+from .tree import Node, Segment
+
+__all__ = ["Forest"]
+
+
+class Forest:
+    """All nodes of a scheduler; parents are opened before their children and taken out after them."""
+
+    def __init__(self, born: float) -> None:
+        #: When it began to count.
+        self.born = born
+        self.nodes: dict[str, Node] = {}
+        # Sets in order of insertion:
+        self.open: dict[Node, None] = {}
+        self.open_roots: dict[Node, None] = {}
+        self.touched: dict[Node, None] = {}
+        self.at_rest: dict[Node, None] = {}
+        #: Nodes with entries in a ledger but no open segment.
+        self.held: dict[Node, None] = {}
+        #: Busy thread-seconds of all roots, so far.
+        self.busy = 0.0
+
+    def add(self, info: SpanInfo, first_number: int) -> None:
+        """Learn of a Dask span; its parent must be known."""
+        if info.id not in self.nodes:
+            parent = self.nodes[info.parent_id] if info.parent_id is not None else None
+            self.nodes[info.id] = Node(info, parent, first_number)
+
+    def is_inside(self, span_id: str, node: Node) -> bool:
+        """Whether a span is the node or below it."""
+        return span_id in self.nodes and node in self.nodes[span_id].lineage()
+
+    def ledger(self, node: Node, now: float) -> Ledger:
+        """Return a node's ledger, opened if there is none."""
+        if not node.segment:
+            self.held[node] = None
+        return node.begin_ledger(now)
+
+    def open_segment(self, node: Node, at: float, now: float) -> Segment:
+        """Return a node's open segment; open one that begins at ``at``, and its parents', if there is none."""
+        if node.segment:
+            return node.segment
+        above = self.open_segment(node.parent, at, now) if node.parent else None
+        is_first = node.next_number == node.first_number and node.info.enqueued >= self.born
+        start = max(
+            node.info.enqueued if is_first else at,
+            self.born,
+            min(node.previous_end, now),  # later than now only if the clock was set back
+            above.start if above else 0.0,
+        )
+        segment = node.segment = Segment(node, start, self.busy - node.root.busy)
+        node.begin_ledger(start)
+        self.held.pop(node, None)
+        self.open[node] = self.touched[node] = None
+        if above:
+            above.children[node] = None
+        else:
+            self.open_roots[node] = None
+        return segment
+
+    def take_out(self, node: Node) -> tuple[Segment, Ledger]:
+        """End a node's open segment, and hand over what it held."""
+        segment, ledger = node.segment, node.ledger
+        assert segment and ledger  # noqa: PT018
+        for index in (self.open, self.open_roots, self.touched, self.at_rest):
+            index.pop(node, None)
+        node.segment = node.ledger = None
+        node.next_number += 1
+        if node.parent and node.parent.segment:
+            node.parent.segment.children.pop(node, None)
+        return segment, ledger
+
+    def account(self, now: float) -> Iterator[None]:
+        """Account for the wall time of what changed, and see what is at rest."""
+        touched, self.touched = self.touched, {}
+        for node in touched:
+            yield None
+            if node.segment:
+                node.segment.account(now, node.load)
+                node.segment.others_now = self.busy - node.root.busy
+                if node.load.unfinished:
+                    self.at_rest.pop(node, None)
+                else:
+                    self.at_rest[node] = None
+
+    def shift(self, seconds: float) -> None:
+        """Move all times of what has not been sent: the clock was set."""
+        self.born += seconds
+        for node in self.open:
+            if node.segment:
+                node.segment.shift(seconds)
+        for node in (*self.open, *self.held):
+            if node.ledger:
+                node.ledger.shift(seconds)

@@ -1,0 +1,134 @@
+"""Follows tasks that a span asked for and Dask put in another span."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distributed.metrics import time
+
+from ..mirror.model import NOBODY, Change, Claim
+from ..mirror.tally import FirstError, Load, Tally
+from .outcomes import error_of
+
+__all__ = ["Claims"]
+
+_UNFINISHED = ("processing", "queued", "no-worker", "waiting")
+
+
+class _Claimed:
+    """A task that is not where it was asked for."""
+
+    __slots__ = ("askers", "state")
+
+    def __init__(self) -> None:
+        #: Last known; empty before the first transition: a task may never need to run.
+        self.state = ""
+        #: By id of the span that asked, or ``NOBODY``: whether nobody else did.
+        self.askers: dict[str, bool] = {}
+
+
+class _Open(Claim):
+    """A claim of the current sweep."""
+
+    __slots__ = ("states",)
+
+    def __init__(self, asker: str, holder: str, since: float) -> None:
+        super().__init__(asker, holder, since)
+        #: By how much the number of tasks in each state changed.
+        self.states: dict[str, int] = {}
+
+
+class Claims:
+    """What happened to such tasks since the last sweep."""
+
+    def __init__(self) -> None:
+        #: Unfinished ones.
+        self.keys: dict[Any, _Claimed] = {}
+        self._claims: dict[tuple[str, str], _Open] = {}
+
+    def add(self, key: Any, task: Any, asker: str, since: float, change: Change, *, is_new: bool) -> None:
+        """Follow a task from now on.
+
+        Parameters
+        ----------
+        change
+            Of the task's group.
+        is_new
+            Whether only this submission has asked for the task.
+        """
+        if is_new:
+            change.foreign.setdefault(asker, Tally()).tasks += 1
+        if asker != NOBODY:
+            claim = self._claim(asker, task.group.span_id, since)
+            claim.tasks += 1
+            if task.state in ("memory", "erred"):
+                claim.last_event = time()
+                if task.state == "memory":
+                    claim.completed += 1
+                else:
+                    claim.count("erred" if task.exception_blame is task else "upstream_failed")
+                    claim.error = claim.error or FirstError(*error_of(task.exception_blame))
+                return
+        claimed = self.keys.setdefault(key, _Claimed())
+        claimed.askers.setdefault(asker, is_new)
+        if not claimed.state and task.state in _UNFINISHED:
+            claimed.state = task.state
+        if asker != NOBODY and claimed.state:
+            claim.states[claimed.state] = claim.states.get(claimed.state, 0) + 1
+
+    def wanted_where_it_is(self, key: Any) -> None:
+        """Note that the span that counts a task has asked for it, too."""
+        claimed = self.keys.get(key)
+        if claimed:
+            claimed.askers = dict.fromkeys(claimed.askers, False)
+
+    def is_foreign(self, key: Any) -> bool:
+        """Whether only spans other than the one that counts a task have asked for it."""
+        claimed = self.keys.get(key)
+        return claimed is not None and any(claimed.askers.values())
+
+    def follow(
+        self, key: Any, state: str, task: Any, outcome: str | None, change: Change, details: Mapping[str, Any]
+    ) -> None:
+        """Note a transition to a state; ``change`` is that of the task's group."""
+        claimed = self.keys[key]
+        before = claimed.state
+        claimed.state = state if state in _UNFINISHED else ""
+        for asker, alone in claimed.askers.items():
+            if outcome and alone:
+                change.foreign.setdefault(asker, Tally()).count(outcome)
+            if asker == NOBODY:
+                continue
+            claim = self._claim(asker, task.group.span_id, time())
+            if before:
+                claim.states[before] = claim.states.get(before, 0) - 1
+            if claimed.state:
+                claim.states[state] = claim.states.get(state, 0) + 1
+            if outcome:
+                self._end(claim, task, outcome, details)
+        if state in ("memory", "erred", "forgotten") or outcome in ("cancelled", "abandoned"):
+            del self.keys[key]
+
+    def drain(self) -> list[Claim]:
+        """Hand over what happened."""
+        claims, self._claims = self._claims, {}
+        for claim in claims.values():
+            claim.load = Load(*(claim.states.get(state, 0) for state in _UNFINISHED))
+        return list(claims.values())
+
+    @staticmethod
+    def _end(claim: Claim, task: Any, outcome: str, details: Mapping[str, Any]) -> None:
+        claim.count(outcome)
+        for run in details.get("startstops") or ():
+            claim.hull(run["start"], run["stop"])
+        if outcome != "completed":
+            claim.last_event = time()
+        if outcome in ("erred", "upstream_failed") and not claim.error:
+            claim.error = FirstError(*error_of(task.exception_blame))
+
+    def _claim(self, asker: str, holder: str, since: float) -> _Open:
+        claim = self._claims.get((asker, holder))
+        if claim is None:
+            claim = self._claims[asker, holder] = _Open(asker, holder, since)
+        return claim

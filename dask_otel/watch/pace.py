@@ -1,0 +1,45 @@
+"""The sweep's clocks: how long it may hold the event loop, and whether the wall clock can be trusted."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic, perf_counter
+
+from distributed.metrics import time
+
+__all__ = ["Clock", "Pace"]
+
+#: The sweep gives the event loop back after this many seconds at most.
+SLICE = 0.002
+#: A clock that is adjusted, not set, goes back by less than this between two sweeps.
+LEAST_STEP = 0.25
+
+
+class Pace:
+    """Gives the event loop back now and then."""
+
+    def __init__(self) -> None:
+        self._until = perf_counter() + SLICE
+
+    async def rest(self) -> None:
+        """Let others run, if this slice is used up."""
+        if perf_counter() > self._until:
+            await asyncio.sleep(0)
+            self._until = perf_counter() + SLICE
+
+
+class Clock:
+    """Compares the wall clock with one that cannot be set.
+
+    Only steps back matter: they would give spans no duration, or a negative one. A step forward, or a machine that
+    slept, makes them longer, as it does in Dask.
+    """
+
+    def __init__(self) -> None:
+        self._last = time(), monotonic()
+
+    def set_back(self) -> float:
+        """Seconds by which the wall clock was set back since the last call; 0.0 if it was not."""
+        (wall, steady), self._last = self._last, (time(), monotonic())
+        step = (steady - wall) - (self._last[1] - self._last[0])
+        return step if step > LEAST_STEP else 0.0
