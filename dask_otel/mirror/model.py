@@ -138,8 +138,6 @@ class Graph:
     annotations: Mapping[str, Iterable[str]] = field(default_factory=dict)
     #: File and line of the innermost user frame.
     code: tuple[str, int] | None = None
-    #: Ids of spans whose tasks Dask put here, or ``NOBODY``.
-    includes: tuple[str, ...] = ()
     #: ``error`` or ``cancelled`` if the scheduler could not take the graph in, and when it came and failed.
     failure: str = ""
     #: Of the tasks of a graph that failed.

@@ -78,6 +78,8 @@ class Mirror:
                     fold_groups(node, ledger, self._max_groups)
                 group = node.begin_group(ledger, change.name, change.prefix, change.since)
             ledger.add_change(change, group)
+            for asker in change.foreign:
+                ledger.includes["default" if asker == NOBODY else self._forest.nodes[asker].info.path] = None
             if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
                 ledger.metrics_complete = False
             self._await_metrics(node, ledger, change, now)
@@ -93,6 +95,8 @@ class Mirror:
         segment = self._forest.open_segment(node, claim.since, now)
         claim.put_in_time(segment.start, now)
         at = (holder.segment.trace_id, holder.segment.id) if holder.segment else holder.previous
+        if holder.segment and holder.ledger:
+            holder.ledger.includes[node.info.path] = None
         self._forest.ledger(node, now).add_claim(claim, at)
         self._touch(node, claim, True, now)
 
@@ -110,10 +114,7 @@ class Mirror:
             self._forest.open_segment(node, graph.since, now)
             if node.info.is_default and graph.prefix and not node.previous:
                 node.title = f"default: {graph.prefix}"
-        ledger = self._forest.ledger(node, now)
-        ledger.add_graph(graph)
-        for asker in graph.includes:
-            ledger.includes["default" if asker == NOBODY else self._forest.nodes[asker].info.path] = None
+        self._forest.ledger(node, now).add_graph(graph)
         if graph.failure:
             self._touch(node, Tally(), True, now)
 

@@ -125,7 +125,6 @@ class Graphs:
     def _collide(self, submission: Submission, sizes: Counter[str]) -> dict[Any, str]:
         """Follow tasks that are not where they belong; return which span each new one asked for."""
         asked: dict[Any, str] = {}
-        included: dict[str, dict[str, None]] = {}
         for collision in submission.collisions:
             key, ask = collision.key, collision.ask
             if not (collision.is_new or key in submission.keys):
@@ -138,15 +137,14 @@ class Graphs:
                 self._learn(ask, submission.since)
             change = self._latches.touch(task.group)
             self._latches.claims.add(key, task, asker, submission.since, change, is_new=collision.is_new)
-            included.setdefault(task.group.span_id, {})[asker] = None
             if collision.is_new:
                 change.active = True
                 asked[key] = asker
-                sizes[asker or task.group.span_id] += 1
-        self._notes += [Graph(holder, includes=tuple(askers)) for holder, askers in included.items()]
-        if included and not self._warned:
-            self._warned = True
-            log.warning(_EXPLANATION, " / ".join(map(str, submission.ask.tags)) if submission.ask else "no span")
+                if ask:
+                    sizes[asker] += 1
+            if not self._warned:
+                self._warned = True
+                log.warning(_EXPLANATION, " / ".join(map(str, ask.tags)) if ask else "no span")
         return asked
 
     def _annotations(
