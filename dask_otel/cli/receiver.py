@@ -41,6 +41,9 @@ class Span:
     status: str
     status_message: str
     resource: dict[str, Any]
+    #: ``(name, attributes)``
+    events: tuple[tuple[str, dict[str, Any]], ...] = ()
+    dropped_links: int = 0
 
     @property
     def seconds(self) -> float:
@@ -164,6 +167,8 @@ def _span(span: Any, resource: dict[str, Any]) -> Span:
         status={0: "Unset", 1: "Ok", 2: "Error"}[span.status.code],
         status_message=span.status.message,
         resource=resource,
+        events=tuple((event.name, _values(event.attributes)) for event in span.events),
+        dropped_links=span.dropped_links_count,
     )
 
 

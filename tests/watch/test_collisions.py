@@ -8,41 +8,19 @@ import operator
 import dask
 import dask.array
 from distributed import Client, Event, span, wait
-from distributed.utils_test import captured_logger, gen_cluster, inc
-from support.memory import MemoryPlugin
-from support.trees import check_shape, check_sums, tree
+from distributed.utils_test import captured_logger, inc
+from support.clusters import bridged, finished
+from support.trees import tree
 
 from dask_otel.mirror.ids import segment_id, trace_id
 
-CLUSTER = {"client": True, "nthreads": [("127.0.0.1", 1), ("127.0.0.1", 2)]}
 WHAT = ("dask.span.result", "dask.span.includes", "dask.task.count", "dask.elsewhere.count", "dask.elsewhere.completed")
-
-
-def collisions(test=None, **settings):
-    """Run a test with a cluster and the bridge, which must not fail."""
-
-    def decorate(test):
-        @gen_cluster(**CLUSTER)
-        async def run(client, scheduler, *workers):
-            plugin = MemoryPlugin(**settings)
-            await plugin.add_to(scheduler)
-            await test(plugin, client, scheduler)
-            assert not plugin.safety.failures
-
-        run.__name__ = test.__name__
-        return run
-
-    return decorate(test) if test else decorate
 
 
 async def traces(plugin):
     """Close the bridge; what it sent, by trace id."""
-    await plugin.before_close()
-    spans = plugin.exporter.spans()
-    check_shape(spans)
-    check_sums(spans)
     by_id = {}
-    for each in spans:
+    for each in await finished(plugin):
         by_id.setdefault(each.trace_id, []).append(each)
     return by_id
 
@@ -56,8 +34,8 @@ def fail(x):
     raise ValueError(f"bad {x}")
 
 
-@collisions
-async def test_a_loop_of_spans_around_map_gives_as_many_traces(plugin, client, scheduler):
+@bridged()
+async def test_a_loop_of_spans_around_map_gives_as_many_traces(plugin, client, scheduler, *workers):
     ids, kept = [], []
     with captured_logger("distributed.dask_otel") as log:
         for number in range(100):
@@ -86,8 +64,8 @@ async def test_a_loop_of_spans_around_map_gives_as_many_traces(plugin, client, s
     assert "'step 1'" in log.getvalue()
 
 
-@collisions
-async def test_in_the_same_trace_under_one_root(plugin, client, scheduler):
+@bridged()
+async def test_in_the_same_trace_under_one_root(plugin, client, scheduler, *workers):
     event = Event(client=client)
     with span("root"):
         with span("a"):
@@ -111,8 +89,8 @@ async def test_in_the_same_trace_under_one_root(plugin, client, scheduler):
     assert not one(spans, "c").links  # in the same trace, the attribute says it
 
 
-@collisions
-async def test_failures_belong_to_who_asked(plugin, client, scheduler):
+@bridged()
+async def test_failures_belong_to_who_asked(plugin, client, scheduler, *workers):
     keep = client.submit(inc, 1, key="work-0")
     with span("alice"):
         mine = client.submit(inc, 1, key="load-0")
@@ -132,8 +110,8 @@ async def test_failures_belong_to_who_asked(plugin, client, scheduler):
     ]
 
 
-@collisions
-async def test_a_parent_of_both_fails_once(plugin, client, scheduler):
+@bridged()
+async def test_a_parent_of_both_fails_once(plugin, client, scheduler, *workers):
     with span("root"):
         with span("a"):
             good = client.submit(inc, 1, key="load-0")
@@ -150,8 +128,8 @@ async def test_a_parent_of_both_fails_once(plugin, client, scheduler):
     ]
 
 
-@collisions
-async def test_two_clients_one_with_a_span_and_one_without(plugin, client, scheduler):
+@bridged()
+async def test_two_clients_one_with_a_span_and_one_without(plugin, client, scheduler, *workers):
     event = Event(client=client)
     async with Client(scheduler.address, asynchronous=True, name="bob") as bob:
         with span("alice"):
@@ -171,8 +149,8 @@ async def test_two_clients_one_with_a_span_and_one_without(plugin, client, sched
         assert by_name["default: bobs"][-1].attributes["dask.client.name"] == "bob"
 
 
-@collisions
-async def test_inputs_from_another_span_are_no_collision(plugin, client, scheduler):
+@bridged()
+async def test_inputs_from_another_span_are_no_collision(plugin, client, scheduler, *workers):
     with span("load"):
         data = client.map(inc, range(3), key="load")
         await wait(data)
@@ -185,8 +163,8 @@ async def test_inputs_from_another_span_are_no_collision(plugin, client, schedul
     assert log.getvalue() == ""
 
 
-@collisions
-async def test_a_result_that_is_there_already(plugin, client, scheduler):
+@bridged()
+async def test_a_result_that_is_there_already(plugin, client, scheduler, *workers):
     with span("first") as first_id:
         future = client.submit(inc, 1)
         await future
@@ -201,8 +179,8 @@ async def test_a_result_that_is_there_already(plugin, client, scheduler):
     await traces(plugin)
 
 
-@collisions
-async def test_asked_for_by_its_own_span_too(plugin, client, scheduler):
+@bridged()
+async def test_asked_for_by_its_own_span_too(plugin, client, scheduler, *workers):
     event = Event(client=client)
     async with Client(scheduler.address, asynchronous=True) as other:
 
@@ -227,8 +205,8 @@ async def test_asked_for_by_its_own_span_too(plugin, client, scheduler):
         assert roots["owner"].status == roots["guest"].status == "Error"
 
 
-@collisions
-async def test_cancelled_elsewhere(plugin, client, scheduler):
+@bridged()
+async def test_cancelled_elsewhere(plugin, client, scheduler, *workers):
     started = Event(client=client)
 
     async def hang():
@@ -256,8 +234,8 @@ class Unreadable:
         return operator.truediv, (1, 0)
 
 
-@collisions
-async def test_a_graph_that_cannot_be_deserialised(plugin, client, scheduler):
+@bridged()
+async def test_a_graph_that_cannot_be_deserialised(plugin, client, scheduler, *workers):
     with span("root", "broken") as span_id:
         future = client.submit(len, Unreadable(), key="broken-1")
         await wait(future)
@@ -274,8 +252,8 @@ async def test_a_graph_that_cannot_be_deserialised(plugin, client, scheduler):
     ]
 
 
-@collisions
-async def test_layers_that_were_built_in_another_span(plugin, client, scheduler):
+@bridged()
+async def test_layers_that_were_built_in_another_span(plugin, client, scheduler, *workers):
     with dask.config.set({"optimization.fuse.active": False}):
         with span("build"):
             ones = dask.array.ones(4, chunks=2) + 1

@@ -8,22 +8,13 @@ import pytest
 from distributed import span, wait
 from distributed.metrics import context_meter
 from distributed.utils_test import gen_cluster, inc
+from support.clusters import finished
 from support.memory import MemoryPlugin
-from support.trees import check_shape, check_sums, tree
+from support.trees import tree
 
 import dask_otel
 
 ONE_WORKER = {"client": True, "nthreads": [("127.0.0.1", 2)]}
-
-
-async def finished(plugin):
-    """Close the bridge and return what it sent."""
-    await plugin.before_close()
-    assert not plugin.safety.failures
-    spans = plugin.exporter.spans()
-    check_shape(spans)
-    check_sums(spans)
-    return spans
 
 
 @gen_cluster(**ONE_WORKER)

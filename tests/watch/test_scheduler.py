@@ -8,37 +8,11 @@ import dask
 import pytest
 from distributed import Client, Event, Nanny, Worker, span, wait
 from distributed.utils_test import gen_cluster, inc, slowinc
+from support.clusters import bridged, trace_of
 from support.memory import MemoryPlugin
-from support.trees import check_shape, check_sums, tree
+from support.trees import tree
 
-import dask_otel
 from dask_otel.mirror.ids import group_id, segment_id, trace_id
-
-
-def bridged(**settings):
-    """Run a test with a cluster of two workers, a client, and the bridge; nothing of ours may fail."""
-
-    def decorate(test):
-        @gen_cluster(client=True, nthreads=[("127.0.0.1", 1), ("127.0.0.1", 2)])
-        async def run(client, scheduler, *workers):
-            plugin = MemoryPlugin(**settings)
-            await plugin.add_to(scheduler)
-            await test(plugin, client, scheduler, *workers)
-            await plugin.before_close()
-            assert not plugin.safety.failures
-            spans = plugin.exporter.spans()
-            check_shape(spans)
-            check_sums(spans)
-
-        run.__name__ = test.__name__
-        return run
-
-    return decorate
-
-
-async def trace_of(plugin, root_id):
-    """The root is sent last; waiting for it in a thread leaves the loop to the cluster."""
-    return await asyncio.to_thread(plugin.exporter.wait_for_trace, dask_otel.trace_id(root_id))
 
 
 def fail(x):

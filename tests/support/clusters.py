@@ -1,0 +1,53 @@
+"""A real in-process cluster with the bridge in it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from distributed.utils_test import gen_cluster
+
+import dask_otel
+from support.memory import MemoryPlugin
+from support.trees import check_shape, check_sums
+
+TWO_WORKERS = [("127.0.0.1", 1), ("127.0.0.1", 2)]
+
+
+def bridged(*, nthreads=TWO_WORKERS, cluster=None, **settings):
+    """Run a test with a cluster, a client, and the bridge; nothing of ours may fail, and all sums must be right.
+
+    Parameters
+    ----------
+    cluster
+        Further arguments of ``gen_cluster``.
+    settings
+        Of the bridge.
+    """
+
+    def decorate(test):
+        @gen_cluster(client=True, nthreads=nthreads, **(cluster or {}))
+        async def run(client, scheduler, *workers):
+            plugin = MemoryPlugin(**settings)
+            await plugin.add_to(scheduler)
+            await test(plugin, client, scheduler, *workers)
+            await finished(plugin)
+
+        run.__name__ = test.__name__
+        return run
+
+    return decorate
+
+
+async def finished(plugin):
+    """Close the bridge and return what it sent."""
+    await plugin.before_close()
+    assert not plugin.safety.failures
+    spans = plugin.exporter.spans()
+    check_shape(spans)
+    check_sums(spans)
+    return spans
+
+
+async def trace_of(plugin, root_id):
+    """Return a trace once its root is there; it comes last. Waiting in a thread leaves the loop to the cluster."""
+    return await asyncio.to_thread(plugin.exporter.wait_for_trace, dask_otel.trace_id(root_id))
