@@ -42,9 +42,6 @@ class OTelPlugin(SchedulerWatch):
 
     def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink] | None:
         """Read the settings and make the sink."""
-        if "spans" not in scheduler.extensions:
-            log.error("dask-otel is off: the scheduler has no 'spans' extension")
-            return None
         settings = config.load(lambda error: log.error("dask-otel uses the default: %s", error))
         try:
             config.check_limits()

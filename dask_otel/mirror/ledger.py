@@ -152,9 +152,15 @@ class Ledger:
         _sum_into(self.metrics, finite)
         return sum(value for key, value in finite.items() if key[0] == "execute" and key[-1] == "seconds")
 
-    def add_claim(self, claim: Claim, counted_in: tuple[int, int] | None) -> None:
-        """Count what happened to tasks that this span asked for and another one, of that segment, counts."""
-        self.elsewhere.setdefault((claim.asker, claim.holder), Tally()).add(claim)
+    def add_claim(self, claim: Claim, counted_in: tuple[int, int] | None, *, is_inside: bool) -> None:
+        """Count what happened to tasks that this span asked for and another one, of that segment, counts.
+
+        If the other one is inside this one, they are counted here, too; only their error is not known here.
+        """
+        if is_inside:
+            self.tally.error = self.tally.error or claim.error
+        else:
+            self.elsewhere.setdefault((claim.asker, claim.holder), Tally()).add(claim)
         if counted_in or claim.holder not in self.counted_in:
             self.counted_in[claim.holder] = counted_in
 

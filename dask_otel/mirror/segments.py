@@ -97,7 +97,7 @@ class Mirror:
         at = (holder.segment.trace_id, holder.segment.id) if holder.segment else holder.previous
         if holder.segment and holder.ledger:
             holder.ledger.includes[node.info.path] = None
-        self._forest.ledger(node, now).add_claim(claim, at)
+        self._forest.ledger(node, now).add_claim(claim, at, is_inside=self._forest.is_inside(claim.holder, node))
         self._touch(node, claim, True, now)
 
     def add_metrics(self, span_id: str, metrics: Metrics, now: float) -> None:

@@ -19,9 +19,11 @@ _UNFINISHED = ("processing", "queued", "no-worker", "waiting")
 class _Claimed:
     """A task that is not where it was asked for."""
 
-    __slots__ = ("askers", "state")
+    __slots__ = ("askers", "ended", "state")
 
     def __init__(self) -> None:
+        #: What the askers wait for is over. Should it fail later, that is still no failure of the span that counts it.
+        self.ended = False
         #: Last known; empty before the first transition: a task may never need to run.
         self.state = ""
         #: By id of the span that asked, or ``NOBODY``: whether nobody else did.
@@ -43,7 +45,7 @@ class Claims:
     """What happened to such tasks since the last sweep."""
 
     def __init__(self) -> None:
-        #: Unfinished ones.
+        #: Those that Dask has not forgotten.
         self.keys: dict[Any, _Claimed] = {}
         self._claims: dict[tuple[str, str], _Open] = {}
 
@@ -98,7 +100,7 @@ class Claims:
         for asker, alone in claimed.askers.items():
             if outcome and alone:
                 change.foreign.setdefault(asker, Tally()).count(outcome)
-            if asker == NOBODY:
+            if asker == NOBODY or claimed.ended:
                 continue
             claim = self._claim(asker, task.group.span_id, time())
             if before:
@@ -107,7 +109,9 @@ class Claims:
                 claim.states[state] = claim.states.get(state, 0) + 1
             if outcome:
                 self._end(claim, task, outcome, details)
-        if state in ("memory", "erred", "forgotten") or outcome in ("cancelled", "abandoned"):
+        if state in ("memory", "erred") or outcome in ("cancelled", "abandoned"):
+            claimed.ended = True
+        elif state == "forgotten":
             del self.keys[key]
 
     def drain(self) -> list[Claim]:

@@ -16,6 +16,7 @@ from distributed.scheduler import heartbeat_interval
 from ..mirror.records import Record
 from ..mirror.segments import Mirror
 from ..safety import Safety, log
+from .drift import can_work
 from .graphs import Graphs
 from .latches import Latches
 from .metrics import MetricsTap
@@ -71,7 +72,7 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
         """Start watching; called by Dask. Never raises."""
         safety = Safety()
         with safety.guard("start"):
-            connected = self.connect(scheduler, safety)
+            connected = self.connect(scheduler, safety) if can_work(scheduler) else None
             if connected:
                 self.sink = connected[1]
                 self._watch = _Watch(self, scheduler, safety, *connected)

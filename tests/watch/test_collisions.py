@@ -264,3 +264,39 @@ async def test_layers_that_were_built_in_another_span(plugin, client, scheduler,
     for attributes in roots.values():
         assert attributes["dask.task.count"] > 0
         assert not {"dask.span.includes", "dask.span.counted_in"} & set(attributes)
+
+
+@bridged()
+async def test_asked_for_by_a_span_around_the_one_that_counts(plugin, client, scheduler, *workers):
+    with span("root"):
+        with span("a"):
+            kept = client.submit(inc, 1, key="work-0")
+            await kept
+        bad = client.submit(fail, 2, key="work-2")
+        await wait(bad)
+    (spans,) = (await traces(plugin)).values()
+    assert tree(spans, *WHAT) == [
+        "root [span] dask.span.result=error dask.task.count=2 Error: ValueError: 1 task erred; first: bad 2",
+        "  a [span] dask.span.result=success dask.span.includes=['root'] dask.task.count=2",
+        "    work [group] dask.task.count=2",
+    ]
+
+
+class Actor:
+    """Lives on a worker."""
+
+
+@bridged()
+async def test_what_fails_later_is_no_failure_of_who_counts_it(plugin, client, scheduler, a, b):
+    with span("owner"):
+        kept = client.submit(inc, 1, key="work-0", workers=[b.address])
+        await kept
+    with span("guest"):
+        actor = client.submit(Actor, key="work-1", actor=True, workers=[a.address])
+        await wait(actor)
+        await a.close()
+        await wait(actor)
+    roots = {spans[-1].name: spans[-1] for spans in (await traces(plugin)).values()}
+    assert roots["owner"].attributes["dask.task.erred"] == 1
+    assert roots["owner"].attributes["dask.span.result"] == "success"
+    assert roots["owner"].status == "Unset"
