@@ -34,7 +34,7 @@ def close_segment(
     budget
         What its trace may still hold; charged.
     """
-    fold_groups(node, ledger, budget.groups_now)
+    fold_groups(node, ledger, segment.number, budget.groups_now)
     budget.groups -= len(ledger.groups)
     runs = pick_runs(ledger, budget)
     ledger.truncated_tasks += sum(_truncated(name, group, runs) for name, group in _ledgers(ledger))

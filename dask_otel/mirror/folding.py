@@ -9,8 +9,8 @@ from .tree import Budget, Node
 __all__ = ["fold_groups", "pick_runs"]
 
 
-def fold_groups(node: Node, ledger: Ledger, keep: int) -> None:
-    """Leave at most ``keep`` groups, those that failed or took longest, and fold the others.
+def fold_groups(node: Node, ledger: Ledger, number: int, keep: int) -> None:
+    """Leave at most ``keep`` groups of segment ``number``, those that failed or took longest, and fold the others.
 
     Groups with unfinished tasks or that others link to stay in any case.
     """
@@ -19,7 +19,7 @@ def fold_groups(node: Node, ledger: Ledger, keep: int) -> None:
     if not folded:
         return
     if ledger.others is None:
-        ledger.others = GroupLedger("", "other groups", node.next_number, folded[0].since)
+        ledger.others = GroupLedger("", "other groups", number, folded[0].since)
     for group in folded:
         del ledger.groups[group.name]
         ledger.others.fold(group)

@@ -75,7 +75,7 @@ class Mirror:
             group = ledger.groups.get(change.name)
             if group is None:
                 if len(ledger.groups) >= 2 * self._max_groups:
-                    fold_groups(node, ledger, self._max_groups)
+                    fold_groups(node, ledger, node.next_number, self._max_groups)
                 group = node.begin_group(ledger, change.name, change.prefix, change.since)
             ledger.add_change(change, group)
             for asker in change.foreign:

@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed.metrics import time
 
-from ..mirror.records import Record, SegmentRecord
+from ..mirror.records import MarkerRecord, Record, SegmentRecord
 from ..mirror.segments import Mirror
 from ..safety import Safety, log
 from .graphs import Graphs
@@ -134,7 +134,7 @@ class Sweeper:
         for record in records:
             if record:
                 together.append(record)
-            if isinstance(record, SegmentRecord):
+            if isinstance(record, (SegmentRecord, MarkerRecord)):  # the last of what leaves together
                 self._put(together)
                 together = []
             await pace.rest()
