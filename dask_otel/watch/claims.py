@@ -19,11 +19,12 @@ _UNFINISHED = ("processing", "queued", "no-worker", "waiting")
 class _Claimed:
     """A task that is not where it was asked for."""
 
-    __slots__ = ("askers", "ended", "state")
+    __slots__ = ("askers", "state", "waiting")
 
     def __init__(self) -> None:
-        #: What the askers wait for is over. Should it fail later, that is still no failure of the span that counts it.
-        self.ended = False
+        #: Of the spans that asked, those for which it has not ended yet. Should it fail after that, it is still no
+        #: failure of the span that counts it.
+        self.waiting: set[str] = set()
         #: Last known; empty before the first transition: a task may never need to run.
         self.state = ""
         #: By id of the span that asked, or ``NOBODY``: whether nobody else did.
@@ -61,23 +62,18 @@ class Claims:
         """
         if is_new:
             change.foreign.setdefault(asker, Tally()).tasks += 1
-        if asker != NOBODY:
-            claim = self._claim(asker, task.group.span_id, since)
-            claim.tasks += 1
-            if task.state in ("memory", "erred"):
-                claim.last_event = time()
-                if task.state == "memory":
-                    claim.completed += 1
-                else:
-                    claim.count("erred" if task.exception_blame is task else "upstream_failed")
-                    claim.error = claim.error or FirstError(*error_of(task.exception_blame))
-                return
+        if asker != NOBODY and task.state in ("memory", "erred"):
+            self._ended_before(self._claim(asker, task.group.span_id, since), task)
+            return
         claimed = self.keys.setdefault(key, _Claimed())
         claimed.askers.setdefault(asker, is_new)
-        if not claimed.state and task.state in _UNFINISHED:
-            claimed.state = task.state
-        if asker != NOBODY and claimed.state:
-            claim.states[claimed.state] = claim.states.get(claimed.state, 0) + 1
+        claimed.state = task.state if task.state in _UNFINISHED else ""
+        if asker != NOBODY and asker not in claimed.waiting:
+            claimed.waiting.add(asker)
+            claim = self._claim(asker, task.group.span_id, since)
+            claim.tasks += 1
+            if claimed.state:
+                claim.states[claimed.state] = claim.states.get(claimed.state, 0) + 1
 
     def wanted_where_it_is(self, key: Any) -> None:
         """Note that the span that counts a task has asked for it, too."""
@@ -100,7 +96,7 @@ class Claims:
         for asker, alone in claimed.askers.items():
             if outcome and alone:
                 change.foreign.setdefault(asker, Tally()).count(outcome)
-            if asker == NOBODY or claimed.ended:
+            if asker not in claimed.waiting:
                 continue
             claim = self._claim(asker, task.group.span_id, time())
             if before:
@@ -110,7 +106,7 @@ class Claims:
             if outcome:
                 self._end(claim, task, outcome, details)
         if state in ("memory", "erred") or outcome in ("cancelled", "abandoned"):
-            claimed.ended = True
+            claimed.waiting.clear()
         elif state == "forgotten":
             del self.keys[key]
 
@@ -120,6 +116,17 @@ class Claims:
         for claim in claims.values():
             claim.load = Load(*(claim.states.get(state, 0) for state in _UNFINISHED))
         return list(claims.values())
+
+    @staticmethod
+    def _ended_before(claim: Claim, task: Any) -> None:
+        """Count a task that was there, or had failed, already."""
+        claim.tasks += 1
+        claim.last_event = time()
+        if task.state == "memory":
+            claim.completed += 1
+        else:
+            claim.count("erred" if task.exception_blame is task else "upstream_failed")
+            claim.error = claim.error or FirstError(*error_of(task.exception_blame))
 
     @staticmethod
     def _end(claim: Claim, task: Any, outcome: str, details: Mapping[str, Any]) -> None:

@@ -300,3 +300,21 @@ async def test_what_fails_later_is_no_failure_of_who_counts_it(plugin, client, s
     assert roots["owner"].attributes["dask.task.erred"] == 1
     assert roots["owner"].attributes["dask.span.result"] == "success"
     assert roots["owner"].status == "Unset"
+
+
+@bridged(settle=0.1)
+async def test_asked_for_twice_by_the_same_span(plugin, client, scheduler, *workers):
+    """It once never ended: its tasks were counted in twice and out once."""
+    event = Event(client=client)
+    async with Client(scheduler.address, asynchronous=True) as other:
+        with span("owner"):
+            kept = [client.submit(inc, 1, key="work-0"), client.submit(event.wait, key="work-1")]
+            await kept[0]
+        with span("guest") as guest_id:
+            futures = [each.submit(event.wait, key="work-2", pure=False) for each in (client, other)]
+            while "work-2" not in scheduler.tasks or len(scheduler.tasks["work-2"].who_wants) < 2:
+                await asyncio.sleep(0.01)
+        await event.set()
+        await wait([*kept, *futures])
+        (guest,) = await asyncio.to_thread(plugin.exporter.wait_for_trace, f"{trace_id(guest_id):032x}")
+        assert guest.attributes["dask.elsewhere.count"] == guest.attributes["dask.elsewhere.completed"] == 1
