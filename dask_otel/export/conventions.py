@@ -13,7 +13,7 @@ from ..mirror.buckets import quantile
 from ..mirror.records import Failure, GroupRecord, MarkerRecord, Record, SegmentRecord, TaskRecord
 from ..mirror.tally import Tally
 from .activities import fine_metrics
-from .text import identifier
+from .text import MAX_NAME, clean, identifier
 
 __all__ = ["Attributes", "attributes", "error_description", "exception_event"]
 
@@ -68,8 +68,8 @@ def _identity(record: Record, kind: str) -> Attributes:
     out: Attributes = {
         "dask.kind": kind,
         "dask.span.id": span.id,
-        "dask.span.path": span.path,
-        "dask.span.root": span.tags[0],
+        "dask.span.path": clean(span.path, MAX_NAME),
+        "dask.span.root": clean(span.tags[0], MAX_NAME),
     }
     if record.failure:
         out["error.type"] = record.failure.type
@@ -121,8 +121,8 @@ def _group(record: GroupRecord) -> Attributes:
     if record.folded:
         out["dask.group.folded"] = record.folded
     else:
-        out["dask.group.name"] = record.group
-        out["dask.task.prefix"] = record.name
+        out["dask.group.name"] = clean(record.group, MAX_NAME)
+        out["dask.task.prefix"] = clean(record.name, MAX_NAME)
     if record.dependencies:
         out["dask.group.dependencies"] = list(record.dependencies)
     out.update(_tally(record.tally))
@@ -143,9 +143,9 @@ def _group(record: GroupRecord) -> Attributes:
 def _task(record: TaskRecord) -> Attributes:
     run = record.run
     out = _identity(record, "task")
-    out["dask.task.key"] = run.key
-    out["dask.group.name"] = run.group
-    out["dask.task.prefix"] = run.prefix
+    out["dask.task.key"] = clean(run.key, MAX_NAME)
+    out["dask.group.name"] = clean(run.group, MAX_NAME)
+    out["dask.task.prefix"] = clean(run.prefix, MAX_NAME)
     if run.run_id >= 0:
         out["dask.task.run_id"] = run.run_id
     out["dask.task.picked"] = record.reason

@@ -17,13 +17,11 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from ..mirror.records import Record
 from .conventions import Attributes, attributes, error_description, exception_event
-from .text import clean, clean_items
+from .text import MAX_NAME, clean, clean_items
 
 __all__ = ["SpanFactory"]
 
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-#: Bytes of a name.
-MAX_NAME = 250
 #: What else a group depends on is named in an attribute.
 MAX_LINKS = 32
 

@@ -9,6 +9,10 @@ __all__ = ["clean", "clean_items", "identifier"]
 
 #: Bytes of an attribute value; Tempo cuts at 2,048.
 MAX_VALUE = 2000
+#: Bytes of a name. Names stand on every span, so they make most of a trace's size.
+MAX_NAME = 250
+#: Bytes of a list.
+MAX_LIST = 1000
 
 
 def clean(text: str, limit: int = MAX_VALUE) -> str:
@@ -19,7 +23,7 @@ def clean(text: str, limit: int = MAX_VALUE) -> str:
     return data[: limit - 3].decode("utf-8", "ignore") + "…"
 
 
-def clean_items(texts: Sequence[str], limit: int = MAX_VALUE) -> list[str]:
+def clean_items(texts: Sequence[str], limit: int = MAX_LIST) -> list[str]:
     """Return valid texts of about ``limit`` bytes together; the last one says how many there was no room for."""
     out: list[str] = []
     room = limit

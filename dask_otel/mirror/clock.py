@@ -20,9 +20,9 @@ def fit(start: float, end: float, low: float, high: float) -> tuple[float, float
     """
     length = min(max(0.0, end - start), high - low)
     if end <= low:
-        return low, low + length
+        return low, min(high, low + length)
     if start >= high:
-        return high - length, high
+        return max(low, high - length), high
     return max(start, low), min(max(start, end), high)
 
 

@@ -39,7 +39,13 @@ def close_segment(
     runs = pick_runs(ledger, budget)
     ledger.truncated_tasks += sum(_truncated(name, group, runs) for name, group in _ledgers(ledger))
     record = _segment(node, segment, ledger, now, stopped, threads)
-    return record, _inside(record, ledger, runs, find)
+
+    def find_here(to: Dependency) -> tuple[int, int] | None:
+        if to.span_id == node.info.id and to.name in ledger.others_names and to.name not in ledger.groups:
+            return segment.trace_id, others_id(node.info.id, segment.number)
+        return find(to)
+
+    return record, _inside(record, ledger, runs, find_here)
 
 
 def marker(root: Node, segment: Segment, now: float) -> MarkerRecord:

@@ -24,7 +24,7 @@ def fold_groups(node: Node, ledger: Ledger, number: int, keep: int) -> None:
         del ledger.groups[group.name]
         ledger.others.fold(group)
         ledger.others_names.add(group.name)
-        node.group_numbers[group.name] -= 1  # never sent
+        node.withdraw_group(group)
     ledger.truncated_groups += len(folded)
 
 

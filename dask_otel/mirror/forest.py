@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .ledger import Ledger
-from .model import SpanInfo
+from .model import NOBODY, SpanInfo
+from .tally import Load, Tally
 from .tree import Node, Segment
 
 __all__ = ["Forest"]
@@ -38,6 +39,10 @@ class Forest:
         """Whether a span is the node or below it."""
         return span_id in self.nodes and node in self.nodes[span_id].lineage()
 
+    def path(self, span_id: str) -> str:
+        """Path of a span, or of work without a span."""
+        return "default" if span_id == NOBODY else self.nodes[span_id].info.path
+
     def ledger(self, node: Node, now: float) -> Ledger:
         """Return a node's ledger, opened if there is none."""
         if not node.segment:
@@ -65,6 +70,26 @@ class Forest:
         else:
             self.open_roots[node] = None
         return segment
+
+    def touch(self, node: Node, runs: Tally, load: Load, active: float | None) -> None:
+        """Have a node and those above it looked at.
+
+        Parameters
+        ----------
+        runs
+            Within which tasks ran.
+        load
+            By how much the load changed.
+        active
+            When something happened that keeps a segment open, if it did.
+        """
+        for each in node.lineage():
+            each.load = each.load.plus(load)
+            if each.segment:
+                each.segment.saw_run(runs.run_start, runs.run_stop)
+                if active is not None:
+                    each.segment.last_change = active
+                self.touched[each] = None
 
     def take_out(self, node: Node) -> tuple[Segment, Ledger]:
         """End a node's open segment, and hand over what it held."""

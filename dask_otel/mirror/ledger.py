@@ -30,6 +30,7 @@ class GroupLedger:
         "prefix",
         "since",
         "tally",
+        "trace_before",
         "types",
         "unfinished",
     )
@@ -40,6 +41,8 @@ class GroupLedger:
         #: Which group span of this group it will be: 0, 1, 2 …
         self.number = number
         self.since = since
+        #: Number of the trace of its group span before; only for default roots that have rolled over.
+        self.trace_before = 0
         self.tally = Tally()
         #: Of these, the tasks that only other spans asked for.
         self.foreign: Tally | None = None

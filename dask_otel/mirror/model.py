@@ -102,6 +102,12 @@ class Change(Tally):
         #: Unfinished tasks of the group now.
         self.unfinished = 0
 
+    def adopt(self, askers: Iterable[str]) -> None:
+        """Take what these spans asked for as one's own: they are inside."""
+        for asker in askers:
+            tally = self.foreign.pop(asker)
+            self.error = self.error or tally.error
+
     @property
     def is_empty(self) -> bool:
         """Nothing to count: a release, a change of state only."""

@@ -13,7 +13,7 @@ from .closing import close_segment, marker
 from .folding import fold_groups
 from .forest import Forest
 from .ledger import Ledger
-from .model import NOBODY, Change, Claim, Dependency, Graph, Metrics, SpanInfo
+from .model import Change, Claim, Dependency, Graph, Metrics, SpanInfo
 from .records import Record
 from .tally import Tally
 from .tree import NO_LOAD, Budget, Node
@@ -40,7 +40,7 @@ class Mirror:
     announce
         Age in seconds at which a root that is at work sends a marker.
     max_groups
-        Group spans a segment; the others are folded into one.
+        Group spans a segment.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class Mirror:
                 if len(ledger.groups) >= 2 * self._max_groups:
                     fold_groups(node, ledger, node.next_number, self._max_groups)
                 group = node.begin_group(ledger, change.name, change.prefix, change.since)
+            ledger.includes |= {self._forest.path(asker): None for asker in change.foreign}
+            change.adopt([asker for asker in change.foreign if self._forest.is_inside(asker, node)])
             ledger.add_change(change, group)
-            for asker in change.foreign:
-                ledger.includes["default" if asker == NOBODY else self._forest.nodes[asker].info.path] = None
             if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
                 ledger.metrics_complete = False
             self._await_metrics(node, ledger, change, now)
@@ -87,7 +87,7 @@ class Mirror:
             node.ledger.groups[change.name].unfinished = change.unfinished
         if node.segment:
             node.segment.sent_to.update(change.sent_to)
-        self._touch(node, change, change.active, now)
+        self._forest.touch(node, change, change.load, now if change.active else None)
 
     def add_claim(self, claim: Claim, now: float) -> None:
         """Count what happened to tasks that a span asked for and Dask put in another; both must be known."""
@@ -96,9 +96,9 @@ class Mirror:
         claim.put_in_time(segment.start, now)
         at = (holder.segment.trace_id, holder.segment.id) if holder.segment else holder.previous
         if holder.segment and holder.ledger:
-            holder.ledger.includes[node.info.path] = None
+            holder.ledger.includes[self._forest.path(claim.asker)] = None
         self._forest.ledger(node, now).add_claim(claim, at, is_inside=self._forest.is_inside(claim.holder, node))
-        self._touch(node, claim, True, now)
+        self._forest.touch(node, claim, claim.load, now)
 
     def add_metrics(self, span_id: str, metrics: Metrics, now: float) -> None:
         """Count fine metrics that came with a heartbeat; held while the Dask span has no open segment."""
@@ -116,7 +116,7 @@ class Mirror:
                 node.title = f"default: {graph.prefix}"
         self._forest.ledger(node, now).add_graph(graph)
         if graph.failure:
-            self._touch(node, Tally(), True, now)
+            self._forest.touch(node, Tally(), NO_LOAD, now)
 
     def worker_left(self, worker: str) -> None:
         """A worker is gone: metrics that it owes are lost."""
@@ -173,17 +173,6 @@ class Mirror:
             yield from self._close(node, now, stopped="interrupted")
 
     # Inside
-
-    def _touch(self, node: Node, change: Change | Claim | Tally, active: bool, now: float) -> None:
-        """Have a node and those above it looked at: something happened in it."""
-        load = change.load if isinstance(change, (Change, Claim)) else NO_LOAD
-        for each in node.lineage():
-            each.load = each.load.plus(load)
-            if each.segment:
-                each.segment.saw_run(change.run_start, change.run_stop)
-                if active:
-                    each.segment.last_change = now
-                self._forest.touched[each] = None
 
     def _await_metrics(self, node: Node, ledger: Ledger, change: Change, now: float) -> None:
         if not node.segment:

@@ -21,12 +21,12 @@ NO_LOAD = Load()
 class Budget:
     """How many spans of groups and tasks the trace of one root segment may still have.
 
-    The sum stays below the 5 MB at which Tempo drops a trace.
+    Together they stay below the 5 MB at which Tempo drops a trace.
     """
 
     #: Groups of one segment.
     a_segment: int
-    groups: int = 1500
+    groups: int = 1000
     #: A failed task's span carries a traceback; it is four times as large.
     erred: int = 200
     slowest: int = 800
@@ -182,29 +182,38 @@ class Node:
     def latest_group_span(self, name: str) -> tuple[int, int] | None:
         """Trace id and span id of a group's latest group span, if it has one or will have one."""
         number = self.group_numbers.get(name, self.first_number) - 1
-        if self.segment and self.ledger and self.ledger.others and name in self.ledger.others_names:
+        groups = self.ledger.groups if self.ledger else {}
+        if self.segment and self.ledger and name in self.ledger.others_names and name not in groups:
             return self.segment.trace_id, others_id(self.info.id, self.segment.number)
-        if not self.segment and self.ledger and name in self.ledger.groups:
+        if not self.segment and name in groups:
             number -= 1  # only held; nobody knows whether it will be sent
             if self.group_traces and name in self.group_traces:
                 return None  # nor in which trace the one before was
         if number < self.first_number:
             return None
-        if self.segment and self.ledger and name in self.ledger.groups:
-            self.ledger.groups[name].pinned = True
+        if self.segment and name in groups:
+            groups[name].pinned = True
         trace_number = (self.group_traces or {}).get(name, 0)
         return trace_id(self.root.info.id, trace_number), group_id(self.info.id, name, number)
 
     def begin_group(self, ledger: Ledger, name: str, prefix: str, since: float) -> GroupLedger:
         """Open the ledger of a group, under the next number of its name."""
         number = self.group_numbers.get(name, self.first_number)
+        group = ledger.group(name, prefix, number, since)
         self.group_numbers[name] = number + 1
         if self.root.trace_number:
             self.group_traces = self.group_traces or {}
+            group.trace_before = self.group_traces.get(name, 0)
             self.group_traces[name] = self.root.trace_number
-        if self.info.is_default and not ledger.groups and not self.previous:
+        if self.info.is_default and len(ledger.groups) == 1 and not self.previous:
             self.title = f"default: {prefix}"
-        return ledger.group(name, prefix, number, since)
+        return group
+
+    def withdraw_group(self, group: GroupLedger) -> None:
+        """Take a group's number back: its span will not be sent."""
+        self.group_numbers[group.name] -= 1
+        if self.group_traces and group.name in self.group_traces:
+            self.group_traces[group.name] = group.trace_before
 
     def begin_ledger(self, now: float) -> Ledger:
         """Return the ledger, opened if there is none."""

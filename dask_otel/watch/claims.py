@@ -14,6 +14,7 @@ from .outcomes import error_of
 __all__ = ["Claims"]
 
 _UNFINISHED = ("processing", "queued", "no-worker", "waiting")
+_FAILED = ("erred", "upstream_failed")
 
 
 class _Claimed:
@@ -95,7 +96,10 @@ class Claims:
         claimed.state = state if state in _UNFINISHED else ""
         for asker, alone in claimed.askers.items():
             if outcome and alone:
-                change.foreign.setdefault(asker, Tally()).count(outcome)
+                foreign = change.foreign.setdefault(asker, Tally())
+                foreign.count(outcome)
+                if outcome in _FAILED and not foreign.error:
+                    foreign.error = FirstError(*error_of(task.exception_blame))
             if asker not in claimed.waiting:
                 continue
             claim = self._claim(asker, task.group.span_id, time())
@@ -135,7 +139,7 @@ class Claims:
             claim.hull(run["start"], run["stop"])
         if outcome != "completed":
             claim.last_event = time()
-        if outcome in ("erred", "upstream_failed") and not claim.error:
+        if outcome in _FAILED and not claim.error:
             claim.error = FirstError(*error_of(task.exception_blame))
 
     def _claim(self, asker: str, holder: str, since: float) -> _Open:

@@ -1,0 +1,154 @@
+"""A trace is bounded, whatever the graph, and says what was left out."""
+
+from __future__ import annotations
+
+from support.story import Story, groups, segments
+
+from dask_otel.mirror.model import Change, Dependency
+from dask_otel.mirror.records import TaskRecord
+from dask_otel.mirror.tasks import Picks, TaskError, TaskRun
+
+
+def run(key, start, stop, error=None):
+    return TaskRun(key, "g", "g", 1, start, stop, stop - start, {}, "tcp://worker", "w", 1, "int", 28, error)
+
+
+def tasks(records):
+    return [record for record in records if isinstance(record, TaskRecord)]
+
+
+def busy_groups(story, span, number, *, seconds=lambda i: 1.0, error=lambda i: ""):
+    for i in range(number):
+        story.begin(span, f"g-{i}")
+        story.finish(span, f"g-{i}", story.now, story.now + seconds(i), error=error(i))
+
+
+def test_groups_that_are_too_many_are_folded_and_keep_their_sums():
+    story = Story(max_groups=3)
+    span = story.span("a", "b")
+    busy_groups(story, span, 10, seconds=lambda i: 1.0 + i)
+    records = story.close()
+    assert [(g.name, g.group, g.folded) for g in groups(records)] == [
+        ("g", "g-7", 0),
+        ("g", "g-8", 0),
+        ("g", "g-9", 0),
+        ("other groups", "", 7),
+    ]
+    b, a = segments(records)
+    for segment in (a, b):
+        assert segment.tally.tasks == segment.tally.completed == 10
+        assert segment.truncated_groups == 7
+    assert sum(g.tally.durations["compute"] for g in groups(records)) == a.tally.durations["compute"]
+    others = groups(records)[-1]
+    assert others.start >= b.start
+    assert others.end <= b.end
+
+
+def test_groups_that_failed_are_not_folded():
+    story = Story(max_groups=2)
+    span = story.span("a")
+    busy_groups(story, span, 10, seconds=lambda i: 10.0 - i, error=lambda i: "bad" if i == 9 else "")
+    assert {g.group for g in groups(story.close())} == {"g-0", "g-9", ""}
+
+
+def test_an_error_among_the_folded_is_theirs():
+    story = Story(max_groups=1)
+    span = story.span("a")
+    busy_groups(story, span, 4, error=lambda i: "bad")
+    *_, others, segment = story.close()
+    assert others.failure == ("ValueError", "bad", 3, 0, 0)
+    assert segment.failure == ("ValueError", "bad", 4, 0, 0)
+
+
+def test_links_lead_to_what_is_sent():
+    story = Story(max_groups=2)
+    span = story.span("a")
+    busy_groups(story, span, 4, seconds=lambda i: 1.0 + i)
+    other = story.span("b")
+    story.begin(other, "use", dependencies=[Dependency("a", "g-0")])
+    story.finish(other, "use", story.now, story.now + 0.1, dependencies=[Dependency("a", "g-0")])
+    story.begin(span, "last", dependencies=[Dependency("a", "g-1"), Dependency("a", "g-3")])
+    story.finish(span, "last", story.now, story.now + 9, dependencies=[Dependency("a", "g-1"), Dependency("a", "g-3")])
+    records = story.close()
+    sent = {record.span_id for record in records}
+    last = next(g for g in groups(records) if g.group == "last")
+    others = next(g for g in groups(records) if g.folded)
+    assert {link.span_id for link in last.links} <= sent
+    assert others.span_id in {link.span_id for link in last.links}
+    assert all(link.span_id in sent for record in records for link in record.links)
+
+
+def test_a_segment_that_never_rests_folds_while_it_is_open():
+    """A loop of dask.array computations in one span makes new groups for as long as it runs."""
+    story = Story(max_groups=10)
+    span = story.span("a")
+    busy_groups(story, span, 500)
+    ledger = story.mirror._forest.nodes["a"].ledger
+    assert len(ledger.groups) <= 20
+    records = story.close()
+    assert len(groups(records)) == 11
+    assert segments(records)[0].tally.completed == 500
+    assert segments(records)[0].truncated_groups == 490
+
+
+def test_the_spans_of_a_trace_are_bounded_over_all_its_segments():
+    story = Story()
+    for number in range(10):
+        busy_groups(story, story.span("root", f"child {number}"), 400, seconds=lambda i: 0.0)
+    records = story.close()
+    assert len(groups(records)) <= 1000 + 10
+    assert segments(records)[-1].tally.completed == 4000
+    assert sum(g.tally.completed for g in groups(records)) == 4000
+
+
+def picked(story, span, group, *, erred=0, slow=()):
+    change = Change(story.now)
+    change.span_id, change.name, change.prefix, change.active = span, group, group, True
+    change.picks = Picks()
+    for number in range(erred):
+        change.count("erred")
+        change.picks.add_erred(run(f"{group}-{number}", 100, 101, TaskError("ValueError", "bad", "")))
+    for seconds in slow:
+        change.completed += 1
+        change.picks.add_slow(run(f"{group}-{seconds}", 100, 100 + seconds))
+    change.hull(100, 101)
+    change.tasks = change.completed + erred
+    story.now = max(story.now, 102)
+    story.mirror.add_change(change, story.now)
+
+
+def test_twenty_failures_and_the_five_slowest_of_a_group_have_spans():
+    story = Story()
+    span = story.span("a")
+    for _ in range(3):  # sweeps
+        picked(story, span, "g", erred=15, slow=[0.1 * i for i in range(8)])
+    records = story.close()
+    erred = [t for t in tasks(records) if t.reason == "erred"]
+    slow = [t for t in tasks(records) if t.reason == "slowest"]
+    assert (len(erred), len(slow)) == (20, 5)
+    assert {round(t.run.seconds, 1) for t in slow} == {0.6, 0.7}
+    assert {t.parent_id for t in tasks(records)} == {groups(records)[0].span_id}
+    assert groups(records)[0].truncated_tasks == segments(records)[0].truncated_tasks == 25
+
+
+def test_task_spans_of_a_trace_are_bounded():
+    story = Story()
+    for number in range(30):
+        picked(story, story.span("root", f"child {number}"), "g", erred=20, slow=[0.1] * 5)
+    for number in range(200):
+        picked(story, story.span("root", "last"), f"g{number}", slow=[0.2] * 5)
+    records = story.close()
+    assert sum(t.reason == "erred" for t in tasks(records)) == 200
+    assert sum(t.reason == "slowest" for t in tasks(records)) <= 800
+    assert segments(records)[-1].truncated_tasks == 600 - 200
+
+
+def test_tasks_of_folded_groups_are_below_the_others():
+    story = Story(max_groups=1)
+    span = story.span("a")
+    for number in range(3):
+        picked(story, span, f"g{number}", erred=1)
+    records = story.close()
+    others = next(g for g in groups(records) if g.folded)
+    below = [t for t in tasks(records) if t.parent_id == others.span_id]
+    assert len(below) == 2
