@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .clock import Threads, fit
 from .folding import fold_groups, pick_runs
+from .groups import GroupLedger
 from .ids import group_id, marker_id, others_id, task_id
-from .ledger import GroupLedger, Ledger
+from .ledger import Ledger
 from .model import Dependency, Metrics
 from .records import Failure, GroupRecord, Link, MarkerRecord, Record, SegmentRecord, TaskRecord
 from .tasks import TaskRun
-from .tree import Budget, Node, Segment
+from .tree import Node, Segment
 from .verdict import failure_of_group, verdict
 
 __all__ = ["close_segment", "marker"]
@@ -23,7 +24,7 @@ Runs = Mapping["str | None", Sequence[tuple[str, TaskRun]]]
 
 
 def close_segment(
-    node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads, budget: Budget, find: Find
+    node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads, find: Find
 ) -> tuple[SegmentRecord, Iterator[Record]]:
     """Make the record of a segment, and, one at a time, those of its groups and tasks.
 
@@ -31,11 +32,10 @@ def close_segment(
     ----------
     stopped
         Why it closes, if its work is not done.
-    budget
-        What its trace may still hold; charged.
     """
-    fold_groups(node, ledger, segment.number, budget.groups_now)
-    budget.groups -= len(ledger.groups)
+    budget = segment.budget
+    fold_groups(node, ledger, segment.number, ledger.pinned + budget.groups_beside(ledger.pinned))
+    budget.groups -= len(ledger.groups) - ledger.pinned
     runs = pick_runs(ledger, budget)
     ledger.truncated_tasks += sum(_truncated(name, group, runs) for name, group in _ledgers(ledger))
     record = _segment(node, segment, ledger, now, stopped, threads)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .ledger import GroupLedger, Ledger
+from .groups import Budget, GroupLedger
+from .ledger import Ledger
 from .tasks import TaskRun
-from .tree import Budget, Node
+from .tree import Node
 
 __all__ = ["fold_groups", "pick_runs"]
 

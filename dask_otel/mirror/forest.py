@@ -15,7 +15,8 @@ __all__ = ["Forest"]
 class Forest:
     """All nodes of a scheduler; parents are opened before their children and taken out after them."""
 
-    def __init__(self, born: float) -> None:
+    def __init__(self, born: float, max_groups: int) -> None:
+        self._max_groups = max_groups
         #: When it began to count.
         self.born = born
         self.nodes: dict[str, Node] = {}
@@ -61,7 +62,7 @@ class Forest:
             min(node.previous_end, now),  # later than now only if the clock was set back
             above.start if above else 0.0,
         )
-        segment = node.segment = Segment(node, start, self.busy - node.root.busy)
+        segment = node.segment = Segment(node, start, self.busy - node.root.busy, self._max_groups)
         node.begin_ledger(start)
         self.held.pop(node, None)
         self.open[node] = self.touched[node] = None

@@ -5,96 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from math import isfinite
 
-from .model import Change, Claim, Dependency, Graph, Metrics
+from .groups import Budget, GroupLedger
+from .model import Change, Claim, Graph, Metrics
 from .tally import Tally
-from .tasks import Picks
 
-__all__ = ["GroupLedger", "Ledger"]
-
-#: Distinct result types that folded groups name.
-MAX_TYPES = 32
-
-
-class GroupLedger:
-    """What has been counted for one group. It becomes a group span of the next segment to close, or is folded."""
-
-    __slots__ = (
-        "buckets",
-        "dependencies",
-        "folded",
-        "foreign",
-        "name",
-        "number",
-        "picks",
-        "pinned",
-        "prefix",
-        "since",
-        "tally",
-        "trace_before",
-        "types",
-        "unfinished",
-    )
-
-    def __init__(self, name: str, prefix: str, number: int, since: float) -> None:
-        self.name = name
-        self.prefix = prefix
-        #: Which group span of this group it will be: 0, 1, 2 …
-        self.number = number
-        self.since = since
-        #: Number of the trace of its group span before; only for default roots that have rolled over.
-        self.trace_before = 0
-        self.tally = Tally()
-        #: Of these, the tasks that only other spans asked for.
-        self.foreign: Tally | None = None
-        self.buckets: dict[int, int] = {}
-        self.types: dict[str, int] = {}
-        self.dependencies: tuple[Dependency, ...] = ()
-        self.picks: Picks | None = None
-        self.unfinished = 0
-        #: A span that has left links to it.
-        self.pinned = False
-        #: For how many folded groups it stands.
-        self.folded = 0
-
-    def add(self, change: Change) -> None:
-        """Add what a sweep saw."""
-        self.tally.add(change)
-        self.unfinished = change.unfinished
-        self.dependencies = change.dependencies
-        for tally in change.foreign.values():
-            self._add_foreign(tally)
-        self._add_details(change.buckets, change.types, change.picks)
-
-    def fold(self, group: GroupLedger) -> None:
-        """Take in a whole group."""
-        self.folded += 1
-        self.since = min(self.since, group.since)
-        self.tally.add(group.tally)
-        if group.foreign:
-            self._add_foreign(group.foreign)
-        self._add_details(group.buckets, group.types, group.picks)
-        if len(self.types) > MAX_TYPES:
-            self.types = dict(sorted(self.types.items(), key=lambda item: -item[1])[:MAX_TYPES])
-
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self.since += seconds
-        self.tally.shift(seconds)
-        if self.picks:
-            self.picks.shift(seconds)
-
-    def _add_foreign(self, tally: Tally) -> None:
-        self.foreign = self.foreign or Tally()
-        self.foreign.add(tally)
-
-    def _add_details(self, buckets: dict[int, int], types: dict[str, int], picks: Picks | None) -> None:
-        for bucket, count in buckets.items():
-            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
-        for type_, count in types.items():
-            self.types[type_] = self.types.get(type_, 0) + count
-        if picks:
-            self.picks = self.picks or Picks()
-            self.picks.add(picks)
+__all__ = ["Ledger"]
 
 
 class Ledger:
@@ -109,6 +24,7 @@ class Ledger:
         #: The groups that are folded into one, and their names.
         self.others: GroupLedger | None = None
         self.others_names: set[str] = set()
+        self.pinned = 0
         #: Number of own groups by prefix: fine metrics can be told apart by prefix only.
         self.prefixes: dict[str, int] = {}
         #: Fine metrics of this Dask span, and those of closed child segments.
@@ -138,6 +54,15 @@ class Ledger:
         group = self.groups[name] = GroupLedger(name, prefix, number, since)
         self.prefixes[prefix] = self.prefixes.get(prefix, 0) + 1
         return group
+
+    def pin(self, name: str, budget: Budget) -> bool:
+        """Promise that a group will have a span, if the budget allows: another span is to link to it."""
+        group = self.groups[name]
+        if not group.pinned and budget.groups_beside(self.pinned):
+            group.pinned = True
+            self.pinned += 1
+            budget.groups -= 1
+        return group.pinned
 
     def add_change(self, change: Change, group: GroupLedger) -> None:
         """Count what happened to a group."""

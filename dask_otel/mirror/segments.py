@@ -16,7 +16,7 @@ from .ledger import Ledger
 from .model import Change, Claim, Dependency, Graph, Metrics, SpanInfo
 from .records import Record
 from .tally import Tally
-from .tree import NO_LOAD, Budget, Node
+from .tree import NO_LOAD, Node
 
 __all__ = ["Mirror"]
 
@@ -52,7 +52,7 @@ class Mirror:
         self._max_segment = max_segment
         self._announce = announce
         self._max_groups = max_groups
-        self._forest = Forest(now)
+        self._forest = Forest(now, max_groups)
 
     # What the sweep tells
 
@@ -196,9 +196,7 @@ class Mirror:
         """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
         # Out of the way first: a segment that cannot be made must not stand in the way of others.
         segment, ledger = self._forest.take_out(node)
-        top = node.root.segment or segment
-        top.budget = top.budget or Budget(self._max_groups)
-        record, inside = close_segment(node, segment, ledger, now, stopped, self.threads, top.budget, self._find)
+        record, inside = close_segment(node, segment, ledger, now, stopped, self.threads, self._find)
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
         above = node.parent
         if above and above.segment and above.ledger:

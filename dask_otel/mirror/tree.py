@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from .clock import Heartbeats, Wall
+from .groups import Budget, GroupLedger
 from .ids import group_id, others_id, segment_id, trace_id
-from .ledger import GroupLedger, Ledger
+from .ledger import Ledger
 from .model import SpanInfo
 from .tally import Load
 
-__all__ = ["Budget", "Node", "Segment"]
+__all__ = ["Node", "Segment"]
 
 #: Shared by all nodes at rest: a finished span should cost little.
 NO_LOAD = Load()
-
-
-@dataclass(slots=True)
-class Budget:
-    """How many spans of groups and tasks the trace of one root segment may still have.
-
-    Together they stay below the 5 MB at which Tempo drops a trace.
-    """
-
-    #: Groups of one segment.
-    a_segment: int
-    groups: int = 1000
-    #: A failed task's span carries a traceback; it is four times as large.
-    erred: int = 200
-    slowest: int = 800
-
-    @property
-    def groups_now(self) -> int:
-        """Groups that the next segment may have."""
-        return max(0, min(self.a_segment, self.groups))
 
 
 class Segment:
@@ -61,7 +41,7 @@ class Segment:
         "wall",
     )
 
-    def __init__(self, node: Node, start: float, others: float) -> None:
+    def __init__(self, node: Node, start: float, others: float, max_groups: int) -> None:
         self.number = node.next_number
         self.id = segment_id(node.info.id, self.number)
         self.trace_id = trace_id(node.root.info.id, node.root.trace_number)
@@ -75,9 +55,11 @@ class Segment:
         #: Earliest start and latest end of what has been sent of its children: it must enclose them.
         self.sent_from = float("inf")
         self.sent_until = float("-inf")
-        #: A root only: whether a marker has been sent, and what the trace may still hold.
+        #: A root only: whether a marker has been sent.
         self.announced = False
-        self.budget: Budget | None = None
+        #: What the trace may still hold; one for the root and all below it.
+        above = node.root.segment
+        self.budget: Budget = above.budget if above else Budget(max_groups)
         #: Workers that were given tasks; a set in order of insertion.
         self.sent_to: dict[str, None] = {}
         #: Workers whose metrics are awaited, and since when.
@@ -191,8 +173,8 @@ class Node:
                 return None  # nor in which trace the one before was
         if number < self.first_number:
             return None
-        if self.segment and name in groups:
-            groups[name].pinned = True
+        if self.segment and self.ledger and name in groups and not self.ledger.pin(name, self.segment.budget):
+            return None  # it may have to be folded
         trace_number = (self.group_traces or {}).get(name, 0)
         return trace_id(self.root.info.id, trace_number), group_id(self.info.id, name, number)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .ledger import GroupLedger, Ledger
+from .groups import GroupLedger
+from .ledger import Ledger
 from .records import Failure
 from .tally import FirstError, Tally
 

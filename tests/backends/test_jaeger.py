@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from opentelemetry.sdk.trace import SpanLimits
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from support.large import TASKS, large_trace
 from support.processes import cluster
 from support.trees import check_shape, check_sums, tree
 from support.workflows import NESTED, NESTED_ATTRIBUTES, nested, spans_page
 
 import dask_otel
+from dask_otel.export.pipeline import Pipeline
+from dask_otel.export.provider import make_exporters, make_resource
+from dask_otel.export.spans import SpanFactory
+from dask_otel.safety import Safety
 
 pytestmark = pytest.mark.backend
 
@@ -83,3 +90,19 @@ def test_closing_the_scheduler_sends_what_is_open(jaeger, tmp_path):
         processes.client.shutdown()
     spans = jaeger.trace(dask_otel.trace_id(root_id), has_root)
     assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
+
+
+def test_a_trace_of_a_hundred_thousand_tasks_opens(jaeger):
+    """Through the real exporter; the tasks themselves are a story, told to the real mirror."""
+    records = large_trace()
+    (exporter,) = make_exporters(jaeger.endpoints["grpc"]).values()
+    resource = make_resource(service_name="dask-scheduler", instance_id="large", version="1", cluster_name=None)
+    factory = SpanFactory(resource, InstrumentationScope("dask_otel"), SpanLimits())
+    pipeline = Pipeline("otlp", exporter, factory.span, Safety())
+    pipeline.put(records)
+    pipeline.close(timeout=60)
+    assert pipeline.unsent == 0
+    spans = jaeger.trace(f"{records[-1].trace_id:032x}", lambda spans: len(spans) == len(records))
+    check_shape(spans)
+    check_sums(spans)
+    assert next(span for span in spans if not span.parent_id).attributes["dask.task.count"] == TASKS
