@@ -32,8 +32,8 @@ class Ledger:
         self.child_metrics: Metrics = {}
         #: False once metrics are known to be lost.
         self.metrics_complete = True
-        #: Of the tally, tasks that only a span outside this subtree asked for, by its id or ``NOBODY``.
-        self.foreign: dict[str, Tally] = {}
+        #: Of the tally, tasks that only spans outside this subtree asked for, by their ids or ``NOBODY``.
+        self.foreign: dict[frozenset[str], Tally] = {}
         #: Tasks that this subtree asked for and one outside counts, by asker and holder.
         self.elsewhere: dict[tuple[str, str], Tally] = {}
         #: By id of a span that counts tasks this one asked for, its segment if it has one.
@@ -68,8 +68,8 @@ class Ledger:
         """Count what happened to a group."""
         group.add(change)
         self.tally.add(change)
-        for asker, tally in change.foreign.items():
-            self.foreign.setdefault(asker, Tally()).add(tally)
+        for askers, tally in change.foreign.items():
+            self.foreign.setdefault(askers, Tally()).add(tally)
 
     def add_metrics(self, metrics: Metrics) -> float:
         """Add fine metrics of this Dask span; return the busy thread-seconds among them."""
@@ -115,9 +115,9 @@ class Ledger:
         self.truncated_tasks += child.truncated_tasks
         for status, count in child.graph_failures.items():
             self.graph_failures[status] = self.graph_failures.get(status, 0) + count
-        for asker, tally in child.foreign.items():
-            if not is_inside(asker):
-                self.foreign.setdefault(asker, Tally()).add(tally)
+        for askers, tally in child.foreign.items():
+            if not any(map(is_inside, askers)):
+                self.foreign.setdefault(askers, Tally()).add(tally)
         for (asker, holder), tally in child.elsewhere.items():
             if is_inside(holder):  # counted here after all; but the holder has not told of this error
                 self.tally.error = self.tally.error or tally.error

@@ -6,7 +6,7 @@ itself counts them), sizes bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -84,8 +84,8 @@ class Change(Tally):
         self.buckets: dict[int, int] = {}
         #: Number of results by type name.
         self.types: dict[str, int] = {}
-        #: Of all tasks of the change, those that only another span asked for, by that span's id or ``NOBODY``.
-        self.foreign: dict[str, Tally] = {}
+        #: Of all tasks of the change, those that only other spans asked for, by these spans' ids or ``NOBODY``.
+        self.foreign: dict[frozenset[str], Tally] = {}
         #: Addresses of workers that were given tasks; a set in order of insertion.
         self.sent_to: dict[str, None] = {}
         #: Runs worth a span, and the seconds that one must take to be among them.
@@ -102,10 +102,10 @@ class Change(Tally):
         #: Unfinished tasks of the group now.
         self.unfinished = 0
 
-    def adopt(self, askers: Iterable[str]) -> None:
-        """Take what these spans asked for as one's own: they are inside."""
-        for asker in askers:
-            tally = self.foreign.pop(asker)
+    def adopt(self, is_inside: Callable[[str], bool]) -> None:
+        """Take what spans inside asked for as one's own."""
+        for askers in [askers for askers in self.foreign if any(map(is_inside, askers))]:
+            tally = self.foreign.pop(askers)
             self.error = self.error or tally.error
 
     @property

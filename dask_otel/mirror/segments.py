@@ -77,8 +77,8 @@ class Mirror:
                 if len(ledger.groups) >= 2 * self._max_groups:
                     fold_groups(node, ledger, node.next_number, self._max_groups)
                 group = node.begin_group(ledger, change.name, change.prefix, change.since)
-            ledger.includes |= {self._forest.path(asker): None for asker in change.foreign}
-            change.adopt([asker for asker in change.foreign if self._forest.is_inside(asker, node)])
+            ledger.includes |= {self._forest.path(asker): None for askers in change.foreign for asker in askers}
+            change.adopt(lambda span_id: self._forest.is_inside(span_id, node))
             ledger.add_change(change, group)
             if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
                 ledger.metrics_complete = False

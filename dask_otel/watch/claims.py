@@ -20,16 +20,17 @@ _FAILED = ("erred", "upstream_failed")
 class _Claimed:
     """A task that is not where it was asked for."""
 
-    __slots__ = ("askers", "state", "waiting")
+    __slots__ = ("askers", "is_foreign", "state", "waiting")
 
-    def __init__(self) -> None:
-        #: Of the spans that asked, those for which it has not ended yet. Should it fail after that, it is still no
-        #: failure of the span that counts it.
+    def __init__(self, *, is_foreign: bool) -> None:
+        #: Nobody has asked for it where it is. Should it fail, ever, that is no failure of the span that counts it.
+        self.is_foreign = is_foreign
+        #: Ids of the spans that asked, or ``NOBODY``.
+        self.askers: frozenset[str] = frozenset()
+        #: Of these, the spans for which it has not ended yet.
         self.waiting: set[str] = set()
         #: Last known; empty before the first transition: a task may never need to run.
         self.state = ""
-        #: By id of the span that asked, or ``NOBODY``: whether nobody else did.
-        self.askers: dict[str, bool] = {}
 
 
 class _Open(Claim):
@@ -62,12 +63,14 @@ class Claims:
             Whether only this submission has asked for the task.
         """
         if is_new:
-            change.foreign.setdefault(asker, Tally()).tasks += 1
+            change.foreign.setdefault(frozenset((asker,)), Tally()).tasks += 1
         if asker != NOBODY and task.state in ("memory", "erred"):
             self._ended_before(self._claim(asker, task.group.span_id, since), task)
             return
-        claimed = self.keys.setdefault(key, _Claimed())
-        claimed.askers.setdefault(asker, is_new)
+        claimed = self.keys.get(key)
+        if claimed is None:
+            claimed = self.keys[key] = _Claimed(is_foreign=is_new)
+        claimed.askers |= {asker}
         claimed.state = task.state if task.state in _UNFINISHED else ""
         if asker != NOBODY and asker not in claimed.waiting:
             claimed.waiting.add(asker)
@@ -80,12 +83,12 @@ class Claims:
         """Note that the span that counts a task has asked for it, too."""
         claimed = self.keys.get(key)
         if claimed:
-            claimed.askers = dict.fromkeys(claimed.askers, False)
+            claimed.is_foreign = False
 
     def is_foreign(self, key: Any) -> bool:
         """Whether only spans other than the one that counts a task have asked for it."""
         claimed = self.keys.get(key)
-        return claimed is not None and any(claimed.askers.values())
+        return claimed is not None and claimed.is_foreign
 
     def follow(
         self, key: Any, state: str, task: Any, outcome: str | None, change: Change, details: Mapping[str, Any]
@@ -94,14 +97,12 @@ class Claims:
         claimed = self.keys[key]
         before = claimed.state
         claimed.state = state if state in _UNFINISHED else ""
-        for asker, alone in claimed.askers.items():
-            if outcome and alone:
-                foreign = change.foreign.setdefault(asker, Tally())
-                foreign.count(outcome)
-                if outcome in _FAILED and not foreign.error:
-                    foreign.error = FirstError(*error_of(task.exception_blame))
-            if asker not in claimed.waiting:
-                continue
+        if outcome and claimed.is_foreign:
+            foreign = change.foreign.setdefault(claimed.askers, Tally())
+            foreign.count(outcome)
+            if outcome in _FAILED and not foreign.error:
+                foreign.error = FirstError(*error_of(task.exception_blame))
+        for asker in claimed.waiting:
             claim = self._claim(asker, task.group.span_id, time())
             if before:
                 claim.states[before] = claim.states.get(before, 0) - 1

@@ -51,7 +51,7 @@ def check_shape(spans: Iterable[Span]) -> None:
     assert len(by_id) == len(spans), "a span id was sent twice"
     for span in spans:
         assert span.start <= span.end, span
-        assert span.attributes["dask.span.root"], span
+        assert "dask.span.root" in span.attributes, span
         if span.parent_id:
             parent = by_id[span.trace_id, span.parent_id]
             assert parent.start <= span.start, (parent, span)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from distributed import span, wait
+from distributed import Client, span, wait
 from distributed.metrics import context_meter
 from distributed.utils_test import gen_cluster, inc
 from support.clusters import finished
@@ -173,3 +173,41 @@ async def test_data_scattered_into_a_group_that_runs_is_counted(client, schedule
     spans = await finished(plugin)
     assert spans[-1].attributes["dask.task.count"] == sum(expected.states.values()) == 2
     assert spans[-1].attributes["dask.output.size"] == expected.nbytes_total
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_any_tag(client, scheduler, worker):
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    tags = ["", "🙂" * 10, "x" * 10_000, "\x00\x1b[31m\n", 7, ("a", 1), None, "a / b", "\ud800"]
+    for number, tag in enumerate(tags):
+        with span(tag, "child"):
+            await client.submit(inc, 1, key=f"key-{number}", pure=False)
+            # The same group again: the tags also arrive as those of a span that was only asked for.
+            with span(tag, tag):
+                await client.submit(inc, 1, key=f"key-{number}-again", pure=False)
+    spans = await finished(plugin)
+    roots = [s for s in spans if not s.parent_id]
+    assert len(roots) == len(tags)
+    for each in spans:
+        assert 0 < len(each.name.encode()) <= 250
+        assert len(each.attributes["dask.span.path"].encode()) <= 250
+    assert {"(no name)", "🙂" * 10, "7", "('a', 1)", "None", "a / b", "?"} <= {s.name for s in roots}
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_tasks_that_never_need_to_run_are_counted(client, scheduler, worker):
+    """The scheduler takes in what leads to a result that it has already, and leaves it released."""
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    with span("first"):
+        kept = client.submit(inc, 1, key="y")
+        await kept
+    async with Client(scheduler.address, asynchronous=True) as other:
+        with span("second") as span_id:
+            assert await other.get({"x": (inc, 1), "y": (inc, "x")}, "y", sync=False) == 2
+        expected = sum(scheduler.extensions["spans"].spans[span_id].states.values())
+        spans = await finished(plugin)
+    second = next(s for s in spans if s.name == "second")
+    assert second.attributes["dask.task.count"] == expected == 1
+    assert second.attributes["dask.elsewhere.completed"] == 1
