@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 from time import process_time
+from types import SimpleNamespace
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.scheduler import TaskGroup, TaskPrefix, TaskState
@@ -31,7 +32,7 @@ class Hooks(SchedulerWatch):
     def __init__(self, tasks):
         super().__init__()
         self.safety = Safety()
-        self.latches = Latches(tasks, self.safety)
+        self.latches = Latches(SimpleNamespace(tasks=tasks, workers={}), self.safety, 0)
         self.transition = self.latches.transition
 
 
@@ -43,6 +44,7 @@ def scheduler_state():
         for i in range(TASKS // GROUPS):
             key = f"group{number}-{i:032x}"
             tasks[key] = TaskState(key, None, "released", group, False)
+            tasks[key].processing_on = SimpleNamespace(address=f"tcp://127.0.0.1:{4000 + i % 8}")
     return tasks
 
 

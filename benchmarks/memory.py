@@ -31,7 +31,15 @@ class Plugin(OTelPlugin):
     """Ours, without a way out."""
 
     def connect(self, scheduler, safety):
-        return WatchSettings(0.05, 0.0, 3600.0, 10.0, ()), Nowhere()
+        return WatchSettings(
+            sweep_interval=0.05,
+            settle=0.0,
+            max_segment=3600.0,
+            announce=3600.0,
+            max_groups=500,
+            shutdown_timeout=10.0,
+            annotations=(),
+        ), Nowhere()
 
 
 def kept():
@@ -52,7 +60,7 @@ async def run(spans, tasks):
         for number in range(spans):
             with span(f"span {number}"):
                 await client.gather(client.map(int, range(tasks), key=f"group{number}", pure=False))
-        while mirror._open or cluster.scheduler.task_groups:
+        while mirror._forest.open or cluster.scheduler.task_groups:
             await asyncio.sleep(0.1)
         await asyncio.sleep(0.5)
         after = kept()

@@ -35,7 +35,15 @@ class Plugin(OTelPlugin):
 
     def connect(self, scheduler, safety):
         self.safety = safety
-        return WatchSettings(3600.0, 0.0, 3600.0, 10.0, ()), Count()
+        return WatchSettings(
+            sweep_interval=3600.0,
+            settle=0.0,
+            max_segment=3600.0,
+            announce=3600.0,
+            max_groups=500,
+            shutdown_timeout=10.0,
+            annotations=(),
+        ), Count()
 
 
 class LoopMonitor:
@@ -96,7 +104,7 @@ async def main():
             sweep = watch._sweeper.sweep
             await sweep()
             groups = list(scheduler.task_groups.values())
-            print(f"{len(watch.mirror._open)} live spans, {len(groups)} live groups (budget 5 ms):")
+            print(f"{len(watch.mirror._forest.open)} live spans, {len(groups)} live groups (budget 5 ms):")
             await measure("nothing changed", sweep)
             await measure("every group changed", sweep, lambda: [*map(watch.latches.touch, groups)])
             keys = [future.key for future in futures]

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import exp, floor, log
 
-__all__ = ["GROWTH", "bucket", "quantile"]
+__all__ = ["BUCKETS", "GROWTH", "SHORTEST", "bucket", "quantile"]
 
 #: Each bucket is this much wider than the one before; a quantile is its bucket's geometric middle, hence
 #: off by at most sqrt(GROWTH) - 1 = 4.9 %.
 GROWTH = 1.1
 
 #: Buckets per e-fold.
-_SCALE = 1.0 / log(GROWTH)
+BUCKETS = 1.0 / log(GROWTH)
 #: Dask rounds durations to microseconds; what is shorter falls in the first bucket.
-_SHORTEST = 1e-6
+SHORTEST = 1e-6
 
 
 def bucket(seconds: float) -> int:
     """Bucket number of a duration in seconds."""
-    return floor(log(seconds if seconds > _SHORTEST else _SHORTEST) * _SCALE)
+    return floor(log(seconds if seconds > SHORTEST else SHORTEST) * BUCKETS)
 
 
 def quantile(buckets: Mapping[int, int], q: float) -> float:
@@ -35,5 +35,5 @@ def quantile(buckets: Mapping[int, int], q: float) -> float:
     for number in sorted(buckets):
         seen += buckets[number]
         if seen and seen >= rank:
-            return exp((number + 0.5) / _SCALE)
+            return exp((number + 0.5) / BUCKETS)
     raise ValueError("quantile of nothing")

@@ -56,14 +56,10 @@ class Forest:
             return node.segment
         above = self.open_segment(node.parent, at, now) if node.parent else None
         is_first = node.next_number == node.first_number and node.info.enqueued >= self.born
-        start = max(
-            node.info.enqueued if is_first else at,
-            self.born,
-            min(node.previous_end, now),  # later than now only if the clock was set back
-            above.start if above else 0.0,
-        )
+        start = max(node.info.enqueued if is_first else at, self.born, node.previous_end)
+        start = max(min(start, now), above.start if above else 0.0)  # later than now only if the clock was set back
         segment = node.segment = Segment(node, start, self.busy - node.root.busy, self._max_groups)
-        node.begin_ledger(start)
+        node.stamp_groups(node.begin_ledger(start))
         self.held.pop(node, None)
         self.open[node] = self.touched[node] = None
         if above:

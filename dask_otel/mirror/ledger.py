@@ -30,6 +30,8 @@ class Ledger:
         #: Fine metrics of this Dask span, and those of closed child segments.
         self.metrics: Metrics = {}
         self.child_metrics: Metrics = {}
+        #: The latter are still those of the first child, whose record must not change.
+        self._borrowed = False
         #: False once metrics are known to be lost.
         self.metrics_complete = True
         #: Of the tally, tasks that only spans outside this subtree asked for, by their ids or ``NOBODY``.
@@ -107,8 +109,7 @@ class Ledger:
     def add_child(self, child: Ledger, is_inside: Callable[[str], bool]) -> None:
         """Add all of a child segment that has closed; ``is_inside`` tells whether a span is in this one's subtree."""
         self.tally.add(child.tally)
-        _sum_into(self.child_metrics, child.metrics)
-        _sum_into(self.child_metrics, child.child_metrics)
+        self._add_child_metrics(child.all_metrics())
         self.metrics_complete &= child.metrics_complete
         self.graph_seconds += child.graph_seconds
         self.truncated_groups += child.truncated_groups
@@ -129,6 +130,15 @@ class Ledger:
             self.annotations.setdefault(name, {}).update(values)
         self.code = self.code or child.code
 
+    def _add_child_metrics(self, metrics: Metrics) -> None:
+        # A span with many groups has thousands, and often is its parent's only one.
+        if not self.child_metrics:
+            self.child_metrics, self._borrowed = metrics, True
+            return
+        if self._borrowed:
+            self.child_metrics, self._borrowed = dict(self.child_metrics), False
+        _sum_into(self.child_metrics, metrics)
+
     def all_elsewhere(self) -> Tally | None:
         """Tasks that this subtree asked for and another one counts."""
         if not self.elsewhere:
@@ -140,6 +150,10 @@ class Ledger:
 
     def all_metrics(self) -> Metrics:
         """Fine metrics of the whole subtree."""
+        if not self.child_metrics:
+            return self.metrics
+        if not self.metrics:
+            return self.child_metrics
         total = dict(self.metrics)
         _sum_into(total, self.child_metrics)
         return total

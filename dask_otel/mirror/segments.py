@@ -144,9 +144,7 @@ class Mirror:
             age = now - root.segment.start if root.segment else 0.0
             if age >= self._max_segment:
                 yield from self._cut(root, now)
-            elif age < self._announce:
-                break
-            elif root.segment and root.load.unfinished and not root.segment.announced:
+            elif age >= self._announce and root.segment and root.load.unfinished and not root.segment.announced:
                 yield marker(root, root.segment, now)
         if not taking_in_graph:
             for node in sorted(self._forest.at_rest, key=lambda node: -node.depth):

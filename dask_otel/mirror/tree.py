@@ -183,13 +183,23 @@ class Node:
         number = self.group_numbers.get(name, self.first_number)
         group = ledger.group(name, prefix, number, since)
         self.group_numbers[name] = number + 1
-        if self.root.trace_number:
-            self.group_traces = self.group_traces or {}
-            group.trace_before = self.group_traces.get(name, 0)
-            self.group_traces[name] = self.root.trace_number
+        self._stamp(group)
         if self.info.is_default and len(ledger.groups) == 1 and not self.previous:
             self.title = f"default: {prefix}"
         return group
+
+    def stamp_groups(self, ledger: Ledger) -> None:
+        """Note in which trace groups will be sent that were held while the root may have rolled over."""
+        for group in ledger.groups.values():
+            self._stamp(group)
+
+    def _stamp(self, group: GroupLedger) -> None:
+        if self.root.trace_number:
+            self.group_traces = self.group_traces or {}
+            before = self.group_traces.get(group.name, 0)
+            if before != self.root.trace_number:
+                group.trace_before = before
+                self.group_traces[group.name] = self.root.trace_number
 
     def withdraw_group(self, group: GroupLedger) -> None:
         """Take a group's number back: its span will not be sent."""

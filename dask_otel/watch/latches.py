@@ -6,11 +6,12 @@ The transition hook runs four or five times for every task, so it does next to n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import floor, log
 from typing import Any
 
 from distributed.metrics import time
 
-from ..mirror.buckets import bucket
+from ..mirror.buckets import BUCKETS, SHORTEST, bucket
 from ..mirror.model import Change
 from ..mirror.tally import FirstError
 from ..safety import Safety
@@ -22,6 +23,7 @@ __all__ = ["Latches"]
 
 #: Stimuli by which a person asks for a task to run again.
 _ASKED_FOR = ("update-graph", "stimulus-retry")
+_UNFINISHED = ("processing", "waiting", "queued", "no-worker")
 
 
 class Latches:
@@ -32,6 +34,7 @@ class Latches:
         self._safety = safety
         self._runs = Runs(scheduler.workers, first_failure)
         self.claims = Claims()
+        self._claimed = self.claims.keys
         #: By TaskGroup.
         self._changes: dict[Any, Change] = {}
         #: Keys of tasks that had finished and run again because their results are gone.
@@ -58,27 +61,27 @@ class Latches:
             if change is None:
                 change = self.touch(task.group)
             outcome = None
-            if finish == "memory" and start != "memory":
-                outcome = "completed"
-                change.active = True
-                change.completed += 1
-                self._ran(key, task, change, details)
-                if self._provisional and key in self._provisional:
-                    self._settle_provisional(key, change, recomputed=True)
+            if finish == "memory":
+                if start != "memory":
+                    outcome = "completed"
+                    change.active = True
+                    change.completed += 1
+                    self._ran(key, task, change, details)
+                    if self._provisional and key in self._provisional:
+                        self._settle_provisional(key, change, recomputed=True)
             elif finish == "processing":
                 change.sent_to[task.processing_on.address] = None
-            elif start == "memory" and finish != "erred":
-                pass
             elif finish == "waiting":
                 if task.type is None:
                     change.active = True
                 elif start == "released":
                     self._again(key, change, stimulus_id)
+            elif finish == "released":
+                if start != "memory" and start in _UNFINISHED:
+                    outcome = self._released(key, start, task, change, stimulus_id)
             elif finish == "erred":
                 outcome = self._erred(key, start, task, change, details)
-            elif finish == "released" and start in ("processing", "waiting", "queued", "no-worker"):
-                outcome = self._released(key, start, task, change, stimulus_id)
-            if self.claims.keys and key in self.claims.keys:
+            if self._claimed and key in self._claimed:
                 self.claims.follow(key, finish, task, outcome, change, details)
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             self._safety.caught("transition hook", error)
@@ -94,16 +97,19 @@ class Latches:
                 change.run_stop = stop
             if run["action"] == "compute":
                 seconds = stop - start
-                number = bucket(seconds)
-                change.buckets[number] = change.buckets.get(number, 0) + 1
+                number = floor(log(seconds) * BUCKETS) if seconds > SHORTEST else bucket(seconds)  # a call less
+                buckets = change.buckets
+                buckets[number] = buckets[number] + 1 if number in buckets else 1
         worker = details.get("worker")
         if worker:
-            change.workers[worker] = change.workers.get(worker, 0.0) + seconds
+            workers = change.workers
+            workers[worker] = workers[worker] + seconds if worker in workers else seconds
         type_ = details.get("typename")
         if type_:
-            change.types[type_] = change.types.get(type_, 0) + 1
-        if seconds > change.slow and type_:
-            self._runs.slow(key, task, change, seconds, details)
+            types = change.types
+            types[type_] = types[type_] + 1 if type_ in types else 1
+            if seconds > change.slow:
+                self._runs.slow(key, task, change, seconds, details)
 
     def _again(self, key: Any, change: Change, stimulus_id: str) -> None:
         """A task that had finished is to run again."""

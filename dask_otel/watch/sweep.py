@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from distributed.metrics import time
@@ -20,6 +21,8 @@ from .submissions import Ask
 
 __all__ = ["Sweeper"]
 
+#: Fine metrics that are added in one step, within a tenth of a slice.
+METRICS_AT_ONCE = 1000
 #: So many segments may fail to be made while a scheduler closes before it goes on without the rest.
 MAX_FAILURES = 100
 
@@ -126,8 +129,11 @@ class Sweeper:
         for span_id, values in metrics.items():
             with self._safety.guard("sweep"):
                 self._add_span(span_id)
-                self._mirror.add_metrics(span_id, values, time())
-            await pace.rest()
+            entries = iter(values.items())
+            while some := dict(islice(entries, METRICS_AT_ONCE)):
+                with self._safety.guard("sweep"):
+                    self._mirror.add_metrics(span_id, some, time())
+                await pace.rest()
 
     async def _send(self, records: Iterator[Record | None], pace: Pace) -> None:
         together: list[Record] = []

@@ -1,0 +1,233 @@
+"""A cluster that runs nothing: it tells the mirror what the watch would tell of Dask, and remembers what it told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
+
+from dask_otel.mirror.model import NOBODY, Change, Claim, Graph, SpanInfo
+from dask_otel.mirror.segments import Mirror
+from dask_otel.mirror.tally import FirstError, Load, Tally
+from dask_otel.mirror.tasks import Picks, TaskError, TaskRun
+
+from .model_data import AGAIN, STATES, Account, Event, Group, Latch, Task, numbers
+
+
+class Cluster:
+    """Spans, groups and tasks, and what has happened to them since it was last told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.spans: dict[str, SpanInfo] = {}
+        self.groups: dict[tuple[str, str], Group] = {}
+        self.latches: dict[Group, Latch] = {}
+        self.claims: dict[tuple[str, str], Claim] = {}
+        self.graphs: list[Graph] = []
+        self.metrics: dict[str, Counter[tuple[object, ...]]] = {}
+        #: Unfinished tasks of each span, as told.
+        self.unfinished: Counter[str] = Counter()
+        #: Ids of segments that have been open, and of those that were told of a run.
+        self.opened: set[int] = set()
+        self.lasting: set[int] = set()
+        self._numbers = count(1)
+
+    # What happens
+
+    def add_span(self, tag: str, parent_id: str | None) -> None:
+        above = self.spans[parent_id] if parent_id else None
+        span_id = f"{parent_id}/{tag}" if parent_id else tag
+        tags = (*above.tags, tag) if above else (tag.partition("#")[0],)
+        self.spans.setdefault(span_id, SpanInfo(span_id, tags, parent_id, self.now))
+
+    def group(self, span_id: str, name: str) -> Group:
+        return self.groups.setdefault((span_id, name), Group(span_id, name))
+
+    def tasks(self, *states: str) -> list[Task]:
+        return [task for group in self.groups.values() for task in group.tasks if task.state in states]
+
+    def enter(self, group: Group, state: str, asker: str) -> None:
+        """A new task."""
+        at_home = asker == group.span_id
+        task = Task(group, state, self.now, frozenset([asker]), not at_home)
+        group.tasks.append(task)
+        group.totals["tasks"] += 1
+        latch = self.touch(group)
+        latch.change.active = True
+        latch.events.append(Event("tasks", task.askers))
+        if not at_home:
+            latch.change.foreign.setdefault(task.askers, Tally()).tasks += 1
+            self.ask(task, asker)
+
+    def ask(self, task: Task, asker: str) -> None:
+        """A span asks for a task that is there."""
+        if asker == task.group.span_id:
+            task.is_foreign = False
+        elif asker != NOBODY and asker not in task.followers:
+            claim = self._claim(asker, task.group.span_id)
+            claim.tasks += 1
+            if task.is_unfinished:
+                task.followers += (asker,)
+                claim.load = claim.load.plus(Load(**{task.state: 1}))
+            else:
+                claim.last_event = self.now
+                claim.completed += 1
+                return
+        task.askers |= {asker}
+
+    def move(self, task: Task, state: str, worker: str = "") -> None:
+        """Another state."""
+        latch = self.touch(task.group)
+        if state == "processing":
+            latch.change.sent_to[worker] = None
+        for asker in task.followers:
+            claim = self._claim(asker, task.group.span_id)
+            ahead = Load(**{state: 1}) if state in STATES else Load()
+            claim.load = claim.load.plus(ahead.minus(Load(**{task.state: 1})))
+        task.state, task.since = state, self.now
+
+    def end(
+        self, task: Task, outcome: str, *, length: float | None = None, skew: float = 0.0, worker: str = ""
+    ) -> None:
+        """A task ends, with a run of at most this length by a clock that is off by ``skew``."""
+        group, change = task.group, self.touch(task.group).change
+        run = None
+        if length is not None:
+            stop = self.now + skew
+            run = stop - max(0.0, min(length, self.now - task.since)), stop
+        message = f"message {next(self._numbers)}" if outcome == "erred" else ""
+        if outcome != "completed":
+            change.last_event = self.now
+        if run:
+            change.hull(*run)
+            change.workers[worker] = change.workers.get(worker, 0.0) + run[1] - run[0]
+            group.durations["compute"] += round((run[1] - run[0]) * 1e6)
+        change.picks = change.picks or Picks()
+        if outcome == "erred":
+            change.picks.add_erred(self._run(group, run, message))
+            if not task.is_foreign:
+                change.error = change.error or FirstError("ValueError", message)
+        elif outcome == "completed" and run:
+            change.picks.add_slow(self._run(group, run))
+        change.active = True
+        self._count(task, outcome, run, message)
+        if task.provisional:
+            task.provisional = False
+            self._count(task, "recomputed")
+        self.move(task, {"completed": "memory"}.get(outcome, "waiting" if outcome in AGAIN else "gone"))
+        if not task.is_unfinished:
+            task.followers = ()
+
+    def release(self, task: Task) -> None:
+        """Nobody needs the result any more that was to be computed again."""
+        task.provisional = False
+        self.move(task, "gone")
+        task.followers = ()
+
+    def scatter(self, group: Group, tasks: int, nbytes: int) -> None:
+        """Data appears without a run, or grows."""
+        group.totals.update(tasks=tasks, nbytes=nbytes)
+        self.touch(group)
+
+    def lose_result(self, task: Task, state: str) -> None:
+        """Its worker left."""
+        task.provisional = True
+        self.move(task, state)
+
+    def _count(self, task: Task, outcome: str, run: tuple[float, float] | None = None, message: str = "") -> None:
+        latch = self.touch(task.group)
+        latch.change.count(outcome)
+        latch.events.append(Event(outcome, task.askers, message))
+        error = FirstError("ValueError", message) if message else None
+        if task.is_foreign:
+            foreign = latch.change.foreign.setdefault(task.askers, Tally())
+            foreign.count(outcome)
+            foreign.error = foreign.error or error
+        for asker in task.followers if outcome != "recomputed" else ():
+            claim = self._claim(asker, task.group.span_id)
+            claim.count(outcome)
+            if run:
+                claim.hull(*run)
+            if outcome != "completed":
+                claim.last_event = self.now
+            claim.error = claim.error or error
+
+    def _run(self, group: Group, run: tuple[float, float] | None, message: str = "") -> TaskRun:
+        number = next(self._numbers)
+        start, stop = run or (self.now, self.now)
+        error = TaskError("ValueError", message, "") if message else None
+        unknown = (None,) * 5
+        return TaskRun(f"key {number}", group.name, group.name, number, start, stop, stop - start, {}, *unknown, error)
+
+    def touch(self, group: Group) -> Latch:
+        """Have it looked at."""
+        return self.latches.setdefault(group, Latch(Change(self.now)))
+
+    def _claim(self, asker: str, holder: str) -> Claim:
+        return self.claims.setdefault((asker, holder), Claim(asker, holder, self.now))
+
+    # What is told
+
+    def tell(self, mirror: Mirror, account: Callable[[str], Account], meanwhile: Callable[[], None]) -> None:
+        """Tell everything, in the order of a sweep; things happen meanwhile."""
+        latches, self.latches = self.latches, {}
+        claims, self.claims = self.claims, {}
+        graphs, self.graphs = self.graphs, []
+        metrics, self.metrics = self.metrics, {}
+        meanwhile()
+        for graph in graphs:
+            self._learn(mirror, graph.span_id)
+            mirror.add_graph(graph, self.now)
+            told = account(graph.span_id)
+            told.graph_seconds += graph.seconds
+            told.graphs.update([graph.failure] if graph.failure else [])
+        for group, latch in latches.items():
+            self._learn(
+                mirror, group.span_id, *filter(None, {each for askers in latch.change.foreign for each in askers})
+            )
+            self._complete(group, latch.change)
+            told = account(group.span_id)
+            told.numbers.update(numbers(latch.change))
+            told.events += latch.events
+            ran = latch.change.run_stop > latch.change.run_start
+            mirror.add_change(latch.change, self.now)
+            self._expect(mirror, group.span_id, latch.change.load, ran)
+        for claim in claims.values():
+            self._learn(mirror, claim.asker, claim.holder)
+            told = account(claim.asker)
+            told.claims[claim.asker, claim.holder].update(numbers(claim))
+            told.messages.update([claim.error.message] if claim.error else [])
+            ran = claim.run_stop > claim.run_start
+            mirror.add_claim(claim, self.now)
+            self._expect(mirror, claim.asker, claim.load, ran)
+        for span_id, values in metrics.items():
+            self._learn(mirror, span_id)
+            account(span_id).metrics.update(values)
+            mirror.add_metrics(span_id, dict(values), self.now)
+
+    def _complete(self, group: Group, change: Change) -> None:
+        change.span_id, change.name, change.prefix = group.span_id, group.name, group.name.partition("-")[0]
+        change.dependencies = group.dependencies
+        new = Counter(group.totals)
+        new.subtract(group.told)
+        change.tasks, change.nbytes, group.told = new["tasks"], new["nbytes"], Counter(group.totals)
+        change.durations = dict(group.durations - group.told_durations)
+        group.told_durations = Counter(group.durations)
+        load = group.load()
+        change.load, change.unfinished, group.told_load = load.minus(group.told_load), load.unfinished, load
+
+    def _expect(self, mirror: Mirror, span_id: str, load: Load, ran: bool) -> None:
+        self.unfinished[span_id] += load.unfinished
+        segment = mirror._forest.nodes[span_id].segment
+        if segment and segment.id not in self.opened:
+            self.opened.add(segment.id)
+            assert segment.start <= self.now + 1.0, "begins in the future"  # by more than a clock is adjusted
+        if segment and ran and self.now > segment.start:
+            self.lasting.add(segment.id)
+
+    def _learn(self, mirror: Mirror, *span_ids: str) -> None:
+        for span_id in span_ids:
+            info = self.spans[span_id]
+            if not mirror.knows(span_id):
+                self._learn(mirror, *filter(None, [info.parent_id]))
+                mirror.add_span(info)

@@ -1,0 +1,105 @@
+"""Task groups and tasks of no cluster, and accounts of what the mirror was told of them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from dask_otel.mirror.model import Change, Dependency
+from dask_otel.mirror.tally import Load, Tally
+
+STATES = ("processing", "queued", "no_worker", "waiting")
+#: Outcomes after which the task runs again.
+AGAIN = ("retried", "rescheduled", "lost")
+
+
+def is_inside(span_id: str, above: str) -> bool:
+    """Whether a span is another one or below it: ids are paths."""
+    return span_id == above or span_id.startswith(above + "/")
+
+
+def numbers(tally: Tally) -> Counter[str]:
+    """All that adds up."""
+    durations = {f"µs of {action}": micros for action, micros in tally.durations.items()}
+    return Counter(tasks=tally.tasks, completed=tally.completed, nbytes=tally.nbytes, **tally.outcomes, **durations)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One task entered or ended."""
+
+    name: str
+    #: Spans that had asked for the task by then.
+    askers: frozenset[str]
+    message: str = ""
+
+
+@dataclass
+class Account:
+    """What was told of a segment."""
+
+    numbers: Counter[str] = field(default_factory=Counter)
+    events: list[Event] = field(default_factory=list)
+    #: By asker and holder.
+    claims: dict[tuple[str, str], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    messages: set[str] = field(default_factory=set)
+    metrics: Counter[tuple[object, ...]] = field(default_factory=Counter)
+    graphs: Counter[str] = field(default_factory=Counter)
+    graph_seconds: float = 0.0
+
+    def add(self, other: Account) -> None:
+        """Add a child's."""
+        self.numbers.update(other.numbers)
+        self.events += other.events
+        for pair, counts in other.claims.items():
+            self.claims[pair].update(counts)
+        self.messages |= other.messages
+        self.metrics.update(other.metrics)
+        self.graphs.update(other.graphs)
+        self.graph_seconds += other.graph_seconds
+
+
+@dataclass(eq=False)
+class Group:
+    """A TaskGroup: running totals."""
+
+    span_id: str
+    name: str
+    tasks: list[Task] = field(default_factory=list)
+    dependencies: tuple[Dependency, ...] = ()
+    totals: Counter[str] = field(default_factory=Counter)
+    durations: Counter[str] = field(default_factory=Counter)
+    told: Counter[str] = field(default_factory=Counter)
+    told_durations: Counter[str] = field(default_factory=Counter)
+    told_load: Load = field(default_factory=Load)
+
+    def load(self) -> Load:
+        states = Counter(task.state for task in self.tasks)
+        return Load(*(states[state] for state in STATES), sum(task.provisional for task in self.tasks))
+
+
+@dataclass(eq=False)
+class Task:
+    """One task; in ``memory`` or ``gone`` when it is no longer unfinished."""
+
+    group: Group
+    state: str
+    since: float
+    askers: frozenset[str]
+    #: The span that counts it has not asked for it.
+    is_foreign: bool = False
+    #: Spans elsewhere that are told how it ends.
+    followers: tuple[str, ...] = ()
+    provisional: bool = False
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self.state in STATES
+
+
+@dataclass
+class Latch:
+    """A change in the making."""
+
+    change: Change
+    events: list[Event] = field(default_factory=list)

@@ -1,0 +1,201 @@
+"""What must hold of the records, given what the mirror was told."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+
+from dask_otel.mirror.groups import Budget
+from dask_otel.mirror.ids import segment_id
+from dask_otel.mirror.records import GroupRecord, MarkerRecord, Record, SegmentRecord, TaskRecord
+from dask_otel.mirror.segments import Mirror
+
+from .model_cluster import Cluster
+from .model_data import Account, is_inside, numbers
+
+STOPPED = ("unfinished", "interrupted")
+Ids = tuple[int, int]
+
+
+class Oracle:
+    """Keeps accounts of what was told, and compares them with the records as they come out."""
+
+    def __init__(self, cluster: Cluster, max_groups: int, budget: Budget) -> None:
+        self.cluster = cluster
+        self.max_groups = max_groups
+        self.budget = budget
+        #: Whether the clock never went back, and no worker left.
+        self.steady = self.all_stay = True
+        self.accounts: dict[tuple[str, int], Account] = defaultdict(Account)
+        self.closed: Counter[str] = Counter()
+        self.records: dict[Ids, Record] = {}
+        self.inside: dict[Ids, list[Record]] = defaultdict(list)
+        #: Of closed segments, with all below.
+        self.whole: dict[Ids, Account] = {}
+        self.last: dict[str, SegmentRecord] = {}
+
+    def account(self, span_id: str) -> Account:
+        """Return the account of the segment that is open, or will be the next."""
+        return self.accounts[span_id, self.closed[span_id]]
+
+    def take(self, record: Record | None) -> None:
+        """Check a record."""
+        if record is None:
+            return
+        ids = record.trace_id, record.span_id
+        assert ids not in self.records, "an id twice"
+        assert record.start <= record.end
+        assert not self.steady or record.end <= self.cluster.now, "in the future"
+        self.records[ids] = record
+        for child in self.inside[ids]:
+            assert record.start <= child.start, ("begins before its parent", child, record)
+            assert child.end <= record.end, ("ends after its parent", child, record)
+        if record.parent_id is None:
+            assert isinstance(record, SegmentRecord)
+            assert record.span.parent_id is None
+            assert all(link.trace_id != record.trace_id for link in record.links), "links into its own trace"
+        else:
+            self.inside[record.trace_id, record.parent_id].append(record)
+        if isinstance(record, SegmentRecord):
+            self._take_segment(record)
+
+    def _take_segment(self, record: SegmentRecord) -> None:
+        span_id, ids = record.span.id, (record.trace_id, record.span_id)
+        parent_id = record.span.parent_id
+        assert record.number == self.closed[span_id]
+        assert record.parent_id == (segment_id(parent_id, self.closed[parent_id]) if parent_id else None)
+        before = self.last.get(span_id)
+        if before:
+            assert not self.steady or before.end <= record.start, "segments overlap"
+            assert (record.previous_id == before.span_id) == (
+                parent_id is None and before.trace_id == record.trace_id
+            ) or any(link.span_id == before.span_id for link in record.links)
+        assert record.end > record.start or record.span_id not in self.cluster.lasting, "no duration"
+        own = self.accounts.pop((span_id, record.number), Account())
+        assert set(record.counted_in) == {holder for _, holder in own.claims}
+        whole = self.whole[ids] = own
+        children = [child for child in self.inside[ids] if isinstance(child, SegmentRecord)]
+        groups = [child for child in self.inside[ids] if isinstance(child, GroupRecord)]
+        for child in children:
+            whole.add(self.whole.pop((child.trace_id, child.span_id)))
+        self._check_numbers(record, whole, groups, children)
+        self._check_how_it_ended(record, whole)
+        self._check_times(record)
+        self._check_what_is_left_out(record, groups, children)
+        self.closed[span_id] += 1
+        self.last[span_id] = record
+
+    def _check_numbers(
+        self, record: SegmentRecord, told: Account, groups: list[GroupRecord], children: list[SegmentRecord]
+    ) -> None:
+        parts: Counter[str] = Counter()
+        for part in (*groups, *children):
+            parts.update(numbers(part.tally))
+        _same(numbers(record.tally), told.numbers)
+        _same(numbers(record.tally), parts)
+        _same(Counter(record.metrics), told.metrics)
+        _same(Counter(record.graph_failures), told.graphs)
+        assert math.isclose(record.graph_seconds, told.graph_seconds, abs_tol=1e-9)
+        shared = Counter(group.name for group in groups)
+        for group in groups:
+            if group.metrics is not None:
+                assert shared[group.name] == 1, "prefix is shared"
+
+    def _check_how_it_ended(self, record: SegmentRecord, told: Account) -> None:
+        here = record.span.id
+        elsewhere: Counter[str] = Counter()
+        for (_, holder), counts in told.claims.items():
+            if not is_inside(holder, here):
+                elsewhere.update(counts)
+        _same(numbers(record.elsewhere) if record.elsewhere else Counter(), elsewhere)
+        counts = Counter(told.numbers)
+        counts.update(elsewhere)
+        messages = set(told.messages)
+        for event in told.events:
+            if any(is_inside(asker, here) for asker in event.askers):
+                messages.add(event.message)
+            else:
+                counts[event.name] -= 1
+        failure = record.failure
+        failed = counts["erred"], counts["upstream_failed"], told.graphs["error"]
+        assert (failure[2:] if failure else (0, 0, 0)) == failed, ("failure", record.failure, failed)
+        if failure:
+            assert failure.message in messages | {""}, "another one's error"
+        unfinished = any(n for span_id, n in self.cluster.unfinished.items() if is_inside(span_id, here))
+        assert (record.result in STOPPED) == unfinished
+        if not unfinished:
+            assert record.result == _result(counts, any(failed), told.graphs["cancelled"])
+
+    def _check_times(self, record: SegmentRecord) -> None:
+        duration = record.end - record.start
+        assert all(seconds >= 0 for seconds in record.wall.values())
+        assert math.isclose(sum(record.wall.values()), duration, abs_tol=1e-6), ("wall", record.wall, duration)
+        assert 0 <= record.threads_available <= 6 * duration + 1e-6
+        assert record.threads_others >= 0
+        assert record.metrics_complete or not self.all_stay
+
+    def _check_what_is_left_out(
+        self, record: SegmentRecord, groups: list[GroupRecord], children: list[SegmentRecord]
+    ) -> None:
+        assert sum(group.folded > 0 for group in groups) <= 1
+        folded = sum(group.folded for group in groups) + sum(child.truncated_groups for child in children)
+        assert record.truncated_groups == folded
+        below = sum(child.truncated_tasks for child in children)
+        assert record.truncated_tasks == sum(group.truncated_tasks for group in groups) + below
+        for group in groups:
+            tasks = self.inside[group.trace_id, group.span_id]  # come after it, but before the segment
+            shown = sum(isinstance(task, TaskRecord) and task.reason == "erred" for task in tasks)
+            assert group.truncated_tasks == group.tally.outcomes.get("erred", 0) - shown
+            assert all(group.start <= task.start <= task.end <= group.end for task in tasks)
+
+    def check_end(self, mirror: Mirror) -> None:
+        """Check what can be told only when all is there."""
+        for ids in self.inside:
+            assert not self.inside[ids] or ids in self.records, ("parent missing", self.inside[ids])
+        for record in self.records.values():
+            for link in record.links:
+                assert link[:2] in self.records, ("link to nowhere", record, link)
+        for (span_id, _), account in self.accounts.items():
+            # What never had a segment was done before the mirror was there, or never.
+            assert not (self.closed[span_id] and (+account.numbers or account.metrics)), ("lost", span_id, account)
+            assert not account.events or not self.closed[span_id]
+        self._check_budgets()
+        forest = mirror._forest
+        assert not {**forest.open, **forest.open_roots, **forest.touched, **forest.at_rest}
+        assert not any(node.previous and node.ledger.has_numbers for node in forest.held)
+
+    def _check_budgets(self) -> None:
+        of_root: dict[Ids, Counter[str]] = defaultdict(Counter)
+        for record in self.records.values():
+            if isinstance(record, MarkerRecord):
+                continue
+            root = record
+            while root.parent_id is not None:
+                root = self.records[root.trace_id, root.parent_id]
+            spent = of_root[root.trace_id, root.span_id]
+            if isinstance(record, TaskRecord):
+                spent[record.reason] += 1
+            elif isinstance(record, GroupRecord) and not record.folded:
+                parent = self.records[record.trace_id, record.parent_id]
+                if not (isinstance(parent, SegmentRecord) and parent.result in STOPPED):
+                    spent["groups"] += 1
+                    spent[f"groups of {parent.span_id}"] += 1
+        for spent in of_root.values():
+            assert spent.pop("groups", 0) <= self.budget.groups
+            assert spent.pop("erred", 0) <= self.budget.erred
+            assert spent.pop("slowest", 0) <= self.budget.slowest
+            assert all(n <= self.max_groups for n in spent.values()), spent
+
+
+def _same(got: Counter, want: Counter) -> None:
+    for key in {*got, *want}:
+        assert math.isclose(got[key], want[key], rel_tol=1e-9, abs_tol=1e-3), (key, got[key], want[key])
+
+
+def _result(counts: Counter[str], failed: bool, graphs_cancelled: int) -> str:
+    if failed:
+        return "error"
+    if counts["lost"] > 0 and counts["completed"] < counts["tasks"]:
+        return "lost"
+    given_up = counts["cancelled"] > 0 or (counts["abandoned"] > 0 and counts["completed"] <= 0)
+    return "cancelled" if given_up or graphs_cancelled else "success"

@@ -1,0 +1,91 @@
+"""A cluster, a mirror that is told of it, and an oracle that hears of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from unittest import mock
+
+from dask_otel.mirror.groups import Budget
+from dask_otel.mirror.segments import Mirror
+
+from .model_cluster import Cluster
+from .model_oracle import Oracle
+
+#: What a trace may hold: so little that it is used up.
+BUDGET = Budget(0, groups=6, erred=3, slowest=4)
+#: The watch tells of no smaller step of the clock.
+LEAST_STEP = 0.25
+
+
+def _nothing() -> None:
+    pass
+
+
+class World:
+    """Does what ``watch/sweep.py`` does, and has everything checked that comes out."""
+
+    def __init__(self, cluster: Cluster, max_groups: int, times: Mapping[str, float]) -> None:
+        self.cluster = cluster
+        self.mirror = Mirror(cluster.now, 2, max_groups=max_groups, **times)
+        self.oracle = Oracle(cluster, max_groups, BUDGET)
+        self.workers: set[str] = set()
+        #: By how much the clock was set back since the last sweep.
+        self.behind = 0.0
+        #: No check has failed yet.
+        self.intact = True
+        self._budget = mock.patch(
+            "dask_otel.mirror.tree.Budget",
+            lambda groups: Budget(groups, BUDGET.groups, BUDGET.erred, BUDGET.slowest),
+        )
+        self._budget.start()
+
+    def worker(self, how: str, worker: str = "") -> None:
+        """A worker joins or leaves, or all beat."""
+        if how == "beats":
+            for each in sorted(self.workers):
+                self.mirror.heartbeats.beat(each, self.cluster.now)
+        elif how == "joins":
+            self.mirror.heartbeats.joined(worker, self.cluster.now)
+            self.workers.add(worker)
+        else:
+            self.mirror.worker_left(worker)
+            self.workers.discard(worker)
+            self.oracle.all_stay = False
+        self.mirror.threads.add(self.cluster.now, 2 * len(self.workers))
+
+    def set_clock_back(self, seconds: float) -> None:
+        """The next sweep will notice, if it is by more than a little."""
+        self.cluster.now -= seconds
+        self.behind += seconds
+        self.oracle.steady = False
+
+    def sweep(
+        self,
+        busy: bool,
+        *,
+        meanwhile: Callable[[], None] = _nothing,
+        after: int = -1,
+        then: Callable[[], None] = _nothing,
+    ) -> None:
+        """While one is on its way, tasks go on; between its steps, workers come and go."""
+        self.intact = False  # unless it gets to the end
+        if self.behind > LEAST_STEP:
+            self.mirror.clock_set_back(self.behind)
+        self.behind = 0.0
+        self.cluster.tell(self.mirror, self.oracle.account, meanwhile)
+        for step, record in enumerate(self.mirror.advance(self.cluster.now, taking_in_graph=busy)):
+            self.oracle.take(record)
+            if step == after:
+                then()
+        self.intact = True
+
+    def close(self) -> None:
+        """The cluster closes."""
+        try:
+            if self.intact:
+                self.sweep(True)
+                for record in self.mirror.close(self.cluster.now):
+                    self.oracle.take(record)
+                self.oracle.check_end(self.mirror)
+        finally:
+            self._budget.stop()
