@@ -8,7 +8,7 @@ from time import process_time
 from types import SimpleNamespace
 
 from distributed.diagnostics.plugin import SchedulerPlugin
-from distributed.scheduler import TaskGroup, TaskPrefix, TaskState
+from distributed.scheduler import TaskGroup, TaskPrefix, TaskState, WorkerState
 
 from dask_otel.safety import Safety
 from dask_otel.watch.latches import Latches
@@ -36,15 +36,23 @@ class Hooks(SchedulerWatch):
         self.transition = self.latches.transition
 
 
+def worker_state(address):
+    """A worker as the scheduler has it; of all that, the hooks read the address."""
+    state = WorkerState.__new__(WorkerState)
+    state.address = address
+    return state
+
+
 def scheduler_state():
     """Tasks as the scheduler has them."""
     tasks = {}
+    workers = [worker_state(f"tcp://127.0.0.1:{4000 + number}") for number in range(8)]
     for number in range(GROUPS):
         group = TaskGroup(f"group{number}", TaskPrefix(f"group{number}"))
         for i in range(TASKS // GROUPS):
             key = f"group{number}-{i:032x}"
             tasks[key] = TaskState(key, None, "released", group, False)
-            tasks[key].processing_on = SimpleNamespace(address=f"tcp://127.0.0.1:{4000 + i % 8}")
+            tasks[key].processing_on = workers[i % len(workers)]
     return tasks
 
 
