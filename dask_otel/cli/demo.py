@@ -90,7 +90,10 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
 
 def _draw(spans: list[Span], console: Console) -> None:
     root = next(span for span in spans if not span.parent_id)
-    console.print(f"{len(spans)} spans arrived over OTLP, as trace {root.trace_id}:\n", highlight=False)
+    console.print(f"{len(spans)} spans arrived over OTLP, as trace {root.trace_id}.", highlight=False)
+    slow = sum(span.attributes.get("dask.task.picked") == "slowest" for span in spans)
+    console.print(f"Drawn is all but those of the {slow} slowest tasks:\n", highlight=False)
+    spans = [span for span in spans if span.attributes.get("dask.task.picked") != "slowest"]
     # What the other columns need is about 75 characters.
     console.print(waterfall(spans, width=max(10, min(30, console.width - 80))))
 

@@ -27,7 +27,10 @@ def test_draws_the_trace_it_received(tmp_path, protocol):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     rows = [re.sub(r"[│├└─ ]+", " ", line).split("█")[0].strip() for line in done.stdout.splitlines()]
-    assert re.match(r"\d+ spans arrived over OTLP, as trace [0-9a-f]{32}:", done.stdout.strip())
+    assert re.match(
+        r"\d+ spans arrived over OTLP, as trace [0-9a-f]{32}.\nDrawn is all but those of the \d+ slowest tasks:",
+        done.stdout.strip(),
+    )
     text = "\n".join(rows)
     for name in ("Alice's workflow", "data load", "ML preprocessing", "Model training", "Quality gate"):
         assert name in text
