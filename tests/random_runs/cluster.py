@@ -1,0 +1,136 @@
+"""A cluster in this process, and what a run has made of it so far."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask
+from distributed import Client, Future, Scheduler, Worker, span
+from distributed.core import Status
+
+__all__ = ["Cluster", "until"]
+
+
+@dataclass
+class Cluster:
+    """The cluster with a client; what it holds may be chosen from at random."""
+
+    scheduler: Scheduler
+    client: Client
+    memory_limit: int
+    workers: list[Worker] = field(default_factory=list)
+    futures: list[Future] = field(default_factory=list)
+    #: Annotations of spans that may be entered again.
+    spans: list[Any] = field(default_factory=list)
+
+    async def add_worker(self, rng: random.Random) -> None:
+        """Start a worker."""
+        worker = Worker(
+            self.scheduler.address,
+            nthreads=rng.randint(1, 2),
+            memory_limit=self.memory_limit,
+            dashboard_address=":0",
+            dashboard=False,
+            validate=True,
+            local_directory=tempfile.gettempdir(),
+        )
+        self.workers.append(await worker)
+
+    @property
+    def running(self) -> list[Worker]:
+        """Workers that are there and not paused."""
+        return [worker for worker in self.workers if worker.status == Status.running]
+
+    def inside(self, rng: random.Random) -> AbstractContextManager[Any]:
+        """Enter a new span, one that was there before, or none."""
+        if rng.random() < 0.2:
+            return nullcontext()
+        if self.spans and rng.random() < 0.5:
+            annotation = rng.choice(self.spans)
+            if rng.random() < 0.4:
+                with dask.annotate(span=annotation), span(rng.choice("xyz")):
+                    annotation = dask.get_annotations()["span"]
+        else:
+            with span(*rng.choices(("alice", "bob", "step"), k=rng.randint(1, 3))):
+                annotation = dask.get_annotations()["span"]
+        self.spans.append(annotation)
+        return dask.annotate(span=annotation)
+
+    def keep(self, rng: random.Random, futures: Sequence[Future]) -> None:
+        """Hold futures, or not."""
+        if rng.random() < 0.9:
+            self.futures += futures
+
+    def some(self, rng: random.Random, most: int = 4) -> list[Future]:
+        """Choose a few futures."""
+        return rng.sample(self.futures, min(len(self.futures), rng.randint(1, most)))
+
+    def victim(self, rng: random.Random) -> Worker:
+        """Choose a worker."""
+        return rng.choice(self.running or self.workers)
+
+    def worker_of(self, key: Any) -> Worker | None:
+        """Find the worker that runs a task, or holds its result."""
+        task = self.scheduler.tasks.get(key)
+        states = [*([task.processing_on] if task and task.processing_on else []), *(task.who_has or () if task else ())]
+        addresses = {state.address for state in states}
+        return next((worker for worker in self.running if worker.address in addresses), None)
+
+    async def heartbeats(self, interval: float) -> None:
+        """Have workers send heartbeats, until cancelled."""
+        while True:
+            await asyncio.sleep(interval)
+            for worker in self.running:
+                await worker.heartbeat()
+
+    async def settled(self, seconds: float) -> None:
+        """Wait until every future that is held has a result, or none."""
+        await until(lambda: all(future.status != "pending" for future in self.futures), seconds)
+
+    async def finish(self, rng: random.Random) -> None:
+        """Bring all to rest: what can still run has run, workers have told all they know."""
+        if not self.scheduler.workers:
+            await self.add_worker(rng)
+        await self.settled(2)
+        if rng.random() < 0.5:
+            self.futures = []
+        at_rest = -1
+        while at_rest != self.scheduler.transition_counter:
+            if not await until(lambda: not self._busy(), 20):
+                raise TimeoutError(f"not at rest: {self._busy()}")
+            at_rest = self.scheduler.transition_counter
+            await asyncio.sleep(0.1)  # two sweeps: the bridge waits for heartbeats after what it has seen
+            for worker in self.running * 2:
+                if worker.status == Status.running:
+                    await worker.heartbeat()
+
+    async def close_workers(self) -> None:
+        """Close workers, but don't wait long: one that was stopped before may never have done."""
+        closing = [asyncio.create_task(worker.close(executor_wait=False)) for worker in self.workers]
+        await asyncio.wait(closing, timeout=3)
+
+    def _busy(self) -> list[str]:
+        """What is still going on."""
+        busy = [str(task) for task in self.scheduler.tasks.values() if task.state in ("processing", "queued")]
+        for worker in self.running:  # one that is gone may never have done
+            busy += map(str, [*worker.active_keys, *worker.state.in_flight_tasks])
+        if self.scheduler._active_graph_updates:
+            busy.append("a graph")
+        if {worker.address for worker in self.running} != set(self.scheduler.workers):
+            busy.append("a worker that comes or goes")
+        return busy
+
+
+async def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait until a condition holds, or some seconds have passed; return whether it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    return condition()

@@ -1,0 +1,168 @@
+"""What the bridge sent, against what Dask says and what the recorder saw."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import Scheduler
+from support.trees import check_shape, check_sums
+
+from .accounts import ByGroup, Numbers, bridge_numbers
+from .recorder import NOBODY, Recorder
+
+__all__ = ["Outcome", "compare"]
+
+#: What became of tasks that another span counts.
+_ELSEWHERE = ("completed", "erred", "upstream_failed")
+_COUNTS = re.compile(r"dask\.(task|elsewhere)\.[a-z_]+$")
+#: Spans of single tasks a group.
+_MAX_ERRED, _MAX_SLOWEST = 20, 5
+
+
+@dataclass
+class Outcome:
+    """What came of a run."""
+
+    seed: int
+    faults: int = 0
+    comparisons: int = 0
+    differences: list[str] = field(default_factory=list)
+
+    def differ(self, path: str, what: str, bridge: object, dask: object) -> None:
+        """Note a difference."""
+        self.differences.append(f"seed {self.seed} | {path} | {what} | bridge {bridge} | dask {dask}")
+
+    def check(self, path: str, what: str, bridge: Any, dask: Any) -> None:
+        """Compare two values."""
+        self.comparisons += 1
+        if bridge != dask:
+            self.differ(path, what, bridge, dask)
+
+    def check_numbers(self, path: str, bridge: Numbers, dask: Numbers) -> None:
+        """Compare all numbers of one span or group; what is absent is zero."""
+        for name in sorted(bridge.keys() | dask.keys()):
+            self.comparisons += 1
+            if abs(bridge[name] - dask[name]) > 1e-6:  # floats, added up in another order
+                self.differ(path, name, bridge[name], dask[name])
+
+
+def compare(outcome: Outcome, dask: ByGroup, spans: Sequence[Any], recorder: Recorder, scheduler: Scheduler) -> None:
+    """Compare everything."""
+    known = scheduler.extensions["spans"].spans
+    paths = {each.attributes["dask.span.id"]: each.attributes["dask.span.path"] for each in spans}
+    paths = {id_: f"{path} [{id_[:8]}]" for id_, path in paths.items()}
+    by_kind = {kind: [s for s in spans if s.attributes["dask.kind"] == kind] for kind in ("span", "group", "task")}
+    bridge = bridge_numbers(by_kind["span"] + by_kind["group"])
+    for id_, group in sorted(bridge.keys() | dask.keys()):
+        mine, theirs = bridge.get((id_, group), Counter()), dask.get((id_, group), Counter())
+        if group:  # Dask has fine metrics of spans only
+            mine = Counter({name: value for name, value in mine.items() if not name.startswith("dask.execute.")})
+        outcome.check_numbers(f"{paths.get(id_, id_)} {group}".rstrip(), mine, theirs)
+    # The bridge makes a span for a graph that failed without one.
+    unknown = [s for s in by_kind["span"] if s.attributes["dask.span.id"] not in recorder.lineage.keys() | known.keys()]
+    _compare_graphs(outcome, "default", unknown, [recorder.graphs[NOBODY]])
+    lineage = recorder.lineage | {id_: tuple(_lineage(span)) for id_, span in known.items()}
+    by_id: dict[str, list[Any]] = {id_: [] for id_ in lineage}
+    for segment in by_kind["span"]:
+        if segment not in unknown:
+            by_id[segment.attributes["dask.span.id"]].append(segment)
+    for id_, segments in by_id.items():
+        _compare_asked(outcome, paths.get(id_, id_), id_, segments, lineage, recorder)
+    for span in by_kind["span"]:
+        _check_segment(outcome, paths[span.attributes["dask.span.id"]], span)
+    for span in by_kind["group"]:
+        _check_tasks(outcome, paths[span.attributes["dask.span.id"]], span, by_kind["task"])
+    _compare_erred(outcome, paths, by_kind["task"], recorder)
+    for check in (check_shape, check_sums):
+        outcome.comparisons += 1
+        try:
+            check(spans)
+        except AssertionError as error:
+            outcome.differ("-", check.__name__, error, "-")
+
+
+def _lineage(span: Any) -> list[str]:
+    return [*(_lineage(span.parent) if span.parent else []), span.id]
+
+
+def _compare_asked(
+    outcome: Outcome, path: str, id_: str, segments: Sequence[Any], lineage: Mapping[str, Any], recorder: Recorder
+) -> None:
+    """Compare what became of tasks that a span asked for, wherever Dask counts them."""
+
+    def inside(other: str) -> bool:
+        return id_ in lineage.get(other, ())
+
+    elsewhere: Numbers = Counter()
+    for (asker, holder), outcomes in recorder.elsewhere.items():
+        if inside(asker) and not inside(holder):
+            elsewhere.update(outcomes)
+    for name in _ELSEWHERE:
+        sent = sum(segment.attributes.get(f"dask.elsewhere.{name}", 0) for segment in segments)
+        outcome.check(path, f"dask.elsewhere.{name}", sent, elsewhere[name])
+    counted_in: set[str] = set()
+    for segment in segments:
+        ids = segment.attributes.get("dask.span.counted_in", [])
+        counted_in |= {ids} if isinstance(ids, str) else set(ids)
+    holders = {holder for asker, holder in recorder.elsewhere if asker == id_}
+    outcome.check(path, "dask.span.counted_in", sorted(counted_in), sorted(holders))
+    _compare_graphs(outcome, path, segments, [graphs for asker, graphs in recorder.graphs.items() if inside(asker)])
+    has_failed = any(segment.status == "Error" for segment in segments)
+    outcome.comparisons += 2
+    if any(map(inside, recorder.must_fail)) and not has_failed:
+        outcome.differ(path, "status", "not Error", "Error")
+    if has_failed and not any(map(inside, recorder.may_fail)):
+        outcome.differ(path, "status", f"Error: {[segment.status_message for segment in segments]}", "not Error")
+    asked = [life for life in recorder.lives if any(map(inside, life.asked))]
+    if asked and all(life.has_completed for life in asked) and not any(map(inside, recorder.unclean)):
+        results = {segment.attributes["dask.span.result"] for segment in segments}
+        outcome.check(path, "dask.span.result", results - {"success", "unfinished", "interrupted"}, set())
+
+
+def _compare_graphs(outcome: Outcome, path: str, segments: Sequence[Any], seen: Sequence[Numbers]) -> None:
+    """Compare how many graphs were not taken in."""
+    for status, name in (("error", "failed"), ("cancelled", "cancelled")):
+        sent = sum(segment.attributes.get(f"dask.graph.{name}", 0) for segment in segments)
+        outcome.check(path, f"dask.graph.{name}", sent, sum(graphs[status] for graphs in seen))
+
+
+def _check_segment(outcome: Outcome, path: str, segment: Any) -> None:
+    """What holds of every segment."""
+    for name, value in segment.attributes.items():
+        if _COUNTS.match(name):
+            outcome.comparisons += 1
+            if value < 0:
+                outcome.differ(path, name, value, "not negative")
+    walls = sum(value for name, value in segment.attributes.items() if name.startswith("dask.wall."))
+    outcome.check_numbers(path, Counter({"sum of dask.wall": walls}), Counter({"sum of dask.wall": segment.seconds}))
+
+
+def _check_tasks(outcome: Outcome, path: str, group: Any, tasks: Sequence[Any]) -> None:
+    """What holds of the task spans of every group span."""
+    name = group.attributes["dask.group.name"]
+    children = [task for task in tasks if task.parent_id == group.span_id]
+    outcome.check(path, "groups of tasks", {task.attributes["dask.group.name"] for task in children} - {name}, set())
+    picked = Counter(task.attributes["dask.task.picked"] for task in children)
+    erred, completed = (group.attributes.get(f"dask.task.{each}", 0) for each in ("erred", "completed"))
+    outcome.check(f"{path} {name}", "spans of erred tasks", picked["erred"], min(_MAX_ERRED, erred))
+    outcome.check(f"{path} {name}", "spans of slow tasks", picked["slowest"], min(_MAX_SLOWEST, completed))
+
+
+def _compare_erred(outcome: Outcome, paths: Mapping[str, str], tasks: Sequence[Any], recorder: Recorder) -> None:
+    """Compare which failed tasks have a span."""
+    sent: dict[tuple[str, str], list[str]] = {}
+    for task in tasks:
+        if task.attributes["dask.task.picked"] == "erred":
+            key = task.attributes["dask.span.id"], task.attributes["dask.group.name"]
+            sent.setdefault(key, []).append(task.attributes["dask.task.key"])
+    seen: dict[tuple[str, str], list[str]] = {}
+    for group, keys in recorder.erred.items():
+        seen.setdefault((group.span_id, str(group.name)), []).extend(keys)
+    for id_, name in sorted(sent.keys() | seen.keys()):
+        shown, keys = sorted(sent.get((id_, name), [])), sorted(seen.get((id_, name), []))
+        if len(keys) <= _MAX_ERRED:
+            outcome.check(f"{paths.get(id_, id_)} {name}", "erred tasks", shown, keys)

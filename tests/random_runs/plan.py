@@ -1,0 +1,76 @@
+"""From a seed to what a run does. Pure: the same seed gives the same plan."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+__all__ = ["FAULTS", "WORK", "Plan", "Step"]
+
+#: Functions of the modules ``work`` and ``faults``, as often as they are likely.
+WORK = (
+    *("many", "many", "submit", "chain", "chain", "unreliable", "spawn", "actor", "scatter", "publish", "forget"),
+    *("collection", "shuffle", "two_clients", "drop", "wait"),
+)
+FAULTS = (
+    *("cancel", "cancel", "retry", "close_worker", "close_worker", "lose_worker", "remove_worker", "retire_worker"),
+    *("pause_worker", "move", "lose_client", "kill_workers", "unrunnable", "too_large", "shrink", "unreadable"),
+    *("lose_actor", "lose_long_running", "restart"),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that is done to the cluster."""
+
+    name: str
+    #: Seed of its own choices.
+    seed: float
+    #: Seconds until the next one.
+    pause: float
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether something breaks, or is taken back."""
+        return self.name in FAULTS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run."""
+
+    seed: int
+    workers: int
+    #: Bytes; 0 for none.
+    memory_limit: int
+    allowed_failures: int
+    no_workers_timeout: str | None
+    #: Seconds between heartbeats that are sent besides Dask's own: segments close earlier.
+    pulse: float
+    #: Settings of the bridge.
+    settle: float
+    max_segment: float
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def of(cls, seed: int) -> Plan:
+        """Make the plan of a seed."""
+        rng = random.Random(seed)
+        return cls(
+            seed=seed,
+            workers=rng.randint(2, 4),
+            memory_limit=rng.choice((0, 0, 1_000_000)),
+            allowed_failures=rng.choice((0, 1)),
+            no_workers_timeout=rng.choice((None, "300ms")),
+            pulse=rng.choice((0.05, 0.3)),
+            settle=rng.choice((0.05, 0.3)),
+            max_segment=rng.choice((0.5, 3600.0)),
+            steps=tuple(
+                Step(
+                    rng.choice(WORK if rng.random() < 0.65 else FAULTS),
+                    rng.random(),
+                    rng.choice((0.0, 0.01, 0.05, 0.2)),
+                )
+                for _ in range(rng.randint(5, 15))
+            ),
+        )

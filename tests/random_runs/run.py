@@ -1,0 +1,110 @@
+"""One run, in a process of its own: what a broken cluster leaves behind must not disturb the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import random
+import sys
+import traceback
+from multiprocessing.connection import Connection
+
+import dask
+from distributed import Client, Scheduler
+from support.memory import MemoryPlugin
+
+from . import faults, work
+from .accounts import dask_numbers
+from .cluster import Cluster
+from .compare import Outcome, compare
+from .plan import Plan
+from .recorder import Recorder
+
+__all__ = ["run"]
+
+#: Seconds that a run may take, and until its process is killed.
+TIMEOUT, PATIENCE = 60, 75
+# Not forked from this process, which has threads; but from one that has imported all.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload([__name__])
+
+
+def run(seed: int) -> Outcome:
+    """Carry out the plan of a seed and compare."""
+    receive, send = _processes.Pipe(duplex=False)
+    process = _processes.Process(target=_run_apart, args=(seed, send))
+    process.start()
+    send.close()
+    outcome = Outcome(seed)
+    try:
+        if receive.poll(PATIENCE):
+            outcome = receive.recv()
+        else:
+            outcome.differ("-", "the event loop hangs", "-", "-")
+    except EOFError:
+        outcome.differ("-", "the process died", "-", "-")
+    process.kill()
+    process.join()
+    receive.close()
+    return outcome
+
+
+def _run_apart(seed: int, send: Connection) -> None:
+    logging.disable(logging.CRITICAL)
+    try:
+        outcome = asyncio.new_event_loop().run_until_complete(asyncio.wait_for(_run(Plan.of(seed)), TIMEOUT))
+    except Exception as error:
+        outcome = Outcome(seed)
+        outcome.differ("-", "the run itself", repr(error), "-")
+        traceback.print_exc()
+    send.send(outcome)
+
+
+async def _run(plan: Plan) -> Outcome:
+    settings = {
+        "distributed.comm.timeouts.connect": "3s",
+        "distributed.worker.http.routes": [],
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.scheduler.allowed-failures": plan.allowed_failures,
+        "distributed.scheduler.no-workers-timeout": plan.no_workers_timeout,
+        "dataframe.shuffle.method": "p2p",
+    }
+    dask.config.set(settings)
+    outcome = Outcome(plan.seed, faults=sum(step.is_fault for step in plan.steps))
+    rng = random.Random(plan.seed)
+    plugin = MemoryPlugin(settle=plan.settle, max_segment=plan.max_segment)
+    async with Scheduler(host="127.0.0.1", port=0, dashboard_address=":0", dashboard=False, validate=True) as scheduler:
+        recorder = Recorder(scheduler)
+        scheduler.add_plugin(recorder)
+        await plugin.add_to(scheduler)
+        async with Client(scheduler.address, asynchronous=True, set_as_default=False) as client:
+            cluster = Cluster(scheduler, client, plan.memory_limit)
+            for _ in range(plan.workers):
+                await cluster.add_worker(rng)
+            await _carry_out(plan, cluster)
+            await cluster.finish(rng)
+            before = dask_numbers(scheduler, recorder)
+            await plugin.before_close()
+            after = dask_numbers(scheduler, recorder)
+            if before != after:
+                outcome.differ("-", "harness: not at rest", "-", "-")
+            compare(outcome, after, plugin.exporter.spans(), recorder, scheduler)
+            assert plugin.safety is not None
+            for failure, count in plugin.safety.failures.items():
+                outcome.differ("-", f"failed in {failure}", count, "-")
+            await cluster.close_workers()
+    return outcome
+
+
+async def _carry_out(plan: Plan, cluster: Cluster) -> None:
+    heartbeats = asyncio.create_task(cluster.heartbeats(plan.pulse))
+    for step in plan.steps:
+        carry_out = getattr(faults if step.is_fault else work, step.name)
+        try:
+            await carry_out(cluster, random.Random(step.seed))
+        except Exception as error:  # Dask's own, at work on a broken cluster
+            print(f"seed {plan.seed}: {step.name}: {error!r}", file=sys.stderr)  # noqa: T201
+        await asyncio.sleep(step.pause)
+    heartbeats.cancel()

@@ -1,0 +1,10 @@
+from __future__ import annotations
+
+import pytest
+
+from random_runs.run import run
+
+
+@pytest.mark.parametrize("seed", range(1, 25))
+def test_numbers_equal_those_of_dask(seed):
+    assert run(seed).differences == []
