@@ -28,7 +28,7 @@ class _Claimed:
         #: Ids of the spans that asked, or ``NOBODY``.
         self.askers: frozenset[str] = frozenset()
         #: Of these, the spans for which it has not ended yet.
-        self.waiting: set[str] = set()
+        self.waiting: frozenset[str] = frozenset()
         #: Last known; empty before the first transition: a task may never need to run.
         self.state = ""
 
@@ -51,6 +51,8 @@ class Claims:
         #: Those that Dask has not forgotten.
         self.keys: dict[Any, _Claimed] = {}
         self._claims: dict[tuple[str, str], _Open] = {}
+        #: A set for each asker of the current sweep: most tasks have one asker, and one map may bring a million tasks.
+        self._alone: dict[str, frozenset[str]] = {}
 
     def add(self, key: Any, task: Any, asker: str, since: float, change: Change, *, is_new: bool) -> None:
         """Follow a task from now on.
@@ -70,10 +72,13 @@ class Claims:
         claimed = self.keys.get(key)
         if claimed is None:
             claimed = self.keys[key] = _Claimed(is_foreign=is_new)
-        claimed.askers |= {asker}
+        alone = self._alone.get(asker)
+        if alone is None:
+            alone = self._alone[asker] = frozenset((asker,))
+        claimed.askers = claimed.askers | alone if claimed.askers else alone
         claimed.state = task.state if task.state in _UNFINISHED else ""
         if asker != NOBODY and asker not in claimed.waiting:
-            claimed.waiting.add(asker)
+            claimed.waiting = claimed.waiting | alone if claimed.waiting else alone
             claim = self._claim(asker, task.group.span_id, since)
             claim.tasks += 1
             if claimed.state:
@@ -111,13 +116,14 @@ class Claims:
             if outcome:
                 self._end(claim, task, outcome, details)
         if state in ("memory", "erred") or outcome in ("cancelled", "abandoned"):
-            claimed.waiting.clear()
+            claimed.waiting = frozenset()
         elif state == "forgotten":
             del self.keys[key]
 
     def drain(self) -> list[Claim]:
         """Hand over what happened."""
         claims, self._claims = self._claims, {}
+        self._alone = {}
         for claim in claims.values():
             claim.load = Load(*(claim.states.get(state, 0) for state in _UNFINISHED))
         return list(claims.values())

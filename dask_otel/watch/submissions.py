@@ -109,11 +109,11 @@ class Submissions:
         if self._listening:
             with self._safety.guard("observe_tasks hook"):
                 submission = _current.get()
-                if submission:
+                if submission and isinstance(tasks, Collection):  # else reading would use it up
                     self._read(submission, tasks, **details)
         return self._observe(tasks, *args, **details)
 
-    def _read(self, submission: Submission, tasks: list[Any], *, code: Any = (), **details: Any) -> None:
+    def _read(self, submission: Submission, tasks: Collection[Any], *, code: Any = (), **details: Any) -> None:
         """Note which span each task asked for, before Dask overwrites it."""
         if code:  # frames of the user's code, the innermost last
             submission.code = (code[-1].filename, code[-1].lineno_frame)
