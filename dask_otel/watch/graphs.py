@@ -55,9 +55,8 @@ class Graphs:
         """Note a graph, once Dask has decided which task goes where."""
         sizes: Counter[str] = Counter()
         for group, size in submission.groups.items():
-            change = self._latches.touch(group)
+            self._latches.touch(group)
             if group.span_id and size:
-                change.active = True  # even if none of them needs to run, the tasks count
                 sizes[group.span_id] += size
         if submission.ask:
             self._learn(submission.ask, submission.since)
@@ -138,7 +137,6 @@ class Graphs:
             change = self._latches.touch(task.group)
             self._latches.claims.add(key, task, asker, submission.since, change, is_new=collision.is_new)
             if collision.is_new:
-                change.active = True
                 asked[key] = asker
                 if ask:
                     sizes[asker] += 1
