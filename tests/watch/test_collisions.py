@@ -318,3 +318,21 @@ async def test_asked_for_twice_by_the_same_span(plugin, client, scheduler, *work
         await wait([*kept, *futures])
         (guest,) = await asyncio.to_thread(plugin.exporter.wait_for_trace, f"{trace_id(guest_id):032x}")
         assert guest.attributes["dask.elsewhere.count"] == guest.attributes["dask.elsewhere.completed"] == 1
+
+
+@bridged()
+async def test_the_first_error_is_the_first_of_ones_own(plugin, client, scheduler, *workers):
+    with span("alice") as alice_id:
+        kept = client.submit(inc, 1, key="load-0")
+        await kept
+    with span("bob"):
+        theirs = client.submit(fail, 2, key="load-2")
+        await wait(theirs)
+    with dask.annotate(span={"name": ("alice",), "ids": (alice_id,)}):
+        own = client.submit(fail, 3, key="load-3")
+        await wait(own)
+    by_name = {spans[-1].name: spans for spans in (await traces(plugin)).values()}
+    assert tree(by_name["alice"], "dask.task.erred") == [
+        "alice [span] dask.task.erred=2 Error: ValueError: 1 task erred; first: bad 3",
+        "  load [group] dask.task.erred=2 Error: ValueError: 1 task erred; first: bad 3",
+    ]
