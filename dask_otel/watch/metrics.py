@@ -10,6 +10,7 @@ from distributed.metrics import time
 from ..mirror.clock import Heartbeats
 from ..mirror.model import Metrics
 from ..safety import Safety
+from .wrap import wrap
 
 __all__ = ["MetricsTap"]
 
@@ -34,18 +35,18 @@ class MetricsTap:
         self.on_heartbeat: Callable[[], None] | None = None
         self._listening = False
         self._original = extension.heartbeat
+        self._undo: Callable[[], None] = lambda: None
 
     def install(self) -> None:
         """Begin to listen."""
         self._listening = True
         self._original = self._extension.heartbeat
-        self._extension.heartbeat = self._heartbeat
+        self._undo = wrap(self._extension, "heartbeat", self._heartbeat)
 
     def remove(self) -> None:
         """Stop listening, and give the extension its own method back, unless somebody wrapped it after us."""
         self._listening = False
-        if vars(self._extension).get("heartbeat") == self._heartbeat:
-            del self._extension.heartbeat
+        self._undo()
 
     def drain(self) -> dict[str, Metrics]:
         """Hand over what came in, by span id."""

@@ -6,7 +6,7 @@ for is known only while the graph is being taken in, hence the two wrappers: eac
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from distributed.metrics import time
 
 from ..mirror.model import NOBODY
 from ..safety import Safety
+from .wrap import wrap
 
 __all__ = ["Ask", "Collision", "Submission", "Submissions"]
 
@@ -73,6 +74,7 @@ class Submissions:
         self._listening = False
         self._handler = scheduler.stream_handlers["update-graph"]
         self._observe = self._extension.observe_tasks
+        self._undo: Callable[[], None] = lambda: None
 
     def install(self) -> None:
         """Begin to listen."""
@@ -80,15 +82,14 @@ class Submissions:
         self._handler = self._scheduler.stream_handlers["update-graph"]
         self._observe = self._extension.observe_tasks
         self._scheduler.stream_handlers["update-graph"] = self._update_graph
-        self._extension.observe_tasks = self._observe_tasks
+        self._undo = wrap(self._extension, "observe_tasks", self._observe_tasks)
 
     def remove(self) -> None:
         """Stop listening, and give Dask its own methods back, unless somebody wrapped them after us."""
         self._listening = False
         if self._scheduler.stream_handlers["update-graph"] == self._update_graph:
             self._scheduler.stream_handlers["update-graph"] = self._handler
-        if vars(self._extension).get("observe_tasks") == self._observe_tasks:
-            del self._extension.observe_tasks
+        self._undo()
 
     @staticmethod
     def current() -> Submission | None:
