@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from .asked import Asked
 from .ledger import Ledger
 from .model import NOBODY, SpanInfo
 from .tally import Load, Tally
@@ -20,6 +21,7 @@ class Forest:
         #: When it began to count.
         self.born = born
         self.nodes: dict[str, Node] = {}
+        self._asked = Asked()
         # Sets in order of insertion:
         self.open: dict[Node, None] = {}
         self.open_roots: dict[Node, None] = {}
@@ -32,17 +34,36 @@ class Forest:
 
     def add(self, info: SpanInfo, first_number: int) -> None:
         """Learn of a Dask span; its parent must be known."""
+        node = self.nodes.get(info.id)
+        if node is None:
+            parent = self.nodes[info.parent_id] if info.parent_id is not None else None
+            node = self.nodes[info.id] = Node(info, parent, first_number)
+        self._asked.keep(node)
+
+    def add_asked(self, info: SpanInfo, first_number: int, now: float) -> None:
+        """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
         if info.id not in self.nodes:
             parent = self.nodes[info.parent_id] if info.parent_id is not None else None
-            self.nodes[info.id] = Node(info, parent, first_number)
+            first_number += self._asked.first_number(info.id, now)
+            node = self.nodes[info.id] = Node(info, parent, first_number)
+            self._asked.add(node)
+
+    def is_only_asked(self, span_id: str) -> bool:
+        """Whether a span is known, but Dask has made none of its tree."""
+        return span_id in self.nodes and self._asked.has(self.nodes[span_id])
+
+    def forget(self, now: float) -> None:
+        """Let go of spans that were only asked for, long after they have ended."""
+        self._asked.forget(self.nodes, self.held, now)
 
     def is_inside(self, span_id: str, node: Node) -> bool:
         """Whether a span is the node or below it."""
         return span_id in self.nodes and node in self.nodes[span_id].lineage()
 
-    def path(self, span_id: str) -> str:
-        """Path of a span, or of work without a span."""
-        return "default" if span_id == NOBODY else self.nodes[span_id].info.path
+    def paths(self, span_ids: Iterable[str]) -> dict[str, None]:
+        """Paths of spans, and of work without a span, as far as they are known; a set in order of insertion."""
+        known = (span_id for span_id in span_ids if span_id == NOBODY or span_id in self.nodes)
+        return {"default" if span_id == NOBODY else self.nodes[span_id].info.path: None for span_id in known}
 
     def ledger(self, node: Node, now: float) -> Ledger:
         """Return a node's ledger, opened if there is none."""

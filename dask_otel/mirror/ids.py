@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-__all__ = ["group_id", "marker_id", "others_id", "segment_id", "task_id", "trace_id"]
+__all__ = ["bit_of", "group_id", "marker_id", "others_id", "segment_id", "task_id", "trace_id"]
 
 
 def _hash(size: int, kind: bytes, *parts: str) -> int:
@@ -53,3 +53,8 @@ def task_id(span_id: str, key: str, run_id: int) -> int:
 def marker_id(span_id: str, number: int) -> int:
     """64-bit id of the span that says that segment ``number`` of a root is running."""
     return _hash(8, b"dask-otel marker", span_id, str(number))
+
+
+def bit_of(span_id: str, bits: int) -> int:
+    """Place of a span in a set of so many bits."""
+    return _hash(8, b"dask-otel bit", span_id) % bits

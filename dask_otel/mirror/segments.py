@@ -60,9 +60,17 @@ class Mirror:
         """Learn of a Dask span; its parent must be known. Its segments and groups count from ``first_number``."""
         self._forest.add(info, first_number)
 
+    def add_asked(self, info: SpanInfo, first_number: int, now: float) -> None:
+        """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
+        self._forest.add_asked(info, first_number, now)
+
     def knows(self, span_id: str) -> bool:
-        """Whether a Dask span has been added."""
+        """Whether a span has been added, by whichever way."""
         return span_id in self._forest.nodes
+
+    def knows_made(self, span_id: str) -> bool:
+        """Whether a span is known as one that Dask has made."""
+        return self.knows(span_id) and not self._forest.is_only_asked(span_id)
 
     def add_change(self, change: Change, now: float) -> None:
         """Count what happened to a group."""
@@ -77,7 +85,7 @@ class Mirror:
                 if len(ledger.groups) >= 2 * self._max_groups:
                     fold_groups(node, ledger, node.next_number, self._max_groups)
                 group = node.begin_group(ledger, change.name, change.prefix, change.since)
-            ledger.includes |= {self._forest.path(asker): None for askers in change.foreign for asker in askers}
+            ledger.includes |= self._forest.paths(asker for askers in change.foreign for asker in askers)
             change.adopt(lambda span_id: self._forest.is_inside(span_id, node))
             ledger.add_change(change, group)
             if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
@@ -96,7 +104,7 @@ class Mirror:
         claim.put_in_time(segment.start, now)
         at = (holder.segment.trace_id, holder.segment.id) if holder.segment else holder.previous
         if holder.segment and holder.ledger:
-            holder.ledger.includes[self._forest.path(claim.asker)] = None
+            holder.ledger.includes |= self._forest.paths([claim.asker])
         self._forest.ledger(node, now).add_claim(claim, at, is_inside=self._forest.is_inside(claim.holder, node))
         self._forest.touch(node, claim, claim.load, now)
 
@@ -153,6 +161,7 @@ class Mirror:
                 else:
                     yield None
         # A segment may start a little before the sweep that opens it.
+        self._forest.forget(now)
         starts = (root.segment.start for root in self._forest.open_roots if root.segment)
         self.threads.forget(min(starts, default=now) - 60.0)
 

@@ -124,7 +124,8 @@ class Sweeper:
         for claim in claims:  # after the changes: the segments that count these tasks are open now
             with self._safety.guard("sweep"):
                 self._add_span(claim.holder)
-                self._mirror.add_claim(claim, time())
+                if self._mirror.knows(claim.asker):  # else it ended long ago, but for a task that needed not run
+                    self._mirror.add_claim(claim, time())
             await pace.rest()
         for span_id, values in metrics.items():
             with self._safety.guard("sweep"):
@@ -146,11 +147,13 @@ class Sweeper:
             await pace.rest()
 
     def _add_span(self, span_id: str) -> None:
-        if not self._mirror.knows(span_id):
-            info = span_info(self._spans[span_id])
-            if info.parent_id is not None:
-                self._add_span(info.parent_id)
-            self._mirror.add_span(info, self._first_number if info.enqueued < self._born else 0)
+        made = self._spans.get(span_id)
+        if made is None or self._mirror.knows_made(span_id):  # None: it was only asked for, and has been added
+            return
+        info = span_info(made)
+        if info.parent_id is not None:
+            self._add_span(info.parent_id)
+        self._mirror.add_span(info, self._first_number if info.enqueued < self._born else 0)
 
     def _add_asked(self, ask: Ask, since: float) -> None:
         """Learn of a span that a submission named, though Dask may not have made it."""
@@ -158,7 +161,7 @@ class Sweeper:
             if info.id in self._spans:
                 self._add_span(info.id)
             else:
-                self._mirror.add_span(info, self._first_number)
+                self._mirror.add_asked(info, self._first_number, time())
 
     def _check_clock(self) -> None:
         seconds = self._clock.set_back()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import pytest
 from distributed import Event, span, wait
 from support.processes import cluster
 from support.trees import check_shape, check_sums, tree
+from support.workflows import hang, hang_once, one, slow
 
 import dask_otel
 from dask_otel.mirror.ids import marker_id, segment_id
@@ -21,28 +21,6 @@ FATES = ("dask.span.result", "dask.task.completed", "dask.task.lost", "dask.task
 
 def has_root(spans):
     return any(not span.parent_id for span in spans)
-
-
-def one(x):
-    return x + 1
-
-
-def slow(x):
-    time.sleep(0.2)
-    return x + 1
-
-
-def hang_once(x, first):
-    if Event(first).is_set():
-        return x
-    Event(first).set()
-    time.sleep(600)
-    return None
-
-
-def hang(x, first):
-    Event(first).set()
-    time.sleep(600)
 
 
 def kill_worker(processes, address):

@@ -9,7 +9,7 @@ from pathlib import Path
 import dask
 import dask.dataframe as dd
 import pandas as pd
-from distributed import Client, span, wait
+from distributed import Client, Event, span, wait
 
 
 def _load(x: int) -> int:
@@ -73,3 +73,25 @@ def spans_page(folder: Path) -> str:
             model = dask.delayed(lambda part: part.z.sum(), name="train")
             dask.compute([model(part) for part in frame.to_delayed()])
     return root_id
+
+
+def one(x):
+    return x + 1
+
+
+def slow(x):
+    time.sleep(0.2)
+    return x + 1
+
+
+def hang_once(x, first):
+    if Event(first).is_set():
+        return x
+    Event(first).set()
+    time.sleep(600)
+    return None
+
+
+def hang(x, first):
+    Event(first).set()
+    time.sleep(600)
