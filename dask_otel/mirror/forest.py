@@ -12,6 +12,9 @@ from .tree import Node, Segment
 
 __all__ = ["Forest"]
 
+#: Other spans that a ledger names.
+MAX_INCLUDES = 256
+
 
 class Forest:
     """All nodes of a scheduler; parents are opened before their children and taken out after them."""
@@ -34,23 +37,23 @@ class Forest:
 
     def add(self, info: SpanInfo, first_number: int) -> None:
         """Learn of a Dask span; its parent must be known."""
-        node = self.nodes.get(info.id)
-        if node is None:
-            parent = self.nodes[info.parent_id] if info.parent_id is not None else None
-            node = self.nodes[info.id] = Node(info, parent, first_number)
-        self._asked.keep(node)
+        self._asked.keep(self.nodes.get(info.id) or self._add(info, first_number))
 
     def add_asked(self, info: SpanInfo, first_number: int, now: float) -> None:
         """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
         if info.id not in self.nodes:
-            parent = self.nodes[info.parent_id] if info.parent_id is not None else None
-            first_number += self._asked.first_number(info.id, now)
-            node = self.nodes[info.id] = Node(info, parent, first_number)
-            self._asked.add(node)
+            self._asked.add(self._add(info, first_number + self._asked.first_number(info.id, now)))
+
+    def _add(self, info: SpanInfo, first_number: int) -> Node:
+        parent = self.nodes[info.parent_id] if info.parent_id is not None else None
+        if parent:
+            parent.children_known += 1
+        node = self.nodes[info.id] = Node(info, parent, first_number)
+        return node
 
     def is_only_asked(self, span_id: str) -> bool:
-        """Whether a span is known, but Dask has made none of its tree."""
-        return span_id in self.nodes and self._asked.has(self.nodes[span_id])
+        """Whether a span is known, but Dask has not made it."""
+        return span_id in self.nodes and self.nodes[span_id] in self._asked
 
     def forget(self, now: float) -> None:
         """Let go of spans that were only asked for, long after they have ended."""
@@ -60,10 +63,23 @@ class Forest:
         """Whether a span is the node or below it."""
         return span_id in self.nodes and node in self.nodes[span_id].lineage()
 
-    def paths(self, span_ids: Iterable[str]) -> dict[str, None]:
-        """Paths of spans, and of work without a span, as far as they are known; a set in order of insertion."""
-        known = (span_id for span_id in span_ids if span_id == NOBODY or span_id in self.nodes)
-        return {"default" if span_id == NOBODY else self.nodes[span_id].info.path: None for span_id in known}
+    def include(self, ledger: Ledger, askers: Iterable[str]) -> None:
+        """Name spans whose tasks are counted in a ledger, and work without a span, as far as there is room."""
+        for asker in askers:
+            if len(ledger.includes) >= MAX_INCLUDES:
+                return
+            if asker == NOBODY:
+                ledger.includes["default"] = None
+            elif asker in self.nodes:
+                ledger.includes[self.nodes[asker].info.path] = None
+
+    def name_each_other(self, asker: Node, ledger: Ledger, holder: Node) -> None:
+        """Have the ledger of an asker say who counts its tasks, and the holder's whose they are."""
+        at = (holder.segment.trace_id, holder.segment.id) if holder.segment else holder.previous
+        if at or holder.info.id not in ledger.counted_in:
+            ledger.counted_in[holder.info.id] = at
+        if holder.segment and holder.ledger:
+            self.include(holder.ledger, [asker.info.id])
 
     def ledger(self, node: Node, now: float) -> Ledger:
         """Return a node's ledger, opened if there is none."""
@@ -73,13 +89,23 @@ class Forest:
 
     def open_segment(self, node: Node, at: float, now: float) -> Segment:
         """Return a node's open segment; open one that begins at ``at``, and its parents', if there is none."""
-        if node.segment:
-            return node.segment
-        above = self.open_segment(node.parent, at, now) if node.parent else None
+        closed = []
+        for each in node.lineage():
+            if each.segment:
+                break
+            closed.append(each)
+        for each in reversed(closed):
+            self._open_one(each, at, now)
+        assert node.segment
+        return node.segment
+
+    def _open_one(self, node: Node, at: float, now: float) -> None:
+        """Open a node's segment; its parent's is open."""
+        above = node.parent.segment if node.parent else None
         is_first = node.next_number == node.first_number and node.info.enqueued >= self.born
         start = max(node.info.enqueued if is_first else at, self.born, node.previous_end)
         start = max(min(start, now), above.start if above else 0.0)  # later than now only if the clock was set back
-        segment = node.segment = Segment(node, start, self.busy - node.root.busy, self._max_groups)
+        node.segment = Segment(node, start, self.busy - node.root.busy, self._max_groups)
         node.stamp_groups(node.begin_ledger(start))
         self.held.pop(node, None)
         self.open[node] = self.touched[node] = None
@@ -87,7 +113,6 @@ class Forest:
             above.children[node] = None
         else:
             self.open_roots[node] = None
-        return segment
 
     def touch(self, node: Node, runs: Tally, load: Load, active: float | None) -> None:
         """Have a node and those above it looked at.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from math import isfinite
+from typing import TypeVar
 
 from .groups import Budget, GroupLedger
 from .model import Change, Claim, Graph, Metrics
 from .tally import Tally
 
 __all__ = ["Ledger"]
+
+Key = TypeVar("Key")
 
 
 class Ledger:
@@ -36,8 +39,8 @@ class Ledger:
         self.metrics_complete = True
         #: Of the tally, tasks that only spans outside this subtree asked for, by their ids or ``NOBODY``.
         self.foreign: dict[frozenset[str], Tally] = {}
-        #: Tasks that this subtree asked for and one outside counts, by asker and holder.
-        self.elsewhere: dict[tuple[str, str], Tally] = {}
+        #: Tasks that this subtree asked for and one outside counts, by that one's id.
+        self.elsewhere: dict[str, Tally] = {}
         #: By id of a span that counts tasks this one asked for, its segment if it has one.
         self.counted_in: dict[str, tuple[int, int] | None] = {}
         self.graph_seconds = 0.0
@@ -71,7 +74,7 @@ class Ledger:
         group.add(change)
         self.tally.add(change)
         for askers, tally in change.foreign.items():
-            self.foreign.setdefault(askers, Tally()).add(tally)
+            _tally(self.foreign, askers).add(tally)
 
     def add_metrics(self, metrics: Metrics) -> float:
         """Add fine metrics of this Dask span; return the busy thread-seconds among them."""
@@ -82,17 +85,15 @@ class Ledger:
         _sum_into(self.metrics, finite)
         return sum(value for key, value in finite.items() if key[0] == "execute" and key[-1] == "seconds")
 
-    def add_claim(self, claim: Claim, counted_in: tuple[int, int] | None, *, is_inside: bool) -> None:
-        """Count what happened to tasks that this span asked for and another one, of that segment, counts.
+    def add_claim(self, claim: Claim, *, is_inside: bool) -> None:
+        """Count what happened to tasks that this span asked for and another one counts.
 
         If the other one is inside this one, they are counted here, too; only their error is not known here.
         """
         if is_inside:
             self.tally.error = self.tally.error or claim.error
         else:
-            self.elsewhere.setdefault((claim.asker, claim.holder), Tally()).add(claim)
-        if counted_in or claim.holder not in self.counted_in:
-            self.counted_in[claim.holder] = counted_in
+            _tally(self.elsewhere, claim.holder).add(claim)
 
     def add_graph(self, graph: Graph) -> None:
         """Add what a submission said."""
@@ -118,12 +119,12 @@ class Ledger:
             self.graph_failures[status] = self.graph_failures.get(status, 0) + count
         for askers, tally in child.foreign.items():
             if not any(map(is_inside, askers)):
-                self.foreign.setdefault(askers, Tally()).add(tally)
-        for (asker, holder), tally in child.elsewhere.items():
+                _tally(self.foreign, askers).add(tally)
+        for holder, tally in child.elsewhere.items():
             if is_inside(holder):  # counted here after all; but the holder has not told of this error
                 self.tally.error = self.tally.error or tally.error
             else:
-                self.elsewhere.setdefault((asker, holder), Tally()).add(tally)
+                _tally(self.elsewhere, holder).add(tally)
         self.clients.update(child.clients)
         self.collections.update(child.collections)
         for name, values in child.annotations.items():
@@ -171,6 +172,13 @@ class Ledger:
             tally.shift(seconds)
         for group in (*self.groups.values(), *([self.others] if self.others else [])):
             group.shift(seconds)
+
+
+def _tally(tallies: dict[Key, Tally], key: Key) -> Tally:
+    tally = tallies.get(key)
+    if tally is None:
+        tally = tallies[key] = Tally()
+    return tally
 
 
 def _sum_into(total: Metrics, more: Metrics) -> None:

@@ -85,7 +85,7 @@ class Mirror:
                 if len(ledger.groups) >= 2 * self._max_groups:
                     fold_groups(node, ledger, node.next_number, self._max_groups)
                 group = node.begin_group(ledger, change.name, change.prefix, change.since)
-            ledger.includes |= self._forest.paths(asker for askers in change.foreign for asker in askers)
+            self._forest.include(ledger, (asker for askers in change.foreign for asker in askers))
             change.adopt(lambda span_id: self._forest.is_inside(span_id, node))
             ledger.add_change(change, group)
             if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
@@ -102,10 +102,10 @@ class Mirror:
         node, holder = self._forest.nodes[claim.asker], self._forest.nodes[claim.holder]
         segment = self._forest.open_segment(node, claim.since, now)
         claim.put_in_time(segment.start, now)
-        at = (holder.segment.trace_id, holder.segment.id) if holder.segment else holder.previous
-        if holder.segment and holder.ledger:
-            holder.ledger.includes |= self._forest.paths([claim.asker])
-        self._forest.ledger(node, now).add_claim(claim, at, is_inside=self._forest.is_inside(claim.holder, node))
+        segment.claimed[claim.holder] = segment.claimed.get(claim.holder, 0) + claim.load.unfinished
+        ledger = self._forest.ledger(node, now)
+        self._forest.name_each_other(node, ledger, holder)
+        ledger.add_claim(claim, is_inside=self._forest.is_inside(claim.holder, node))
         self._forest.touch(node, claim, claim.load, now)
 
     def add_metrics(self, span_id: str, metrics: Metrics, now: float) -> None:
@@ -232,7 +232,10 @@ class Mirror:
                 segment = self._forest.open_segment(node, now, now)
                 segment.owed.update(before.owed)
                 segment.sent_to.update(before.sent_to)
+                segment.claimed = {holder: number for holder, number in before.claimed.items() if number > 0}
                 ledger = self._forest.ledger(node, now)
+                for holder in segment.claimed:
+                    self._forest.name_each_other(node, ledger, self._forest.nodes[holder])
                 for old in groups:
                     group = node.begin_group(ledger, old.name, old.prefix, now)
                     group.unfinished = old.unfinished

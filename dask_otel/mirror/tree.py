@@ -24,6 +24,7 @@ class Segment:
         "announced",
         "budget",
         "children",
+        "claimed",
         "id",
         "last_change",
         "number",
@@ -62,6 +63,8 @@ class Segment:
         self.budget: Budget = above.budget if above else Budget(max_groups)
         #: Workers that were given tasks; a set in order of insertion.
         self.sent_to: dict[str, None] = {}
+        #: Unfinished tasks that it asked for and another span counts, by that span's id.
+        self.claimed: dict[str, int] = {}
         #: Workers whose metrics are awaited, and since when.
         self.owed: dict[str, float] = {}
         #: Thread-seconds used by other roots, as known when the segment began and when it last changed.
@@ -104,6 +107,7 @@ class Node:
 
     __slots__ = (
         "busy",
+        "children_known",
         "depth",
         "first_number",
         "group_numbers",
@@ -125,6 +129,8 @@ class Node:
         self.info = info
         self.parent = parent
         self.root: Node = parent.root if parent else self
+        #: Number of nodes that have this one for their parent.
+        self.children_known = 0
         self.depth: int = parent.depth + 1 if parent else 0
         self.segment: Segment | None = None
         self.ledger: Ledger | None = None
@@ -156,10 +162,13 @@ class Node:
 
     def open_descendants(self) -> Iterator[Node]:
         """This node and all below it with an open segment, children before parents."""
-        if self.segment:
-            for child in self.segment.children:
-                yield from child.open_descendants()
-            yield self
+        found = []
+        stack = [self] if self.segment else []
+        while stack:  # parents before children
+            node = stack.pop()
+            found.append(node)
+            stack += node.segment.children if node.segment else ()
+        yield from reversed(found)
 
     def latest_group_span(self, name: str) -> tuple[int, int] | None:
         """Trace id and span id of a group's latest group span, if it has one or will have one."""

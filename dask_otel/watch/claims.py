@@ -64,17 +64,17 @@ class Claims:
         is_new
             Whether only this submission has asked for the task.
         """
+        alone = self._alone.get(asker)
+        if alone is None:
+            alone = self._alone[asker] = frozenset((asker,))
         if is_new:
-            change.foreign.setdefault(frozenset((asker,)), Tally()).tasks += 1
+            _foreign(change, alone).tasks += 1
         if asker != NOBODY and task.state in ("memory", "erred"):
             self._ended_before(self._claim(asker, task.group.span_id, since), task)
             return
         claimed = self.keys.get(key)
         if claimed is None:
             claimed = self.keys[key] = _Claimed(is_foreign=is_new)
-        alone = self._alone.get(asker)
-        if alone is None:
-            alone = self._alone[asker] = frozenset((asker,))
         claimed.askers = claimed.askers | alone if claimed.askers else alone
         claimed.state = task.state if task.state in _UNFINISHED else ""
         if asker != NOBODY and asker not in claimed.waiting:
@@ -96,14 +96,32 @@ class Claims:
         return claimed is not None and claimed.is_foreign
 
     def follow(
-        self, key: Any, state: str, task: Any, outcome: str | None, change: Change, details: Mapping[str, Any]
+        self,
+        key: Any,
+        state: str,
+        task: Any,
+        outcome: str | None,
+        change: Change,
+        details: Mapping[str, Any],
+        *,
+        asked_again: bool,
     ) -> None:
-        """Note a transition to a state; ``change`` is that of the task's group."""
+        """Note a transition to a state.
+
+        Parameters
+        ----------
+        change
+            Of the task's group.
+        asked_again
+            Whether a person has it run again after a failure.
+        """
         claimed = self.keys[key]
         before = claimed.state
+        if asked_again and not claimed.waiting:
+            claimed.waiting = claimed.askers - {NOBODY}
         claimed.state = state if state in _UNFINISHED else ""
         if outcome and claimed.is_foreign:
-            foreign = change.foreign.setdefault(claimed.askers, Tally())
+            foreign = _foreign(change, claimed.askers)
             foreign.count(outcome)
             if outcome in _FAILED and not foreign.error:
                 foreign.error = FirstError(*error_of(task.exception_blame))
@@ -154,3 +172,10 @@ class Claims:
         if claim is None:
             claim = self._claims[asker, holder] = _Open(asker, holder, since)
         return claim
+
+
+def _foreign(change: Change, askers: frozenset[str]) -> Tally:
+    tally = change.foreign.get(askers)
+    if tally is None:
+        tally = change.foreign[askers] = Tally()
+    return tally

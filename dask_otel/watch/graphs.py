@@ -111,12 +111,9 @@ class Graphs:
 
     def _share(self, submission: Submission) -> None:
         """Tasks that another span asked for first may be asked for by their own, too."""
-        claims = self._latches.claims
-        if claims.keys:
-            around = submission.ask.id if submission.ask else None
-            for key in submission.keys:
-                if key in claims.keys and self._tasks[key].group.span_id == around:
-                    claims.wanted_where_it_is(key)
+        for key in submission.again:
+            if key in submission.keys:  # else an input
+                self._latches.claims.wanted_where_it_is(key)
 
     def _learn(self, ask: Ask, since: float) -> None:
         self._asked.setdefault(ask.id, (ask, since))

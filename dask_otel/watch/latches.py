@@ -82,7 +82,8 @@ class Latches:
             elif finish == "erred":
                 outcome = self._erred(key, start, task, change, details)
             if self._claimed and key in self._claimed:
-                self.claims.follow(key, finish, task, outcome, change, details)
+                retry = finish == "waiting" and stimulus_id.startswith("stimulus-retry")
+                self.claims.follow(key, finish, task, outcome, change, details, asked_again=retry)
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             self._safety.caught("transition hook", error)
 

@@ -146,7 +146,7 @@ class _Watch:
         )
         first_number = _first_number(scheduler)
         self.latches = Latches(scheduler, safety, first_number)
-        self.submissions = Submissions(scheduler, safety)
+        self.submissions = Submissions(scheduler, self.latches.claims.keys, safety)
         self.graphs = Graphs(scheduler.tasks, self.latches, settings.annotations)
         self._metrics = MetricsTap(extension, self.mirror.heartbeats, safety)
         self._sweeper = Sweeper(

@@ -6,7 +6,7 @@ for is known only while the graph is being taken in, hence the two wrappers: eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,12 +62,21 @@ class Submission:
     #: Number of new tasks that are where they belong, for each group of the graph's tasks and their inputs.
     groups: dict[Any, int] = field(default_factory=dict)
     collisions: list[Collision] = field(default_factory=list)
+    #: Keys of tasks that are where this submission wants them, but that another span has asked for before.
+    again: list[Any] = field(default_factory=list)
 
 
 class Submissions:
-    """Listens in on the scheduler's handler of graphs, and on the spans extension."""
+    """Listens in on the scheduler's handler of graphs, and on the spans extension.
 
-    def __init__(self, scheduler: Any, safety: Safety) -> None:
+    Parameters
+    ----------
+    claimed
+        Keys of tasks that are not where they were asked for.
+    """
+
+    def __init__(self, scheduler: Any, claimed: Container[Any], safety: Safety) -> None:
+        self._claimed = claimed
         self._scheduler = scheduler
         self._extension = scheduler.extensions["spans"]
         self._safety = safety
@@ -119,11 +128,11 @@ class Submissions:
         if code:  # frames of the user's code, the innermost last
             submission.code = (code[-1].filename, code[-1].lineno_frame)
         around = submission.ask.id if submission.ask else NOBODY
-        asks: dict[str, Ask] = {}
+        asks: dict[str, Ask | None] = {}
         homes: dict[Any, tuple[str, str]] = {}
         for task in tasks:
             annotation = task.annotations.get("span") if task.annotations else None
-            asked = annotation["ids"][-1] if annotation else NOBODY
+            asked = annotation["ids"][-1] if annotation and annotation["ids"] else NOBODY
             group = task.group
             home = homes.get(group)
             if home is None:
@@ -132,12 +141,14 @@ class Submissions:
             if task.run_id is not None or task.state != "released":  # not new: an input, or somebody asked before
                 if around and around not in home:
                     submission.collisions.append(Collision(task.key, submission.ask, is_new=False))
+                elif self._claimed and around in home and task.key in self._claimed:
+                    submission.again.append(task.key)
             elif asked in home:
                 submission.groups[group] += 1
             else:
-                if annotation and asked not in asks:
+                if asked not in asks:
                     asks[asked] = _ask(annotation)
-                submission.collisions.append(Collision(task.key, asks.get(asked), is_new=True))
+                submission.collisions.append(Collision(task.key, asks[asked], is_new=True))
 
     def _home(self, group: Any, asked: str) -> tuple[str, str]:
         """Which spans a task of a group may ask for and be where it belongs."""
@@ -154,10 +165,14 @@ def _submission(message: Mapping[str, Any]) -> Submission:
         since=time(),
         client=message["client"],
         keys=message["keys"],
-        ask=_ask(annotation) if annotation else None,
+        ask=_ask(annotation),
         collections=tuple(dict.fromkeys(str(entry["type"]) for entry in collections if "type" in entry)),
     )
 
 
-def _ask(annotation: Mapping[str, Any]) -> Ask:
-    return Ask(tuple(annotation["name"]), tuple(str(id_) for id_ in annotation["ids"]))
+def _ask(annotation: Any) -> Ask | None:
+    """Read an annotation; Dask takes others than its own ``span`` makes, which mean nothing to us."""
+    if not isinstance(annotation, Mapping):
+        return None
+    tags, ids = tuple(annotation.get("name") or ()), tuple(str(id_) for id_ in annotation.get("ids") or ())
+    return Ask(tags, ids) if ids and len(tags) == len(ids) else None

@@ -108,6 +108,7 @@ class Sweeper:
         for ask, since in asks:
             with self._safety.guard("sweep"):
                 self._add_asked(ask, since)
+            await pace.rest()
         for graph in graphs:
             with self._safety.guard("sweep"):
                 self._add_span(graph.span_id)
@@ -147,13 +148,14 @@ class Sweeper:
             await pace.rest()
 
     def _add_span(self, span_id: str) -> None:
-        made = self._spans.get(span_id)
-        if made is None or self._mirror.knows_made(span_id):  # None: it was only asked for, and has been added
-            return
-        info = span_info(made)
-        if info.parent_id is not None:
-            self._add_span(info.parent_id)
-        self._mirror.add_span(info, self._first_number if info.enqueued < self._born else 0)
+        unknown = []
+        span = self._spans.get(span_id)  # None if it was only asked for; then it has been added
+        while span and not self._mirror.knows_made(span.id):
+            unknown.append(span)
+            span = span.parent
+        for span in reversed(unknown):
+            info = span_info(span)
+            self._mirror.add_span(info, self._first_number if info.enqueued < self._born else 0)
 
     def _add_asked(self, ask: Ask, since: float) -> None:
         """Learn of a span that a submission named, though Dask may not have made it."""

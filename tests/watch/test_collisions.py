@@ -9,7 +9,7 @@ import dask
 import dask.array
 from distributed import Client, Event, span, wait
 from distributed.utils_test import captured_logger, inc
-from support.clusters import bridged, finished
+from support.clusters import bridged, finished, trace_of
 from support.trees import tree
 
 from dask_otel.mirror.ids import segment_id, trace_id
@@ -336,3 +336,69 @@ async def test_the_first_error_is_the_first_of_ones_own(plugin, client, schedule
         "alice [span] dask.task.erred=2 Error: ValueError: 1 task erred; first: bad 3",
         "  load [group] dask.task.erred=2 Error: ValueError: 1 task erred; first: bad 3",
     ]
+
+
+@bridged(settle=0.1)
+async def test_a_retry_that_succeeds_is_the_next_segment_of_who_asked(plugin, client, scheduler, *workers):
+    tried = Event(client=client)
+
+    async def fail_once():
+        if not await tried.is_set():
+            await tried.set()
+            raise ValueError("once")
+
+    with span("owner"):
+        kept = client.submit(inc, 1, key="work-0")
+        await kept
+    with span("guest") as guest_id:
+        future = client.submit(fail_once, key="work-1")
+        await wait(future)
+    await trace_of(plugin, guest_id)
+    await future.retry()
+    await wait(future)
+    guest = [s for spans in (await traces(plugin)).values() for s in spans if s.name == "guest"]
+    assert [s.attributes["dask.span.result"] for s in guest] == ["error", "success"]
+
+
+@bridged(max_segment=0.5)
+async def test_every_piece_says_where_its_tasks_are_counted(plugin, client, scheduler, *workers):
+    event = Event(client=client)
+    kept = client.submit(event.wait, key="work-0")
+    while "work-0" not in scheduler.tasks:
+        await asyncio.sleep(0.01)
+    with span("asker", "child"):
+        futures = [client.submit(event.wait, key="work-1")]
+    inbox = plugin.exporter._inbox
+    await asyncio.to_thread(inbox.wait, lambda spans: sum(s.name == "child" for s in spans) > 2, 30)
+    await event.set()
+    await wait([kept, *futures])
+    pieces = [s for spans in (await traces(plugin)).values() for s in spans if s.name == "child"]
+    assert len(pieces) > 3
+    for piece in pieces[:-1]:
+        assert piece.attributes["dask.span.result"] == "unfinished"
+    assert all("dask.span.counted_in" in piece.attributes for piece in pieces)
+    assert sum(piece.attributes.get("dask.elsewhere.completed", 0) for piece in pieces) == 1
+
+
+@bridged()
+async def test_work_without_a_span_that_a_span_asked_for_before(plugin, client, scheduler, *workers):
+    event = Event(client=client)
+
+    async def hold_and_fail():
+        await event.wait()
+        raise ValueError("bad")
+
+    kept = client.submit(inc, 1, key="work-0")
+    await kept
+    async with Client(scheduler.address, asynchronous=True) as other:
+        with span("guest"):
+            guest = client.submit(hold_and_fail, key="work-1")
+        while "work-1" not in scheduler.tasks:
+            await asyncio.sleep(0.01)
+        mine = other.submit(hold_and_fail, key="work-1")
+        while len(scheduler.tasks["work-1"].who_wants) < 2:
+            await asyncio.sleep(0.01)
+        await event.set()
+        await wait([guest, mine])
+        roots = {spans[-1].name: spans[-1] for spans in (await traces(plugin)).values()}
+        assert roots["default: work"].status == roots["guest"].status == "Error"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import dask
 import pytest
 from distributed import Client, span, wait
 from distributed.metrics import context_meter
@@ -211,3 +212,23 @@ async def test_tasks_that_never_need_to_run_are_counted(client, scheduler, worke
     second = next(s for s in spans if s.name == "second")
     assert second.attributes["dask.task.count"] == expected == 1
     assert second.attributes["dask.elsewhere.completed"] == 1
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_spans_nested_deeper_than_the_stack(client, scheduler, worker):
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    with span(*(f"level {number}" for number in range(1200))):
+        await client.submit(inc, 1, key="x")
+    spans = await finished(plugin)
+    assert len(spans) == 1202
+
+
+@gen_cluster(**ONE_WORKER)
+@pytest.mark.parametrize("annotation", [lambda key: {"name": ("a",), "ids": ("b",)}, {"name": (), "ids": ()}])
+async def test_annotations_that_only_look_like_spans(client, scheduler, worker, annotation):
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    with dask.annotate(span=annotation):
+        await wait(client.submit(inc, 1, key="x"))
+    await finished(plugin)
