@@ -32,6 +32,8 @@ class Forest:
         self.at_rest: dict[Node, None] = {}
         #: Nodes with entries in a ledger but no open segment.
         self.held: dict[Node, None] = {}
+        #: Nodes of which a submission has said something since the last sweep.
+        self.noted: dict[Node, None] = {}
         #: Busy thread-seconds of all roots, so far.
         self.busy = 0.0
 
@@ -113,6 +115,14 @@ class Forest:
             above.children[node] = None
         else:
             self.open_roots[node] = None
+
+    def drop_notes(self) -> None:
+        """Let go of what was said of spans in which nothing happens: their results were there already."""
+        noted, self.noted = self.noted, {}
+        for node in noted:
+            if node in self.held and node.ledger and not node.ledger.has_numbers:
+                node.ledger = None
+                del self.held[node]
 
     def touch(self, node: Node, runs: Tally, load: Load, active: float | None) -> None:
         """Have a node and those above it looked at.

@@ -60,7 +60,7 @@ class GroupLedger:
         self.number = number
         self.since = since
         #: Number of the trace of its group span before; only for default roots that have rolled over.
-        self.trace_before = 0
+        self.trace_before: int | None = None
         self.tally = Tally()
         #: Of these, the tasks that only other spans asked for.
         self.foreign: Tally | None = None

@@ -123,6 +123,7 @@ class Mirror:
             if node.info.is_default and graph.prefix and not node.previous:
                 node.title = f"default: {graph.prefix}"
         self._forest.ledger(node, now).add_graph(graph)
+        self._forest.noted[node] = None
         if graph.failure:
             self._forest.touch(node, Tally(), NO_LOAD, now)
 
@@ -147,6 +148,7 @@ class Mirror:
 
         Lazy: each step is little work. None comes of a step that makes no record.
         """
+        self._forest.drop_notes()
         yield from self._forest.account(now)
         for root in list(self._forest.open_roots):
             age = now - root.segment.start if root.segment else 0.0

@@ -205,16 +205,15 @@ class Node:
     def _stamp(self, group: GroupLedger) -> None:
         if self.root.trace_number:
             self.group_traces = self.group_traces or {}
-            before = self.group_traces.get(group.name, 0)
-            if before != self.root.trace_number:
-                group.trace_before = before
-                self.group_traces[group.name] = self.root.trace_number
+            if group.trace_before is None:
+                group.trace_before = self.group_traces.get(group.name, 0)
+            self.group_traces[group.name] = self.root.trace_number
 
     def withdraw_group(self, group: GroupLedger) -> None:
         """Take a group's number back: its span will not be sent."""
         self.group_numbers[group.name] -= 1
         if self.group_traces and group.name in self.group_traces:
-            self.group_traces[group.name] = group.trace_before
+            self.group_traces[group.name] = group.trace_before or 0
 
     def begin_ledger(self, now: float) -> Ledger:
         """Return the ledger, opened if there is none."""

@@ -112,8 +112,7 @@ class Graphs:
     def _share(self, submission: Submission) -> None:
         """Tasks that another span asked for first may be asked for by their own, too."""
         for key in submission.again:
-            if key in submission.keys:  # else an input
-                self._latches.claims.wanted_where_it_is(key)
+            self._latches.claims.wanted_where_it_is(key)
 
     def _learn(self, ask: Ask, since: float) -> None:
         self._asked.setdefault(ask.id, (ask, since))

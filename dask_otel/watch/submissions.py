@@ -132,7 +132,7 @@ class Submissions:
         homes: dict[Any, tuple[str, str]] = {}
         for task in tasks:
             annotation = task.annotations.get("span") if task.annotations else None
-            asked = annotation["ids"][-1] if annotation and annotation["ids"] else NOBODY
+            asked = annotation["ids"][-1] if type(annotation) is dict and annotation.get("ids") else NOBODY
             group = task.group
             home = homes.get(group)
             if home is None:

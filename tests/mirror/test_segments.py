@@ -6,7 +6,7 @@ import pytest
 from support.story import WORKER, Story, groups, segments
 
 from dask_otel.mirror.ids import group_id, segment_id, trace_id
-from dask_otel.mirror.model import Dependency
+from dask_otel.mirror.model import Dependency, Graph
 from dask_otel.mirror.records import Link
 from dask_otel.mirror.tally import Load
 
@@ -458,3 +458,16 @@ def test_a_segment_that_cannot_be_made_takes_no_other_with_it():
     with pytest.raises(AttributeError):
         story.close()
     assert [segment.name for segment in segments(story.close())] == ["good"]
+
+
+def test_what_was_said_of_a_span_in_which_nothing_happens_is_not_kept():
+    story = Story()
+    span = story.span("a")
+    story.begin(span, "g")
+    story.finish(span, "g", 100, 101)
+    story.pass_time(10)
+    story.mirror.add_graph(Graph(span, clients=("Client-x",)), story.now)  # its results are there already
+    story.pass_time(1)
+    node = story.mirror._forest.nodes["a"]
+    assert node.ledger is None
+    assert not story.mirror._forest.held

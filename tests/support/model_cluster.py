@@ -18,7 +18,7 @@ class Cluster:
     """Spans, groups and tasks, and what has happened to them since it was last told."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now = 1_000_000.0
         self.spans: dict[str, SpanInfo] = {}
         self.groups: dict[tuple[str, str], Group] = {}
         self.latches: dict[Group, Latch] = {}

@@ -99,7 +99,8 @@ class Oracle:
         _same(numbers(record.tally), parts)
         _same(Counter(record.metrics), told.metrics)
         _same(Counter(record.graph_failures), told.graphs)
-        assert math.isclose(record.graph_seconds, told.graph_seconds, abs_tol=1e-9)
+        # Less, because nothing is kept of what is said of spans in which nothing happens
+        assert record.graph_seconds <= told.graph_seconds + 1e-9
         shared = Counter(group.name for group in groups)
         for group in groups:
             if group.metrics is not None:
