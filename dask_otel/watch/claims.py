@@ -69,15 +69,17 @@ class Claims:
             alone = self._alone[asker] = frozenset((asker,))
         if is_new:
             _foreign(change, alone).tasks += 1
-        if asker != NOBODY and task.state in ("memory", "erred"):
+        ended = task.state in ("memory", "erred")
+        if asker != NOBODY and ended:
             self._ended_before(self._claim(asker, task.group.span_id, since), task)
-            return
+            if task.state == "memory":
+                return  # while a failure may be run again
         claimed = self.keys.get(key)
         if claimed is None:
             claimed = self.keys[key] = _Claimed(is_foreign=is_new)
         claimed.askers = claimed.askers | alone if claimed.askers else alone
         claimed.state = task.state if task.state in _UNFINISHED else ""
-        if asker != NOBODY and asker not in claimed.waiting:
+        if asker != NOBODY and not ended and asker not in claimed.waiting:
             claimed.waiting = claimed.waiting | alone if claimed.waiting else alone
             claim = self._claim(asker, task.group.span_id, since)
             claim.tasks += 1

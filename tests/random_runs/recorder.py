@@ -134,6 +134,8 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
         """Called by Dask."""
         task = self._scheduler.tasks[key]
         life = self._life(task)
+        if finish == "waiting" and kwargs["stimulus_id"].startswith("stimulus-retry") and not life.claims:
+            life.claims = life.asked - {NOBODY, task.group.span_id}  # a person has it run again: they hear of it again
         # Dask may report a transition within another one twice.
         if life.state != finish:
             if finish == "memory" and start != "memory":
