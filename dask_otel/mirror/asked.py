@@ -39,8 +39,8 @@ class Asked:
         """Where to begin to number the segments of a span: not again where a forgotten one may have begun."""
         if self._forgotten is None:
             return 0
-        place, bit = divmod(bit_of(span_id, BITS), 8)
-        return int(now) if self._forgotten[place] & 1 << bit else 0
+        place, mask = _place(span_id)
+        return int(now) if self._forgotten[place] & mask else 0
 
     def forget(self, nodes: dict[str, Node], held: dict[Node, None], now: float) -> None:
         """Take spans that have been at rest for long out of ``nodes``, where they are by id, and out of ``held``."""
@@ -54,5 +54,11 @@ class Asked:
                 node.parent.children_known -= 1
             if node.previous:
                 self._forgotten = self._forgotten or bytearray(BITS // 8)
-                place, bit = divmod(bit_of(node.info.id, BITS), 8)
-                self._forgotten[place] |= 1 << bit
+                place, mask = _place(node.info.id)
+                self._forgotten[place] |= mask
+
+
+def _place(span_id: str) -> tuple[int, int]:
+    """Byte and bit of a span."""
+    byte, bit = divmod(bit_of(span_id, BITS), 8)
+    return byte, 1 << bit

@@ -11,6 +11,7 @@ from .ids import group_id, marker_id, others_id, task_id
 from .ledger import Ledger
 from .model import Dependency, Metrics
 from .records import Failure, GroupRecord, Link, MarkerRecord, Record, SegmentRecord, TaskRecord
+from .tally import Tally
 from .tasks import TaskRun
 from .tree import Node, Segment
 from .verdict import failure_of_group, verdict
@@ -37,7 +38,7 @@ def close_segment(
     fold_groups(node, ledger, segment.number, ledger.pinned + budget.groups_beside(ledger.pinned))
     budget.groups -= len(ledger.groups) - ledger.pinned
     runs = pick_runs(ledger, budget)
-    ledger.truncated_tasks += sum(_truncated(name, group, runs) for name, group in _ledgers(ledger))
+    ledger.truncated_tasks += sum(_truncated(group, runs) for group in ledger.all_groups())
     record = _segment(node, segment, ledger, now, stopped, threads)
 
     def find_here(to: Dependency) -> tuple[int, int] | None:
@@ -66,7 +67,8 @@ def marker(root: Node, segment: Segment, now: float) -> MarkerRecord:
 
 
 def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads) -> SegmentRecord:
-    end = _end(node, segment, ledger, now, stopped)
+    elsewhere = ledger.all_elsewhere()
+    end = _end(node, segment, ledger.tally, elsewhere, now, stopped)
     links = [Link(*at, "counted_in") for at in ledger.counted_in.values() if at and at[0] != segment.trace_id]
     previous_id = None
     if node.previous:
@@ -76,7 +78,7 @@ def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: 
             previous_id = previous_span
         else:
             links.append(Link(previous_trace, previous_span, "continues"))
-    result, failure = verdict(ledger, stopped if node.load.unfinished else "")
+    result, failure = verdict(ledger, elsewhere, stopped if node.load.unfinished else "")
     return SegmentRecord(
         span=node.info,
         trace_id=segment.trace_id,
@@ -103,7 +105,7 @@ def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: 
         code=ledger.code,
         includes=tuple(ledger.includes),
         counted_in=tuple(ledger.counted_in),
-        elsewhere=ledger.all_elsewhere(),
+        elsewhere=elsewhere,
         graph_failures=ledger.graph_failures,
         truncated_groups=ledger.truncated_groups,
         truncated_tasks=ledger.truncated_tasks,
@@ -116,16 +118,18 @@ def _inside(segment: SegmentRecord, ledger: Ledger, runs: Runs, find: Find) -> I
     for key, value in ledger.metrics.items():
         if key[0] == "execute":
             by_prefix.setdefault(key[1], {})[key] = value
-    for name, group in _ledgers(ledger):
+    for group in ledger.all_groups():
         alone = not group.folded and ledger.prefixes[group.prefix] == 1
-        record = _group(segment, group, by_prefix.get(group.prefix, {}) if alone else None, find)
-        record.truncated_tasks = _truncated(name, group, runs)
+        metrics = by_prefix.get(group.prefix, {}) if alone else None
+        record = _group(segment, group, metrics, _truncated(group, runs), find)
         yield record
-        for reason, run in runs.get(name, ()):
+        for reason, run in runs.get(group.key, ()):
             yield _task(record, run, reason)
 
 
-def _group(segment: SegmentRecord, group: GroupLedger, metrics: Metrics | None, find: Find) -> GroupRecord:
+def _group(
+    segment: SegmentRecord, group: GroupLedger, metrics: Metrics | None, truncated: int, find: Find
+) -> GroupRecord:
     dependencies = sorted(set(group.dependencies), key=lambda dependency: dependency.name)
     found = (find(dependency) for dependency in dependencies)
     start, end = _group_times(group, segment)
@@ -147,7 +151,7 @@ def _group(segment: SegmentRecord, group: GroupLedger, metrics: Metrics | None, 
         buckets=group.buckets,
         metrics=metrics,
         folded=group.folded,
-        truncated_tasks=0,
+        truncated_tasks=truncated,
     )
 
 
@@ -168,25 +172,18 @@ def _task(group: GroupRecord, run: TaskRun, reason: str) -> TaskRecord:
     )
 
 
-def _ledgers(ledger: Ledger) -> Iterator[tuple[str | None, GroupLedger]]:
-    """Yield all groups by name, the folded ones last and together under None."""
-    yield from ledger.groups.items()
-    if ledger.others:
-        yield None, ledger.others
-
-
-def _truncated(name: str | None, group: GroupLedger, runs: Runs) -> int:
+def _truncated(group: GroupLedger, runs: Runs) -> int:
     """Count the failed tasks that get no span."""
-    shown = sum(reason == "erred" for reason, _ in runs.get(name, ()))
+    shown = sum(reason == "erred" for reason, _ in runs.get(group.key, ()))
     return group.tally.outcomes.get("erred", 0) - shown
 
 
-def _end(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str) -> float:
+def _end(node: Node, segment: Segment, tally: Tally, elsewhere: Tally | None, now: float, stopped: str) -> float:
     """When the work ended, not when that was noticed; never outside the children or in the future."""
     if stopped and node.load.unfinished:
-        return max(now, segment.start, segment.sent_until)
-    ended = max(ledger.tally.end, *(tally.end for tally in ledger.elsewhere.values()), segment.start)
-    return max(min(ended, max(now, segment.start)), segment.sent_until)
+        return max(now, segment.start, segment.enclosed_until)
+    ended = max(tally.end, elsewhere.end if elsewhere else 0.0, segment.start)
+    return max(min(ended, max(now, segment.start)), segment.enclosed_until)
 
 
 def _group_times(group: GroupLedger, segment: SegmentRecord) -> tuple[float, float]:

@@ -36,18 +36,16 @@ def _worth(group: GroupLedger) -> tuple[bool, bool, int]:
 
 def pick_runs(ledger: Ledger, budget: Budget) -> dict[str | None, list[tuple[str, TaskRun]]]:
     """Choose the runs that get a span, with the reason, by group (the folded ones under None)."""
-    ledgers = [*ledger.groups.values(), *([ledger.others] if ledger.others else [])]
     chosen: dict[str | None, list[tuple[str, TaskRun]]] = {}
     slowest: list[tuple[float, str | None, TaskRun]] = []
-    for group in ledgers:
+    for group in ledger.all_groups():
         if group.picks:
-            name = None if group is ledger.others else group.name
             erred = group.picks.erred[: max(0, budget.erred)]
             budget.erred -= len(erred)
-            chosen[name] = [("erred", run) for run in erred]
-            slowest += [(run.seconds, name, run) for run in group.picks.slowest]
+            chosen[group.key] = [("erred", run) for run in erred]
+            slowest += [(run.seconds, group.key, run) for run in group.picks.slowest]
     slowest.sort(key=lambda pick: -pick[0])
-    for _, name, run in slowest[: max(0, budget.slowest)]:
-        chosen[name].append(("slowest", run))
+    for _, key, run in slowest[: max(0, budget.slowest)]:
+        chosen[key].append(("slowest", run))
         budget.slowest -= 1
     return chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .model import Change, Dependency
-from .tally import Tally
+from .tally import Tally, sum_into
 from .tasks import Picks
 
 __all__ = ["Budget", "GroupLedger"]
@@ -74,6 +74,11 @@ class GroupLedger:
         #: For how many folded groups it stands.
         self.folded = 0
 
+    @property
+    def key(self) -> str | None:
+        """Its name; None for the folded groups, since a group may have any name."""
+        return None if self.folded else self.name
+
     def add(self, change: Change) -> None:
         """Add what a sweep saw."""
         self.tally.add(change)
@@ -106,10 +111,8 @@ class GroupLedger:
         self.foreign.add(tally)
 
     def _add_details(self, buckets: dict[int, int], types: dict[str, int], picks: Picks | None) -> None:
-        for bucket, count in buckets.items():
-            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
-        for type_, count in types.items():
-            self.types[type_] = self.types.get(type_, 0) + count
+        sum_into(self.buckets, buckets)
+        sum_into(self.types, types)
         if picks:
             self.picks = self.picks or Picks()
             self.picks.add(picks)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from math import isfinite
 from typing import TypeVar
 
 from .groups import Budget, GroupLedger
 from .model import Change, Claim, Graph, Metrics
-from .tally import Tally
+from .tally import Tally, sum_into
 
 __all__ = ["Ledger"]
 
@@ -60,6 +60,12 @@ class Ledger:
         self.prefixes[prefix] = self.prefixes.get(prefix, 0) + 1
         return group
 
+    def all_groups(self) -> Iterator[GroupLedger]:
+        """Yield all groups, the folded ones last and as one."""
+        yield from self.groups.values()
+        if self.others:
+            yield self.others
+
     def pin(self, name: str, budget: Budget) -> bool:
         """Promise that a group will have a span, if the budget allows: another span is to link to it."""
         group = self.groups[name]
@@ -82,7 +88,7 @@ class Ledger:
         finite = {key: value for key, value in metrics.items() if isfinite(value)}
         if len(finite) < len(metrics):
             self.metrics_complete = False
-        _sum_into(self.metrics, finite)
+        sum_into(self.metrics, finite)
         return sum(value for key, value in finite.items() if key[0] == "execute" and key[-1] == "seconds")
 
     def add_claim(self, claim: Claim, *, is_inside: bool) -> None:
@@ -104,7 +110,7 @@ class Ledger:
             self.annotations.setdefault(name, {}).update(dict.fromkeys(values))
         self.code = self.code or graph.code
         if graph.failure:
-            self.graph_failures[graph.failure] = self.graph_failures.get(graph.failure, 0) + 1
+            sum_into(self.graph_failures, {graph.failure: 1})
             self.tally.last_event = max(self.tally.last_event, graph.until)
 
     def add_child(self, child: Ledger, is_inside: Callable[[str], bool]) -> None:
@@ -115,8 +121,7 @@ class Ledger:
         self.graph_seconds += child.graph_seconds
         self.truncated_groups += child.truncated_groups
         self.truncated_tasks += child.truncated_tasks
-        for status, count in child.graph_failures.items():
-            self.graph_failures[status] = self.graph_failures.get(status, 0) + count
+        sum_into(self.graph_failures, child.graph_failures)
         for askers, tally in child.foreign.items():
             if not any(map(is_inside, askers)):
                 _tally(self.foreign, askers).add(tally)
@@ -138,7 +143,7 @@ class Ledger:
             return
         if self._borrowed:
             self.child_metrics, self._borrowed = dict(self.child_metrics), False
-        _sum_into(self.child_metrics, metrics)
+        sum_into(self.child_metrics, metrics)
 
     def all_elsewhere(self) -> Tally | None:
         """Tasks that this subtree asked for and another one counts."""
@@ -156,7 +161,7 @@ class Ledger:
         if not self.metrics:
             return self.child_metrics
         total = dict(self.metrics)
-        _sum_into(total, self.child_metrics)
+        sum_into(total, self.child_metrics)
         return total
 
     @property
@@ -170,7 +175,7 @@ class Ledger:
         tallies: Iterable[Tally] = (self.tally, *self.elsewhere.values())
         for tally in tallies:
             tally.shift(seconds)
-        for group in (*self.groups.values(), *([self.others] if self.others else [])):
+        for group in self.all_groups():
             group.shift(seconds)
 
 
@@ -179,8 +184,3 @@ def _tally(tallies: dict[Key, Tally], key: Key) -> Tally:
     if tally is None:
         tally = tallies[key] = Tally()
     return tally
-
-
-def _sum_into(total: Metrics, more: Metrics) -> None:
-    for key, value in more.items():
-        total[key] = total.get(key, 0) + value

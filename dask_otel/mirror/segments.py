@@ -162,8 +162,8 @@ class Mirror:
                     yield from self._close(node, now)
                 else:
                     yield None
-        # A segment may start a little before the sweep that opens it.
         self._forest.forget(now)
+        # A segment may start a little before the sweep that opens it.
         starts = (root.segment.start for root in self._forest.open_roots if root.segment)
         self.threads.forget(min(starts, default=now) - 60.0)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-__all__ = ["OUTCOMES", "FirstError", "Load", "Tally"]
+__all__ = ["OUTCOMES", "FirstError", "Load", "Tally", "sum_into"]
+
+Key = TypeVar("Key")
+Number = TypeVar("Number", int, float)
 
 #: How a task can end, or begin anew, other than by completing.
 OUTCOMES = (
@@ -126,16 +129,16 @@ class Tally:
         self.tasks += other.tasks
         self.completed += other.completed
         self.nbytes += other.nbytes
-        _sum_into(self.outcomes, other.outcomes)
-        _sum_into(self.durations, other.durations)
-        for worker, seconds in other.workers.items():
-            self.workers[worker] = self.workers.get(worker, 0.0) + seconds
+        sum_into(self.outcomes, other.outcomes)
+        sum_into(self.durations, other.durations)
+        sum_into(self.workers, other.workers)
         if other.run_start:
             self.hull(other.run_start, other.run_stop)
         self.last_event = max(self.last_event, other.last_event)
         self.error = self.error or other.error
 
 
-def _sum_into(total: dict[str, int], more: Mapping[str, int]) -> None:
+def sum_into(total: dict[Key, Number], more: Mapping[Key, Number]) -> None:
+    """Add numbers to those of the same key."""
     for key, value in more.items():
-        total[key] = total.get(key, 0) + value
+        total[key] = total[key] + value if key in total else value

@@ -25,6 +25,8 @@ class Segment:
         "budget",
         "children",
         "claimed",
+        "enclosed_from",
+        "enclosed_until",
         "id",
         "last_change",
         "number",
@@ -34,9 +36,7 @@ class Segment:
         "parent_id",
         "run_start",
         "run_stop",
-        "sent_from",
         "sent_to",
-        "sent_until",
         "start",
         "trace_id",
         "wall",
@@ -54,8 +54,8 @@ class Segment:
         #: Nodes of child segments that are open; a set in order of insertion.
         self.children: dict[Node, None] = {}
         #: Earliest start and latest end of what has been sent of its children: it must enclose them.
-        self.sent_from = float("inf")
-        self.sent_until = float("-inf")
+        self.enclosed_from = float("inf")
+        self.enclosed_until = float("-inf")
         #: A root only: whether a marker has been sent.
         self.announced = False
         #: What the trace may still hold; one for the root and all below it.
@@ -80,12 +80,12 @@ class Segment:
 
     def enclose(self, start: float, end: float) -> None:
         """Note that a child was sent."""
-        self.sent_from = min(self.sent_from, start)
-        self.sent_until = max(self.sent_until, end)
+        self.enclosed_from = min(self.enclosed_from, start)
+        self.enclosed_until = max(self.enclosed_until, end)
 
     def shift(self, seconds: float) -> None:
         """Move all times: the clock was set. What was sent stays enclosed."""
-        self.start = min(self.start + seconds, self.sent_from)
+        self.start = min(self.start + seconds, self.enclosed_from)
         self.last_change += seconds
         self.owed = {worker: since + seconds for worker, since in self.owed.items()}
         self.run_start += seconds if self.run_start else 0.0

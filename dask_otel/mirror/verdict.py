@@ -7,19 +7,26 @@ from collections.abc import Mapping
 from .groups import GroupLedger
 from .ledger import Ledger
 from .records import Failure
-from .tally import FirstError, Tally
+from .tally import FirstError, Tally, sum_into
 
 __all__ = ["failure_of_group", "verdict"]
 
 
-def verdict(ledger: Ledger, stopped: str) -> tuple[str, Failure | None]:
-    """Result of a segment, and why its status is Error if it is; ``stopped`` says why it closes unfinished."""
-    elsewhere = ledger.all_elsewhere()
+def verdict(ledger: Ledger, elsewhere: Tally | None, stopped: str) -> tuple[str, Failure | None]:
+    """Result of a segment, and why its status is Error if it is.
+
+    Parameters
+    ----------
+    elsewhere
+        All that it asked for and others count.
+    stopped
+        Why it closes, if its work is not done.
+    """
     counts = _counts(ledger.tally, 1)
     for tally in ledger.foreign.values():
-        _add(counts, _counts(tally, -1))
+        sum_into(counts, _counts(tally, -1))
     if elsewhere:
-        _add(counts, _counts(elsewhere, 1))
+        sum_into(counts, _counts(elsewhere, 1))
     error = ledger.tally.error or (elsewhere.error if elsewhere else None)
     failure = _failure(counts, error, ledger.graph_failures.get("error", 0))
     return stopped or _result(counts, failure, ledger.graph_failures), failure
@@ -29,18 +36,13 @@ def failure_of_group(group: GroupLedger) -> Failure | None:
     """Why the status of a group span is Error, if it is."""
     counts = _counts(group.tally, 1)
     if group.foreign:
-        _add(counts, _counts(group.foreign, -1))
+        sum_into(counts, _counts(group.foreign, -1))
     return _failure(counts, group.tally.error, 0)
 
 
 def _counts(tally: Tally, sign: int) -> dict[str, int]:
     numbers = {"tasks": tally.tasks, "completed": tally.completed, **tally.outcomes}
     return {name: sign * number for name, number in numbers.items()}
-
-
-def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
-    for name, number in more.items():
-        counts[name] = counts.get(name, 0) + number
 
 
 def _failure(counts: Mapping[str, int], error: FirstError | None, graphs: int) -> Failure | None:

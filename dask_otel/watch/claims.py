@@ -9,11 +9,10 @@ from distributed.metrics import time
 
 from ..mirror.model import NOBODY, Change, Claim
 from ..mirror.tally import FirstError, Load, Tally
-from .outcomes import error_of
+from .outcomes import UNFINISHED, error_of
 
 __all__ = ["Claims"]
 
-_UNFINISHED = ("processing", "queued", "no-worker", "waiting")
 _FAILED = ("erred", "upstream_failed")
 
 
@@ -78,7 +77,7 @@ class Claims:
         if claimed is None:
             claimed = self.keys[key] = _Claimed(is_foreign=is_new)
         claimed.askers = claimed.askers | alone if claimed.askers else alone
-        claimed.state = task.state if task.state in _UNFINISHED else ""
+        claimed.state = task.state if task.state in UNFINISHED else ""
         if asker != NOBODY and not ended and asker not in claimed.waiting:
             claimed.waiting = claimed.waiting | alone if claimed.waiting else alone
             claim = self._claim(asker, task.group.span_id, since)
@@ -121,7 +120,7 @@ class Claims:
         before = claimed.state
         if asked_again and not claimed.waiting:
             claimed.waiting = claimed.askers - {NOBODY}
-        claimed.state = state if state in _UNFINISHED else ""
+        claimed.state = state if state in UNFINISHED else ""
         if outcome and claimed.is_foreign:
             foreign = _foreign(change, claimed.askers)
             foreign.count(outcome)
@@ -145,7 +144,7 @@ class Claims:
         claims, self._claims = self._claims, {}
         self._alone = {}
         for claim in claims.values():
-            claim.load = Load(*(claim.states.get(state, 0) for state in _UNFINISHED))
+            claim.load = Load(*(claim.states.get(state, 0) for state in UNFINISHED))
         return list(claims.values())
 
     @staticmethod

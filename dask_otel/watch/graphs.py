@@ -62,7 +62,8 @@ class Graphs:
             self._learn(submission.ask, submission.since)
             sizes.setdefault(submission.ask.id, 0)
         asked = self._collide(submission, sizes)
-        self._share(submission)
+        for key in submission.again:
+            self._latches.claims.wanted_where_it_is(key)
         values = self._annotations(annotations, asked)
         total = sum(sizes.values())
         latest = []
@@ -108,11 +109,6 @@ class Graphs:
         asked, self._asked = self._asked, {}
         self._latest = ("", [])
         return notes, list(asked.values())
-
-    def _share(self, submission: Submission) -> None:
-        """Tasks that another span asked for first may be asked for by their own, too."""
-        for key in submission.again:
-            self._latches.claims.wanted_where_it_is(key)
 
     def _learn(self, ask: Ask, since: float) -> None:
         self._asked.setdefault(ask.id, (ask, since))

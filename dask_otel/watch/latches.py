@@ -16,14 +16,13 @@ from ..mirror.model import Change
 from ..mirror.tally import FirstError
 from ..safety import Safety
 from .claims import Claims
-from .outcomes import error_of, outcome_of_release
+from .outcomes import UNFINISHED, error_of, outcome_of_release
 from .runs import Runs
 
 __all__ = ["Latches"]
 
 #: Stimuli by which a person asks for a task to run again.
 _ASKED_FOR = ("update-graph", "stimulus-retry")
-_UNFINISHED = ("processing", "waiting", "queued", "no-worker")
 
 
 class Latches:
@@ -77,7 +76,7 @@ class Latches:
                 elif start == "released":
                     self._again(key, change, stimulus_id)
             elif finish == "released":
-                if start != "memory" and start in _UNFINISHED:
+                if start != "memory" and start in UNFINISHED:
                     outcome = self._released(key, start, task, change, stimulus_id)
             elif finish == "erred":
                 outcome = self._erred(key, start, task, change, details)

@@ -7,8 +7,10 @@ import pickletools
 import re
 from typing import Any
 
-__all__ = ["error_of", "first_error", "outcome_of_release"]
+__all__ = ["UNFINISHED", "error_of", "first_error", "outcome_of_release"]
 
+#: States of tasks that have not ended, in the order of the fields of ``Load``.
+UNFINISHED = ("processing", "queued", "no-worker", "waiting")
 #: Stimuli by which a person gives tasks up. A scheduler that restarts does so for everybody; one that only restarts
 #: its workers has the same beginning.
 _CANCELLED = re.compile(r"cancel-key|client-restart-(?!workers)")
