@@ -8,6 +8,7 @@ from time import perf_counter, process_time
 
 from dask_otel.mirror.model import Change, SpanInfo
 from dask_otel.mirror.segments import Mirror
+from dask_otel.mirror.settings import MirrorSettings
 
 GROUPS, ACTIVITIES, ROUNDS = 500, 20, 31
 
@@ -47,7 +48,7 @@ def timed(work) -> tuple[float, float]:
 
 def once(results: dict[str, list[tuple[float, float]]]) -> None:
     """One segment, in a span below another."""
-    mirror = Mirror(99.0, 4, settle=5, max_segment=3600, announce=3600, max_groups=500)
+    mirror = Mirror(99.0, 4, MirrorSettings())
     mirror.add_span(SpanInfo("root", ("root",), None, 99.0))
     mirror.add_span(SpanInfo("child", ("root", "child"), "root", 99.0))
     prepared, heartbeat = list(changes("child")), metrics()

@@ -11,6 +11,7 @@ import dask
 from distributed import Client, LocalCluster, span
 
 import dask_otel
+from dask_otel.mirror.settings import MirrorSettings
 from dask_otel.preload import OTelPlugin
 from dask_otel.watch.scheduler import WatchSettings
 
@@ -31,15 +32,7 @@ class Plugin(OTelPlugin):
     """Ours, without a way out."""
 
     def connect(self, scheduler, safety):
-        return WatchSettings(
-            sweep_interval=0.05,
-            settle=0.0,
-            max_segment=3600.0,
-            announce=3600.0,
-            max_groups=500,
-            shutdown_timeout=10.0,
-            annotations=(),
-        ), Nowhere()
+        return WatchSettings(sweep_interval=0.05, mirror=MirrorSettings(settle=0.0, announce=3600.0)), Nowhere()
 
 
 def kept():

@@ -10,6 +10,7 @@ from time import perf_counter
 
 from distributed import Client, Scheduler, span
 
+from dask_otel.mirror.settings import MirrorSettings
 from dask_otel.preload import OTelPlugin
 from dask_otel.watch.scheduler import WatchSettings
 
@@ -35,15 +36,7 @@ class Plugin(OTelPlugin):
 
     def connect(self, scheduler, safety):
         self.safety = safety
-        return WatchSettings(
-            sweep_interval=3600.0,
-            settle=0.0,
-            max_segment=3600.0,
-            announce=3600.0,
-            max_groups=500,
-            shutdown_timeout=10.0,
-            annotations=(),
-        ), Count()
+        return WatchSettings(sweep_interval=3600.0, mirror=MirrorSettings(settle=0.0, announce=3600.0)), Count()
 
 
 class LoopMonitor:

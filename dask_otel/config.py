@@ -25,10 +25,12 @@ def _not_mappings() -> list[SettingError]:
     given = dask.config.get("otel", None)
     if given is not None and not isinstance(given, Mapping):
         return [SettingError("otel", given, "a mapping of " + ", ".join(_DEFAULTS["otel"]))]
-    traces = dask.config.get("otel.traces", {})
-    if not isinstance(traces, Mapping):
-        return [SettingError("otel.traces", traces, "a mapping of " + ", ".join(_DEFAULTS["otel"]["traces"]))]
-    return []
+    errors = []
+    for name in ("traces", "capture"):
+        value = dask.config.get(f"otel.{name}", {})
+        if not isinstance(value, Mapping):
+            errors.append(SettingError(f"otel.{name}", value, "a mapping of " + ", ".join(_DEFAULTS["otel"][name])))
+    return errors
 
 
 _REPLACED = _not_mappings()
@@ -50,6 +52,11 @@ class Settings:
     max_segment: float
     announce: float
     max_groups: int
+    level: str
+    default_spans: str
+    max_rate: int
+    #: By what may be shown.
+    capture: dict[str, bool]
 
 
 def load(complain: Callable[[SettingError], None]) -> Settings:
@@ -74,6 +81,10 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         max_segment=reader.get("traces.max-segment", _duration("1s", "7 days")),
         announce=reader.get("traces.announce", _duration("1s", "7 days")),
         max_groups=reader.get("traces.max-groups", _whole(1, 1000)),
+        level=reader.get("traces.level", _one_of("spans", "groups", "tasks")),
+        default_spans=reader.get("traces.default-spans", _one_of("full", "segments", "off")),
+        max_rate=reader.get("traces.max-rate", _whole(0, 10**9)),
+        capture={name: reader.get(f"capture.{name}", _yes_or_no) for name in _DEFAULTS["otel"]["capture"]},
     )
 
 
@@ -151,6 +162,23 @@ def _names(value: Any, name: str) -> tuple[str, ...]:
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return tuple(value)
     raise SettingError(name, value, "a list of names, e.g. [team, project]")
+
+
+def _one_of(*names: str) -> Callable[[Any, str], str]:
+    def parse(value: Any, name: str) -> str:
+        if value is False and "off" in names:  # as YAML reads it
+            return "off"
+        if value not in names:
+            raise SettingError(name, value, "one of " + ", ".join(names))
+        return str(value)
+
+    return parse
+
+
+def _yes_or_no(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise SettingError(name, value, "true or false")
+    return value
 
 
 def _whole(low: int, high: int) -> Callable[[Any, str], int]:

@@ -9,10 +9,14 @@ from distributed import Scheduler
 
 from . import __version__, config
 from .errors import SettingError
+from .mirror.settings import Level, MirrorSettings
 from .safety import Safety, import_or_log, log
 from .watch.scheduler import SchedulerWatch, Sink, WatchSettings
 
 __all__ = ["OTelPlugin", "set_up"]
+
+_LEVELS = {"spans": Level.SPANS, "groups": Level.GROUPS, "tasks": Level.TASKS}
+_DEFAULT_LEVELS = {"full": Level.TASKS, "segments": Level.SPANS, "off": Level.NOTHING}
 
 
 def set_up(server: Any) -> None:
@@ -55,6 +59,8 @@ class OTelPlugin(SchedulerWatch):
                 cluster_name=settings.cluster_name,
                 safety=safety,
                 endpoint=self._endpoint,
+                capture=settings.capture,
+                max_rate=settings.max_rate,
             )
         except SettingError as error:
             log.error("dask-otel is off: %s", error)
@@ -62,13 +68,18 @@ class OTelPlugin(SchedulerWatch):
         if sink is None:
             return None
         log.info("dask-otel %s is on", __version__)
-        watch = WatchSettings(
-            sweep_interval=settings.sweep_interval,
+        mirror = MirrorSettings(
             settle=settings.settle,
             max_segment=settings.max_segment,
             announce=settings.announce,
             max_groups=settings.max_groups,
+            level=_LEVELS[settings.level],
+            default_level=_DEFAULT_LEVELS[settings.default_spans],
+        )
+        watch = WatchSettings(
+            sweep_interval=settings.sweep_interval,
             shutdown_timeout=settings.shutdown_timeout,
             annotations=settings.annotations,
+            mirror=mirror,
         )
         return watch, sink

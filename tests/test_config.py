@@ -56,6 +56,10 @@ def test_defaults():
         max_segment=3600.0,
         announce=15.0,
         max_groups=500,
+        level="tasks",
+        default_spans="full",
+        max_rate=60_000,
+        capture=dict.fromkeys(("message", "traceback", "keys", "tags", "code", "types"), True),
     )
 
 
@@ -77,6 +81,12 @@ def test_defaults():
         ("otel.annotations", [1], "a list of names"),
         ("otel.trace-url", "http://jaeger", "a link with {trace_id}"),
         ("otel.cluster-name", ["a"], "a text"),
+        ("otel.traces.level", "all", "one of spans, groups, tasks"),
+        ("otel.traces.default-spans", True, "one of full, segments, off"),
+        ("otel.traces.max-rate", -1, "a whole number from 0"),
+        ("otel.traces.max-rate", 1.5, "a whole number from 0"),
+        ("otel.capture.keys", "no", "true or false"),
+        ("otel.capture.tags", None, "true or false"),
     ],
 )
 def test_a_bad_value_is_named_and_gets_its_default(setting, value, allowed):

@@ -12,7 +12,7 @@ from support.records import group, marker, segment, task
 import dask_otel
 from dask_otel.cli.commands import dask_otel as commands
 from dask_otel.export.conventions import attributes
-from dask_otel.export.provider import make_resource
+from dask_otel.export.resource import make_resource
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,7 +81,7 @@ def test_settings_table():
             if isinstance(value, dict):
                 yield from flat(value, f"{path}.{name}")
             else:
-                yield f"`{path}.{name}`", f"`{'null' if value is None else value}`"
+                yield f"`{path}.{name}`", f"`{yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}`"
 
     defaults = yaml.safe_load((Path(dask_otel.__file__).parent / "otel.yaml").read_text(encoding="utf-8"))
     assert [(name, default) for name, default, _ in rows] == list(flat(defaults["otel"], "otel"))

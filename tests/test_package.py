@@ -47,7 +47,7 @@ def test_importing_needs_the_standard_library_only(module):
 ALLOWED = {
     "mirror": {"mirror"},
     "watch": {"watch", "mirror", "safety", "dask", "distributed"},
-    "export": {"export", "mirror", "safety", "errors", "", "opentelemetry", "grpc"},
+    "export": {"export", "mirror", "safety", "errors", "", "opentelemetry", "grpc", "google", "requests"},
     "cli": {
         "cli",
         "export",
@@ -62,7 +62,7 @@ ALLOWED = {
         "rich",
         "pandas",
     },
-    "preload": {"watch", "config", "errors", "safety", "", "distributed"},
+    "preload": {"watch", "mirror", "config", "errors", "safety", "", "distributed"},
     "config": {"errors", "dask", "yaml"},
     "safety": set(),
     "errors": set(),

@@ -20,7 +20,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from .. import OTelPlugin, config, trace_id
 from ..errors import SettingError
-from ..export.provider import make_exporters, otlp_protocol, sdk_disabled
+from ..export.provider import make_senders
+from ..export.variables import make_limits, otlp_protocol, sdk_disabled
 from . import workflow
 from .receiver import Receiver, Span
 from .waterfall import waterfall
@@ -102,8 +103,9 @@ def _check_variables() -> None:
     """Complain here of variables for which the bridge would stay off: the cluster's log is silenced."""
     try:
         config.check_limits()
-        for exporter in make_exporters("http://localhost:4317").values():
-            exporter.shutdown()
+        make_limits()
+        for sender in make_senders("http://localhost:4317"):
+            sender.shutdown()
     except SettingError as error:
         raise click.ClickException(str(error)) from error
 

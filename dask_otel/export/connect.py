@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from .. import __version__
 from ..safety import Safety, log
-from .pipeline import FanOut, Pipeline
-from .provider import make_exporters, make_resource, sdk_disabled
+from .pipeline import Pipeline
+from .privacy import Capture, Redactor
+from .provider import make_senders
+from .resource import make_resource
+from .sampling import Sampling, make_sampler
+from .sink import Sink
 from .spans import SpanFactory
+from .variables import log_what_is_not_read, make_limits, sdk_disabled
+from .volume import Volume
 
 __all__ = ["connect"]
 
@@ -22,8 +30,17 @@ def connect(
     cluster_name: str | None,
     safety: Safety,
     endpoint: str | None = None,
-) -> FanOut | None:
+    capture: Mapping[str, bool],
+    max_rate: int,
+) -> Sink | None:
     """Make the way from records to the backends that the standard variables name.
+
+    Parameters
+    ----------
+    capture
+        What may be shown, by the names of ``Capture``'s fields.
+    max_rate
+        Spans a minute; 0 for no limit.
 
     Returns
     -------
@@ -37,12 +54,18 @@ def connect(
     if sdk_disabled():
         log.info("dask-otel is off: OTEL_SDK_DISABLED is true")
         return None
-    exporters = make_exporters(endpoint)
-    if not exporters:
+    limits = make_limits()
+    redactor = Redactor(Capture(**capture))
+    sampling = Sampling(make_sampler(), redactor.tags)
+    senders = make_senders(endpoint)
+    if not senders:
         log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none")
         return None
+    log_what_is_not_read()
     resource = make_resource(
         service_name=service_name, instance_id=instance_id, version=version, cluster_name=cluster_name
     )
-    factory = SpanFactory(resource, InstrumentationScope("dask_otel", __version__), SpanLimits())
-    return FanOut([Pipeline(name, exporter, factory.span, safety) for name, exporter in exporters.items()])
+    scope = InstrumentationScope("dask_otel", __version__)
+    factory = SpanFactory(resource, scope, SpanLimits(), redactor, sampling.decided)
+    pipelines = [Pipeline(sender, factory, safety, limits) for sender in senders]
+    return Sink(pipelines, sampling, Volume(max_rate), redactor)

@@ -15,11 +15,24 @@ from ..mirror.tally import Tally
 from .activities import fine_metrics
 from .text import MAX_NAME, clean, identifier
 
-__all__ = ["Attributes", "attributes", "error_description", "exception_event"]
+__all__ = ["Attributes", "attributes", "error_description", "exception_event", "identity", "kind_of"]
 
 Attributes = dict[str, str | bool | int | float | list[str]]
 
 _UUID = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+
+
+_KINDS: dict[type[Record], str] = {
+    SegmentRecord: "span",
+    GroupRecord: "group",
+    TaskRecord: "task",
+    MarkerRecord: "marker",
+}
+
+
+def kind_of(record: Record) -> str:
+    """Value of ``dask.kind``."""
+    return _KINDS[type(record)]
 
 
 def attributes(record: Record) -> Attributes:
@@ -30,8 +43,7 @@ def attributes(record: Record) -> Attributes:
         return _group(record)
     if isinstance(record, TaskRecord):
         return _task(record)
-    assert isinstance(record, MarkerRecord)
-    return _identity(record, "marker")
+    return identity(record)
 
 
 def error_description(failure: Failure) -> str:
@@ -63,10 +75,11 @@ def _tasks(number: int) -> str:
     return f"{number} {'task' if number == 1 else 'tasks'}"
 
 
-def _identity(record: Record, kind: str) -> Attributes:
+def identity(record: Record) -> Attributes:
+    """Attributes that every span has."""
     span = record.span
     out: Attributes = {
-        "dask.kind": kind,
+        "dask.kind": kind_of(record),
         "dask.span.id": span.id,
         "dask.span.path": clean(span.path, MAX_NAME),
         "dask.span.root": clean(span.tags[0], MAX_NAME),
@@ -77,7 +90,7 @@ def _identity(record: Record, kind: str) -> Attributes:
 
 
 def _segment(record: SegmentRecord) -> Attributes:
-    out = _identity(record, "span")
+    out = identity(record)
     out["dask.span.tags"] = list(record.span.tags)
     out["dask.span.segment"] = record.number
     out["dask.span.result"] = record.result
@@ -97,6 +110,10 @@ def _segment(record: SegmentRecord) -> Attributes:
         out["dask.truncated.groups"] = record.truncated_groups
     if record.truncated_tasks:
         out["dask.truncated.tasks"] = record.truncated_tasks
+    if record.dropped_groups:
+        out["dask.dropped.groups"] = record.dropped_groups
+    if record.dropped_tasks:
+        out["dask.dropped.tasks"] = record.dropped_tasks
     out.update(_thread_time(record))
     if record.tally.run_start:
         out["dask.span.queue_time"] = max(0.0, record.tally.run_start - record.start)
@@ -117,7 +134,7 @@ def _segment(record: SegmentRecord) -> Attributes:
 
 
 def _group(record: GroupRecord) -> Attributes:
-    out = _identity(record, "group")
+    out = identity(record)
     if record.folded:
         out["dask.group.folded"] = record.folded
     else:
@@ -142,7 +159,7 @@ def _group(record: GroupRecord) -> Attributes:
 
 def _task(record: TaskRecord) -> Attributes:
     run = record.run
-    out = _identity(record, "task")
+    out = identity(record)
     out["dask.task.key"] = clean(run.key, MAX_NAME)
     out["dask.group.name"] = clean(run.group, MAX_NAME)
     out["dask.task.prefix"] = clean(run.prefix, MAX_NAME)

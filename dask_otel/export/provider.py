@@ -1,4 +1,4 @@
-"""The standard OpenTelemetry configuration: resource, limits and exporters, from the ``OTEL_*`` variables.
+"""The exporters that the standard variables name, each with somebody who listens to what the collector answers.
 
 Nothing global is touched: the process's own tracer provider belongs to the user.
 """
@@ -7,69 +7,26 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
-import socket
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
-from urllib.parse import urlsplit
 
 from opentelemetry.metrics import NoOpMeterProvider
-from opentelemetry.sdk.resources import OTELResourceDetector, ProcessResourceDetector, Resource
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from ..errors import SettingError
-from .text import clean
+from .senders import GrpcSender, HttpSender, Sender
+from .variables import check_otlp, otlp_compression, otlp_endpoint, otlp_protocol, otlp_timeout, shown
 
-__all__ = ["make_exporters", "make_resource", "otlp_protocol", "sdk_disabled"]
+__all__ = ["make_senders"]
 
 _GROUP = "opentelemetry_traces_exporter"
-_PROTOCOLS = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
-_COMPRESSIONS = {True: ("gzip", "none"), False: ("gzip", "deflate", "none")}
-#: Seconds; the libraries below cannot count much further.
-_LONGEST_TIMEOUT = 3600.0
+_OTLP = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
+#: Seconds between two attempts of gRPC's own to connect; its default grows to two minutes, in which all requests fail.
+_CHANNEL = (("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 5000))
 
 
-def otlp_protocol() -> str:
-    """Return the protocol of the exporter ``otlp``: ``grpc`` or ``http/protobuf``.
-
-    Raises
-    ------
-    SettingError
-        If the variable says something else.
-    """
-    variable, protocol = _variable("PROTOCOL")
-    if protocol and protocol not in _PROTOCOLS:
-        raise SettingError(variable, protocol, "one of " + ", ".join(_PROTOCOLS))
-    return protocol or "grpc"
-
-
-def sdk_disabled() -> bool:
-    """Whether ``OTEL_SDK_DISABLED`` says so."""
-    return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-
-
-def make_resource(*, service_name: str, instance_id: str, version: str, cluster_name: str | None) -> Resource:
-    """Describe the process. What the ``OTEL_*`` variables say wins."""
-    values: dict[str, Any] = {
-        "service.name": service_name,
-        "service.instance.id": instance_id,
-        "service.version": version,
-        "host.name": socket.gethostname(),
-    }
-    # Only these: command lines may hold secrets.
-    detected = ProcessResourceDetector().detect().attributes
-    values |= {
-        name: value for name, value in detected.items() if name == "process.pid" or name.startswith("process.runtime.")
-    }
-    if cluster_name:
-        values["dask.cluster.name"] = cluster_name
-    sdk = {name: value for name, value in Resource.create().attributes.items() if name.startswith("telemetry.sdk.")}
-    values |= sdk | dict(OTELResourceDetector().detect().attributes)
-    return Resource({name: clean(value) if isinstance(value, str) else value for name, value in values.items()})
-
-
-def make_exporters(endpoint: str | None = None) -> dict[str, SpanExporter]:
-    """Make the exporters that ``OTEL_TRACES_EXPORTER`` names, by name.
+def make_senders(endpoint: str | None = None) -> list[Sender]:
+    """Make the exporters that ``OTEL_TRACES_EXPORTER`` names.
 
     Parameters
     ----------
@@ -79,7 +36,7 @@ def make_exporters(endpoint: str | None = None) -> dict[str, SpanExporter]:
 
     Returns
     -------
-    Empty if the variable says ``none``.
+    None of them if the variable says ``none``.
 
     Raises
     ------
@@ -87,45 +44,40 @@ def make_exporters(endpoint: str | None = None) -> dict[str, SpanExporter]:
         If a standard variable has a value that cannot be used.
     """
     if endpoint is not None:
-        return {"otlp": _make(_entry_point("otlp", "otlp"), endpoint)}
+        return [_make("otlp", _entry_point("otlp", "otlp"), endpoint)]
     setting = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
     names = [name.strip() for name in setting.split(",") if name.strip()]
     if names == ["none"]:
-        return {}
+        return []
     if not names or "none" in names:
         raise SettingError("OTEL_TRACES_EXPORTER", setting, "none alone, or exporters separated by commas")
-    return {name: _make(_entry_point(name, setting)) for name in names}
+    return [_make(name, _entry_point(name, setting)) for name in dict.fromkeys(names)]
 
 
 def _entry_point(name: str, setting: str) -> EntryPoint:
     installed = {point.name: point for point in entry_points(group=_GROUP)}
-    resolved = _PROTOCOLS[otlp_protocol()] if name == "otlp" else name
+    resolved = _OTLP[otlp_protocol()] if name == "otlp" else name
     if resolved not in installed:
         allowed = ", ".join(sorted({"none", "otlp"} | set(installed)))
         raise SettingError("OTEL_TRACES_EXPORTER", setting, f"one or more of {allowed}, separated by commas")
     return installed[resolved]
 
 
-def _make(point: EntryPoint, endpoint: str | None = None) -> SpanExporter:
+def _make(name: str, point: EntryPoint, endpoint: str | None = None) -> Sender:
     exporter: type[SpanExporter] = point.load()
-    if point.name not in _PROTOCOLS.values():
-        return _start(point.name, exporter)
-    grpc = point.name == _PROTOCOLS["grpc"]
-    _check_endpoint(grpc, endpoint)
-    _check_timeout()
-    _check_files()
+    if point.name not in _OTLP.values():
+        return Sender(name, _start(name, exporter))
+    grpc = point.name == _OTLP["grpc"]
+    target = otlp_endpoint(grpc=grpc, given=endpoint)
+    check_otlp()
     # Exporters report on themselves to the user's global meter provider, unless they are given another.
     parameters = inspect.signature(exporter).parameters
     options: dict[str, Any] = {"meter_provider": NoOpMeterProvider()} if "meter_provider" in parameters else {}
-    variable, compression = _variable("COMPRESSION")
-    if not compression:
-        options["compression"] = _gzip(grpc)
-    elif compression not in _COMPRESSIONS[grpc]:
-        allowed = ", ".join(_COMPRESSIONS[grpc])
-        raise SettingError(variable, compression, f"one of {allowed} over {'gRPC' if grpc else 'HTTP'}")
-    if endpoint is not None:
-        options["endpoint"] = endpoint if grpc else endpoint.rstrip("/") + "/v1/traces"
-    return _start(point.name, exporter, **options)
+    options |= {"endpoint": target, "timeout": otlp_timeout(), "compression": _compression(grpc)}
+    if grpc:
+        return GrpcSender(name, _start(name, exporter, channel_options=_CHANNEL, **options), shown(target))
+    session = _session()
+    return HttpSender(name, _start(name, exporter, session=session, **options), shown(target), session)
 
 
 def _start(name: str, exporter: type[SpanExporter], **options: Any) -> SpanExporter:
@@ -135,60 +87,31 @@ def _start(name: str, exporter: type[SpanExporter], **options: Any) -> SpanExpor
         raise SettingError("OTEL_TRACES_EXPORTER", name, f"one that starts, but this one says: {error}") from error
 
 
-def _gzip(grpc: bool) -> Any:
+def _compression(grpc: bool) -> Any:
+    name = otlp_compression(grpc=grpc)
     if grpc:
         from grpc import Compression
 
-        return Compression.Gzip
+        return Compression.Gzip if name == "gzip" else Compression.NoCompression
     from opentelemetry.exporter.otlp.proto.http import Compression as HttpCompression
 
-    return HttpCompression.Gzip
+    return HttpCompression(name)
 
 
-def _variable(name: str) -> tuple[str, str]:
-    """Name and value of a variable for traces, else of the one for all signals; empty if neither is set."""
-    for variable in (f"OTEL_EXPORTER_OTLP_TRACES_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
-        if value := os.environ.get(variable, "").strip():
-            return variable, value
-    return "", ""
+def _session() -> Any:
+    """Return the session to send with, from a credential provider if one is named, as the standard exporter would."""
+    from requests import Session
+
+    for variable in ("HTTP", "HTTP_TRACES"):
+        variable = f"OTEL_PYTHON_EXPORTER_OTLP_{variable}_CREDENTIAL_PROVIDER"
+        if name := os.environ.get(variable):
+            return _provided(variable, name, Session)
+    return Session()
 
 
-def _check_timeout() -> None:
-    variable, value = _variable("TIMEOUT")
-    if value:
-        try:
-            good = 0 < float(value) <= _LONGEST_TIMEOUT
-        except ValueError:
-            good = False
-        if not good:
-            raise SettingError(variable, value, f"a number of seconds above 0, at most {_LONGEST_TIMEOUT:g}")
-
-
-def _check_files() -> None:
-    for name in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"):
-        variable, value = _variable(name)
-        if value and not (os.path.isfile(value) and os.access(value, os.R_OK)):
-            raise SettingError(variable, value, "a file that can be read")
-
-
-def _check_endpoint(grpc: bool, endpoint: str | None) -> None:
-    variable, value = ("endpoint", endpoint) if endpoint is not None else _variable("ENDPOINT")
-    if value and not _is_endpoint(value, grpc):
-        example = "http://collector:4317" if grpc else "http://collector:4318"
-        raise SettingError(variable, value, f"a URL like {example}")
-
-
-def _is_endpoint(value: str, grpc: bool) -> bool:
-    if re.search(r"\s", value):
-        return False
-    if "://" not in value:
-        # gRPC also takes a bare target: host:port, unix:path
-        return grpc and re.fullmatch(r"(unix:.+|(\[[0-9a-fA-F:]+\]|[^:/\[\]]+):\d{1,5})", value) is not None
-    try:
-        parts = urlsplit(value)
-        parts.port  # noqa: B018 -- raises if it is no number
-    except ValueError:
-        return False
-    if parts.scheme in ("http", "https"):
-        return bool(parts.hostname)
-    return grpc and parts.scheme in ("dns", "unix", "ipv4", "ipv6", "xds")
+def _provided(variable: str, name: str, wanted: type) -> Any:
+    for point in entry_points(group="opentelemetry_otlp_credential_provider", name=name):
+        session = point.load()()
+        if isinstance(session, wanted):
+            return session
+    raise SettingError(variable, name, "a credential provider that is installed and gives a requests.Session")

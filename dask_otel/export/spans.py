@@ -6,17 +6,18 @@ compares the result with what a tracer makes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from ..mirror.records import Record
-from .conventions import Attributes, attributes, error_description, exception_event
+from .conventions import Attributes, attributes, error_description, exception_event, identity
+from .sampling import Decided
 from .text import MAX_NAME, clean, clean_items
 
 __all__ = ["SpanFactory"]
@@ -37,28 +38,53 @@ class SpanFactory:
         Who made the spans: this package.
     limits
         The standard ``OTEL_*_LIMIT`` variables.
+    redact
+        Takes out of a record what must not be shown.
+    decided
+        Says what the sampler decided of its trace.
     """
 
-    def __init__(self, resource: Resource, scope: InstrumentationScope, limits: SpanLimits) -> None:
+    def __init__(
+        self,
+        resource: Resource,
+        scope: InstrumentationScope,
+        limits: SpanLimits,
+        redact: Callable[[Record], Record] = lambda record: record,
+        decided: Callable[[Record], Decided] = lambda record: Decided(takes=True),
+    ) -> None:
+        self._redact = redact
+        self._decided = decided
         self._resource = resource
         self._scope = scope
         self._limits = limits
 
     def span(self, record: Record) -> ReadableSpan:
         """Make a span of a record."""
-        context = _context(record.trace_id, record.span_id)
-        parent = None if record.parent_id is None else _context(record.trace_id, record.parent_id)
-        status = Status(StatusCode.UNSET)
-        if record.failure:
-            status = Status(StatusCode.ERROR, clean(error_description(record.failure)))
+        record = self._redact(record)
+        failure = record.failure
+        status = Status(StatusCode.ERROR, clean(error_description(failure))) if failure else Status(StatusCode.UNSET)
+        return self._make(record, attributes(record), self._events(record), self._links(record), status)
+
+    def bare(self, record: Record) -> ReadableSpan:
+        """Make a span of what identifies a record: something in the rest cannot be converted, and it has children."""
+        record = self._redact(record)
+        values = identity(record) | {"dask.dropped.attributes": True}
+        return self._make(record, values, (), (), Status(StatusCode.ERROR if record.failure else StatusCode.UNSET))
+
+    def _make(
+        self, record: Record, values: Attributes, events: Sequence[Event], links: Sequence[Link], status: Status
+    ) -> ReadableSpan:
+        _, extra, state = self._decided(record)
+        if record.parent_id is None:
+            values = values | dict(extra)
         return ReadableSpan(
             name=clean(record.name, MAX_NAME) or "(no name)",
-            context=context,
-            parent=parent,
+            context=_context(record.trace_id, record.span_id, state),
+            parent=None if record.parent_id is None else _context(record.trace_id, record.parent_id, state),
             resource=self._resource,
-            attributes=self._bounded(attributes(record), self._limits.max_span_attributes),
-            events=self._events(record),
-            links=self._links(record),
+            attributes=self._bounded(values, self._limits.max_span_attributes),
+            events=events,
+            links=links,
             kind=SpanKind.INTERNAL,
             status=status,
             start_time=_nanoseconds(record.start),
@@ -96,8 +122,8 @@ class SpanFactory:
         return bounded
 
 
-def _context(trace_id: int, span_id: int) -> SpanContext:
-    return SpanContext(trace_id, span_id, is_remote=False, trace_flags=_SAMPLED)
+def _context(trace_id: int, span_id: int, state: TraceState | None = None) -> SpanContext:
+    return SpanContext(trace_id, span_id, is_remote=False, trace_flags=_SAMPLED, trace_state=state)
 
 
 def _clean(value: str | bool | int | float | list[str], longest: int | None) -> str | bool | int | float | list[str]:

@@ -11,6 +11,7 @@ from .ids import group_id, marker_id, others_id, task_id
 from .ledger import Ledger
 from .model import Dependency, Metrics
 from .records import Failure, GroupRecord, Link, MarkerRecord, Record, SegmentRecord, TaskRecord
+from .settings import Level
 from .tally import Tally
 from .tasks import TaskRun
 from .tree import Node, Segment
@@ -25,7 +26,7 @@ Runs = Mapping["str | None", Sequence[tuple[str, TaskRun]]]
 
 
 def close_segment(
-    node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads, find: Find
+    node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads, find: Find, level: Level
 ) -> tuple[SegmentRecord, Iterator[Record]]:
     """Make the record of a segment, and, one at a time, those of its groups and tasks.
 
@@ -33,12 +34,16 @@ def close_segment(
     ----------
     stopped
         Why it closes, if its work is not done.
+    level
+        What the trace shows.
     """
     budget = segment.budget
     fold_groups(node, ledger, segment.number, ledger.pinned + budget.groups_beside(ledger.pinned))
     budget.groups -= len(ledger.groups) - ledger.pinned
-    runs = pick_runs(ledger, budget)
+    runs = pick_runs(ledger, budget) if level >= Level.TASKS else {}
     ledger.truncated_tasks += sum(_truncated(group, runs) for group in ledger.all_groups())
+    if level < Level.GROUPS:
+        ledger.truncated_groups += len(ledger.groups)
     record = _segment(node, segment, ledger, now, stopped, threads)
 
     def find_here(to: Dependency) -> tuple[int, int] | None:
@@ -46,6 +51,8 @@ def close_segment(
             return segment.trace_id, others_id(node.info.id, segment.number)
         return find(to)
 
+    if level < Level.GROUPS:
+        return record, iter(())
     return record, _inside(record, ledger, runs, find_here)
 
 

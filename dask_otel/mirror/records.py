@@ -112,3 +112,6 @@ class SegmentRecord(Record):
     graph_failures: Mapping[str, int]
     truncated_groups: int
     truncated_tasks: int
+    #: Spans inside this one that were given up on the way out: too many at once, or too many for what waits.
+    dropped_groups: int = 0
+    dropped_tasks: int = 0

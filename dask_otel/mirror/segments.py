@@ -15,8 +15,9 @@ from .forest import Forest
 from .ledger import Ledger
 from .model import Change, Claim, Dependency, Graph, Metrics, SpanInfo
 from .records import Record
+from .settings import Level, MirrorSettings
 from .tally import Tally
-from .tree import NO_LOAD, Node
+from .tree import NO_LOAD, Node, Segment
 
 __all__ = ["Mirror"]
 
@@ -33,26 +34,13 @@ class Mirror:
         When it begins to count.
     threads
         Number of threads of the cluster.
-    settle
-        Seconds that a subtree must be at rest before its segment closes.
-    max_segment
-        Age in seconds at which a segment is cut.
-    announce
-        Age in seconds at which a root that is at work sends a marker.
-    max_groups
-        Group spans a segment.
     """
 
-    def __init__(
-        self, now: float, threads: int, *, settle: float, max_segment: float, announce: float, max_groups: int
-    ) -> None:
+    def __init__(self, now: float, threads: int, settings: MirrorSettings) -> None:
         self.heartbeats = Heartbeats()
         self.threads = Threads(now, threads)
-        self._settle = settle
-        self._max_segment = max_segment
-        self._announce = announce
-        self._max_groups = max_groups
-        self._forest = Forest(now, max_groups)
+        self._settings = settings
+        self._forest = Forest(now, settings.max_groups)
 
     # What the sweep tells
 
@@ -82,8 +70,8 @@ class Mirror:
             ledger = self._forest.ledger(node, now)
             group = ledger.groups.get(change.name)
             if group is None:
-                if len(ledger.groups) >= 2 * self._max_groups:
-                    fold_groups(node, ledger, node.next_number, self._max_groups)
+                if len(ledger.groups) >= 2 * self._settings.max_groups:
+                    fold_groups(node, ledger, node.next_number, self._settings.max_groups)
                 group = node.begin_group(ledger, change.name, change.prefix, change.since)
             self._forest.include(ledger, (asker for askers in change.foreign for asker in askers))
             change.adopt(lambda span_id: self._forest.is_inside(span_id, node))
@@ -152,9 +140,9 @@ class Mirror:
         yield from self._forest.account(now)
         for root in list(self._forest.open_roots):
             age = now - root.segment.start if root.segment else 0.0
-            if age >= self._max_segment:
+            if age >= self._settings.max_segment:
                 yield from self._cut(root, now)
-            elif age >= self._announce and root.segment and root.load.unfinished and not root.segment.announced:
+            elif age >= self._settings.announce and root.segment and self._wants_marker(root, root.segment):
                 yield marker(root, root.segment, now)
         if not taking_in_graph:
             for node in sorted(self._forest.at_rest, key=lambda node: -node.depth):
@@ -197,7 +185,7 @@ class Mirror:
 
     def _may_close(self, node: Node, now: float) -> bool:
         segment = node.segment
-        if segment is None or segment.children or now - segment.last_change < self._settle:
+        if segment is None or segment.children or now - segment.last_change < self._settings.settle:
             return False
         return not segment.awaits_metrics(self.heartbeats, now)
 
@@ -205,7 +193,8 @@ class Mirror:
         """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
         # Out of the way first: a segment that cannot be made must not stand in the way of others.
         segment, ledger = self._forest.take_out(node)
-        record, inside = close_segment(node, segment, ledger, now, stopped, self.threads, self._find)
+        level = self._level_of(node)
+        record, inside = close_segment(node, segment, ledger, now, stopped, self.threads, self._find, level)
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
         above = node.parent
         if above and above.segment and above.ledger:
@@ -213,8 +202,9 @@ class Mirror:
             above.ledger.add_child(ledger, lambda span_id: self._forest.is_inside(span_id, above))
         if node.load == NO_LOAD:
             node.load = NO_LOAD
-        yield from inside
-        yield record
+        if level > Level.NOTHING:
+            yield from inside
+            yield record
 
     def _cut(self, root: Node, now: float) -> Iterator[Record | None]:
         """Close a tree that has grown too old, and go on in the next segments with what is unfinished."""
@@ -243,6 +233,13 @@ class Mirror:
                     group.unfinished = old.unfinished
                     group.dependencies = old.dependencies
         yield from self._forest.account(now)
+
+    def _wants_marker(self, root: Node, segment: Segment) -> bool:
+        return bool(root.load.unfinished) and not segment.announced and self._level_of(root) > Level.NOTHING
+
+    def _level_of(self, node: Node) -> Level:
+        settings = self._settings
+        return min(settings.level, settings.default_level) if node.root.info.is_default else settings.level
 
     def _find(self, to: Dependency) -> tuple[int, int] | None:
         node = self._forest.nodes.get(to.span_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -15,6 +15,7 @@ from distributed.scheduler import heartbeat_interval
 
 from ..mirror.records import Record
 from ..mirror.segments import Mirror
+from ..mirror.settings import MirrorSettings
 from ..safety import Safety, log
 from .drift import can_work
 from .graphs import Graphs
@@ -40,13 +41,11 @@ class Sink(Protocol):
 class WatchSettings:
     """What the watch needs to know; times in seconds."""
 
-    sweep_interval: float
-    settle: float
-    max_segment: float
-    announce: float
-    max_groups: int
-    shutdown_timeout: float
-    annotations: tuple[str, ...]
+    sweep_interval: float = 1.0
+    shutdown_timeout: float = 10.0
+    #: Names of Dask annotations that may be shown.
+    annotations: tuple[str, ...] = ()
+    mirror: MirrorSettings = field(default_factory=MirrorSettings)
 
 
 class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
@@ -136,14 +135,7 @@ class _Watch:
         self._sink = sink
         self.safety = safety
         extension = scheduler.extensions["spans"]
-        self.mirror = Mirror(
-            time(),
-            scheduler.total_nthreads,
-            settle=settings.settle,
-            max_segment=settings.max_segment,
-            announce=settings.announce,
-            max_groups=settings.max_groups,
-        )
+        self.mirror = Mirror(time(), scheduler.total_nthreads, settings.mirror)
         first_number = _first_number(scheduler)
         self.latches = Latches(scheduler, safety, first_number)
         self.submissions = Submissions(scheduler, self.latches.claims.keys, safety)

@@ -12,7 +12,8 @@ from support.workflows import NESTED, NESTED_ATTRIBUTES, nested, spans_page
 
 import dask_otel
 from dask_otel.export.pipeline import Pipeline
-from dask_otel.export.provider import make_exporters, make_resource
+from dask_otel.export.provider import make_senders
+from dask_otel.export.resource import make_resource
 from dask_otel.export.spans import SpanFactory
 from dask_otel.safety import Safety
 
@@ -95,10 +96,10 @@ def test_closing_the_scheduler_sends_what_is_open(jaeger, tmp_path):
 def test_a_trace_of_a_hundred_thousand_tasks_opens(jaeger):
     """Through the real exporter; the tasks themselves are a story, told to the real mirror."""
     records = large_trace()
-    (exporter,) = make_exporters(jaeger.endpoints["grpc"]).values()
+    (sender,) = make_senders(jaeger.endpoints["grpc"])
     resource = make_resource(service_name="dask-scheduler", instance_id="large", version="1", cluster_name=None)
     factory = SpanFactory(resource, InstrumentationScope("dask_otel"), SpanLimits())
-    pipeline = Pipeline("otlp", exporter, factory.span, Safety())
+    pipeline = Pipeline(sender, factory, Safety())
     pipeline.put(records)
     pipeline.close(timeout=60)
     assert pipeline.unsent == 0

@@ -1,4 +1,4 @@
-"""The queue and its thread, against a real OTLP receiver."""
+"""The queue's thread: what leaves together, what is tried again, and what closing does."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from support.memory import make_sink
 from support.records import group, segment
 
 from dask_otel.cli.receiver import Receiver
 from dask_otel.export import pipeline as module
-from dask_otel.export.pipeline import FanOut, Pipeline
-from dask_otel.export.provider import make_exporters
+from dask_otel.export.pipeline import Limits, Pipeline
+from dask_otel.export.provider import make_senders
+from dask_otel.export.senders import Sender
 from dask_otel.export.spans import SpanFactory
 from dask_otel.safety import Safety
 
@@ -28,6 +30,10 @@ def together(number: int, groups: int = 1):
     """A segment with its groups, recognisable by name."""
     records = [group(name=f"{number}.{i}", span_id=1000 * number + i + 1) for i in range(groups)]
     return [*records, segment(name=str(number), span_id=1000 * number + 999, parent_id=None, links=())]
+
+
+def pipeline_of(exporter, *, safety=None, name="test", **limits):
+    return Pipeline(Sender(name, exporter), FACTORY, safety or Safety(), Limits(**({"delay": 0.0} | limits)))
 
 
 class Gate(SpanExporter):
@@ -53,21 +59,21 @@ def test_sends_all_in_order(monkeypatch, protocol):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     safety = Safety()
     with Receiver() as receiver:
-        (exporter,) = make_exporters(receiver.endpoints[protocol]).values()
-        pipeline = Pipeline("otlp", exporter, FACTORY.span, safety)
+        (sender,) = make_senders(receiver.endpoints[protocol])
+        pipeline = Pipeline(sender, FACTORY, safety)
         for number in range(20):
             pipeline.put(together(number, groups=40))
         pipeline.close(timeout=30)
         names = [span.name for span in receiver.wait(lambda spans: len(spans) >= 20 * 41, timeout=30)]
     assert names == [record.name for number in range(20) for record in together(number, groups=40)]
     assert pipeline.unsent == 0
+    assert pipeline.delivery.sent == {"group": 800, "span": 20}
     assert not safety.failures
 
 
-def test_records_that_belong_together_leave_together(monkeypatch):
-    monkeypatch.setattr(module, "MAX_BATCH", 10)
+def test_records_that_belong_together_leave_together():
     gate = Gate()
-    pipeline = Pipeline("gate", gate, FACTORY.span, Safety())
+    pipeline = pipeline_of(gate, max_batch=10)
     pipeline.put(together(0))
     gate.entered.wait()
     for number, groups in ((1, 5), (2, 5), (3, 2), (4, 12)):
@@ -84,47 +90,39 @@ def test_records_that_belong_together_leave_together(monkeypatch):
     ]
 
 
-def test_never_blocks_and_drops_the_oldest_when_full():
+def test_segments_wait_for_others_to_share_a_request_with():
     gate = Gate()
-    pipeline = Pipeline("gate", gate, FACTORY.span, Safety(), max_waiting=20)
+    gate.open.set()
+    pipeline = pipeline_of(gate, delay=3600.0, max_batch=20)
+    for number in range(11):
+        pipeline.put(together(number))
+    gate.entered.wait(30)
+    assert not pipeline._deadline
+    pipeline.close(timeout=30)  # does not wait for the rest of the hour
+    assert [len(names) for names in gate.names] == [20, 2]
+
+
+def test_never_blocks_and_logs_what_it_drops_once_a_minute():
+    gate = Gate()
+    pipeline = pipeline_of(gate, max_waiting=20)
     pipeline.put(together(0))
     gate.entered.wait()
     with captured_logger("distributed.dask_otel") as log:
         for number in range(1, 101):
             pipeline.put(together(number))
-    assert log.getvalue().count("has dropped") == 1  # once a minute
+    assert log.getvalue().count("has dropped") == 1
     gate.open.set()
     pipeline.close(timeout=30)
     sent = [name for names in gate.names for name in names]
-    assert sent[:2] == ["0.0", "0"]
-    assert sent[2:] == [record.name for number in range(92, 101) for record in together(number)]
+    # The newest 20 segments; their groups are worth less.
+    assert sent == ["0.0", "0", *map(str, range(81, 101))]
+    assert pipeline.delivery.dropped == {("group", "queue_full"): 100, ("span", "queue_full"): 80}
     assert pipeline.unsent == 202 - len(sent)
-
-
-def test_a_collector_that_comes_late_gets_everything(monkeypatch):
-    monkeypatch.setattr(module, "BACK_OFF", (0.01, 0.05))
-    monkeypatch.setattr(module, "MAX_ATTEMPTS", 10_000)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
-    with Receiver() as receiver:
-        endpoint = receiver.endpoints["grpc"]
-        receiver._grpc.stop(None).wait()  # nothing answers on the port
-        (exporter,) = make_exporters(endpoint).values()
-        pipeline = Pipeline("otlp", exporter, FACTORY.span, Safety())
-        with captured_logger("distributed.dask_otel") as log:
-            pipeline.put(together(1))
-            while "tries again" not in log.getvalue():
-                threading.Event().wait(0.01)
-        with Receiver(grpc_port=int(endpoint.rsplit(":", 1)[1])) as late:
-            assert len(late.wait(lambda spans: len(spans) >= 2, timeout=30)) >= 2
-            while pipeline.unsent:  # an answer that came too late means another attempt
-                threading.Event().wait(0.01)
-            pipeline.close(timeout=30)
-    assert pipeline.unsent == 0
 
 
 def test_closing_never_takes_longer_than_the_timeout():
     gate = Gate()
-    pipeline = Pipeline("gate", gate, FACTORY.span, Safety())
+    pipeline = pipeline_of(gate)
     pipeline.put(together(1))
     gate.entered.wait()
     pipeline.put(together(2))
@@ -132,33 +130,38 @@ def test_closing_never_takes_longer_than_the_timeout():
     with captured_logger("distributed.dask_otel") as log:
         pipeline.close(timeout=0.2)
     assert monotonic() - begin < 2
-    assert "could not send 4 spans" in log.getvalue()
+    assert (
+        "could not send 4 spans with exporter 'test'; 4 were left when the time was over; it has sent 0"
+        in log.getvalue()
+    )
     gate.open.set()
 
 
-def test_one_record_that_cannot_be_converted_costs_only_itself():
-    gate = Gate()
+def test_a_record_that_cannot_be_converted_costs_only_its_attributes():
+    gate, safety = Gate(), Safety()
     gate.open.set()
-    safety = Safety()
-    pipeline = Pipeline("gate", gate, FACTORY.span, safety)
+    pipeline = pipeline_of(gate, safety=safety)
     with captured_logger("distributed.dask_otel"):
-        pipeline.put([dataclasses.replace(group(), start="not a time"), segment(name="good")])
+        pipeline.put(
+            [group(buckets="not buckets"), dataclasses.replace(group(), start="no time"), segment(name="good")]
+        )
         pipeline.close(timeout=30)
-    assert gate.names == [["good"]]
-    assert list(safety.failures.values()) == [1]
+    assert gate.names == [["inc", "good"]]
+    assert pipeline.delivery.dropped == {("group", "fault"): 1}
+    assert sum(safety.failures.values()) == 3
 
 
 def test_an_exporter_that_hangs_holds_up_no_other():
     hanging, good = Gate(), Gate()
     good.open.set()
-    fan = FanOut([Pipeline("hanging", hanging, FACTORY.span, Safety()), Pipeline("good", good, FACTORY.span, Safety())])
-    fan.put(together(1))
+    sink = make_sink(Sender("hanging", hanging), Sender("good", good), Safety())
+    sink.put(together(1))
     begin = monotonic()
     with captured_logger("distributed.dask_otel"):
-        fan.close(timeout=0.5)
+        sink.close(timeout=0.5)
     assert monotonic() - begin < 5
     assert good.names == [["1.0", "1"]]
-    assert fan.unsent == 2
+    assert sink.unsent == 2
     hanging.open.set()
 
 
@@ -177,7 +180,7 @@ class Sloppy(Gate):
 
 def test_an_exporter_that_returns_nothing_gets_each_span_once():
     sloppy = Sloppy()
-    pipeline = Pipeline("sloppy", sloppy, FACTORY.span, Safety())
+    pipeline = pipeline_of(sloppy)
     pipeline.put([])
     pipeline.put(together(1))
     pipeline.close(timeout=30)
@@ -187,13 +190,13 @@ def test_an_exporter_that_returns_nothing_gets_each_span_once():
 
 def test_what_an_exporter_that_raises_did_not_send_is_counted(monkeypatch):
     monkeypatch.setattr(module, "BACK_OFF", (0.01, 0.05))
-    monkeypatch.setattr(module, "MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(module, "GIVE_UP_AFTER", 0.1)
     sloppy, safety = Sloppy(OSError("no")), Safety()
     with captured_logger("distributed.dask_otel") as log:
-        pipeline = Pipeline("sloppy", sloppy, FACTORY.span, safety)
+        pipeline = pipeline_of(sloppy, safety=safety)
         pipeline.put(together(1))
-        while "gives up 2 spans" not in log.getvalue():
+        while "has dropped" not in log.getvalue():
             threading.Event().wait(0.01)
         pipeline.close(timeout=30)
-    assert pipeline.unsent == 2
-    assert safety.failures == {("exporter sloppy", "OSError"): 3}
+    assert pipeline.delivery.dropped == {("group", "refused"): 1, ("span", "refused"): 1}
+    assert len(sloppy.names) == safety.failures[("exporter test", "OSError")] > 2

@@ -6,7 +6,9 @@ import pytest
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
 from dask_otel.errors import SettingError
-from dask_otel.export.provider import make_exporters, make_resource, sdk_disabled
+from dask_otel.export.provider import make_senders
+from dask_otel.export.resource import make_resource
+from dask_otel.export.variables import sdk_disabled
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +21,12 @@ def _clean_environment(monkeypatch):
 def made(monkeypatch, **variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    exporters = make_exporters()
+    senders = make_senders()
     try:
-        return {name: type(exporter).__module__ for name, exporter in exporters.items()}
+        return {sender.name: type(sender.exporter).__module__ for sender in senders}
     finally:
-        for exporter in exporters.values():
-            exporter.shutdown()
+        for sender in senders:
+            sender.shutdown()
 
 
 GRPC = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter"
@@ -109,11 +111,11 @@ def test_an_endpoint_that_is_given_wins(monkeypatch):
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://elsewhere:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-    (exporter,) = make_exporters("http://here:4318").values()
-    assert exporter._endpoint == "http://here:4318/v1/traces"
-    exporter.shutdown()
+    (sender,) = make_senders("http://here:4318")
+    assert sender.exporter._endpoint == sender.target == "http://here:4318/v1/traces"
+    sender.shutdown()
     with pytest.raises(SettingError, match="endpoint = 'nowhere'"):
-        make_exporters("nowhere")
+        make_senders("nowhere")
 
 
 def resource(cluster_name=None):

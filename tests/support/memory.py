@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import distributed
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from dask_otel.cli.receiver import Inbox, Span
-from dask_otel.export.pipeline import FanOut, Pipeline
-from dask_otel.export.provider import make_resource
+from dask_otel.export.pipeline import Limits, Pipeline
+from dask_otel.export.privacy import Capture, Redactor
+from dask_otel.export.resource import make_resource
+from dask_otel.export.sampling import Sampling
+from dask_otel.export.senders import Sender
+from dask_otel.export.sink import Sink
 from dask_otel.export.spans import SpanFactory
+from dask_otel.export.volume import Volume
+from dask_otel.mirror.settings import MirrorSettings
 from dask_otel.preload import OTelPlugin
 from dask_otel.safety import Safety
 from dask_otel.watch.scheduler import WatchSettings
+
+MIRROR = {field.name for field in fields(MirrorSettings)}
+SCOPE = InstrumentationScope("dask_otel", "test")
+
+
+def make_sink(
+    *senders_and_safety: Any,
+    resource: Resource | None = None,
+    limits: Limits | None = None,
+    sampler: Any = None,
+    max_rate: int = 0,
+    capture: Capture | None = None,
+) -> Sink:
+    """What ``connect`` makes of the variables, made of parts: senders, then the safety."""
+    *senders, safety = senders_and_safety
+    redactor = Redactor(capture or Capture())
+    sampling = Sampling(sampler, redactor.tags)
+    factory = SpanFactory(
+        resource or Resource({"service.name": "test"}), SCOPE, SpanLimits(), redactor, sampling.decided
+    )
+    pipelines = [Pipeline(sender, factory, safety, limits or Limits(delay=0.0)) for sender in senders]
+    return Sink(pipelines, sampling, Volume(max_rate), redactor)
 
 
 class MemoryExporter(SpanExporter):
@@ -43,24 +73,19 @@ class MemoryPlugin(OTelPlugin):
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         self.exporter = MemoryExporter()
-        self.settings = {
-            "sweep_interval": 0.05,
-            "settle": 0.3,
-            "max_segment": 3600.0,
-            "announce": 86400.0,
-            "max_groups": 500,
-            "shutdown_timeout": 10.0,
-            "annotations": (),
-        } | settings
+        self.settings = settings
         self.safety: Safety | None = None
 
-    def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, FanOut]:
+    def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink]:
         self.safety = safety
         resource = make_resource(
             service_name="dask-scheduler", instance_id=scheduler.id, version=distributed.__version__, cluster_name=None
         )
-        factory = SpanFactory(resource, InstrumentationScope("dask_otel", "test"), SpanLimits())
-        return WatchSettings(**self.settings), FanOut([Pipeline("memory", self.exporter, factory.span, safety)])
+        self.sink = make_sink(Sender("memory", self.exporter), safety, resource=resource)
+        mirror = {name: self.settings[name] for name in set(self.settings) & MIRROR}
+        watch = {name: value for name, value in self.settings.items() if name not in MIRROR}
+        settings = MirrorSettings(**({"settle": 0.3, "announce": 86400.0} | mirror))
+        return WatchSettings(**({"sweep_interval": 0.05} | watch), mirror=settings), self.sink
 
     async def add_to(self, scheduler: Any) -> None:
         await scheduler.register_scheduler_plugin(self, idempotent=True)

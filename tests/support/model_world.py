@@ -7,6 +7,7 @@ from unittest import mock
 
 from dask_otel.mirror.groups import Budget
 from dask_otel.mirror.segments import Mirror
+from dask_otel.mirror.settings import MirrorSettings
 
 from .model_cluster import Cluster
 from .model_oracle import Oracle
@@ -26,7 +27,7 @@ class World:
 
     def __init__(self, cluster: Cluster, max_groups: int, times: Mapping[str, float]) -> None:
         self.cluster = cluster
-        self.mirror = Mirror(cluster.now, 2, max_groups=max_groups, **times)
+        self.mirror = Mirror(cluster.now, 2, MirrorSettings(max_groups=max_groups, **times))
         self.oracle = Oracle(cluster, max_groups, BUDGET)
         self.workers: set[str] = set()
         #: By how much the clock was set back since the last sweep.

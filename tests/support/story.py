@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dask_otel.mirror.model import Change, SpanInfo
 from dask_otel.mirror.records import GroupRecord, Record, SegmentRecord
 from dask_otel.mirror.segments import Mirror
+from dask_otel.mirror.settings import MirrorSettings
 from dask_otel.mirror.tally import FirstError, Load
 
 WORKER = "tcp://worker"
@@ -13,19 +16,9 @@ WORKER = "tcp://worker"
 class Story:
     """A mirror, a clock, and what came out."""
 
-    def __init__(
-        self,
-        *,
-        settle: float = 5.0,
-        max_segment: float = 3600.0,
-        announce: float = 86400.0,
-        max_groups: int = 500,
-        threads: int = 4,
-    ) -> None:
+    def __init__(self, *, threads: int = 4, **settings: Any) -> None:
         self.now = 100.0
-        self.mirror = Mirror(
-            self.now, threads, settle=settle, max_segment=max_segment, announce=announce, max_groups=max_groups
-        )
+        self.mirror = Mirror(self.now, threads, MirrorSettings(**({"announce": 86400.0} | settings)))
         self.mirror.heartbeats.joined(WORKER, self.now)
         self.records: list[Record] = []
 

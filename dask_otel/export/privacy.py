@@ -1,0 +1,132 @@
+"""Takes out of a record what a person does not want to be shown: the settings ``otel.capture.*``."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from secrets import token_bytes
+from typing import Any
+
+from ..mirror.model import SpanInfo
+from ..mirror.records import Failure, GroupRecord, Record, SegmentRecord, TaskRecord
+from ..mirror.tasks import TaskRun
+
+__all__ = ["Capture", "Redactor"]
+
+_BUILT_IN_ERRORS = {
+    name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
+} | {"_OTHER", "KilledWorker", "CancelledError", "TimeoutError"}
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What may be shown."""
+
+    #: What exceptions say.
+    message: bool = True
+    traceback: bool = True
+    #: Keys of tasks, and names of groups and prefixes, which are parts of them.
+    keys: bool = True
+    #: Tags of spans.
+    tags: bool = True
+    #: File and line that submitted.
+    code: bool = True
+    #: Names of types of results and collections, and of exceptions that are not Python's own.
+    types: bool = True
+
+
+class Redactor:
+    """Puts pseudonyms in the place of names, the same one for the same name as long as the scheduler lives."""
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+        #: Else names that are easy to guess could be found by trying.
+        self._salt = token_bytes(16)
+
+    def __call__(self, record: Record) -> Record:
+        """Return a record without what is not to be shown; the same one if all is."""
+        if self._capture == Capture():
+            return record
+        changes: dict[str, Any] = {"span": self._span(record.span), "failure": self._failure(record.failure)}
+        if isinstance(record, SegmentRecord):
+            changes |= self._segment(record)
+        elif isinstance(record, GroupRecord):
+            changes |= self._group(record)
+        elif isinstance(record, TaskRecord):
+            changes |= {"name": self._key(record.name), "run": self._run(record.run)}
+        else:
+            changes["name"] = f"{self.tags(record.span.tags)[-1]} (running)"
+        return replace(record, **changes)
+
+    def tags(self, tags: tuple[str, ...]) -> tuple[str, ...]:
+        """Return a span's tags, or pseudonyms for them."""
+        if self._capture.tags or tags == ("default",):
+            return tags
+        return tuple(self._pseudonym("span", tag) for tag in tags)
+
+    def _span(self, span: SpanInfo) -> SpanInfo:
+        return replace(span, tags=self.tags(span.tags))
+
+    def _segment(self, record: SegmentRecord) -> dict[str, Any]:
+        span = record.span
+        by_prefix = span.is_default and self._capture.keys  # "default: <prefix>"
+        return {
+            "name": record.name if by_prefix else self.tags(span.tags)[-1],
+            "code": record.code if self._capture.code else None,
+            "includes": tuple(self._path(path) for path in record.includes),
+            "collections": record.collections if self._capture.types else (),
+        }
+
+    def _group(self, record: GroupRecord) -> dict[str, Any]:
+        if record.folded:
+            return {"types": self._types(record), "dependencies": self._each(self._key, record.dependencies)}
+        return {
+            "name": self._key(record.name),
+            "group": self._key(record.group),
+            "types": self._types(record),
+            "dependencies": self._each(self._key, record.dependencies),
+        }
+
+    def _types(self, record: GroupRecord) -> dict[str, int]:
+        return dict(record.types) if self._capture.types else {}
+
+    def _run(self, run: TaskRun) -> TaskRun:
+        error = run.error
+        if error:
+            error = error._replace(
+                type=self._error_type(error.type),
+                message=error.message if self._capture.message else "",
+                traceback=error.traceback if self._capture.traceback else "",
+            )
+        return run._replace(
+            key=self._key(run.key),
+            group=self._key(run.group),
+            prefix=self._key(run.prefix),
+            type=run.type if self._capture.types else None,
+            error=error,
+        )
+
+    def _failure(self, failure: Failure | None) -> Failure | None:
+        if failure is None:
+            return None
+        message = failure.message if self._capture.message else ""
+        return failure._replace(type=self._error_type(failure.type), message=message)
+
+    def _error_type(self, name: str) -> str:
+        return name if self._capture.types or name in _BUILT_IN_ERRORS else "_OTHER"
+
+    def _key(self, name: str) -> str:
+        return name if self._capture.keys else self._pseudonym("tasks", name)
+
+    def _path(self, path: str) -> str:
+        return path if self._capture.tags or path == "default" else self._pseudonym("path", path)
+
+    @staticmethod
+    def _each(change: Callable[[str], str], names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(map(change, names))
+
+    def _pseudonym(self, kind: str, name: str) -> str:
+        data = name.encode("utf-8", "surrogatepass")
+        return f"{kind} {blake2b(data, digest_size=4, key=self._salt).hexdigest()}"

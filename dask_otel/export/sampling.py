@@ -1,0 +1,117 @@
+"""Which traces are sent, by the standard variables ``OTEL_TRACES_SAMPLER`` and ``OTEL_TRACES_SAMPLER_ARG``."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import Decision, Sampler
+from opentelemetry.trace import SpanKind, TraceState
+
+from ..errors import SettingError
+from ..mirror.records import Record
+from .text import MAX_NAME, clean
+
+__all__ = ["Decided", "Sampling", "make_sampler"]
+
+_BUILT_IN = (
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+)
+_GROUP = "opentelemetry_traces_sampler"
+#: Traces whose decision is remembered. The built-in samplers would decide the same again.
+MAX_REMEMBERED = 10_000
+
+
+def make_sampler() -> Sampler | None:
+    """Make the sampler that the variables name; None if none is named, and everything is sent.
+
+    Raises
+    ------
+    SettingError
+        If they name none that exists, or one that does not take its argument.
+    """
+    name = os.environ.get("OTEL_TRACES_SAMPLER", "").strip()
+    argument = os.environ.get("OTEL_TRACES_SAMPLER_ARG", "").strip()
+    if not name:
+        return None
+    if name.lower() in _BUILT_IN:
+        if name.lower().endswith("traceidratio") and argument:
+            _check_ratio(argument)
+        # The SDK's own reading of the two variables; the provider is used for nothing else.
+        return TracerProvider(shutdown_on_exit=False).sampler
+    return _from_entry_point(name, argument)
+
+
+def _from_entry_point(name: str, argument: str) -> Sampler:
+    """A factory that takes the argument as text; the SDK finds these for its own provider only."""
+    installed = {point.name: point for point in entry_points(group=_GROUP)}
+    if name not in installed:
+        allowed = ", ".join(sorted({*_BUILT_IN, *installed}))
+        raise SettingError("OTEL_TRACES_SAMPLER", name, f"one of {allowed}")
+    try:
+        sampler: Any = installed[name].load()(argument)
+    except Exception as error:
+        raise SettingError("OTEL_TRACES_SAMPLER", name, f"one that starts, but this one says: {error}") from error
+    if not isinstance(sampler, Sampler):
+        raise SettingError("OTEL_TRACES_SAMPLER", name, f"a Sampler, but this one makes a {type(sampler).__name__}")
+    return sampler
+
+
+def _check_ratio(argument: str) -> None:
+    try:
+        good = 0.0 <= float(argument) <= 1.0
+    except ValueError:
+        good = False
+    if not good:
+        raise SettingError("OTEL_TRACES_SAMPLER_ARG", argument, "a ratio from 0 to 1, e.g. 0.1")
+
+
+class Decided(NamedTuple):
+    """What a sampler decided of a trace."""
+
+    takes: bool
+    #: For the root's spans.
+    attributes: Mapping[str, Any] = {}
+    #: For all its spans.
+    state: TraceState | None = None
+
+
+class Sampling:
+    """Decides once per trace, when its first span is about to leave: by its id, and the root's name.
+
+    Parameters
+    ----------
+    shown
+        Says how a root's tags may be shown, also to a sampler.
+    """
+
+    def __init__(self, sampler: Sampler | None, shown: Callable[[tuple[str, ...]], tuple[str, ...]]) -> None:
+        self._sampler = sampler
+        self._shown = shown
+        self._decisions: OrderedDict[int, Decided] = OrderedDict()
+
+    def decided(self, record: Record) -> Decided:
+        """What was decided of the trace of a record."""
+        if self._sampler is None:
+            return Decided(takes=True)
+        decided = self._decisions.get(record.trace_id)
+        if decided is None:
+            decided = self._decisions[record.trace_id] = self._decide(self._sampler, record)
+            if len(self._decisions) > MAX_REMEMBERED:
+                self._decisions.popitem(last=False)
+        return decided
+
+    def _decide(self, sampler: Sampler, record: Record) -> Decided:
+        root = clean(self._shown(record.span.tags)[0], MAX_NAME)
+        result = sampler.should_sample(None, record.trace_id, root, SpanKind.INTERNAL, {"dask.span.root": root})
+        takes = result.decision is Decision.RECORD_AND_SAMPLE
+        return Decided(takes, dict(result.attributes or {}), result.trace_state)

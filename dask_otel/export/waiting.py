@@ -1,0 +1,129 @@
+"""What waits to be sent, bounded by number and bytes. What is worth least goes first: tasks, groups, then segments."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..mirror.records import GroupRecord, Record, SegmentRecord, TaskRecord
+from .conventions import kind_of
+from .size import size_of
+
+__all__ = ["Bundle", "Waiting"]
+
+
+class Bundle:
+    """Records that should leave together: tasks and groups, then their segment; or a marker."""
+
+    __slots__ = ("records", "size")
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records = records
+        self.size = sum(map(size_of, records))
+
+    def give_up(self, kind: type[Record]) -> int:
+        """Take out all records of a kind, and say so on their segment; returns how many they were."""
+        kept = [record for record in self.records if not isinstance(record, kind)]
+        count = len(self.records) - len(kept)
+        if count and kept and isinstance(kept[-1], SegmentRecord):
+            segment = kept[-1]
+            name = "dropped_tasks" if kind is TaskRecord else "dropped_groups"
+            # A copy: another exporter may have it too.
+            kept[-1] = replace(segment, **{name: getattr(segment, name) + count})
+        self.size -= sum(size_of(record) for record in self.records if isinstance(record, kind))
+        self.records = kept
+        return count
+
+
+class Waiting:
+    """A queue of bundles.
+
+    Parameters
+    ----------
+    max_spans, max_bytes
+        How much may wait.
+    dropped
+        Told the number of records of each kind that had to go.
+    """
+
+    def __init__(self, max_spans: int, max_bytes: int, dropped: Callable[[Counter[str]], None]) -> None:
+        self.max_spans = max_spans
+        self.max_bytes = max_bytes
+        self.spans = 0
+        self.bytes = 0
+        self._dropped = dropped
+        self._queue: deque[Bundle] = deque()
+        #: Bundles that may still have records of a kind, oldest first.
+        self._with: dict[type[Record], deque[Bundle]] = {TaskRecord: deque(), GroupRecord: deque()}
+
+    def put(self, records: list[Record]) -> None:
+        """Add records that should leave together; what is worth least makes place if need be."""
+        bundle = Bundle(records)
+        self._queue.append(bundle)
+        self.spans += len(records)
+        self.bytes += bundle.size
+        for kind, bundles in self._with.items():
+            if any(isinstance(record, kind) for record in records):
+                bundles.append(bundle)
+        if self._is_too_much():
+            self._make_place()
+
+    def take(self, max_spans: int, max_bytes: int) -> list[Record]:
+        """Take what may leave in one batch, whole bundles where they fit; empty if nothing waits."""
+        batch: list[Record] = []
+        size = 0
+        while self._queue:
+            first = self._queue[0]
+            if batch and (len(batch) + len(first.records) > max_spans or size + first.size > max_bytes):
+                break
+            if len(first.records) > max_spans or first.size > max_bytes:
+                return self._take_part(first, max_spans, max_bytes)
+            self._forget(self._queue.popleft())
+            batch += first.records
+            size += first.size
+        return batch
+
+    def _take_part(self, bundle: Bundle, max_spans: int, max_bytes: int) -> list[Record]:
+        """Take the first records of a bundle that is too large for a batch; at least one."""
+        size = count = 0
+        for record in bundle.records[:max_spans]:
+            size += size_of(record)
+            if count and size > max_bytes:
+                break
+            count += 1
+        part, bundle.records = bundle.records[:count], bundle.records[count:]
+        taken = sum(map(size_of, part))
+        bundle.size -= taken
+        self.spans -= count
+        self.bytes -= taken
+        if not bundle.records:
+            self._queue.popleft()
+        return part
+
+    def _forget(self, bundle: Bundle) -> None:
+        self.spans -= len(bundle.records)
+        self.bytes -= bundle.size
+        for bundles in self._with.values():
+            while bundles and (bundles[0] is bundle or not bundles[0].records):
+                bundles.popleft()
+
+    def _is_too_much(self) -> bool:
+        return self.spans > self.max_spans or self.bytes > self.max_bytes
+
+    def _make_place(self) -> None:
+        gone: Counter[str] = Counter()
+        for kind, bundles in self._with.items():
+            while bundles and self._is_too_much():
+                bundle = bundles.popleft()
+                before = bundle.size
+                count = bundle.give_up(kind)
+                self.spans -= count
+                self.bytes -= before - bundle.size
+                gone["task" if kind is TaskRecord else "group"] += count
+        while self._queue and self._is_too_much():
+            bundle = self._queue.popleft()
+            gone.update(map(kind_of, bundle.records))
+            self._forget(bundle)
+            bundle.records = []
+        self._dropped(+gone)
