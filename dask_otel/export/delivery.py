@@ -51,15 +51,21 @@ class Delivery:
         self._lock = threading.Lock()
         self._warned = {"failing": -WARN_EVERY, "dropped": -WARN_EVERY}
 
-    def succeeded(self, records: Iterable[Record], rejected: int, said: str) -> None:
+    def succeeded(self, records: list[Record], rejected: int, said: str) -> None:
         """Count a batch that has arrived, of which the collector may have rejected some; which, it does not say."""
         kinds = Counter(map(kind_of, records))
+        if rejected:
+            lost = min(rejected, len(records))
+            if lost < len(records) and len(kinds) > 1:
+                kinds = Counter({"unknown": len(records)})
+            with self._lock:
+                self._error(f"{rejected} spans rejected: {said}")
+            self.lost(Counter({kind: min(lost, count) for kind, count in kinds.items()}), "rejected")
+            kinds = (
+                Counter() if lost == len(records) else Counter({kind: count - lost for kind, count in kinds.items()})
+            )
         with self._lock:
             self.sent.update(kinds)
-            if rejected:
-                self._error(f"{rejected} spans rejected: {said}")
-        if rejected:
-            self._not_sent(kinds, rejected)
         if self.is_failing:
             log.info("dask-otel sends again with exporter %r, after %.0f s", self.name, time() - (self.since or time()))
         self._now(failing=False)
@@ -93,7 +99,8 @@ class Delivery:
             for kind, count in kinds.items():
                 self.dropped[kind, reason] += count
         if self._may_warn("dropped"):
-            log.warning("dask-otel has dropped spans that exporter %r should have sent: %s", self.name, self.summary())
+            said = f"; it was told: {self.last_error}" if reason not in ("queue_full", "fault") else ""
+            log.warning("dask-otel has dropped spans of exporter %r: %s%s", self.name, self.summary(), said)
 
     def summary(self) -> str:
         """Say what was dropped and why, e.g. ``12 task (queue_full), 1 span (invalid)``."""
@@ -108,18 +115,6 @@ class Delivery:
     def total_dropped(self) -> int:
         """Number of spans that were given up."""
         return sum(self.dropped.values())
-
-    def _not_sent(self, kinds: Counter[str], rejected: int) -> None:
-        """Move rejected spans from what was sent to what was lost."""
-        total = sum(kinds.values())
-        kind = next(iter(kinds)) if len(kinds) == 1 else "unknown"
-        rejected = min(rejected, total)
-        with self._lock:
-            if rejected == total:
-                self.sent.subtract(kinds)
-            else:
-                self.sent[kind] -= rejected
-        self.lost(kinds if rejected == total else Counter({kind: rejected}), "rejected")
 
     def _error(self, said: str) -> None:
         self.last_error, self.last_error_at = said, time()
