@@ -13,7 +13,7 @@ from distributed import Client, LocalCluster, span
 import dask_otel
 from dask_otel.mirror.settings import MirrorSettings
 from dask_otel.preload import OTelPlugin
-from dask_otel.watch.scheduler import WatchSettings
+from dask_otel.watch.life import WatchSettings
 
 OURS = tracemalloc.Filter(True, str(Path(dask_otel.__file__).parent / "*"))
 
@@ -53,7 +53,7 @@ async def run(spans, tasks):
         for number in range(spans):
             with span(f"span {number}"):
                 await client.gather(client.map(int, range(tasks), key=f"group{number}", pure=False))
-        while mirror._forest.open or cluster.scheduler.task_groups:
+        while mirror.forest.open or cluster.scheduler.task_groups:
             await asyncio.sleep(0.1)
         await asyncio.sleep(0.5)
         after = kept()

@@ -12,7 +12,7 @@ from distributed import Client, Scheduler, span
 
 from dask_otel.mirror.settings import MirrorSettings
 from dask_otel.preload import OTelPlugin
-from dask_otel.watch.scheduler import WatchSettings
+from dask_otel.watch.life import WatchSettings
 
 SPANS = 2_000
 GROUPS_PER_SPAN = 5
@@ -97,7 +97,7 @@ async def main():
             sweep = watch._sweeper.sweep
             await sweep()
             groups = list(scheduler.task_groups.values())
-            print(f"{len(watch.mirror._forest.open)} live spans, {len(groups)} live groups (budget 5 ms):")
+            print(f"{len(watch.mirror.forest.open)} live spans, {len(groups)} live groups (budget 5 ms):")
             await measure("nothing changed", sweep)
             await measure("every group changed", sweep, lambda: [*map(watch.latches.touch, groups)])
             keys = [future.key for future in futures]

@@ -11,7 +11,8 @@ from . import __version__, config
 from .errors import SettingError
 from .mirror.settings import Level, MirrorSettings
 from .safety import Safety, import_or_log, log
-from .watch.scheduler import SchedulerWatch, Sink, WatchSettings
+from .watch.life import Sink, WatchSettings
+from .watch.scheduler import SchedulerWatch
 
 __all__ = ["OTelPlugin", "set_up"]
 
@@ -47,6 +48,7 @@ class OTelPlugin(SchedulerWatch):
     def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink] | None:
         """Read the settings and make the sink."""
         settings = config.load(lambda error: log.error("dask-otel uses the default: %s", error))
+        safety.tells = all(settings.capture.values())
         try:
             config.check_limits()
             export = import_or_log("dask_otel.export.connect")

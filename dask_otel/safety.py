@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,23 @@ __all__ = ["Safety", "import_or_log", "log"]
 log = logging.getLogger("distributed.dask_otel")
 
 
+#: Failures of one place in a row after which the bridge gives up.
+MAX_IN_A_ROW = 100
+
+
 class Safety:
     """Counts failures by where they happened, and logs each kind once."""
 
     def __init__(self) -> None:
         #: Number of failures by ``(where, exception type)``.
         self.failures: Counter[tuple[str, str]] = Counter()
+        #: Whether what exceptions say may be logged; it can hold a person's keys and tags.
+        self.tells = True
+        #: Set once a place has failed too often in a row.
+        self.gave_up = False
+        #: Failures in a row by place; as of the last check.
+        self._streaks: Counter[str] = Counter()
+        self._checked: dict[str, int] = {}
 
     @contextmanager
     def guard(self, where: str) -> Iterator[None]:
@@ -43,10 +55,33 @@ class Safety:
         if self.failures[kind] == 1:
             log.error(
                 "dask-otel failed in its %s and goes on without; the cluster is not affected. "
-                "Further failures of this kind are only counted.",
+                "Further failures of this kind are only counted.%s",
                 where,
-                exc_info=error,
+                "" if self.tells else f"\n{_without_message(error)}",
+                exc_info=error if self.tells else None,
             )
+        # A collector may be away for as long as it likes.
+        if not where.startswith("exporter"):
+            self._streaks[where] += 1
+            if self._streaks[where] >= MAX_IN_A_ROW and not self.gave_up:
+                self.gave_up = True
+                log.error(
+                    "dask-otel turns itself off: its %s has failed %d times in a row. What it knows is sent as far as "
+                    "possible; the cluster is not affected.",
+                    where,
+                    MAX_IN_A_ROW,
+                )
+
+    def check_streaks(self) -> None:
+        """End the streaks of places that have not failed since the last check."""
+        for where, number in self._checked.items():
+            if self._streaks[where] == number:
+                del self._streaks[where]
+        self._checked = dict(self._streaks)
+
+
+def _without_message(error: Exception) -> str:
+    return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
 
 
 def import_or_log(module: str) -> ModuleType | None:

@@ -48,6 +48,8 @@ class Delivery:
         #: What the last failure said, and when.
         self.last_error = ""
         self.last_error_at: float | None = None
+        #: Set when the last word on it has been said.
+        self.is_silent = False
         self._lock = threading.Lock()
         self._warned = {"failing": -WARN_EVERY, "dropped": -WARN_EVERY}
 
@@ -124,7 +126,7 @@ class Delivery:
             self.is_failing, self.since = failing, time()
 
     def _may_warn(self, topic: str) -> bool:
-        if monotonic() - self._warned[topic] < WARN_EVERY:
+        if self.is_silent or monotonic() - self._warned[topic] < WARN_EVERY:
             return False
         self._warned[topic] = monotonic()
         return True

@@ -92,18 +92,22 @@ class Pipeline:
             self._was_well = self.delivery.is_failing is False
             self._changed.notify()
         self._thread.join(timeout)
+        self._say_last_word()
         if self._thread.is_alive():
             self._abandoned = True
             # Shutting down ends an exporter's own waiting, but may itself wait.
             threading.Thread(target=self._shut_down, name="dask-otel shutdown", daemon=True).start()
         else:
             self._shut_down()
-        if self.unsent:
+
+    def _say_last_word(self) -> None:
+        self.delivery.is_silent = True
+        left = self._waiting.spans + self._in_flight
+        if left + self.delivery.total_dropped:
             summary = self.delivery.summary()
-            left = self._waiting.spans + self._in_flight
             log.warning(
                 "dask-otel could not send %d spans with exporter %r%s%s; it has sent %d",
-                self.unsent,
+                left + self.delivery.total_dropped,
                 self.delivery.name,
                 f": {summary}" if summary else "",
                 f"; {left} were left when the time was over" if left else "",

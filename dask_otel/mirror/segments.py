@@ -40,41 +40,42 @@ class Mirror:
         self.heartbeats = Heartbeats()
         self.threads = Threads(now, threads)
         self._settings = settings
-        self._forest = Forest(now, settings.max_groups)
+        #: Which spans are open.
+        self.forest = Forest(now, settings.max_groups)
 
     # What the sweep tells
 
     def add_span(self, info: SpanInfo, first_number: int = 0) -> None:
         """Learn of a Dask span; its parent must be known. Its segments and groups count from ``first_number``."""
-        self._forest.add(info, first_number)
+        self.forest.add(info, first_number)
 
     def add_asked(self, info: SpanInfo, first_number: int, now: float) -> None:
         """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
-        self._forest.add_asked(info, first_number, now)
+        self.forest.add_asked(info, first_number, now)
 
     def knows(self, span_id: str) -> bool:
         """Whether a span has been added, by whichever way."""
-        return span_id in self._forest.nodes
+        return span_id in self.forest.nodes
 
     def knows_made(self, span_id: str) -> bool:
         """Whether a span is known as one that Dask has made."""
-        return self.knows(span_id) and not self._forest.is_only_asked(span_id)
+        return self.knows(span_id) and not self.forest.is_only_asked(span_id)
 
     def add_change(self, change: Change, now: float) -> None:
         """Count what happened to a group."""
-        node = self._forest.nodes[change.span_id]
+        node = self.forest.nodes[change.span_id]
         if not change.is_empty:
             if change.active:
-                segment = self._forest.open_segment(node, min(change.since, change.run_start or change.since), now)
+                segment = self.forest.open_segment(node, min(change.since, change.run_start or change.since), now)
                 change.put_in_time(segment.start, now)
-            ledger = self._forest.ledger(node, now)
+            ledger = self.forest.ledger(node, now)
             group = ledger.groups.get(change.name)
             if group is None:
                 if len(ledger.groups) >= 2 * self._settings.max_groups:
                     fold_groups(node, ledger, node.next_number, self._settings.max_groups)
                 group = node.begin_group(ledger, change.name, change.prefix, change.since)
-            self._forest.include(ledger, (asker for askers in change.foreign for asker in askers))
-            change.adopt(lambda span_id: self._forest.is_inside(span_id, node))
+            self.forest.include(ledger, (asker for askers in change.foreign for asker in askers))
+            change.adopt(lambda span_id: self.forest.is_inside(span_id, node))
             ledger.add_change(change, group)
             if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
                 ledger.metrics_complete = False
@@ -83,41 +84,41 @@ class Mirror:
             node.ledger.groups[change.name].unfinished = change.unfinished
         if node.segment:
             node.segment.sent_to.update(change.sent_to)
-        self._forest.touch(node, change, change.load, now if change.active else None)
+        self.forest.touch(node, change, change.load, now if change.active else None)
 
     def add_claim(self, claim: Claim, now: float) -> None:
         """Count what happened to tasks that a span asked for and Dask put in another; both must be known."""
-        node, holder = self._forest.nodes[claim.asker], self._forest.nodes[claim.holder]
-        segment = self._forest.open_segment(node, claim.since, now)
+        node, holder = self.forest.nodes[claim.asker], self.forest.nodes[claim.holder]
+        segment = self.forest.open_segment(node, claim.since, now)
         claim.put_in_time(segment.start, now)
         segment.claimed[claim.holder] = segment.claimed.get(claim.holder, 0) + claim.load.unfinished
-        ledger = self._forest.ledger(node, now)
-        self._forest.name_each_other(node, ledger, holder)
-        ledger.add_claim(claim, is_inside=self._forest.is_inside(claim.holder, node))
-        self._forest.touch(node, claim, claim.load, now)
+        ledger = self.forest.ledger(node, now)
+        self.forest.name_each_other(node, ledger, holder)
+        ledger.add_claim(claim, is_inside=self.forest.is_inside(claim.holder, node))
+        self.forest.touch(node, claim, claim.load, now)
 
     def add_metrics(self, span_id: str, metrics: Metrics, now: float) -> None:
         """Count fine metrics that came with a heartbeat; held while the Dask span has no open segment."""
-        node = self._forest.nodes[span_id]
-        busy = self._forest.ledger(node, now).add_metrics(metrics)
+        node = self.forest.nodes[span_id]
+        busy = self.forest.ledger(node, now).add_metrics(metrics)
         node.root.busy += busy
-        self._forest.busy += busy
+        self.forest.busy += busy
 
     def add_graph(self, graph: Graph, now: float) -> None:
         """Note what a submission said about a Dask span."""
-        node = self._forest.nodes[graph.span_id]
+        node = self.forest.nodes[graph.span_id]
         if graph.failure:
-            self._forest.open_segment(node, graph.since, now)
+            self.forest.open_segment(node, graph.since, now)
             if node.info.is_default and graph.prefix and not node.previous:
                 node.title = f"default: {graph.prefix}"
-        self._forest.ledger(node, now).add_graph(graph)
-        self._forest.noted[node] = None
+        self.forest.ledger(node, now).add_graph(graph)
+        self.forest.noted[node] = None
         if graph.failure:
-            self._forest.touch(node, Tally(), NO_LOAD, now)
+            self.forest.touch(node, Tally(), NO_LOAD, now)
 
     def worker_left(self, worker: str) -> None:
         """A worker is gone: metrics that it owes are lost."""
-        for node in self._forest.open:
+        for node in self.forest.open:
             since = node.segment.owed.pop(worker, None) if node.segment else None
             if since is not None and node.ledger and not self.heartbeats.has_delivered(worker, since):
                 node.ledger.metrics_complete = False
@@ -125,7 +126,7 @@ class Mirror:
 
     def clock_set_back(self, seconds: float) -> None:
         """Move what has not been sent to the clock's new time, so that it keeps its durations."""
-        self._forest.shift(-seconds)
+        self.forest.shift(-seconds)
         self.heartbeats.shift(-seconds)
         self.threads.shift(-seconds)
 
@@ -136,37 +137,37 @@ class Mirror:
 
         Lazy: each step is little work. None comes of a step that makes no record.
         """
-        self._forest.drop_notes()
-        yield from self._forest.account(now)
-        for root in list(self._forest.open_roots):
+        self.forest.drop_notes()
+        yield from self.forest.account(now)
+        for root in list(self.forest.open_roots):
             age = now - root.segment.start if root.segment else 0.0
             if age >= self._settings.max_segment:
                 yield from self._cut(root, now)
             elif age >= self._settings.announce and root.segment and self._wants_marker(root, root.segment):
                 yield marker(root, root.segment, now)
         if not taking_in_graph:
-            for node in sorted(self._forest.at_rest, key=lambda node: -node.depth):
+            for node in sorted(self.forest.at_rest, key=lambda node: -node.depth):
                 if self._may_close(node, now):
                     yield from self._close(node, now)
                 else:
                     yield None
-        self._forest.forget(now)
+        self.forest.forget(now)
         # A segment may start a little before the sweep that opens it.
-        starts = (root.segment.start for root in self._forest.open_roots if root.segment)
+        starts = (root.segment.start for root in self.forest.open_roots if root.segment)
         self.threads.forget(min(starts, default=now) - 60.0)
 
     def owes_metrics(self, now: float) -> bool:
         """Whether a worker that is still there has metrics to deliver for an open segment."""
-        return any(node.segment and node.segment.awaits_metrics(self.heartbeats, now) for node in self._forest.open)
+        return any(node.segment and node.segment.awaits_metrics(self.heartbeats, now) for node in self.forest.open)
 
     def close(self, now: float) -> Iterator[Record | None]:
         """Close everything, because the cluster closes; as ``advance``."""
-        yield from self._forest.account(now)
-        for node in sorted(self._forest.held, key=lambda node: node.ledger.since if node.ledger else now):
+        yield from self.forest.account(now)
+        for node in sorted(self.forest.held, key=lambda node: node.ledger.since if node.ledger else now):
             # Without a segment before, all its work was done before the mirror was there, or never.
             if node.previous and node.ledger and node.ledger.has_numbers:
-                self._forest.open_segment(node, node.ledger.since, now)
-        for node in sorted(self._forest.open, key=lambda node: -node.depth):
+                self.forest.open_segment(node, node.ledger.since, now)
+        for node in sorted(self.forest.open, key=lambda node: -node.depth):
             yield from self._close(node, now, stopped="interrupted")
 
     # Inside
@@ -192,14 +193,14 @@ class Mirror:
     def _close(self, node: Node, now: float, stopped: str = "") -> Iterator[Record]:
         """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
         # Out of the way first: a segment that cannot be made must not stand in the way of others.
-        segment, ledger = self._forest.take_out(node)
+        segment, ledger = self.forest.take_out(node)
         level = self._level_of(node)
         record, inside = close_segment(node, segment, ledger, now, stopped, self.threads, self._find, level)
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
         above = node.parent
         if above and above.segment and above.ledger:
             above.segment.enclose(record.start, record.end)
-            above.ledger.add_child(ledger, lambda span_id: self._forest.is_inside(span_id, above))
+            above.ledger.add_child(ledger, lambda span_id: self.forest.is_inside(span_id, above))
         if node.load == NO_LOAD:
             node.load = NO_LOAD
         if level > Level.NOTHING:
@@ -221,18 +222,18 @@ class Mirror:
         for node in reversed(nodes):
             if node in unfinished:
                 groups, before = unfinished[node]
-                segment = self._forest.open_segment(node, now, now)
+                segment = self.forest.open_segment(node, now, now)
                 segment.owed.update(before.owed)
                 segment.sent_to.update(before.sent_to)
                 segment.claimed = {holder: number for holder, number in before.claimed.items() if number > 0}
-                ledger = self._forest.ledger(node, now)
+                ledger = self.forest.ledger(node, now)
                 for holder in segment.claimed:
-                    self._forest.name_each_other(node, ledger, self._forest.nodes[holder])
+                    self.forest.name_each_other(node, ledger, self.forest.nodes[holder])
                 for old in groups:
                     group = node.begin_group(ledger, old.name, old.prefix, now)
                     group.unfinished = old.unfinished
                     group.dependencies = old.dependencies
-        yield from self._forest.account(now)
+        yield from self.forest.account(now)
 
     def _wants_marker(self, root: Node, segment: Segment) -> bool:
         return bool(root.load.unfinished) and not segment.announced and self._level_of(root) > Level.NOTHING
@@ -242,5 +243,5 @@ class Mirror:
         return min(settings.level, settings.default_level) if node.root.info.is_default else settings.level
 
     def _find(self, to: Dependency) -> tuple[int, int] | None:
-        node = self._forest.nodes.get(to.span_id)
-        return node.latest_group_span(to.name) if node else None
+        node = self.forest.nodes.get(to.span_id)
+        return node.latest_group_span(to.name) if node and self._level_of(node) >= Level.GROUPS else None

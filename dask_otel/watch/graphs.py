@@ -11,7 +11,7 @@ from dask.utils import key_split
 from distributed.metrics import time
 
 from ..mirror.model import NOBODY, Graph
-from ..safety import log
+from ..safety import Safety, log
 from .latches import Latches
 from .submissions import Ask, Submission
 
@@ -40,7 +40,8 @@ class Graphs:
         Names of the Dask annotations that may be shown.
     """
 
-    def __init__(self, tasks: Mapping[Any, Any], latches: Latches, annotations: Iterable[str]) -> None:
+    def __init__(self, tasks: Mapping[Any, Any], latches: Latches, annotations: Iterable[str], safety: Safety) -> None:
+        self._safety = safety
         self._tasks = tasks
         self._latches = latches
         self._allowed = tuple(annotations)
@@ -134,7 +135,8 @@ class Graphs:
                     sizes[asker] += 1
             if not self._warned:
                 self._warned = True
-                log.warning(_EXPLANATION, " / ".join(map(str, ask.tags)) if ask else "no span")
+                path = " / ".join(map(str, ask.tags)) if ask else "no span"
+                log.warning(_EXPLANATION, path if self._safety.tells else "one span")
         return asked
 
     def _annotations(

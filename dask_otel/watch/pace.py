@@ -19,13 +19,22 @@ class Pace:
     """Gives the event loop back now and then."""
 
     def __init__(self) -> None:
-        self._until = perf_counter() + SLICE
+        self._begin = perf_counter()
+        #: Seconds for which it has held the event loop, in all and at a stretch.
+        self.held = self.longest = 0.0
 
     async def rest(self) -> None:
         """Let others run, if this slice is used up."""
-        if perf_counter() > self._until:
+        if perf_counter() - self._begin > SLICE:
+            self.stop()
             await asyncio.sleep(0)
-            self._until = perf_counter() + SLICE
+            self._begin = perf_counter()
+
+    def stop(self) -> None:
+        """Account for the slice that ends now."""
+        held = perf_counter() - self._begin
+        self.held += held
+        self.longest = max(self.longest, held)
 
 
 class Clock:

@@ -61,6 +61,8 @@ class Sweeper:
         self._born = time()
         self._groups = Groups(scheduler.task_groups)
         self._clock = Clock()
+        #: Of the last sweep: when it ended, and for how many seconds it held the event loop, in all and at a stretch.
+        self.cost: dict[str, float] = {}
         #: How much of ``Scheduler.total_nthreads_history`` has been read.
         self._threads_read = len(scheduler.total_nthreads_history)
         #: Sweeps never overlap.
@@ -84,6 +86,8 @@ class Sweeper:
             await self._collect(pace)
             busy = self._scheduler._active_graph_updates > 0
             await self._send(self._mirror.advance(time(), taking_in_graph=busy), pace)
+            pace.stop()
+            self.cost = {"at": time(), "seconds": pace.held, "longest_hold": pace.longest}
 
     async def close(self) -> None:
         """Look at what changed, and send everything."""

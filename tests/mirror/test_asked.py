@@ -27,7 +27,7 @@ def test_they_are_forgotten_and_their_ids_are_not_used_again():
     ask(story, "child", parent="parent", completed=1)
     ask(story, "waiting", load=Load(waiting=1))
     story.pass_time(10)
-    nodes = story.mirror._forest.nodes
+    nodes = story.mirror.forest.nodes
     assert len(nodes) == 304
     story.pass_time(4000, step=100)
     assert set(nodes) == {"holder", "asker-waiting"}

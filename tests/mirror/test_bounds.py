@@ -83,7 +83,7 @@ def test_a_segment_that_never_rests_folds_while_it_is_open():
     story = Story(max_groups=10)
     span = story.span("a")
     busy_groups(story, span, 500)
-    ledger = story.mirror._forest.nodes["a"].ledger
+    ledger = story.mirror.forest.nodes["a"].ledger
     assert len(ledger.groups) <= 20
     records = story.close()
     assert len(groups(records)) == 11

@@ -427,7 +427,7 @@ def test_a_clock_that_steps_back_leaves_children_inside():
 def test_a_span_older_than_the_mirror_starts_with_its_first_activity():
     story = Story()
     span = story.span("service")
-    story.mirror._forest.born = story.now + 1  # the span was there before
+    story.mirror.forest.born = story.now + 1  # the span was there before
     story.now = 7300
     story.begin(span, "g")
     story.finish(span, "g", 7300, 7301)
@@ -454,7 +454,7 @@ def test_a_segment_that_cannot_be_made_takes_no_other_with_it():
         story.begin(story.span(name), "g")
         story.finish(name, "g", 100, 101)
     story.pass_time(1)
-    story.mirror._forest.nodes["bad"].load = None  # breaks close_segment
+    story.mirror.forest.nodes["bad"].load = None  # breaks close_segment
     with pytest.raises(AttributeError):
         story.close()
     assert [segment.name for segment in segments(story.close())] == ["good"]
@@ -468,6 +468,6 @@ def test_what_was_said_of_a_span_in_which_nothing_happens_is_not_kept():
     story.pass_time(10)
     story.mirror.add_graph(Graph(span, clients=("Client-x",)), story.now)  # its results are there already
     story.pass_time(1)
-    node = story.mirror._forest.nodes["a"]
+    node = story.mirror.forest.nodes["a"]
     assert node.ledger is None
-    assert not story.mirror._forest.held
+    assert not story.mirror.forest.held

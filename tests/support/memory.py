@@ -25,7 +25,7 @@ from dask_otel.export.volume import Volume
 from dask_otel.mirror.settings import MirrorSettings
 from dask_otel.preload import OTelPlugin
 from dask_otel.safety import Safety
-from dask_otel.watch.scheduler import WatchSettings
+from dask_otel.watch.life import WatchSettings
 
 MIRROR = {field.name for field in fields(MirrorSettings)}
 SCOPE = InstrumentationScope("dask_otel", "test")

@@ -218,7 +218,7 @@ class Cluster:
 
     def _expect(self, mirror: Mirror, span_id: str, load: Load, ran: bool) -> None:
         self.unfinished[span_id] += load.unfinished
-        segment = mirror._forest.nodes[span_id].segment
+        segment = mirror.forest.nodes[span_id].segment
         if segment and segment.id not in self.opened:
             self.opened.add(segment.id)
             assert segment.start <= self.now + 1.0, "begins in the future"  # by more than a clock is adjusted

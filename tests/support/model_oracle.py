@@ -165,7 +165,7 @@ class Oracle:
             assert not (self.closed[span_id] and (+account.numbers or account.metrics)), ("lost", span_id, account)
             assert not account.events or not self.closed[span_id]
         self._check_budgets()
-        forest = mirror._forest
+        forest = mirror.forest
         assert not {**forest.open, **forest.open_roots, **forest.touched, **forest.at_rest}
         assert not any(node.previous and node.ledger.has_numbers for node in forest.held)
 

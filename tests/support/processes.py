@@ -64,12 +64,17 @@ class Process:
         self._process.terminate()
         self.join()
 
+    def send(self, signal: int) -> None:
+        self._process.send_signal(signal)
+
     def kill(self) -> None:
         self._process.kill()
         self.join()
 
     def join(self) -> int:
         code = self._process.wait(PATIENCE)
+        if self._process.stdout.closed:
+            return code
         self._reader.join(PATIENCE)
         self._process.stdout.close()
         return code

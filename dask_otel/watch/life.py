@@ -1,0 +1,212 @@
+"""What runs between the plugin's start and its end: the sweep's rhythm, and closing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from distributed.metrics import time
+from distributed.scheduler import heartbeat_interval
+
+from ..mirror.progress import open_roots
+from ..mirror.records import Record
+from ..mirror.segments import Mirror
+from ..mirror.settings import MirrorSettings
+from ..safety import Safety, log
+from .graphs import Graphs
+from .latches import Latches
+from .metrics import MetricsTap
+from .submissions import Submissions
+from .sweep import Sweeper
+
+__all__ = ["Sink", "Watch", "WatchSettings"]
+
+#: Seconds that closing may take when the interpreter exits: Dask gives itself 10 s, of which workers may take 4.
+AT_EXIT = 4.0
+#: Open roots that the status names.
+MAX_ROOTS = 100
+
+
+class Sink(Protocol):
+    """Where records go."""
+
+    def put(self, records: list[Record]) -> None:
+        """Take records that should leave together; never blocks."""
+
+    def close(self, timeout: float) -> None:
+        """Send what is left, within ``timeout`` seconds; blocks."""
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """What the watch needs to know; times in seconds."""
+
+    sweep_interval: float = 1.0
+    shutdown_timeout: float = 10.0
+    #: Names of Dask annotations that may be shown.
+    annotations: tuple[str, ...] = ()
+    mirror: MirrorSettings = field(default_factory=MirrorSettings)
+
+
+class Watch:
+    """What runs between start and close.
+
+    Parameters
+    ----------
+    is_registered
+        Whether the scheduler still has the plugin.
+    stopped
+        Called once, when nothing is watched any more.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        safety: Safety,
+        settings: WatchSettings,
+        sink: Sink,
+        *,
+        is_registered: Callable[[], bool],
+        stopped: Callable[[], None],
+    ) -> None:
+        self._is_registered = is_registered
+        self._stopped = stopped
+        self._scheduler = scheduler
+        self._settings = settings
+        self._sink = sink
+        self.safety = safety
+        extension = scheduler.extensions["spans"]
+        self.mirror = Mirror(time(), scheduler.total_nthreads, settings.mirror)
+        first_number = _first_number(scheduler)
+        self.latches = Latches(scheduler, safety, first_number)
+        self.submissions = Submissions(scheduler, self.latches.claims.keys, safety)
+        self.graphs = Graphs(scheduler.tasks, self.latches, settings.annotations, safety)
+        self._metrics = MetricsTap(extension, self.mirror.heartbeats, safety)
+        self._sweeper = Sweeper(
+            scheduler, self.mirror, self.latches, self.graphs, self._metrics, sink.put, safety, first_number
+        )
+        self._sweeper.learn()
+        self._closing: asyncio.Task[None] | None = None
+        self._loop_ends = False
+        # Last: what comes before may fail.
+        self._metrics.install()
+        self.submissions.install()
+        self._sweeping = asyncio.create_task(self._sweep_regularly(), name="dask-otel sweep")
+
+    def graph(self, tasks: Any, annotations: Any, stimulus_id: str) -> None:
+        """Note a graph that was taken in."""
+        submission = self.submissions.current()
+        if submission:
+            self.graphs.taken_in(submission, annotations, stimulus_id)
+        else:  # somebody called the scheduler's method directly
+            for group in {self._scheduler.tasks[key].group for key in tasks}:
+                self.latches.touch(group)
+
+    def graph_event(self, event: Any) -> None:
+        """Note what Dask says after it has taken in a graph, or failed to."""
+        submission = self.submissions.current()
+        if "metrics" in event:
+            self.graphs.timed(event["stimulus_id"], event["metrics"]["duration_seconds"])
+        elif submission:
+            self.graphs.failed(submission, event["status"])
+
+    def status(self) -> dict[str, Any]:
+        """Say what is watched, as plain data for the page; call it on the event loop."""
+        return {
+            "open_segments": len(self.mirror.forest.open),
+            "open": [each._asdict() for each in open_roots(self.mirror.forest, MAX_ROOTS)],
+            "sweep": self._sweeper.cost,
+        }
+
+    def close(self) -> asyncio.Task[None]:
+        """Stop, wait for the workers' last metrics, send everything; always the same task."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="dask-otel close")
+        return self._closing
+
+    async def _close(self) -> None:
+        deadline = perf_counter() + self._timeout()
+        with self.safety.guard("closing"):
+            await self._await_metrics()
+            await self._sweeper.close()
+        # Only now: cancelled in the middle of a sweep, it would lose what it had drained.
+        if not self._loop_ends:
+            self._sweeping.cancel()
+        self._metrics.remove()
+        self.submissions.remove()
+        self._stopped()
+        with self.safety.guard("closing"):
+            await _in_thread(self._sink.close, max(0.0, deadline - perf_counter()))
+
+    def _timeout(self) -> float:
+        timeout = self._settings.shutdown_timeout
+        return timeout if threading.main_thread().is_alive() else min(timeout, AT_EXIT)
+
+    async def _sweep_regularly(self) -> None:
+        try:
+            while not self._has_ended():
+                await asyncio.sleep(self._settings.sweep_interval)
+                with self.safety.guard("sweep"):
+                    await self._sweeper.sweep()
+                self.safety.check_streaks()
+        except asyncio.CancelledError:
+            if self._closing is None:  # the event loop ends without closing the scheduler; it still waits for this
+                self._loop_ends = True
+                await asyncio.shield(self.close())
+            raise
+        self.close()
+
+    def _has_ended(self) -> bool:
+        if not self._is_registered():
+            log.info("dask-otel stops: its plugin is no longer registered with the scheduler")
+            return True
+        return self.safety.gave_up
+
+    async def _await_metrics(self) -> None:
+        """Give workers that are still there a heartbeat interval to deliver."""
+        heard = asyncio.Event()
+        self._metrics.on_heartbeat = heard.set
+        workers = len(self._scheduler.workers)
+        # A worker's first heartbeat comes after 1 s, whatever the interval.
+        wait = min(1.2 * max(1.0, heartbeat_interval(workers)), self._timeout() / 2)
+        deadline = perf_counter() + wait
+        await self._sweeper.sweep()
+        while self.mirror.owes_metrics(time()) and perf_counter() < deadline:
+            heard.clear()
+            try:
+                await asyncio.wait_for(heard.wait(), deadline - perf_counter())
+            except asyncio.TimeoutError:
+                return
+
+
+#: How many watches a scheduler has had.
+_watches: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+
+def _first_number(scheduler: Any) -> int:
+    """Where this watch's segment numbers begin for spans that an earlier one may have sent: no id may repeat."""
+    earlier = _watches.get(scheduler, 0)
+    _watches[scheduler] = earlier + 1
+    return earlier * 1_000_000
+
+
+async def _in_thread(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in a thread of its own: executors take nothing any more when the interpreter exits."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def run() -> None:
+        try:
+            function(*arguments)
+        finally:
+            with suppress(RuntimeError):  # the loop is closed: whoever waited is gone
+                loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=run, name="dask-otel close", daemon=True).start()
+    await done.wait()

@@ -1,0 +1,118 @@
+"""Every way in which a cluster ends: what is open is closed and sent, or said to be lost; nothing takes too long."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from support.exits import WAYS
+from support.misbehaving import Misbehaving
+from support.processes import Process, cluster
+from support.trees import check_shape, check_sums, tree
+from support.wire import Wire
+from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
+
+import dask_otel
+
+PROTOCOLS = ("grpc", "http/protobuf")
+SETTINGS = {
+    "DASK_OTEL__TRACES__SETTLE": "1h",  # all is open at the end
+    "DASK_OTEL__TRACES__LEVEL": "groups",
+    "DASK_OTEL__SHUTDOWN_TIMEOUT": "3s",
+    "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
+}
+#: Of the workflow, without tasks.
+SPANS = len(NESTED)
+LAST_WORD = re.compile(r"could not send (\d+) spans with exporter 'otlp'.*; it has sent (\d+)")
+
+
+def environment(endpoint: str, protocol: str) -> dict[str, str]:
+    return SETTINGS | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
+
+
+def end(way: str, endpoint: str, protocol: str, folder: Path) -> subprocess.Popen[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
+    path = {"PYTHONPATH": os.pathsep.join([clean.get("PYTHONPATH", ""), str(Path(__file__).parent)])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "support.exits", way],
+        cwd=folder,
+        env=clean | environment(endpoint, protocol) | path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_is_sent(way, tmp_path):
+    with Misbehaving("grpc") as grpc, Misbehaving("http/protobuf") as http:
+        ends = {each: end(way, each.endpoint, each.protocol, tmp_path) for each in (grpc, http)}
+        for receiver, process in ends.items():
+            log, _ = process.communicate(timeout=60)
+            trace = re.search(r"^TRACE (\w+)", log, re.MULTILINE)
+            assert trace, log
+            spans = receiver.wait_for_trace(trace[1], timeout=1)  # the process has ended: all is there
+            assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
+            check_shape(spans)
+            check_sums(spans)
+            assert len(spans) == sum(receiver.taken.values()) == SPANS
+            assert "dask_otel - ERROR" not in log
+            assert not LAST_WORD.search(log)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_collector_that_hangs_delays_nothing_for_longer_than_the_timeout(way, tmp_path):
+    with Wire("http://127.0.0.1:1", "hang") as wire:
+        ends = [end(way, wire.endpoint, protocol, tmp_path) for protocol in PROTOCOLS]
+        for process in ends:
+            log, _ = process.communicate(timeout=60)
+            last = LAST_WORD.search(log)
+            assert last, log
+            assert [int(number) for number in last.groups()] == [SPANS, 0]
+            assert "dask_otel" not in log[last.end() :]
+            assert "dask_otel - ERROR" not in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_signals(number, protocol, tmp_path):
+    with (
+        Misbehaving(protocol) as receiver,
+        cluster(tmp_path, env=environment(receiver.endpoint, protocol)) as processes,
+    ):
+        root_id, _ = nested(processes.client)
+        begin = monotonic()
+        code = stop(processes.scheduler, number)
+        took = monotonic() - begin
+        spans = receiver.wait_for_trace(dask_otel.trace_id(root_id), timeout=1)
+    assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
+    assert code == 0
+    assert took < 3.0 + 2.0  # a heartbeat's wait, and a second; the rest is Dask's
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_signal_while_the_collector_hangs(protocol, tmp_path):
+    with (
+        Wire("http://127.0.0.1:1", "hang") as wire,
+        cluster(tmp_path, env=environment(wire.endpoint, protocol)) as processes,
+    ):
+        nested(processes.client)
+        begin = monotonic()
+        code = stop(processes.scheduler, signal.SIGTERM)
+        took = monotonic() - begin
+        last = LAST_WORD.search(processes.scheduler.log)
+    assert last
+    assert [int(each) for each in last.groups()] == [SPANS, 0]
+    assert code == 0
+    assert took < 3.0 + 3.0
+
+
+def stop(process: Process, number: int) -> int:
+    process.send(number)
+    return process.join()
