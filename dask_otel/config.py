@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ def _text(value: Any, name: str) -> str | None:
 def _template(value: Any, name: str, *, required: bool = False) -> str | None:
     if value is None and not required:
         return None
-    if isinstance(value, str) and "{trace_id}" in value:
+    if isinstance(value, str) and "{trace_id}" in value and re.match(r"https?://|/", value):
         return value
     raise SettingError(name, value, "a link with {trace_id} in it, e.g. http://localhost:16686/trace/{trace_id}")
 

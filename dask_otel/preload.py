@@ -9,9 +9,11 @@ from distributed import Scheduler
 
 from . import __version__, config
 from .errors import SettingError
+from .health import Health
 from .mirror.settings import Level, MirrorSettings
+from .page.routes import install
 from .safety import Safety, import_or_log, log
-from .watch.life import Sink, WatchSettings
+from .watch.life import Sink, Watch, WatchSettings
 from .watch.scheduler import SchedulerWatch
 
 __all__ = ["OTelPlugin", "set_up"]
@@ -44,10 +46,12 @@ class OTelPlugin(SchedulerWatch):
     def __init__(self, endpoint: str | None = None) -> None:
         super().__init__()
         self._endpoint = endpoint
+        self._settings: config.Settings | None = None
 
     def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink] | None:
         """Read the settings and make the sink."""
         settings = config.load(lambda error: log.error("dask-otel uses the default: %s", error))
+        self._settings = settings
         safety.tells = all(settings.capture.values())
         try:
             config.check_limits()
@@ -85,3 +89,16 @@ class OTelPlugin(SchedulerWatch):
             mirror=mirror,
         )
         return watch, sink
+
+    def started(self, scheduler: Any, watch: Watch) -> None:
+        """Put the page on the scheduler's HTTP server."""
+        if self._settings:
+            health = Health(
+                scheduler.id,
+                watch,
+                self.sink,
+                watch.safety,
+                cluster_name=self._settings.cluster_name,
+                trace_url=self._settings.trace_url,
+            )
+            install(scheduler, health)

@@ -66,14 +66,18 @@ class Redactor:
             return tags
         return tuple(self._pseudonym("span", tag) for tag in tags)
 
+    def title(self, span: SpanInfo, name: str) -> str:
+        """Return the name of a span's segments, or a pseudonym; that of a default root is ``default: <prefix>``."""
+        if span.is_default:
+            return name if self._capture.keys else "default"
+        return self.tags(span.tags)[-1]
+
     def _span(self, span: SpanInfo) -> SpanInfo:
         return replace(span, tags=self.tags(span.tags))
 
     def _segment(self, record: SegmentRecord) -> dict[str, Any]:
-        span = record.span
-        by_prefix = span.is_default and self._capture.keys  # "default: <prefix>"
         return {
-            "name": record.name if by_prefix else self.tags(span.tags)[-1],
+            "name": self.title(record.span, record.name),
             "code": record.code if self._capture.code else None,
             "includes": tuple(self._path(path) for path in record.includes),
             "collections": record.collections if self._capture.types else (),

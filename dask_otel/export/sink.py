@@ -7,6 +7,7 @@ from collections import Counter, deque
 from time import monotonic
 from typing import Any
 
+from ..mirror.model import SpanInfo
 from ..mirror.records import Record, SegmentRecord
 from .conventions import kind_of
 from .pipeline import Pipeline
@@ -62,9 +63,9 @@ class Sink:
         for thread in closing:
             thread.join(max(0.0, deadline - monotonic()))
 
-    def tags(self, tags: tuple[str, ...]) -> tuple[str, ...]:
-        """Return a span's tags as far as they may be shown."""
-        return self._redactor.tags(tags)
+    def title(self, span: SpanInfo, name: str) -> str:
+        """Return the name of a span's segments as it may be shown."""
+        return self._redactor.title(span, name)
 
     def status(self) -> dict[str, Any]:
         """Say what became of all records, as plain data for the page."""

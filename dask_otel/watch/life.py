@@ -93,6 +93,8 @@ class Watch:
         )
         self._sweeper.learn()
         self._closing: asyncio.Task[None] | None = None
+        #: Empty while it is on.
+        self.why_ended = ""
         self._loop_ends = False
         # Last: what comes before may fail.
         self._metrics.install()
@@ -117,16 +119,17 @@ class Watch:
             self.graphs.failed(submission, event["status"])
 
     def status(self) -> dict[str, Any]:
-        """Say what is watched, as plain data for the page; call it on the event loop."""
+        """Say what is watched; call it on the event loop."""
         return {
             "open_segments": len(self.mirror.forest.open),
-            "open": [each._asdict() for each in open_roots(self.mirror.forest, MAX_ROOTS)],
+            "open": list(open_roots(self.mirror.forest, MAX_ROOTS)),
             "sweep": self._sweeper.cost,
         }
 
-    def close(self) -> asyncio.Task[None]:
+    def close(self, why: str = "the scheduler closes") -> asyncio.Task[None]:
         """Stop, wait for the workers' last metrics, send everything; always the same task."""
         if self._closing is None:
+            self.why_ended = why
             self._closing = asyncio.create_task(self._close(), name="dask-otel close")
         return self._closing
 
@@ -150,7 +153,7 @@ class Watch:
 
     async def _sweep_regularly(self) -> None:
         try:
-            while not self._has_ended():
+            while not (why := self._why_to_end()):
                 await asyncio.sleep(self._settings.sweep_interval)
                 with self.safety.guard("sweep"):
                     await self._sweeper.sweep()
@@ -158,15 +161,15 @@ class Watch:
         except asyncio.CancelledError:
             if self._closing is None:  # the event loop ends without closing the scheduler; it still waits for this
                 self._loop_ends = True
-                await asyncio.shield(self.close())
+                await asyncio.shield(self.close("the event loop ends"))
             raise
-        self.close()
+        log.info("dask-otel stops: %s", why)
+        self.close(why)
 
-    def _has_ended(self) -> bool:
+    def _why_to_end(self) -> str:
         if not self._is_registered():
-            log.info("dask-otel stops: its plugin is no longer registered with the scheduler")
-            return True
-        return self.safety.gave_up
+            return "its plugin is no longer registered with the scheduler"
+        return "it has failed too often in a row, see the log" if self.safety.gave_up else ""
 
     async def _await_metrics(self) -> None:
         """Give workers that are still there a heartbeat interval to deliver."""

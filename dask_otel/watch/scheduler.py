@@ -51,12 +51,17 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
                     stopped=partial(self.stopped, scheduler),
                 )
                 self.transition = self._watch.latches.transition  # type: ignore[method-assign]
+                with safety.guard("page"):
+                    self.started(scheduler, self._watch)
         if self._watch is None:
             with safety.guard("start"):
                 if self.sink:
                     self.sink.close(0.0)
             # Dask may add the plugin only after this returns.
             asyncio.get_running_loop().call_soon(_withdraw, self, scheduler)
+
+    def started(self, scheduler: Any, watch: Watch) -> None:
+        """Do what is to be done once the watch is on; a failure costs nothing else."""
 
     async def before_close(self) -> None:
         """Send everything; called by Dask when the scheduler closes, while its workers may still be there."""

@@ -1,0 +1,1 @@
+"""The bridge's page on the scheduler's own HTTP server."""
