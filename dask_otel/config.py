@@ -16,26 +16,27 @@ from dask.utils import parse_timedelta
 
 from .errors import SettingError
 
-__all__ = ["Settings", "check_limits", "load", "trace_url_template"]
+__all__ = ["DEFAULTS", "Settings", "check_limits", "load", "trace_url_template"]
 
-_DEFAULTS = yaml.safe_load((Path(__file__).parent / "otel.yaml").read_text(encoding="utf-8"))
+#: What ``otel.yaml`` says.
+DEFAULTS = yaml.safe_load((Path(__file__).parent / "otel.yaml").read_text(encoding="utf-8"))
 
 
 def _not_mappings() -> list[SettingError]:
     """Find what stands in the place of our settings, before Dask replaces it with the defaults: ``DASK_OTEL=off``."""
     given = dask.config.get("otel", None)
     if given is not None and not isinstance(given, Mapping):
-        return [SettingError("otel", given, "a mapping of " + ", ".join(_DEFAULTS["otel"]))]
+        return [SettingError("otel", given, "a mapping of " + ", ".join(DEFAULTS["otel"]))]
     errors = []
     for name in ("traces", "capture"):
         value = dask.config.get(f"otel.{name}", {})
         if not isinstance(value, Mapping):
-            errors.append(SettingError(f"otel.{name}", value, "a mapping of " + ", ".join(_DEFAULTS["otel"][name])))
+            errors.append(SettingError(f"otel.{name}", value, "a mapping of " + ", ".join(DEFAULTS["otel"][name])))
     return errors
 
 
 _REPLACED = _not_mappings()
-dask.config.update_defaults(_DEFAULTS)
+dask.config.update_defaults(DEFAULTS)
 
 Value = TypeVar("Value")
 
@@ -71,7 +72,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
     for error in _REPLACED:
         complain(error)
     reader = _Reader(complain)
-    reader.check_names(_DEFAULTS["otel"], dask.config.get("otel", {}), "otel")
+    reader.check_names(DEFAULTS["otel"], dask.config.get("otel", {}), "otel")
     return Settings(
         cluster_name=reader.get("cluster-name", _text) or os.environ.get("DASK_GATEWAY_CLUSTER_NAME"),
         trace_url=reader.get("trace-url", _template),
@@ -85,7 +86,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         level=reader.get("traces.level", _one_of("spans", "groups", "tasks")),
         default_spans=reader.get("traces.default-spans", _one_of("full", "segments", "off")),
         max_rate=reader.get("traces.max-rate", _whole(0, 10**9)),
-        capture={name: reader.get(f"capture.{name}", _yes_or_no) for name in _DEFAULTS["otel"]["capture"]},
+        capture={name: reader.get(f"capture.{name}", _yes_or_no) for name in DEFAULTS["otel"]["capture"]},
     )
 
 
@@ -127,7 +128,7 @@ class _Reader:
             self._complain(error)
         except (KeyError, TypeError):  # cleared away, or part of the path is no mapping: check_names has complained
             pass
-        return parse(dask.config.get(name, config=_DEFAULTS), name)
+        return parse(dask.config.get(name, config=DEFAULTS), name)
 
     def check_names(self, known: Mapping[str, Any], given: object, path: str) -> None:
         """Complain of settings that do not exist."""

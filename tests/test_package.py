@@ -51,6 +51,8 @@ ALLOWED = {
     "cli": {
         "cli",
         "export",
+        "mirror",
+        "page",
         "config",
         "errors",
         "",

@@ -6,6 +6,7 @@ import click
 
 from .. import __version__
 from .demo import demo
+from .doctor import doctor
 
 __all__ = ["dask_otel"]
 
@@ -17,3 +18,4 @@ def dask_otel() -> None:
 
 
 dask_otel.add_command(demo)
+dask_otel.add_command(doctor)

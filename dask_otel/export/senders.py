@@ -87,12 +87,14 @@ class HttpSender(_OtlpSender):
 
     def __init__(self, name: str, exporter: SpanExporter, target: str, session: Any) -> None:
         super().__init__(name, exporter, target)
-        session.request = self._listening(session.request)
+        session.request = self._listening(session, session.request)
 
-    def _listening(self, request: Callable[..., Any]) -> Callable[..., Any]:
+    def _listening(self, session: Any, request: Callable[..., Any]) -> Callable[..., Any]:
         from requests import RequestException
 
         def listening(*args: Any, **options: Any) -> Any:
+            if session.verify is not True:  # else REQUESTS_CA_BUNDLE would win over OTEL_EXPORTER_OTLP_CERTIFICATE
+                options.setdefault("verify", session.verify)
             options["allow_redirects"] = False  # a redirected POST becomes a GET: lost, and reported as sent
             try:
                 response = request(*args, **options)

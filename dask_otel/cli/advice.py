@@ -1,0 +1,87 @@
+"""What is probably wrong when spans cannot be sent, in one line, from what the way there says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+__all__ = ["advice"]
+
+_OTHER = {
+    "grpc": "This is not a gRPC port: use OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, or the gRPC port, usually 4317.",
+    "http/protobuf": "This is not an HTTP port: use OTEL_EXPORTER_OTLP_PROTOCOL=grpc, or the HTTP port, usually 4318.",
+}
+_TLS = "The port speaks TLS: write https:// in the endpoint. If it does already, it may want a client certificate \
+(OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _KEY)."
+#: Pattern of what was said, and advice; the first that matches.
+_KNOWN: tuple[tuple[str, str], ...] = (
+    (r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE", "The port does not speak TLS: write http:// in the endpoint."),
+    (
+        r"CERTIFICATE_VERIFY_FAILED|certificate verify failed",
+        "The collector's certificate is not trusted: OTEL_EXPORTER_OTLP_CERTIFICATE names the file of its authority.",
+    ),
+    (
+        r"CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE|alert certificate",
+        "The collector wants a client certificate: OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY.",
+    ),
+    (r"ALPN", _OTHER["grpc"]),
+    (
+        r"Domain name not found|resolv|Name or service not known|getaddrinfo",
+        "The endpoint's host has no address here: is it spelled right, and known in this network?",
+    ),
+    (
+        r"ProxyError|HTTP 407",
+        "Requests go through the proxy that HTTP_PROXY or HTTPS_PROXY names: mend it, or add the host to NO_PROXY.",
+    ),
+    (r"[Cc]onnection refused", "Nothing listens there: is the collector up, and host and port right?"),
+    (
+        r"HTTP 404|UNIMPLEMENTED",
+        "The server has no such path. OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is used as it is and must end in /v1/traces; "
+        "OTEL_EXPORTER_OTLP_ENDPOINT gets it appended.",
+    ),
+    (r"HTTP 405|HTTP 200|HTTP 3\d\d", "This is a web server, or a proxy's page, and no OTLP receiver."),
+    (
+        r"HTTP 40[13]|UNAUTHENTICATED|PERMISSION_DENIED",
+        "The collector wants to know who you are: OTEL_EXPORTER_OTLP_HEADERS, e.g. authorization=Bearer%20<token>.",
+    ),
+    (
+        r"DEADLINE_EXCEEDED|timed out",
+        "Something takes the connection and does not answer: a firewall, an overloaded collector, or another protocol.",
+    ),
+    (
+        r"HTTP (429|50[234])|RESOURCE_EXHAUSTED",
+        "The collector has too much to do; the bridge tries again.",
+    ),
+)
+
+
+def advice(protocol: str, target: str, said: str, environment: Mapping[str, str]) -> str:
+    """Say what is probably wrong.
+
+    Parameters
+    ----------
+    protocol
+        ``grpc`` or ``http/protobuf``.
+    said
+        As ``Answer.said``.
+    """
+    if proxy := _proxy(protocol, target, said, environment):
+        return proxy
+    if protocol == "grpc" and re.search(r"Failed parsing HTTP/2|http1", said):
+        return _OTHER["grpc"]
+    for pattern, line in _KNOWN:
+        if re.search(pattern, said):
+            return line
+    if re.search(r"Socket closed|[Cc]onnection reset|RemoteDisconnected|ProtocolError|BadStatusLine", said):
+        return _TLS if "Socket closed" in said or "reset" in said else _OTHER[protocol]
+    return "Ask whoever runs the collector, and show them this message."
+
+
+def _proxy(protocol: str, target: str, said: str, environment: Mapping[str, str]) -> str:
+    """gRPC does not say that it asked a proxy."""
+    names = [name for name in ("grpc_proxy", "https_proxy", "http_proxy") if environment.get(name)]
+    host = urlsplit(target).hostname or ""
+    if protocol != "grpc" or not names or host in ("localhost", "127.0.0.1") or "connect to" not in said:
+        return ""
+    return f"gRPC goes through the proxy that {names[0]} names: mend it, or add {host} to no_grpc_proxy."

@@ -1,0 +1,166 @@
+"""``dask-otel doctor``: what the configuration is, and whether spans arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from time import time
+from typing import Any
+from uuid import uuid4
+
+import click
+from distributed import rpc
+from distributed.security import Security
+from opentelemetry.sdk.trace import SpanLimits
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .. import __version__, config
+from ..errors import SettingError
+from ..export.answers import Answer, Meaning
+from ..export.provider import make_senders
+from ..export.resource import make_resource
+from ..export.sampling import make_sampler
+from ..export.senders import Sender
+from ..export.spans import SpanFactory
+from ..export.variables import make_limits, otlp_protocol, sdk_disabled
+from ..mirror.ids import marker_id, trace_id
+from ..mirror.model import SpanInfo
+from ..mirror.records import MarkerRecord
+from ..page.routes import STATUS_CALL
+from . import origins
+from .advice import advice
+
+__all__ = ["doctor"]
+
+#: Seconds that a scheduler may take to answer.
+PATIENCE = 10.0
+
+
+@click.command()
+@click.option("--endpoint", metavar="URL", help="Try this OTLP endpoint instead of the configured one.")
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Ask the bridge of a running scheduler, e.g. tcp://scheduler:8786."
+)
+def doctor(endpoint: str | None, scheduler: str | None) -> None:
+    """Check the configuration and send a test span; exit code 1 if something is wrong."""
+    console = Console(highlight=False, soft_wrap=True)
+    good = _ask(scheduler, console) if scheduler else _check(endpoint, console)
+    raise SystemExit(0 if good else 1)
+
+
+def _check(endpoint: str | None, console: Console) -> bool:
+    console.print(
+        f"dask-otel {__version__}, configured here (a scheduler on another machine may be configured otherwise)\n"
+    )
+    _show(console, [*origins.settings(), *origins.variables()])
+    problems: list[str] = []
+    config.load(lambda error: problems.append(f"{error}; its default is used"))
+    senders: list[Sender] = []
+    try:
+        config.check_limits()
+        make_limits()
+        make_sampler()
+        senders = make_senders(endpoint)
+    except SettingError as error:
+        problems.append(f"{error}; the bridge stays off")
+    except Exception as error:  # noqa: BLE001 -- a broken package may raise anything
+        problems.append(f"an exporter cannot be loaded ({type(error).__name__}: {error}); reinstall dask-otel")
+    if sdk_disabled():
+        problems.append("OTEL_SDK_DISABLED is true: the bridge stays off")
+    elif not senders and not problems:
+        problems.append("OTEL_TRACES_EXPORTER is none: the bridge stays off")
+    for problem in problems:
+        _say(console, problem, good=False)
+    arrived = [_try(sender, console) for sender in senders]
+    return not problems and all(arrived)
+
+
+def _show(console: Console, values: list[origins.Value]) -> None:
+    table = Table("setting", "value", "from", box=None, pad_edge=False)
+    for value in values:
+        table.add_row(*(Text(each, overflow="fold") for each in value))
+    console.print(table)
+    console.print()
+
+
+def _try(sender: Sender, console: Console) -> bool:
+    """Send a span that says what it is."""
+    root, now = str(uuid4()), time()
+    record = MarkerRecord(
+        span=SpanInfo(root, ("dask-otel doctor",), None, now),
+        trace_id=trace_id(root),
+        span_id=marker_id(root, 0),
+        parent_id=None,
+        name="dask-otel doctor",
+        start=now,
+        end=time(),
+        links=(),
+        failure=None,
+    )
+    resource = make_resource(service_name="dask-otel-doctor", instance_id=root, version=__version__, cluster_name=None)
+    factory = SpanFactory(resource, InstrumentationScope("dask_otel", __version__), SpanLimits())
+    where = f"exporter {sender.name}" + (f", {sender.target}" if sender.target else "")
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    try:
+        answer = sender.send([factory.span(record)])
+        sender.shutdown()
+    except Exception as error:  # noqa: BLE001 -- somebody else's exporter may raise anything
+        answer = Answer(Meaning.REFUSED, f"{type(error).__name__}: {error}")
+    if answer.meaning is Meaning.SENT and not answer.rejected:
+        _say(console, f"{where}: a test span has arrived, as trace {record.trace_id:032x}", good=True)
+        return True
+    _say(console, f"{where}: {answer.said}", good=False)
+    console.print(Text("  " + advice(_protocol(sender.name), sender.target, answer.said, os.environ)))
+    return False
+
+
+def _protocol(exporter: str) -> str:
+    return {"otlp_proto_grpc": "grpc", "otlp_proto_http": "http/protobuf"}.get(exporter) or otlp_protocol()
+
+
+def _ask(address: str, console: Console) -> bool:
+    try:
+        status = asyncio.run(_status(address))
+    except (OSError, ValueError, TimeoutError, asyncio.TimeoutError) as error:
+        raise click.ClickException(f"no scheduler answers at {address} ({error})") from error
+    if status is None:
+        _say(
+            console, f"the scheduler at {address} runs without dask-otel: start it with --preload dask_otel", good=False
+        )
+        return False
+    console.print(f"dask-otel {status['version']} on {status['scheduler']}\n")
+    good = bool(status["on"])
+    _say(console, "is on" if good else f"has stopped: {status['why']}", good=good)
+    for each in status["exporters"]:
+        good &= _tell(each, console)
+    for each in status["errors"]:
+        _say(console, f"{each['type']}, {each['count']} times, in the {each['where']}: see the log", good=False)
+    console.print(f"{status['open_segments']} open segments, {len(status['finished'])} finished roots")
+    return good and not status["errors"]
+
+
+async def _status(address: str) -> Any:
+    connection = Security().get_connection_args("client")
+    async with rpc(address, timeout=PATIENCE, connection_args=connection) as scheduler:
+        return await asyncio.wait_for(getattr(scheduler, STATUS_CALL)(), PATIENCE)
+
+
+def _tell(exporter: dict[str, Any], console: Console) -> bool:
+    sent, waiting = sum(exporter["sent"].values()), exporter["queue"]["spans"]
+    _say(
+        console,
+        f"exporter {exporter['name']} {exporter['target']}: {sent} spans sent, {waiting} waiting"
+        + (f"; fails: {exporter['last_error']}" if exporter["failing"] else ""),
+        good=not exporter["failing"],
+    )
+    for drop in exporter["dropped"]:
+        _say(console, f"{drop['count']} {drop['kind']} spans dropped: {drop['reason']}", good=False)
+    return not exporter["failing"] and not exporter["dropped"]
+
+
+def _say(console: Console, text: str, *, good: bool) -> None:
+    console.print(Text.assemble(("✓ ", "bold green") if good else ("✗ ", "bold red"), text))

@@ -1,0 +1,67 @@
+"""What the configuration is, and where each value comes from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import dask
+
+from .. import config
+
+__all__ = ["Value", "settings", "variables"]
+
+#: Variables whose values are secrets, or may hold some.
+_SECRET = ("HEADERS", "CLIENT_KEY")
+
+
+class Value(NamedTuple):
+    """A setting or variable."""
+
+    name: str
+    value: str
+    origin: str
+
+
+def settings() -> Iterator[Value]:
+    """Yield our own settings."""
+    files = [(str(path), values) for path, values in dask.config.collect_yaml(dask.config.paths, return_paths=True)]
+    for name, default in _flat(config.DEFAULTS["otel"], "otel"):
+        value = dask.config.get(name, default)
+        yield Value(name, _text(value), _origin(name, value, default, files))
+
+
+def variables() -> Iterator[Value]:
+    """Yield the standard variables that are set."""
+    for name, value in sorted(os.environ.items()):
+        if name.startswith("OTEL_"):
+            secret = any(each in name for each in _SECRET)
+            yield Value(name, "(set, not shown)" if secret else _without_password(value), "environment")
+
+
+def _origin(name: str, value: Any, default: Any, files: list[tuple[str, Any]]) -> str:
+    variable = "DASK_" + name.upper().replace("-", "_").replace(".", "__")
+    if variable in os.environ:
+        return f"environment, {variable}"
+    for path, values in reversed(files):
+        if dask.config.get(name, None, config=values) is not None:
+            return path
+    return "default" if value == default else "dask.config.set"
+
+
+def _flat(values: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}.{name}")
+        else:
+            yield f"{path}.{name}", value
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _without_password(value: str) -> str:
+    scheme, separator, rest = value.partition("://")
+    return f"{scheme}://…@{rest.rpartition('@')[2]}" if separator and "@" in rest else value
