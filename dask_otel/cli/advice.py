@@ -12,8 +12,10 @@ _OTHER = {
     "grpc": "This is not a gRPC port: use OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, or the gRPC port, usually 4317.",
     "http/protobuf": "This is not an HTTP port: use OTEL_EXPORTER_OTLP_PROTOCOL=grpc, or the HTTP port, usually 4318.",
 }
-_TLS = "The port speaks TLS: write https:// in the endpoint. If it does already, it may want a client certificate \
-(OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _KEY)."
+_TLS = (
+    "The port may speak TLS: write https:// in the endpoint. If that is there, the collector may want a client "
+    "certificate: OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY."
+)
 #: Pattern of what was said, and advice; the first that matches.
 _KNOWN: tuple[tuple[str, str], ...] = (
     (r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE", "The port does not speak TLS: write http:// in the endpoint."),
@@ -73,8 +75,10 @@ def advice(protocol: str, target: str, said: str, environment: Mapping[str, str]
     for pattern, line in _KNOWN:
         if re.search(pattern, said):
             return line
-    if re.search(r"Socket closed|[Cc]onnection reset|RemoteDisconnected|ProtocolError|BadStatusLine", said):
-        return _TLS if "Socket closed" in said or "reset" in said else _OTHER[protocol]
+    if re.search(r"[Cc]losed|reset|RemoteDisconnected", said):
+        return _TLS
+    if re.search(r"ProtocolError|BadStatusLine", said):
+        return _OTHER[protocol]
     return "Ask whoever runs the collector, and show them this message."
 
 

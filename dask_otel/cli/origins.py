@@ -40,13 +40,13 @@ def variables() -> Iterator[Value]:
             yield Value(name, "(set, not shown)" if secret else _without_password(value), "environment")
 
 
-def _origin(name: str, value: Any, default: Any, files: list[tuple[str, Any]]) -> str:
+def _origin(name: str, value: object, default: object, files: list[tuple[str, Any]]) -> str:
     variable = "DASK_" + name.upper().replace("-", "_").replace(".", "__")
     if variable in os.environ:
         return f"environment, {variable}"
     for path, values in reversed(files):
         if dask.config.get(name, None, config=values) is not None:
-            return path
+            return str(path)
     return "default" if value == default else "dask.config.set"
 
 

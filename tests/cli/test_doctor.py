@@ -1,0 +1,178 @@
+"""``dask-otel doctor``, against real receivers that have something wrong with them."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import dask
+import pytest
+import trustme
+from click.testing import CliRunner
+from distributed import LocalCluster
+from support.misbehaving import Misbehaving, Says
+from support.wire import Wire
+
+from dask_otel.cli.commands import dask_otel
+
+PROTOCOLS = ("grpc", "http/protobuf")
+
+
+@pytest.fixture
+def doctor(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("OTEL_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def run(*arguments, **variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        result = CliRunner().invoke(dask_otel, ["doctor", *arguments])
+        assert not result.exception or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.output
+
+    return run
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_test_span_arrives(doctor, protocol):
+    with Misbehaving(protocol) as receiver:
+        code, out = doctor(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint, OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
+        (sent,) = receiver.wait(lambda spans: spans, timeout=5)
+    assert code == 0, out
+    assert (sent.name, sent.resource["service.name"]) == ("dask-otel doctor", "dask-otel-doctor")
+    assert f"✓ exporter otlp, {receiver.endpoint}" in out
+    assert sent.trace_id in out
+
+
+def test_where_each_value_comes_from(doctor, tmp_path, monkeypatch):
+    (tmp_path / "otel.yaml").write_text("otel: {traces: {settle: 7s, announce: 20s}}")
+    with Misbehaving("grpc") as receiver:
+        monkeypatch.setattr(dask.config, "paths", [str(tmp_path)])
+        monkeypatch.setenv("DASK_OTEL__TRACES__ANNOUNCE", "30s")
+        with dask.config.set({"otel.traces.settle": "7s", "otel.traces.announce": "30s", "otel.traces.max-groups": 7}):
+            code, out = doctor(
+                "--endpoint",
+                receiver.endpoint,
+                OTEL_EXPORTER_OTLP_HEADERS="authorization=planted-secret",
+                OTEL_EXPORTER_OTLP_ENDPOINT="http://user:planted-secret@elsewhere:4317",
+            )
+    assert code == 0, out
+    assert re.search(rf"otel.traces.settle +7s +{re.escape(str(tmp_path))}/otel.yaml", out)
+    assert re.search(r"otel.traces.announce +30s +environment, DASK_OTEL__TRACES__ANNOUNCE", out)
+    assert re.search(r"otel.traces.max-groups +7 +dask.config.set", out)
+    assert re.search(r"otel.sweep-interval +1s +default", out)
+    assert re.search(r"OTEL_EXPORTER_OTLP_ENDPOINT +http://…@elsewhere:4317 +environment", out)
+    assert "planted-secret" not in out
+
+
+@pytest.fixture(scope="module")
+def tls():
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    chain = b"".join(each.bytes() for each in certificate.cert_chain_pems)
+    return certificate.private_key_pem.bytes(), chain, None
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+class TestFaults:
+    @pytest.fixture(autouse=True)
+    def _protocol(self, doctor, monkeypatch, protocol):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+
+    def check(self, doctor, endpoint, advice):
+        code, out = doctor("--endpoint", endpoint)
+        assert code == 1, out
+        assert "✗ exporter otlp" in out
+        assert advice in out
+
+    def test_the_other_protocol_s_port(self, doctor, protocol):
+        other = next(each for each in PROTOCOLS if each != protocol)
+        with Misbehaving(other) as receiver:
+            self.check(doctor, receiver.endpoint, f"use OTEL_EXPORTER_OTLP_PROTOCOL={other}")
+
+    def test_nobody_listens(self, doctor, protocol):
+        self.check(doctor, "http://127.0.0.1:1", "Nothing listens there")
+
+    def test_no_such_host(self, doctor, protocol):
+        self.check(doctor, "http://no-such-host.invalid:4317", "has no address here")
+
+    def test_hangs(self, doctor, protocol):
+        with Wire("http://127.0.0.1:1", "hang") as wire:
+            self.check(doctor, wire.endpoint, "does not answer")
+
+    def test_tls_to_a_plain_port(self, doctor, protocol):
+        with Misbehaving(protocol) as receiver:
+            self.check(doctor, receiver.endpoint.replace("http", "https"), "write http:// in the endpoint")
+
+    def test_plain_to_a_tls_port(self, doctor, protocol, tls):
+        with Misbehaving(protocol, tls=tls) as receiver:
+            self.check(doctor, receiver.endpoint.replace("https", "http"), "write https:// in the endpoint")
+
+    def test_an_unknown_authority(self, doctor, protocol, tls):
+        with Misbehaving(protocol, tls=tls) as receiver:
+            self.check(doctor, receiver.endpoint, "OTEL_EXPORTER_OTLP_CERTIFICATE names")
+
+    def test_a_wrong_path(self, doctor, protocol):
+        with Misbehaving(protocol, lambda *_: Says(404, "UNIMPLEMENTED")) as receiver:
+            self.check(doctor, receiver.endpoint, "must end in /v1/traces")
+
+    def test_no_permission(self, doctor, protocol):
+        with Misbehaving(protocol, lambda *_: Says(401, "UNAUTHENTICATED")) as receiver:
+            self.check(doctor, receiver.endpoint, "OTEL_EXPORTER_OTLP_HEADERS")
+
+    def test_a_proxy(self, doctor, protocol, monkeypatch):
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+        self.check(doctor, "http://collector.example:4318", "roxy that")
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "jaegre"}, "OTEL_TRACES_EXPORTER = 'jaegre' cannot be used"),
+        ({"OTEL_TRACES_EXPORTER": "none"}, "OTEL_TRACES_EXPORTER is none"),
+        ({"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED is true"),
+        ({"OTEL_TRACES_SAMPLER": "sometimes"}, "OTEL_TRACES_SAMPLER = 'sometimes' cannot be used"),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "OTEL_BSP_MAX_QUEUE_SIZE = '0' cannot be used"),
+        ({"OTEL_EXPORTER_OTLP_CLIENT_KEY": "/no/file"}, "a file that can be read"),
+    ],
+)
+def test_a_bad_variable(doctor, variables, line):
+    code, out = doctor(**variables)
+    assert code == 1
+    assert f"✗ {line}" in out or line in out
+
+
+def test_a_bad_setting_is_named_and_everything_else_is_tried(doctor):
+    with Misbehaving("grpc") as receiver, dask.config.set({"otel.traces.settle": "soon"}):
+        code, out = doctor("--endpoint", receiver.endpoint)
+    assert code == 1
+    assert "otel.traces.settle = 'soon' cannot be used" in out
+    assert "a test span has arrived" in out
+
+
+def test_asks_a_live_cluster(doctor, monkeypatch):
+    local = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0", "scheduler_port": 0}
+    with Misbehaving("grpc") as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        with (
+            dask.config.set({"distributed.scheduler.preload": ["dask_otel"]}),
+            LocalCluster(**local, protocol="tcp") as cluster,
+        ):
+            code, out = doctor("--scheduler", cluster.scheduler_address)
+            assert code == 0, out
+            assert "✓ is on" in out
+            assert f"✓ exporter otlp {receiver.endpoint}: 0 spans sent, 0 waiting" in out
+    with LocalCluster(**local, protocol="tcp") as cluster:
+        code, out = doctor("--scheduler", cluster.scheduler_address)
+    assert code == 1
+    assert "runs without dask-otel" in out
+
+
+def test_no_scheduler_there(doctor, monkeypatch):
+    monkeypatch.setattr("dask_otel.cli.doctor.PATIENCE", 0.5)
+    code, out = doctor("--scheduler", "tcp://127.0.0.1:1")
+    assert code == 1
+    assert "no scheduler answers at tcp://127.0.0.1:1" in out

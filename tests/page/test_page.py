@@ -1,0 +1,206 @@
+"""The page, over HTTP, on the server of a real scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+
+import dask
+import pytest
+from distributed import Scheduler, span
+from distributed.utils_test import gen_cluster
+from support.misbehaving import Misbehaving, Rejects, in_turn
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError
+
+import dask_otel
+from dask_otel.preload import OTelPlugin
+
+FAST = {"otel.traces.settle": "100ms", "otel.sweep-interval": "50ms"}
+EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&{{ 1 }}'
+
+
+@pytest.fixture
+def receiver(monkeypatch):
+    with Misbehaving("grpc") as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20planted-secret")
+        yield receiver
+
+
+def with_page(test, **settings):
+    """Run a test on a cluster with the bridge as it is in life."""
+
+    @gen_cluster(client=True, nthreads=[("127.0.0.1", 2)], config=FAST | settings, clean_kwargs={"threads": False})
+    async def run(client, scheduler, worker):
+        plugin = OTelPlugin()
+        await scheduler.register_scheduler_plugin(plugin, idempotent=True)
+        await test(plugin, client, scheduler)
+
+    run()
+
+
+async def get(scheduler, path, **options):
+    url = f"http://127.0.0.1:{scheduler.http_server.port}{path}"
+    return await AsyncHTTPClient().fetch(url, raise_error=False, follow_redirects=False, **options)
+
+
+async def status(scheduler, enough):
+    """Ask for the status until it says enough."""
+    while True:
+        found = json.loads((await get(scheduler, "/otel/status.json")).body)
+        if enough(found):
+            return found
+        await asyncio.sleep(0.01)
+
+
+def finished(number):
+    return lambda status: len(status["finished"]) == number and sum(status["exporters"][0]["sent"].values()) >= number
+
+
+def test_what_runs_and_what_has_finished(receiver):
+    async def test(plugin, client, scheduler):
+        event_name = "go-on"
+        with span("Alice's workflow") as alice:
+            await client.submit(sum, [1, 2], key="sum")
+        await status(scheduler, finished(1))
+        with span("Bob's") as bob:
+            future = client.submit(_wait_for, event_name, key="waiting")
+        running = await status(scheduler, lambda status: status["open"])
+        (each,) = running["open"]
+        assert {name: each[name] for name in ("id", "name", "trace_id", "tasks", "completed", "unfinished")} == {
+            "id": bob,
+            "name": "Bob's",
+            "trace_id": dask_otel.trace_id(bob),
+            "tasks": 1,
+            "completed": 0,
+            "unfinished": 1,
+        }
+        assert each["link"] == f"http://jaeger/trace/{dask_otel.trace_id(bob)}"
+        await _set(client, event_name)
+        await future
+        done = await status(scheduler, finished(2))
+        assert [(each["id"], each["result"], each["tasks"]) for each in done["finished"]] == [
+            (alice, "success", 1),
+            (bob, "success", 1),
+        ]
+        assert done["open"] == []
+        (exporter,) = done["exporters"]
+        assert exporter["failing"] is False
+        assert sum(exporter["sent"].values()) == sum(receiver.taken.values())
+        assert exporter["target"] == receiver.endpoint
+        page = (await get(scheduler, "/otel/")).body.decode()
+        assert "Alice&#x27;s workflow" in page or "Alice&#39;s workflow" in page
+
+    with_page(test, **{"otel.trace-url": "http://jaeger/trace/{trace_id}"})
+
+
+def _wait_for(name):
+    from distributed import Event
+
+    return Event(name).wait(timeout=30)
+
+
+async def _set(client, name):
+    from distributed import Event
+
+    await Event(name, client=client).set()
+
+
+def test_links_to_traces_and_a_redirect(receiver):
+    async def test(plugin, client, scheduler):
+        with span("root") as root, span("child") as child:
+            await client.submit(sum, [1, 2], key="sum")
+        await status(scheduler, finished(1))
+        for span_id in (root, child):
+            answer = await get(scheduler, f"/otel/trace/{span_id}")
+            assert (answer.code, answer.headers["Location"]) == (302, f"/jaeger/trace/{dask_otel.trace_id(root)}")
+        unknown = await get(scheduler, "/otel/trace/%3Cscript%3E")
+        assert (unknown.code, unknown.body) == (404, b"dask-otel knows no such Dask span.\n")
+
+    with_page(test, **{"otel.trace-url": "/jaeger/trace/{trace_id}"})
+
+
+def test_without_a_template_for_links_it_names_the_trace(receiver):
+    async def test(plugin, client, scheduler):
+        with span("root") as root:
+            await client.submit(sum, [1, 2], key="sum")
+        await status(scheduler, finished(1))
+        answer = await get(scheduler, f"/otel/trace/{root}")
+        assert answer.code == 404
+        assert dask_otel.trace_id(root) in answer.body.decode()
+        assert dask_otel.trace_id(root) in (await get(scheduler, "/otel/")).body.decode()
+
+    with_page(test)
+
+
+def test_text_of_people_and_collectors_is_escaped_and_no_secret_is_shown(receiver, tmp_path):
+    receiver.rule = in_turn(Rejects(1, EVIL))
+
+    async def test(plugin, client, scheduler):
+        with span(EVIL):
+            await client.submit(sum, [1, 2], key="sum")
+        found = await status(scheduler, lambda status: status["exporters"][0]["dropped"])
+        assert EVIL in found["exporters"][0]["last_error"]
+        page = await get(scheduler, "/otel/")
+        text = page.body.decode()
+        assert "<script" not in text
+        assert "<img" not in text
+        assert "{{ 1 }}" in text
+        assert "script" not in page.headers["Content-Security-Policy"]
+        assert "planted-secret" not in text + json.dumps(found)
+        if browser := shutil.which("chromium"):
+            url = f"http://127.0.0.1:{scheduler.http_server.port}/otel/"
+            command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+            dom = await asyncio.to_thread(
+                subprocess.run, [*command, "--dump-dom", url], capture_output=True, text=True, timeout=60
+            )
+            assert "<title>dask-otel</title>" in dom.stdout
+            assert "<h2>Finished</h2>" in dom.stdout
+
+    with_page(test)
+
+
+@pytest.mark.parametrize("prefix", [None, "/", "some/prefix", "/some/prefix/"])
+def test_under_dask_s_prefix_and_with_relative_links_only(receiver, prefix):
+    async def run():
+        with dask.config.set(FAST | {"distributed.scheduler.preload": ["dask_otel"]}):
+            async with Scheduler(port=0, dashboard_address="127.0.0.1:0", http_prefix=prefix) as scheduler:
+                path = "/" + prefix.strip("/") + "/" if prefix and prefix.strip("/") else "/"
+                redirect = await get(scheduler, f"{path}otel")
+                assert (redirect.code, redirect.headers["Location"]) == (302, "otel/")
+                page = (await get(scheduler, f"{path}otel/")).body.decode()
+                assert 'href="status.json"' in page
+                assert 'href="/' not in page
+                assert (await get(scheduler, f"{path}otel/status.json")).code == 200
+                assert (await get(scheduler, f"{path}health")).code == 200  # Dask's own are still there
+
+    asyncio.run(run())
+
+
+def test_it_says_that_the_bridge_has_stopped_and_makes_place_for_another(receiver):
+    async def test(plugin, client, scheduler):
+        await client.unregister_scheduler_plugin("dask-otel")
+        stopped = await status(scheduler, lambda status: not status["on"])
+        assert stopped["why"] == "its plugin is no longer registered with the scheduler"
+        assert "The bridge has stopped: its plugin" in (await get(scheduler, "/otel/")).body.decode()
+        rules = len(scheduler.http_application.default_router.rules)
+        await scheduler.register_scheduler_plugin(OTelPlugin(), idempotent=True)
+        await status(scheduler, lambda status: status["on"])
+        assert len(scheduler.http_application.default_router.rules) == rules
+
+    with_page(test)
+
+
+def test_a_page_that_cannot_be_made_leaves_the_bridge_on(receiver, monkeypatch):
+    monkeypatch.setattr("dask_otel.preload.install", None)
+
+    async def test(plugin, client, scheduler):
+        with span("root") as root:
+            await client.submit(sum, [1, 2], key="sum")
+        await asyncio.to_thread(receiver.wait_for_trace, dask_otel.trace_id(root), 30)
+        with pytest.raises(HTTPClientError):
+            (await get(scheduler, "/otel/")).rethrow()
+
+    with_page(test)
