@@ -5,14 +5,12 @@ Standard library only, so that it works when nothing else can be imported.
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import logging
 import traceback
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
+from contextlib import AbstractContextManager
+from types import ModuleType, TracebackType
 
 __all__ = ["Safety", "import_or_log", "log"]
 
@@ -38,15 +36,9 @@ class Safety:
         self._streaks: Counter[str] = Counter()
         self._checked: dict[str, int] = {}
 
-    @contextmanager
-    def guard(self, where: str) -> Iterator[None]:
-        """Swallow, count and log any exception of the block."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- this is the place
-            self.caught(where, error)
+    def guard(self, where: str) -> AbstractContextManager[None, bool]:
+        """Swallow, count and log any exception of a block, but not what ends a task or a thread."""
+        return _Guard(self, where)
 
     def caught(self, where: str, error: Exception) -> None:
         """Count an exception, and log it the first time."""
@@ -78,6 +70,25 @@ class Safety:
             if self._streaks[where] == number:
                 del self._streaks[where]
         self._checked = dict(self._streaks)
+
+
+class _Guard(AbstractContextManager[None, bool]):
+    __slots__ = ("_safety", "_where")
+
+    def __init__(self, safety: Safety, where: str) -> None:
+        self._safety = safety
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, type_: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, Exception):
+            self._safety.caught(self._where, error)
+            return True
+        return False
 
 
 def _without_message(error: Exception) -> str:

@@ -56,7 +56,7 @@ def connect(
         return None
     limits = make_limits()
     redactor = Redactor(Capture(**capture))
-    sampling = Sampling(make_sampler(), redactor.tags)
+    sampling = Sampling(make_sampler(), redactor.tags, safety)
     senders = make_senders(endpoint)
     if not senders:
         log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none")

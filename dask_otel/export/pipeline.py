@@ -6,7 +6,7 @@ import random
 import threading
 from collections import Counter
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
@@ -149,7 +149,15 @@ class Pipeline:
     def _run(self) -> None:
         # Else the user's instrumentation of requests or grpc would trace our own requests.
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        while batch := self._next_batch():
+        while True:
+            batch: list[Record] | None = None
+            with self._safety.guard("exporter thread"):
+                batch = self._next_batch()
+            if batch is None and self._deadline is None:
+                sleep(BACK_OFF[0])
+                continue
+            if not batch:
+                return
             with self._safety.guard(f"exporter {self.delivery.name}"):
                 self._deliver(batch)
             if self._in_flight:  # the bridge itself has failed

@@ -14,6 +14,7 @@ from opentelemetry.trace import SpanKind, TraceState
 
 from ..errors import SettingError
 from ..mirror.records import Record
+from ..safety import Safety
 from .text import MAX_NAME, clean
 
 __all__ = ["Decided", "Sampling", "make_sampler"]
@@ -94,7 +95,10 @@ class Sampling:
         Says how a root's tags may be shown, also to a sampler.
     """
 
-    def __init__(self, sampler: Sampler | None, shown: Callable[[tuple[str, ...]], tuple[str, ...]]) -> None:
+    def __init__(
+        self, sampler: Sampler | None, shown: Callable[[tuple[str, ...]], tuple[str, ...]], safety: Safety
+    ) -> None:
+        self._safety = safety
         self._sampler = sampler
         self._shown = shown
         self._decisions: OrderedDict[int, Decided] = OrderedDict()
@@ -105,7 +109,10 @@ class Sampling:
             return Decided(takes=True)
         decided = self._decisions.get(record.trace_id)
         if decided is None:
-            decided = self._decisions[record.trace_id] = self._decide(self._sampler, record)
+            decided = Decided(takes=True)  # if the sampler fails
+            with self._safety.guard("sampler"):
+                decided = self._decide(self._sampler, record)
+            self._decisions[record.trace_id] = decided
             if len(self._decisions) > MAX_REMEMBERED:
                 self._decisions.popitem(last=False)
         return decided

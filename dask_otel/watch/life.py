@@ -141,9 +141,9 @@ class Watch:
         # Only now: cancelled in the middle of a sweep, it would lose what it had drained.
         if not self._loop_ends:
             self._sweeping.cancel()
-        self._metrics.remove()
-        self.submissions.remove()
-        self._stopped()
+        for end in (self._metrics.remove, self.submissions.remove, self._stopped):
+            with self.safety.guard("closing"):
+                end()
         with self.safety.guard("closing"):
             await _in_thread(self._sink.close, max(0.0, deadline - perf_counter()))
 
@@ -202,14 +202,20 @@ def _first_number(scheduler: Any) -> int:
 async def _in_thread(function: Callable[..., None], *arguments: Any) -> None:
     """Call a function in a thread of its own: executors take nothing any more when the interpreter exits."""
     loop = asyncio.get_running_loop()
-    done = asyncio.Event()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: Exception | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error else done.set_result(None)
 
     def run() -> None:
+        failed: Exception | None = None
         try:
             function(*arguments)
-        finally:
-            with suppress(RuntimeError):  # the loop is closed: whoever waited is gone
-                loop.call_soon_threadsafe(done.set)
+        except Exception as error:  # noqa: BLE001 -- raised again where it is awaited
+            failed = error
+        with suppress(RuntimeError):  # the loop is closed: whoever waited is gone
+            loop.call_soon_threadsafe(settle, failed)
 
     threading.Thread(target=run, name="dask-otel close", daemon=True).start()
-    await done.wait()
+    await done

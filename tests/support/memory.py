@@ -42,7 +42,7 @@ def make_sink(
     """What ``connect`` makes of the variables, made of parts: senders, then the safety."""
     *senders, safety = senders_and_safety
     redactor = Redactor(capture or Capture())
-    sampling = Sampling(sampler, redactor.tags)
+    sampling = Sampling(sampler, redactor.tags, safety)
     factory = SpanFactory(
         resource or Resource({"service.name": "test"}), SCOPE, SpanLimits(), redactor, sampling.decided
     )
@@ -73,6 +73,7 @@ class MemoryPlugin(OTelPlugin):
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         self.exporter = MemoryExporter()
+        self.sampler: Any = None
         self.settings = settings
         self.safety: Safety | None = None
 
@@ -81,7 +82,7 @@ class MemoryPlugin(OTelPlugin):
         resource = make_resource(
             service_name="dask-scheduler", instance_id=scheduler.id, version=distributed.__version__, cluster_name=None
         )
-        self.sink = make_sink(Sender("memory", self.exporter), safety, resource=resource)
+        self.sink = make_sink(Sender("memory", self.exporter), safety, resource=resource, sampler=self.sampler)
         mirror = {name: self.settings[name] for name in set(self.settings) & MIRROR}
         watch = {name: value for name, value in self.settings.items() if name not in MIRROR}
         settings = MirrorSettings(**({"settle": 0.3, "announce": 86400.0} | mirror))

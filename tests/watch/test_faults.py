@@ -1,0 +1,195 @@
+"""A fault in every part of the bridge: the workload does not notice, the log says it once, and it is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from operator import add
+
+import dask
+import pytest
+from distributed import span
+from distributed.utils_test import captured_logger, gen_cluster, inc
+from opentelemetry.sdk.trace.sampling import Sampler
+from support.memory import MemoryExporter, MemoryPlugin
+
+from dask_otel import safety as safety_module
+from dask_otel.preload import OTelPlugin
+
+TWO_WORKERS = [("127.0.0.1", 1), ("127.0.0.1", 1)]
+SECRET = "planted-secret"
+
+
+class Injected(Exception):
+    """Ours."""
+
+
+def fail(*args, **kwargs):
+    raise Injected(SECRET)
+
+
+async def fail_later(*args, **kwargs):
+    raise Injected(SECRET)
+
+
+async def workload(client, scheduler, workers):
+    """Two spans, a failure, a worker that leaves; return what came of it."""
+    with span("root"):
+        with span("sums"):
+            numbers = client.map(inc, range(20), key="inc")
+            total = await client.submit(sum, numbers, key="sum")
+        bad = client.submit(add, 1, "x", key="bad")
+        error = await bad.exception()
+    joined = await client.submit(inc, total, key="more")
+    await workers[-1].close()
+    again = await client.gather(client.map(inc, range(5), key="again"))
+    return total, type(error), joined, again
+
+
+EXPECTED = (210, TypeError, 211, [1, 2, 3, 4, 5])
+
+#: What fails, and where the bridge counts it.
+FAULTS = {
+    "watch.latches.Latches._ran": "transition hook",
+    "watch.latches.Latches._erred": "transition hook",
+    "watch.life.Watch.graph": "update_graph hook",
+    "watch.life.Watch.graph_event": "log_event hook",
+    "watch.submissions._submission": "update-graph hook",
+    "mirror.clock.Heartbeats.beat": "heartbeat hook",
+    "mirror.clock.Heartbeats.left": "remove_worker hook",
+    "watch.sweep.Sweeper._check_clock": "sweep",
+    "watch.latches.Latches.drain": "sweep",
+    "watch.snapshot.Groups.complete": "sweep",
+    "watch.sweep.span_info": "sweep",
+    "mirror.segments.Mirror.add_change": "sweep",
+    "mirror.segments.Mirror.add_metrics": "sweep",
+    "mirror.segments.Mirror.add_graph": "sweep",
+    "mirror.segments.Mirror.advance": "sweep",
+    "mirror.segments.close_segment": "sweep",
+    "mirror.segments.Mirror.close": "closing of segments",
+    "watch.sweep.Sweeper.close": "closing",
+    "watch.metrics.MetricsTap.remove": "closing",
+    "export.sink.Sink.put": "sweep",
+    "export.sink.Sink.close": "closing",
+    "export.waiting.Waiting.put": "sweep",
+    "export.waiting.Waiting.take": "exporter thread",
+    "export.spans.SpanFactory._make": "conversion",
+    "export.pipeline.Pipeline._deliver": "exporter memory",
+}
+
+
+def with_workload(plugin, settle):
+    """Run the workload on a cluster with the plugin; check that everything lives, and return the result and the log."""
+    seen = {}
+
+    @gen_cluster(client=True, nthreads=TWO_WORKERS, clean_kwargs={"threads": False})
+    async def run(client, scheduler, *workers):
+        with captured_logger("distributed.dask_otel") as log:
+            await scheduler.register_scheduler_plugin(plugin, idempotent=True)
+            seen["result"] = await asyncio.wait_for(workload(client, scheduler, workers), 30)
+            await settle()
+            assert scheduler.status.name == workers[0].status.name == "running"
+            assert await client.submit(inc, 1, key="alive") == 2
+            await asyncio.wait_for(plugin.before_close(), 30)
+        seen["log"] = log.getvalue()
+
+    run()
+    return seen["result"], seen["log"]
+
+
+@pytest.mark.parametrize("target", FAULTS)
+def test_the_workload_does_not_notice(target, monkeypatch):
+    plugin = MemoryPlugin(settle=0.05, shutdown_timeout=2.0)
+    monkeypatch.setattr(f"dask_otel.{target}", fail)
+    where = FAULTS[target]
+
+    async def counted():
+        if not where.startswith("closing"):
+            while not plugin.safety.failures[where, "Injected"]:
+                await asyncio.sleep(0.01)
+
+    result, log = with_workload(plugin, counted)
+    assert result == EXPECTED
+    assert plugin.safety.failures[where, "Injected"]
+    assert log.count(f"dask-otel failed in its {where} and goes on without") == 1
+
+
+class Unsure(Sampler):
+    """Fails, as somebody else's code may."""
+
+    should_sample = fail
+
+    def get_description(self):
+        return "unsure"
+
+
+class Failing(MemoryExporter):
+    """So does this."""
+
+    export = fail
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "where"),
+    [("exporter", Failing(), "exporter memory"), ("sampler", Unsure(), "sampler")],
+    ids=["exporter", "sampler"],
+)
+def test_other_people_s_code_that_fails(attribute, value, where):
+    plugin = MemoryPlugin(settle=0.05, shutdown_timeout=2.0)
+    setattr(plugin, attribute, value)
+
+    async def counted():
+        while not plugin.safety.failures[where, "Injected"]:
+            await asyncio.sleep(0.01)
+
+    result, log = with_workload(plugin, counted)
+    assert result == EXPECTED
+    assert log.count(f"dask-otel failed in its {where}") == 1
+    if attribute == "sampler":  # what it cannot decide is sent
+        assert plugin.exporter.spans()
+    else:
+        assert plugin.sink.unsent
+
+
+@pytest.mark.parametrize(
+    "target", ["config.load", "export.connect.connect", "watch.life.Mirror", "watch.life.Sweeper.learn"]
+)
+def test_a_fault_at_the_start_leaves_the_bridge_off(target, monkeypatch):
+    monkeypatch.setattr(f"dask_otel.{target}", fail)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+
+    async def nothing():
+        pass
+
+    result, log = with_workload(OTelPlugin(), nothing)
+    assert result == EXPECTED
+    assert log.count("dask-otel failed in its start and goes on without") == 1
+
+
+def test_after_too_many_in_a_row_it_turns_itself_off_and_says_so(monkeypatch):
+    monkeypatch.setattr(safety_module, "MAX_IN_A_ROW", 5)
+    plugin = MemoryPlugin(settle=0.05, sweep_interval=0.01, shutdown_timeout=2.0)
+    monkeypatch.setattr("dask_otel.mirror.segments.Mirror.advance", fail)
+
+    async def off():
+        while plugin._watch:
+            await asyncio.sleep(0.01)
+
+    result, log = with_workload(plugin, off)
+    assert result == EXPECTED
+    assert log.count("dask-otel turns itself off: its sweep has failed 5 times in a row") == 1
+    assert "dask-otel stops: it has failed too often in a row" in log
+
+
+def test_what_an_exception_says_is_not_logged_if_that_may_hold_secrets(monkeypatch):
+    plugin = MemoryPlugin(settle=0.05)
+    monkeypatch.setattr("dask_otel.mirror.segments.Mirror.advance", fail)
+
+    async def counted():
+        plugin.safety.tells = False
+        while not plugin.safety.failures["sweep", "Injected"]:
+            await asyncio.sleep(0.01)
+
+    with dask.config.set({"otel.capture.keys": False}):
+        _, log = with_workload(plugin, counted)
+    assert "Injected" in log
+    assert "in fail" in log
