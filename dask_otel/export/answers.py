@@ -6,11 +6,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from time import time
 
-__all__ = ["LONGEST_WAIT", "MAX_SAID", "Answer", "Meaning", "of_grpc", "of_http", "retry_after"]
+__all__ = ["LONGEST_WAIT", "Answer", "Meaning", "of_grpc", "of_http", "retry_after", "short"]
 
 #: Seconds that a collector may ask for at most.
 LONGEST_WAIT = 300.0
@@ -75,8 +76,8 @@ _TOO_LARGE = re.compile(r"larger than max|too large|exceeds? (the )?max\w* (mess
 def of_http(status: int, reason: str, headers: Mapping[str, str], body: str) -> Answer:
     """Read the answer to a request over HTTP that did not succeed, or that no OTLP receiver would give."""
     html = "html" in headers.get("Content-Type", "").lower()
-    detail = "a web page" if html else _short(body)
-    said = f"HTTP {status} {reason}".rstrip() + (f": {detail}" if detail else "")
+    detail = "a web page" if html else short(body)
+    said = f"HTTP {status} {short(reason)}".rstrip() + (f": {detail}" if detail else "")
     if 200 <= status < 300:  # whoever sends web pages has not taken spans
         return Answer(Meaning.REFUSED if html else Meaning.SENT, said if html else "")
     return Answer(_HTTP.get(status, Meaning.REFUSED), said, retry_after(headers.get("Retry-After")))
@@ -97,7 +98,7 @@ def of_grpc(code: str, details: str, wait: float | None) -> Answer:
         meaning = Meaning.TOO_LARGE
     if wait is not None:
         wait = min(max(0.0, wait), LONGEST_WAIT)
-    return Answer(meaning, f"{code}: {_short(details)}", wait)
+    return Answer(meaning, f"{code}: {short(details)}", wait)
 
 
 def retry_after(value: str | None) -> float | None:
@@ -108,12 +109,14 @@ def retry_after(value: str | None) -> float | None:
         seconds = float(value)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(value).timestamp() - time()
+            date = parsedate_to_datetime(value)
+            # HTTP's dates are in GMT, whether they say so or not.
+            seconds = date.replace(tzinfo=date.tzinfo or timezone.utc).timestamp() - time()
         except (TypeError, ValueError, OverflowError):
             return None
     return min(max(0.0, seconds), LONGEST_WAIT) if math.isfinite(seconds) else None
 
 
-def _short(text: str) -> str:
-    """One line, not too long."""
+def short(text: str) -> str:
+    """Return what somebody else says as one line of printable text, not too long."""
     return " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MAX_SAID]).split())[:MAX_SAID]

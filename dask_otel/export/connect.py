@@ -66,6 +66,6 @@ def connect(
         service_name=service_name, instance_id=instance_id, version=version, cluster_name=cluster_name
     )
     scope = InstrumentationScope("dask_otel", __version__)
-    factory = SpanFactory(resource, scope, SpanLimits(), redactor, sampling.decided)
+    factory = SpanFactory(resource, scope, SpanLimits(), redactor, sampling.known)
     pipelines = [Pipeline(sender, factory, safety, limits) for sender in senders]
     return Sink(pipelines, sampling, Volume(max_rate), redactor)

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
 from time import monotonic, time
+from typing import Any
 
 from ..mirror.records import Record
 from ..safety import log
-from .answers import Answer, Meaning
 from .conventions import kind_of
 
 __all__ = ["Delivery"]
 
 #: Seconds between two lines of the same kind.
 WARN_EVERY = 60.0
-_REASONS = {
-    Meaning.LATER: "shutdown",
-    Meaning.REFUSED: "refused",
-    Meaning.TOO_LARGE: "too_large",
-    Meaning.INVALID: "invalid",
-}
 
 
 class Delivery:
@@ -51,29 +44,40 @@ class Delivery:
         #: Set when the last word on it has been said.
         self.is_silent = False
         self._lock = threading.Lock()
+        self._warned_of = 0
         self._warned = {"failing": -WARN_EVERY, "dropped": -WARN_EVERY}
 
-    def succeeded(self, records: list[Record], rejected: int, said: str) -> None:
+    def count_sent(self, records: list[Record], rejected: int, said: str) -> None:
         """Count a batch that has arrived, of which the collector may have rejected some; which, it does not say."""
         kinds = Counter(map(kind_of, records))
-        if rejected:
-            lost = min(rejected, len(records))
-            if lost < len(records) and len(kinds) > 1:
-                kinds = Counter({"unknown": len(records)})
-            with self._lock:
-                self._error(f"{rejected} spans rejected: {said}")
-            self.lost(Counter({kind: min(lost, count) for kind, count in kinds.items()}), "rejected")
-            kinds = (
-                Counter() if lost == len(records) else Counter({kind: count - lost for kind, count in kinds.items()})
-            )
+        lost = min(rejected, len(records))
+        if 0 < lost < len(records) and len(kinds) > 1:
+            kinds = Counter({"unknown": len(records)})
         with self._lock:
-            self.sent.update(kinds)
+            for kind, count in kinds.items():
+                gone = min(lost, count)
+                self.sent[kind] += count - gone
+                if gone:
+                    self.dropped[kind, "rejected"] += gone
+            if lost or said:
+                self._error(f"{rejected} spans rejected: {said}" if lost else said)
+
+    def count_lost(self, kinds: Counter[str], reason: str, said: str = "") -> None:
+        """Count spans that were given up, and keep what the last answer said."""
+        with self._lock:
+            for kind, count in kinds.items():
+                self.dropped[kind, reason] += count
+            if said:
+                self._error(said)
+
+    def works(self) -> None:
+        """Note a request that has succeeded."""
         if self.is_failing:
             log.info("dask-otel sends again with exporter %r, after %.0f s", self.name, time() - (self.since or time()))
         self._now(failing=False)
 
-    def failed(self, said: str, waiting: int) -> None:
-        """Note a request that failed and will be made again."""
+    def fails(self, said: str, waiting: int) -> None:
+        """Note a request that has failed and will be made again."""
         with self._lock:
             self._error(said)
         self._now(failing=True)
@@ -86,27 +90,34 @@ class Delivery:
                 waiting,
             )
 
-    def gave_up(self, records: Iterable[Record], answer: Answer) -> None:
-        """Count a batch that was given up because of the last answer to it."""
-        if answer.said:
-            with self._lock:
-                self._error(answer.said)
-        self.lost(Counter(map(kind_of, records)), _REASONS[answer.meaning])
-
-    def lost(self, kinds: Counter[str], reason: str) -> None:
-        """Count spans that were given up."""
-        if not kinds:
-            return
-        with self._lock:
-            for kind, count in kinds.items():
-                self.dropped[kind, reason] += count
-        if self._may_warn("dropped"):
-            said = f"; it was told: {self.last_error}" if reason not in ("queue_full", "fault") else ""
+    def warn_of_losses(self) -> None:
+        """Say what was lost, if that is more than when it was said last."""
+        total = self.total_dropped
+        if total > self._warned_of and self._may_warn("dropped"):
+            self._warned_of = total
+            said = f"; what was said last: {self.last_error}" if self.last_error else ""
             log.warning("dask-otel has dropped spans of exporter %r: %s%s", self.name, self.summary(), said)
 
     def summary(self) -> str:
         """Say what was dropped and why, e.g. ``12 task (queue_full), 1 span (invalid)``."""
-        return ", ".join(f"{count} {kind} ({reason})" for (kind, reason), count in sorted(self.dropped.items()))
+        with self._lock:
+            dropped = sorted(self.dropped.items())
+        return ", ".join(f"{count} {kind} ({reason})" for (kind, reason), count in dropped)
+
+    def status(self) -> dict[str, Any]:
+        """Say what became of the spans, as plain data."""
+        with self._lock:
+            dropped = sorted(self.dropped.items())
+            return {
+                "name": self.name,
+                "target": self.target,
+                "failing": self.is_failing,
+                "since": self.since,
+                "last_error": self.last_error,
+                "last_error_at": self.last_error_at,
+                "sent": dict(self.sent),
+                "dropped": [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in dropped],
+            }
 
     @property
     def total_sent(self) -> int:

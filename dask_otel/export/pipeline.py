@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any
 
@@ -17,12 +16,13 @@ from ..safety import Safety, log
 from .answers import Answer, Meaning
 from .conventions import kind_of
 from .delivery import Delivery
+from .limits import Limits
 from .pacing import Paced
 from .senders import Sender
 from .spans import SpanFactory
 from .waiting import Waiting
 
-__all__ = ["Limits", "Pipeline"]
+__all__ = ["Pipeline"]
 
 #: Seconds to wait after a failure: doubled each time, up to the second number.
 BACK_OFF = (0.5, 30.0)
@@ -32,21 +32,15 @@ GIVE_UP_AFTER = 600.0
 MAX_REQUESTS = 64
 #: Bytes of one batch, by ``size_of``; collectors refuse 4 MiB.
 MAX_BATCH_BYTES = 3 * 2**20
+#: Why spans are counted as lost, by the last answer.
+_REASONS = {
+    Meaning.LATER: "shutdown",
+    Meaning.REFUSED: "refused",
+    Meaning.TOO_LARGE: "too_large",
+    Meaning.INVALID: "invalid",
+}
 
 Converted = list[tuple[Record, ReadableSpan]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much may wait and leave at once; the standard ``OTEL_BSP_*`` variables change it."""
-
-    #: Records that may wait, and bytes by ``size_of``: with everything else, less than 64 MiB.
-    max_waiting: int = 50_000
-    max_bytes: int = 48 * 2**20
-    #: Spans in one request.
-    max_batch: int = 512
-    #: Seconds that records wait for others to share a request with.
-    delay: float = 0.2
 
 
 class Pipeline:
@@ -67,7 +61,7 @@ class Pipeline:
         self._max_batch = min(limits.max_batch, limits.max_waiting)
         self._delay = limits.delay
         self._waiting = Waiting(
-            limits.max_waiting, limits.max_bytes, lambda kinds: self.delivery.lost(kinds, "queue_full")
+            limits.max_waiting, limits.max_bytes, lambda kinds: self.delivery.count_lost(kinds, "queue_full")
         )
         self._in_flight = 0
         #: When closing must end, once it has begun; whether nothing is to be sent any more.
@@ -84,6 +78,7 @@ class Pipeline:
             with self._changed:
                 self._waiting.put(records)
                 self._changed.notify()
+            self.delivery.warn_of_losses()
 
     def close(self, timeout: float) -> None:
         """Send what is left within ``timeout`` seconds, then shut the exporter down."""
@@ -102,45 +97,34 @@ class Pipeline:
 
     def _say_last_word(self) -> None:
         self.delivery.is_silent = True
-        left = self._waiting.spans + self._in_flight
-        if left + self.delivery.total_dropped:
+        with self._changed:
+            left, dropped, sent = self._left, self.delivery.total_dropped, self.delivery.total_sent
+        if left + dropped:
             summary = self.delivery.summary()
             log.warning(
                 "dask-otel could not send %d spans with exporter %r%s%s; it has sent %d",
-                left + self.delivery.total_dropped,
+                left + dropped,
                 self.delivery.name,
                 f": {summary}" if summary else "",
                 f"; {left} were left when the time was over" if left else "",
-                self.delivery.total_sent,
+                sent,
             )
+
+    @property
+    def _left(self) -> int:
+        return self._waiting.spans + self._in_flight
 
     @property
     def unsent(self) -> int:
         """Number of spans that are waiting, on their way, or dropped."""
-        return self._waiting.spans + self._in_flight + self.delivery.total_dropped
+        with self._changed:
+            return self._left + self.delivery.total_dropped
 
     def status(self) -> dict[str, Any]:
         """Say what became of the records, as plain data for the page."""
-        waiting, delivery = self._waiting, self.delivery
-        return {
-            "name": delivery.name,
-            "target": delivery.target,
-            "failing": delivery.is_failing,
-            "since": delivery.since,
-            "last_error": delivery.last_error,
-            "last_error_at": delivery.last_error_at,
-            "sent": dict(delivery.sent),
-            "dropped": [
-                {"kind": kind, "reason": reason, "count": count}
-                for (kind, reason), count in sorted(delivery.dropped.items())
-            ],
-            "queue": {
-                "spans": waiting.spans + self._in_flight,
-                "bytes": waiting.bytes,
-                "max_spans": waiting.max_spans,
-                "max_bytes": waiting.max_bytes,
-            },
-        }
+        with self._changed:
+            queue = self._waiting.status()
+            return self.delivery.status() | {"queue": queue | {"spans": self._left}}
 
     def _shut_down(self) -> None:
         with self._safety.guard("exporter shutdown"):
@@ -153,16 +137,15 @@ class Pipeline:
             batch: list[Record] | None = None
             with self._safety.guard("exporter thread"):
                 batch = self._next_batch()
-            if batch is None and self._deadline is None:
-                sleep(BACK_OFF[0])
-                continue
-            if not batch:
+            if batch:
+                with self._safety.guard(f"exporter {self.delivery.name}"):
+                    self._deliver(batch)
+                if self._in_flight:  # the bridge itself has failed
+                    self._lost(batch[-self._in_flight :], "fault")
+            elif self._deadline is not None:
                 return
-            with self._safety.guard(f"exporter {self.delivery.name}"):
-                self._deliver(batch)
-            if self._in_flight:  # the bridge itself has failed
-                self.delivery.lost(Counter(map(kind_of, batch[-self._in_flight :])), "fault")
-                self._in_flight = 0
+            elif batch is None:
+                sleep(BACK_OFF[0])
 
     def _next_batch(self) -> list[Record]:
         """Wait for records that may leave together; empty when there is nothing more to do."""
@@ -176,25 +159,35 @@ class Pipeline:
     def _deliver(self, batch: list[Record]) -> None:
         """Send a batch, in parts if need be, and count what became of each."""
         if self._abandoned:
-            self.delivery.gave_up(batch, Answer(Meaning.LATER))
-            self._in_flight = 0
+            self._lost(batch, "shutdown")
             return
         parts = [self._convert(batch)]
         requests = 0
         while parts:
             part = parts.pop()
+            if not part:
+                continue
             records = [record for record, _ in part]
-            answer = self._send([span for _, span in part]) if part else Answer(Meaning.SENT)
+            answer = self._send([span for _, span in part])
             requests += 1
             if answer.meaning is Meaning.SENT:
-                self.delivery.succeeded(records, answer.rejected, answer.said)
+                with self._changed:
+                    self._in_flight -= len(part)
+                    self.delivery.count_sent(records, answer.rejected, answer.said)
+                self.delivery.works()
+                self.delivery.warn_of_losses()
             elif _is_about_the_batch(answer) and len(part) > 1 and requests < MAX_REQUESTS:
                 half = len(part) // 2
                 parts += [part[half:], part[:half]]
-                continue
             else:
-                self.delivery.gave_up(records, answer)
-            self._in_flight -= len(part)
+                self._lost(records, _REASONS[answer.meaning], answer.said)
+
+    def _lost(self, records: list[Record], reason: str, said: str = "") -> None:
+        """Count records in flight that are given up."""
+        with self._changed:
+            self._in_flight -= len(records)
+            self.delivery.count_lost(Counter(map(kind_of, records)), reason, said)
+        self.delivery.warn_of_losses()
 
     def _convert(self, batch: list[Record]) -> Converted:
         """Make spans. One that cannot be made costs at most its attributes."""
@@ -204,8 +197,7 @@ class Pipeline:
             if span:
                 spans.append((record, span))
             else:
-                self.delivery.lost(Counter([kind_of(record)]), "fault")
-                self._in_flight -= 1
+                self._lost([record], "fault")
         return spans
 
     def _span_of(self, record: Record) -> ReadableSpan | None:
@@ -224,10 +216,10 @@ class Pipeline:
                 answer = self._sender.send(Paced(spans))
             if answer.meaning not in (Meaning.LATER, Meaning.REFUSED):
                 return answer
-            self.delivery.failed(answer.said, self._waiting.spans + self._in_flight)
+            self.delivery.fails(answer.said, self._left)
             if answer.meaning is Meaning.REFUSED and monotonic() - begin >= GIVE_UP_AFTER:
                 return answer
-            pause = wait * random.uniform(0.5, 1.0) if answer.wait is None else answer.wait * random.uniform(1.0, 1.1)
+            pause = max(wait * random.uniform(0.5, 1.0), (answer.wait or 0.0) * random.uniform(1.0, 1.1))
             wait = min(2 * wait, longest)
             if not self._wait(pause, asked=answer.wait is not None):
                 self._abandoned = True

@@ -15,12 +15,19 @@ from opentelemetry.sdk.trace.export import SpanExporter
 
 from ..errors import SettingError
 from .senders import GrpcSender, HttpSender, Sender
-from .variables import check_otlp, otlp_compression, otlp_endpoint, otlp_protocol, otlp_timeout, shown
+from .targets import shown
+from .tls import is_insecure, read_tls
+from .variables import otlp_compression, otlp_endpoint, otlp_protocol, otlp_timeout
 
 __all__ = ["make_senders"]
 
 _GROUP = "opentelemetry_traces_exporter"
 _OTLP = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
+#: Variables that name a credential provider, the first wins.
+_PROVIDERS = {
+    protocol: [f"OTEL_PYTHON_EXPORTER_OTLP_{each}_CREDENTIAL_PROVIDER" for each in names]
+    for protocol, names in {"grpc": ("GRPC", "GRPC_TRACES"), "http/protobuf": ("HTTP", "HTTP_TRACES")}.items()
+}
 #: Seconds between two attempts of gRPC's own to connect; its default grows to two minutes, in which all requests fail.
 _CHANNEL = (("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 5000))
 
@@ -68,23 +75,33 @@ def _make(name: str, point: EntryPoint, endpoint: str | None = None) -> Sender:
     if point.name not in _OTLP.values():
         return Sender(name, _start(name, exporter))
     grpc = point.name == _OTLP["grpc"]
-    target = otlp_endpoint(grpc=grpc, given=endpoint)
-    check_otlp()
+    target, tls, timeout = otlp_endpoint(grpc=grpc, given=endpoint), read_tls(), otlp_timeout()
     # Exporters report on themselves to the user's global meter provider, unless they are given another.
     parameters = inspect.signature(exporter).parameters
     options: dict[str, Any] = {"meter_provider": NoOpMeterProvider()} if "meter_provider" in parameters else {}
-    options |= {"endpoint": target, "timeout": otlp_timeout(), "compression": _compression(grpc)}
+    options |= {"endpoint": target, "timeout": timeout, "compression": _compression(grpc)}
     if grpc:
-        return GrpcSender(name, _start(name, exporter, channel_options=_CHANNEL, **options), shown(target))
+        options |= {"insecure": is_insecure(target), "channel_options": _CHANNEL}
+        if not options["insecure"] and not any(map(os.environ.get, _PROVIDERS["grpc"])):
+            options["credentials"] = tls.credentials()
+        return GrpcSender(name, _start(name, exporter, **options), shown(target))
     session = _session()
-    return HttpSender(name, _start(name, exporter, session=session, **options), shown(target), session)
+    verify = tls.authorities or session.verify
+    options |= {
+        "certificate_file": tls.authorities,
+        "client_certificate_file": tls.certificate,
+        "client_key_file": tls.key,
+        "session": session,
+    }
+    return HttpSender(name, _start(name, exporter, **options), shown(target), session, verify, timeout)
 
 
 def _start(name: str, exporter: type[SpanExporter], **options: Any) -> SpanExporter:
     try:
         return exporter(**options)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:  # a certificate that is not there
-        raise SettingError("OTEL_TRACES_EXPORTER", name, f"one that starts, but this one says: {error}") from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise SettingError("OTEL_TRACES_EXPORTER", name, f"one that starts, but this one says {said}") from error
 
 
 def _compression(grpc: bool) -> Any:
@@ -102,8 +119,7 @@ def _session() -> Any:
     """Return the session to send with, from a credential provider if one is named, as the standard exporter would."""
     from requests import Session
 
-    for variable in ("HTTP", "HTTP_TRACES"):
-        variable = f"OTEL_PYTHON_EXPORTER_OTLP_{variable}_CREDENTIAL_PROVIDER"
+    for variable in _PROVIDERS["http/protobuf"]:
         if name := os.environ.get(variable):
             return _provided(variable, name, Session)
     return Session()
@@ -111,7 +127,10 @@ def _session() -> Any:
 
 def _provided(variable: str, name: str, wanted: type) -> Any:
     for point in entry_points(group="opentelemetry_otlp_credential_provider", name=name):
-        session = point.load()()
+        try:
+            session = point.load()()
+        except Exception as error:
+            raise SettingError(variable, name, f"one that works, but this one says: {error}") from error
         if isinstance(session, wanted):
             return session
     raise SettingError(variable, name, "a credential provider that is installed and gives a requests.Session")

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import Decision, Sampler
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, TraceState
 
 from ..errors import SettingError
@@ -19,14 +18,14 @@ from .text import MAX_NAME, clean
 
 __all__ = ["Decided", "Sampling", "make_sampler"]
 
-_BUILT_IN = (
-    "always_on",
-    "always_off",
-    "traceidratio",
-    "parentbased_always_on",
-    "parentbased_always_off",
-    "parentbased_traceidratio",
-)
+_BUILT_IN: dict[str, Callable[[float], Sampler]] = {
+    "always_on": lambda ratio: ALWAYS_ON,
+    "always_off": lambda ratio: ALWAYS_OFF,
+    "traceidratio": TraceIdRatioBased,
+    "parentbased_always_on": lambda ratio: ParentBased(ALWAYS_ON),
+    "parentbased_always_off": lambda ratio: ParentBased(ALWAYS_OFF),
+    "parentbased_traceidratio": lambda ratio: ParentBased(TraceIdRatioBased(ratio)),
+}
 _GROUP = "opentelemetry_traces_sampler"
 #: Traces whose decision is remembered. The built-in samplers would decide the same again.
 MAX_REMEMBERED = 10_000
@@ -44,11 +43,9 @@ def make_sampler() -> Sampler | None:
     argument = os.environ.get("OTEL_TRACES_SAMPLER_ARG", "").strip()
     if not name:
         return None
-    if name.lower() in _BUILT_IN:
-        if name.lower().endswith("traceidratio") and argument:
-            _check_ratio(argument)
-        # The SDK's own reading of the two variables; the provider is used for nothing else.
-        return TracerProvider(shutdown_on_exit=False).sampler
+    make = _BUILT_IN.get(name.lower())
+    if make:
+        return make(_ratio(argument) if name.lower().endswith("traceidratio") else 1.0)
     return _from_entry_point(name, argument)
 
 
@@ -67,13 +64,14 @@ def _from_entry_point(name: str, argument: str) -> Sampler:
     return sampler
 
 
-def _check_ratio(argument: str) -> None:
+def _ratio(argument: str) -> float:
     try:
-        good = 0.0 <= float(argument) <= 1.0
+        ratio = float(argument or 1.0)
     except ValueError:
-        good = False
-    if not good:
+        ratio = -1.0
+    if not 0.0 <= ratio <= 1.0:
         raise SettingError("OTEL_TRACES_SAMPLER_ARG", argument, "a ratio from 0 to 1, e.g. 0.1")
+    return ratio
 
 
 class Decided(NamedTuple):
@@ -84,6 +82,9 @@ class Decided(NamedTuple):
     attributes: Mapping[str, Any] = {}
     #: For all its spans.
     state: TraceState | None = None
+
+
+_TAKEN = Decided(takes=True)
 
 
 class Sampling:
@@ -106,16 +107,20 @@ class Sampling:
     def decided(self, record: Record) -> Decided:
         """What was decided of the trace of a record."""
         if self._sampler is None:
-            return Decided(takes=True)
+            return _TAKEN
         decided = self._decisions.get(record.trace_id)
         if decided is None:
-            decided = Decided(takes=True)  # if the sampler fails
+            decided = _TAKEN  # if the sampler fails
             with self._safety.guard("sampler"):
                 decided = self._decide(self._sampler, record)
             self._decisions[record.trace_id] = decided
             if len(self._decisions) > MAX_REMEMBERED:
                 self._decisions.popitem(last=False)
         return decided
+
+    def known(self, trace_id: int) -> Decided:
+        """What was decided of a trace that is sent, as far as it is remembered; for other threads."""
+        return self._decisions.get(trace_id, _TAKEN)
 
     def _decide(self, sampler: Sampler, record: Record) -> Decided:
         root = clean(self._shown(record.span.tags)[0], MAX_NAME)

@@ -7,7 +7,9 @@ exporter's own retrying: ``Pipeline`` does that, with all that waits in view.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -15,11 +17,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from .answers import MAX_SAID, Answer, Meaning, of_grpc, of_http
+from .answers import Answer, Meaning, of_grpc, of_http, short
 
 __all__ = ["GrpcSender", "HttpSender", "Sender"]
 
 _SENT = Answer(Meaning.SENT)
+#: Bytes read of an answer; there is no reason for a longer one.
+MAX_BODY = 4096
 
 
 class Sender:
@@ -40,9 +44,14 @@ class Sender:
         self.exporter = exporter
 
     def send(self, spans: Sequence[ReadableSpan]) -> Answer:
-        """Send spans and say what came of it; may raise anything."""
-        # Some exporters return nothing.
-        failed = self.exporter.export(spans) is SpanExportResult.FAILURE
+        """Send spans and say what came of it; may raise any ``Exception``."""
+        try:
+            # Some exporters return nothing.
+            failed = self.exporter.export(spans) is SpanExportResult.FAILURE
+        except Exception:
+            raise
+        except BaseException as error:  # it must not end the thread
+            raise RuntimeError(f"the exporter raised {type(error).__name__}") from error
         return Answer(Meaning.REFUSED, "the exporter says FAILURE") if failed else _SENT
 
     def shutdown(self) -> None:
@@ -65,15 +74,24 @@ class _OtlpSender(Sender):
     def __init__(self, name: str, exporter: SpanExporter, target: str) -> None:
         super().__init__(name, exporter, target)
         self._answer: Answer | None = None
+        #: The thread that sends.
+        self._thread: int | None = None
 
     def send(self, spans: Sequence[ReadableSpan]) -> Answer:
         """Send spans and say what the collector answered."""
-        self._answer = None
+        self._answer, self._thread = None, threading.get_ident()
         try:
             self.exporter.export(spans)
         except _Failed as failed:
             return failed.answer
+        finally:
+            self._thread = None
         return self._answer or self.broken
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether the calling thread sends for us; somebody else may share the session."""
+        return self._thread == threading.get_ident()
 
     def _heard(self, answer: Answer) -> None:
         """Keep an answer; a failure goes past the exporter at once."""
@@ -83,27 +101,36 @@ class _OtlpSender(Sender):
 
 
 class HttpSender(_OtlpSender):
-    """Sends through the standard OTLP exporter over HTTP, made with ``session``, a ``requests.Session``."""
+    """Sends through the standard OTLP exporter over HTTP, made with ``session``, a ``requests.Session``.
 
-    def __init__(self, name: str, exporter: SpanExporter, target: str, session: Any) -> None:
+    Parameters
+    ----------
+    verify
+        As for ``requests``: a file of authorities, or True.
+    """
+
+    def __init__(
+        self, name: str, exporter: SpanExporter, target: str, session: Any, verify: Any, timeout: float
+    ) -> None:
         super().__init__(name, exporter, target)
-        session.request = self._listening(session, session.request)
+        self._timeout = timeout
+        #: What every request is made with. A redirected POST would become a GET: lost, and reported as sent. Without
+        #: ``verify``, REQUESTS_CA_BUNDLE would win over OTEL_EXPORTER_OTLP_CERTIFICATE.
+        self._options = {"allow_redirects": False, "stream": True, "verify": verify}
+        session.request = self._listening(session.request)
 
-    def _listening(self, session: Any, request: Callable[..., Any]) -> Callable[..., Any]:
-        from requests import RequestException
-
+    def _listening(self, request: Callable[..., Any]) -> Callable[..., Any]:
         def listening(*args: Any, **options: Any) -> Any:
-            if session.verify is not True:  # else REQUESTS_CA_BUNDLE would win over OTEL_EXPORTER_OTLP_CERTIFICATE
-                options.setdefault("verify", session.verify)
-            options["allow_redirects"] = False  # a redirected POST becomes a GET: lost, and reported as sent
+            if not self._is_ours:
+                return request(*args, **options)
+            deadline = monotonic() + self._timeout
             try:
-                response = request(*args, **options)
-            except RequestException as error:
-                self._heard(Answer(Meaning.LATER, _reason(error)))
-            body = response.content
-            answer = of_http(
-                response.status_code, response.reason or "", response.headers, body[:2000].decode("utf-8", "replace")
-            )
+                response = _request(request, *args, **options | self._options)
+                body = _read(response, deadline)
+            except Exception as error:  # noqa: BLE001 -- a credential provider may raise anything
+                self._heard(_of_error(error))
+            text = body.decode("utf-8", "replace")
+            answer = of_http(response.status_code, response.reason or "", response.headers, text)
             self._heard(_taken_in_part(body) if answer.meaning is Meaning.SENT else answer)
             return response
 
@@ -129,8 +156,43 @@ class GrpcSender(_OtlpSender):
             response = self._call(request, **options)
         except RpcError as error:
             self._heard(of_grpc(error.code().name, error.details() or "", _retry_delay(error)))
+        except Exception as error:  # noqa: BLE001 -- headers that gRPC does not take, for instance
+            self._heard(_of_error(error))
         self._heard(_rejected(response))
         return response
+
+
+def _request(request: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    from requests import ConnectionError as LostConnection
+    from requests import ConnectTimeout
+
+    try:
+        return request(*args, **options)
+    except ConnectTimeout:
+        raise
+    except LostConnection:  # the server may have closed one that was kept open
+        return request(*args, **options)
+
+
+def _read(response: Any, deadline: float) -> bytes:
+    """Read an answer as it is, without waiting for one that never ends."""
+    body = bytearray()
+    for byte in response.raw.stream(1, decode_content=False):
+        body += byte
+        if len(body) >= MAX_BODY or monotonic() > deadline:
+            response.close()
+            break
+    return bytes(body)
+
+
+def _of_error(error: Exception) -> Answer:
+    """Say what an exception means that was raised on the way to the collector."""
+    from requests import RequestException
+
+    if isinstance(error, RequestException) and not isinstance(error, ValueError):
+        return Answer(Meaning.LATER, _reason(error))
+    # Not what it says: it may hold headers or the URL.
+    return Answer(Meaning.REFUSED, f"{type(error).__name__}: the request cannot be made; look at endpoint and headers")
 
 
 def _taken_in_part(body: bytes) -> Answer:
@@ -142,7 +204,7 @@ def _taken_in_part(body: bytes) -> Answer:
 
 def _rejected(response: Any) -> Answer:
     partial = response.partial_success
-    return Answer(Meaning.SENT, partial.error_message[:MAX_SAID], rejected=max(0, partial.rejected_spans))
+    return Answer(Meaning.SENT, short(partial.error_message), rejected=max(0, partial.rejected_spans))
 
 
 def _retry_delay(error: Any) -> float | None:
@@ -163,4 +225,4 @@ def _reason(error: BaseException) -> str:
         if not isinstance(inner, BaseException):
             break
         error = inner
-    return f"{type(error).__name__}: {error.args[-1] if error.args else ''}"[:MAX_SAID]
+    return short(f"{type(error).__name__}: {error.args[-1] if error.args else ''}")

@@ -41,7 +41,7 @@ class SpanFactory:
     redact
         Takes out of a record what must not be shown.
     decided
-        Says what the sampler decided of its trace.
+        Says what the sampler decided of a trace, by its id.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class SpanFactory:
         scope: InstrumentationScope,
         limits: SpanLimits,
         redact: Callable[[Record], Record] = lambda record: record,
-        decided: Callable[[Record], Decided] = lambda record: Decided(takes=True),
+        decided: Callable[[int], Decided] = lambda trace_id: Decided(takes=True),
     ) -> None:
         self._redact = redact
         self._decided = decided
@@ -74,7 +74,8 @@ class SpanFactory:
     def _make(
         self, record: Record, values: Attributes, events: Sequence[Event], links: Sequence[Link], status: Status
     ) -> ReadableSpan:
-        _, extra, state = self._decided(record)
+        limits = self._limits
+        _, extra, state = self._decided(record.trace_id)
         if record.parent_id is None:
             values = values | dict(extra)
         return ReadableSpan(
@@ -82,7 +83,7 @@ class SpanFactory:
             context=_context(record.trace_id, record.span_id, state),
             parent=None if record.parent_id is None else _context(record.trace_id, record.parent_id, state),
             resource=self._resource,
-            attributes=self._bounded(values, self._limits.max_span_attributes),
+            attributes=_bounded(values, limits.max_span_attributes, limits.max_span_attribute_length),
             events=events,
             links=links,
             kind=SpanKind.INTERNAL,
@@ -93,33 +94,38 @@ class SpanFactory:
         )
 
     def _links(self, record: Record) -> Sequence[Link]:
-        most = MAX_LINKS if self._limits.max_links is None else min(MAX_LINKS, self._limits.max_links)
+        limits = self._limits
+        most = MAX_LINKS if limits.max_links is None else min(MAX_LINKS, limits.max_links)
         links: BoundedList[Link] = BoundedList(most)
         for link in record.links[:most]:
-            attributes = self._bounded({"dask.link.type": link.kind}, self._limits.max_link_attributes)
+            attributes = _bounded(
+                {"dask.link.type": link.kind}, limits.max_link_attributes, limits.max_attribute_length
+            )
             links.append(Link(_context(link.trace_id, link.span_id), attributes))
         links.dropped = len(record.links) - len(links)
         return links
 
     def _events(self, record: Record) -> Sequence[Event]:
-        events: BoundedList[Event] = BoundedList(self._limits.max_events)
+        limits = self._limits
+        events: BoundedList[Event] = BoundedList(limits.max_events)
         exception = exception_event(record)
         if exception:
-            attributes = self._bounded(exception, self._limits.max_event_attributes)
+            attributes = _bounded(exception, limits.max_event_attributes, limits.max_attribute_length)
             events.append(Event("exception", attributes, _nanoseconds(record.end)))
         return events
 
-    def _bounded(self, values: Attributes, limit: int | None) -> BoundedAttributes:
-        """Clean the values and keep the first ``limit`` of them; the SDK alone would keep the last."""
-        kept = list(values.items())[:limit]
-        longest = self._limits.max_span_attribute_length  # cut here: the SDK warns of each value that it cuts
-        bounded = BoundedAttributes(
-            limit,
-            {clean(name, MAX_NAME): _clean(value, longest) for name, value in kept},
-            max_value_len=self._limits.max_span_attribute_length,
-        )
-        bounded.dropped = len(values) - len(kept)
-        return bounded
+
+def _bounded(values: Attributes, limit: int | None, longest: int | None) -> BoundedAttributes:
+    """Clean the values and keep the first ``limit`` of them; the SDK alone would keep the last."""
+    kept = list(values.items())[:limit]
+    bounded = BoundedAttributes(
+        limit,
+        # Cut here: the SDK warns of each value that it cuts.
+        {clean(name, MAX_NAME): _clean(value, longest) for name, value in kept},
+        max_value_len=longest,
+    )
+    bounded.dropped = len(values) - len(kept)
+    return bounded
 
 
 def _context(trace_id: int, span_id: int, state: TraceState | None = None) -> SpanContext:

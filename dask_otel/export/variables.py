@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import SettingError
 from ..safety import log
-from .pipeline import Limits
+from .limits import Limits
+from .targets import is_endpoint, shown
 
 __all__ = [
-    "check_otlp",
     "log_what_is_not_read",
     "make_limits",
     "otlp_compression",
@@ -19,11 +18,13 @@ __all__ = [
     "otlp_protocol",
     "otlp_timeout",
     "sdk_disabled",
-    "shown",
+    "variable",
 ]
 
 PROTOCOLS = ("grpc", "http/protobuf")
 _COMPRESSIONS = {True: ("gzip", "none"), False: ("gzip", "deflate", "none")}
+#: Seconds for one request, unless a variable says otherwise.
+TIMEOUT = 10
 #: Seconds; the libraries below cannot count much further.
 _LONGEST_TIMEOUT = 3600.0
 
@@ -49,9 +50,9 @@ def make_limits() -> Limits:
         If one has a value that cannot be used.
     """
     ours = Limits()
-    waiting = _whole("OTEL_BSP_MAX_QUEUE_SIZE", 1) or ours.max_waiting
-    batch = _whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1) or ours.max_batch
-    delay = _whole("OTEL_BSP_SCHEDULE_DELAY", 0)
+    waiting = whole("OTEL_BSP_MAX_QUEUE_SIZE", 1) or ours.max_waiting
+    batch = whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1) or ours.max_batch
+    delay = whole("OTEL_BSP_SCHEDULE_DELAY", 0)
     return Limits(
         max_waiting=waiting,
         max_batch=min(batch, waiting),
@@ -68,9 +69,9 @@ def otlp_protocol() -> str:
         If the variable says something else.
     """
     name, protocol = variable("PROTOCOL")
-    if protocol and protocol not in PROTOCOLS:
+    if protocol and protocol.lower() not in PROTOCOLS:
         raise SettingError(name, protocol, "one of " + ", ".join(PROTOCOLS))
-    return protocol or "grpc"
+    return protocol.lower() or "grpc"
 
 
 def otlp_endpoint(*, grpc: bool, given: str | None = None) -> str:
@@ -87,24 +88,18 @@ def otlp_endpoint(*, grpc: bool, given: str | None = None) -> str:
         If it is none.
     """
     name, value = ("endpoint", given) if given is not None else variable("ENDPOINT")
-    if value and not _is_endpoint(value, grpc):
+    if value and not is_endpoint(value, grpc=grpc):
         example = "http://collector:4317" if grpc else "http://collector:4318"
-        raise SettingError(name, value, f"a URL like {example}")
+        raise SettingError(name, shown(value), f"a URL like {example}")
+    if grpc and "@" in value:
+        raise SettingError(
+            name, shown(value), "without user and password over gRPC; OTEL_EXPORTER_OTLP_HEADERS is for that"
+        )
     value = value or ("http://localhost:4317" if grpc else "http://localhost:4318")
     if grpc or "_TRACES_" in name:
         return value
-    return value.rstrip("/") + "/v1/traces"
-
-
-def shown(endpoint: str) -> str:
-    """Return an endpoint without what may be secret: user, password, query."""
-    try:
-        parts = urlsplit(endpoint)
-    except ValueError:
-        return "?"
-    if not parts.netloc:
-        return endpoint.partition("?")[0]
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    parts = urlsplit(value)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/v1/traces"))
 
 
 def otlp_compression(*, grpc: bool) -> str:
@@ -116,14 +111,14 @@ def otlp_compression(*, grpc: bool) -> str:
         If it says something else.
     """
     name, value = variable("COMPRESSION")
-    if value and value not in _COMPRESSIONS[grpc]:
+    if value and value.lower() not in _COMPRESSIONS[grpc]:
         allowed = ", ".join(_COMPRESSIONS[grpc])
         raise SettingError(name, value, f"one of {allowed} over {'gRPC' if grpc else 'HTTP'}")
-    return value or "gzip"
+    return value.lower() or "gzip"
 
 
-def otlp_timeout() -> float | None:
-    """Return the seconds that one request may take, if a variable says; the shorter one of the two that may.
+def otlp_timeout() -> float:
+    """Return the seconds that one request may take: by two variables, of which the shorter time counts.
 
     Raises
     ------
@@ -131,38 +126,14 @@ def otlp_timeout() -> float | None:
         If one has a value that cannot be used.
     """
     name, value = variable("TIMEOUT")
-    given = []
-    if value:
-        try:
-            given.append(float(value))
-        except ValueError:
-            given.append(0.0)
-        if not 0 < given[0] <= _LONGEST_TIMEOUT:
-            raise SettingError(name, value, f"a number of seconds above 0, at most {_LONGEST_TIMEOUT:g}")
-    batch = _whole("OTEL_BSP_EXPORT_TIMEOUT", 1)
-    if batch is not None:
-        given.append(min(batch / 1000, _LONGEST_TIMEOUT))
-    return min(given, default=None)
-
-
-def check_otlp() -> None:
-    """Check the variables for TLS.
-
-    Raises
-    ------
-    SettingError
-        If one has a value that cannot be used.
-    """
-    for each in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY"):
-        name, value = variable(each)
-        if value and not (os.path.isfile(value) and os.access(value, os.R_OK)):
-            raise SettingError(name, value, "a file that can be read")
-    name, key = variable("CLIENT_KEY")
-    if key and not variable("CLIENT_CERTIFICATE")[1]:
-        raise SettingError(name, key, "given together with OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE")
-    name, value = variable("INSECURE")
-    if value and value.lower() not in ("true", "false"):
-        raise SettingError(name, value, "true or false")
+    try:
+        seconds = float(value or TIMEOUT)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= _LONGEST_TIMEOUT:
+        raise SettingError(name, value, f"a number of seconds above 0, at most {_LONGEST_TIMEOUT:g}")
+    batch = whole("OTEL_BSP_EXPORT_TIMEOUT", 1)
+    return seconds if batch is None else min(seconds, batch / 1000)
 
 
 def variable(name: str) -> tuple[str, str]:
@@ -173,29 +144,17 @@ def variable(name: str) -> tuple[str, str]:
     return "", ""
 
 
-def _whole(name: str, least: int) -> int | None:
+def whole(name: str, least: int) -> int | None:
+    """Return the whole number that a variable says; None if it says nothing.
+
+    Raises
+    ------
+    SettingError
+        If it says something else.
+    """
     value = os.environ.get(name, "").strip()
     if not value:
         return None
-    if not value.isdecimal() or int(value) < least:
+    if not (value.isascii() and value.isdecimal()) or int(value) < least:
         raise SettingError(name, value, f"a whole number from {least} up")
     return int(value)
-
-
-def _is_endpoint(value: str, grpc: bool) -> bool:
-    if re.search(r"\s", value):
-        return False
-    if value.startswith("unix:"):
-        return grpc and re.fullmatch(r"unix:(//)?[^/]*/.+", value) is not None
-    if "://" not in value:
-        # gRPC also takes a bare target, host:port
-        return grpc and re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:/\[\]]+):0*[1-9]\d{0,4}", value) is not None
-    try:
-        parts = urlsplit(value)
-        if parts.port == 0:
-            return False
-    except ValueError:  # the port is no number
-        return False
-    if parts.scheme in ("http", "https"):
-        return bool(parts.hostname)
-    return grpc and parts.scheme in ("dns", "ipv4", "ipv6", "xds")

@@ -57,6 +57,10 @@ class Waiting:
         #: Bundles that may still have records of a kind, oldest first.
         self._with: dict[type[Record], deque[Bundle]] = {TaskRecord: deque(), GroupRecord: deque()}
 
+    def status(self) -> dict[str, int]:
+        """Say how much waits, and how much may."""
+        return {"spans": self.spans, "bytes": self.bytes, "max_spans": self.max_spans, "max_bytes": self.max_bytes}
+
     def put(self, records: list[Record]) -> None:
         """Add records that should leave together; what is worth least makes place if need be."""
         bundle = Bundle(records)

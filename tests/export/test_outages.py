@@ -17,7 +17,8 @@ from support.wire import Wire
 
 from dask_otel.cli.receiver import Receiver
 from dask_otel.export import pipeline as module
-from dask_otel.export.pipeline import Limits, Pipeline
+from dask_otel.export.limits import Limits
+from dask_otel.export.pipeline import Pipeline
 from dask_otel.export.provider import make_senders
 from dask_otel.export.spans import SpanFactory
 from dask_otel.safety import Safety

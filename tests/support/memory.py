@@ -14,7 +14,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from dask_otel.cli.receiver import Inbox, Span
-from dask_otel.export.pipeline import Limits, Pipeline
+from dask_otel.export.limits import Limits
+from dask_otel.export.pipeline import Pipeline
 from dask_otel.export.privacy import Capture, Redactor
 from dask_otel.export.resource import make_resource
 from dask_otel.export.sampling import Sampling
@@ -43,9 +44,7 @@ def make_sink(
     *senders, safety = senders_and_safety
     redactor = Redactor(capture or Capture())
     sampling = Sampling(sampler, redactor.tags, safety)
-    factory = SpanFactory(
-        resource or Resource({"service.name": "test"}), SCOPE, SpanLimits(), redactor, sampling.decided
-    )
+    factory = SpanFactory(resource or Resource({"service.name": "test"}), SCOPE, SpanLimits(), redactor, sampling.known)
     pipelines = [Pipeline(sender, factory, safety, limits or Limits(delay=0.0)) for sender in senders]
     return Sink(pipelines, sampling, Volume(max_rate), redactor)
 

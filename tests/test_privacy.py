@@ -1,0 +1,120 @@
+"""What may be shown can be switched off: then a planted secret appears nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+import pytest
+from distributed import span, wait
+from distributed.utils_test import captured_logger
+from support.misbehaving import Misbehaving
+from support.pages import get, status, with_page
+
+SECRET = "planted"
+NAMES = ("message", "traceback", "keys", "tags", "code", "types")
+#: What can only come from one of the settings.
+MARKS = {
+    "message": f"{SECRET}-message",
+    "traceback": f"_raise_{SECRET}",
+    "keys": f"{SECRET}-key",
+    "tags": f"{SECRET}-tag",
+    "code": "code.file.path",
+    "types": f"{SECRET.title()}Result",
+}
+
+
+class PlantedResult:
+    """Its name is a result's type."""
+
+
+class PlantedError(Exception):
+    """Its name is an exception's type."""
+
+
+def _raise_planted():
+    raise PlantedError(MARKS["message"])
+
+
+def _fail(x):
+    _raise_planted()
+
+
+def _make(x):
+    return PlantedResult()
+
+
+async def workload(client):
+    """Everything that has a name, and what the bridge itself would log of it."""
+    key, tag = MARKS["keys"], MARKS["tags"]
+    with span(f"{tag}-root"):
+        with span(f"{tag}-child"):
+            first = client.map(_make, range(3), key=f"{key}-make")
+            await wait(first)
+        second = client.map(_fail, range(3), key=f"{key}-fail")
+        await wait(second)
+    with span(f"{tag}-other"):  # Dask counts it in the other span: the log says so
+        again = client.submit(_make, 9, key=f"{key}-make-9")
+        more = client.map(_make, range(10, 13), key=[f"('{key}-make', {n})" for n in range(3)])
+        await wait([again, *more])
+    await client.submit(_make, 1, key=f"{key}-default")
+    with span(f"{tag}-unreadable"):
+        bad = client.submit(_make, Unreadable(), key=f"{key}-unreadable")
+        await wait(bad)
+    return first, second, again, more, bad
+
+
+class Unreadable:
+    """The scheduler cannot take a graph in that has one."""
+
+    def __reduce__(self):
+        return _raise_planted, ()
+
+
+def run(monkeypatch, **capture):
+    """Return all that leaves the bridge: over OTLP, in the log, and on the page."""
+    out = {}
+    with Misbehaving("grpc") as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+
+        async def test(plugin, client, scheduler):
+            futures = await workload(client)
+            done = lambda found: len(found["finished"]) >= 4 and not found["open"]  # noqa: E731
+            running = await status(scheduler, lambda found: found["open"] or done(found))
+            found = await status(scheduler, done)
+            page = (await get(scheduler, "/otel/")).body.decode()
+            out["page"] = json.dumps([running, found]) + page
+            del futures
+            await asyncio.wait_for(plugin.before_close(), 30)
+
+        with captured_logger("distributed.dask_otel", level=logging.DEBUG) as log:
+            settings = {f"otel.capture.{name}": value for name, value in capture.items()}
+            with_page(test, **settings, **{"distributed.diagnostics.computations.nframes": 1})
+        out["otlp"] = repr(receiver.wait(lambda spans: True, timeout=1))
+        out["log"] = log.getvalue()
+    return out
+
+
+def test_by_default_all_is_shown(monkeypatch):
+    out = run(monkeypatch)
+    for mark in MARKS.values():
+        assert mark in out["otlp"], mark
+    assert "PlantedError" in out["otlp"]
+    assert MARKS["tags"] in out["page"]
+
+
+@pytest.mark.parametrize("hidden", [*NAMES, "all"])
+def test_what_is_switched_off_appears_nowhere(hidden, monkeypatch):
+    off = NAMES if hidden == "all" else (hidden,)
+    out = run(monkeypatch, **dict.fromkeys(off, False))
+    for where, text in out.items():
+        for name in off:
+            assert MARKS[name] not in text, (where, name)
+    for name in set(NAMES) - set(off) - {"code"}:
+        assert MARKS[name] in out["otlp"], name
+    if hidden == "all":
+        for where, text in out.items():
+            assert SECRET not in text.lower(), where
+        assert "span " in out["otlp"]  # pseudonyms
+        assert "error.type" in out["otlp"]
