@@ -28,7 +28,7 @@ __all__ = ["Pipeline"]
 BACK_OFF = (0.5, 30.0)
 #: A batch that is refused for so many seconds is given up; one that the collector is only too busy for is not.
 GIVE_UP_AFTER = 600.0
-#: Requests that one batch may cost by halving: enough to find three bad spans in 512.
+#: Requests that one batch may cost by halving: enough to find three bad spans in 256.
 MAX_REQUESTS = 64
 #: Bytes of one batch, by ``size_of``; collectors refuse 4 MiB.
 MAX_BATCH_BYTES = 3 * 2**20

@@ -17,7 +17,7 @@ from ..errors import SettingError
 from .senders import GrpcSender, HttpSender, Sender
 from .targets import shown
 from .tls import is_insecure, read_tls
-from .variables import otlp_compression, otlp_endpoint, otlp_protocol, otlp_timeout
+from .variables import otlp_compression, otlp_endpoint, otlp_headers, otlp_protocol, otlp_timeout
 
 __all__ = ["make_senders"]
 
@@ -71,15 +71,20 @@ def _entry_point(name: str, setting: str) -> EntryPoint:
 
 
 def _make(name: str, point: EntryPoint, endpoint: str | None = None) -> Sender:
-    exporter: type[SpanExporter] = point.load()
+    exporter = _load(name, point)
     if point.name not in _OTLP.values():
         return Sender(name, _start(name, exporter))
     grpc = point.name == _OTLP["grpc"]
-    target, tls, timeout = otlp_endpoint(grpc=grpc, given=endpoint), read_tls(), otlp_timeout()
+    target, tls, timeout = otlp_endpoint(grpc=grpc, given=endpoint), read_tls(), otlp_timeout(grpc=grpc)
     # Exporters report on themselves to the user's global meter provider, unless they are given another.
     parameters = inspect.signature(exporter).parameters
     options: dict[str, Any] = {"meter_provider": NoOpMeterProvider()} if "meter_provider" in parameters else {}
-    options |= {"endpoint": target, "timeout": timeout, "compression": _compression(grpc)}
+    options |= {
+        "endpoint": target,
+        "timeout": timeout,
+        "compression": _compression(grpc),
+        "headers": otlp_headers(),
+    }
     if grpc:
         options |= {"insecure": is_insecure(target), "channel_options": _CHANNEL}
         if not options["insecure"] and not any(map(os.environ.get, _PROVIDERS["grpc"])):
@@ -94,6 +99,17 @@ def _make(name: str, point: EntryPoint, endpoint: str | None = None) -> Sender:
         "session": session,
     }
     return HttpSender(name, _start(name, exporter, **options), shown(target), session, verify, timeout)
+
+
+def _load(name: str, point: EntryPoint) -> type[SpanExporter]:
+    try:
+        exporter: type[SpanExporter] = point.load()
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise SettingError(
+            "OTEL_TRACES_EXPORTER", name, f"one that can be imported, but this one says {said}"
+        ) from error
+    return exporter
 
 
 def _start(name: str, exporter: type[SpanExporter], **options: Any) -> SpanExporter:

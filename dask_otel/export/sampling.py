@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, TraceState
 
@@ -124,6 +125,7 @@ class Sampling:
 
     def _decide(self, sampler: Sampler, record: Record) -> Decided:
         root = clean(self._shown(record.span.tags)[0], MAX_NAME)
-        result = sampler.should_sample(None, record.trace_id, root, SpanKind.INTERNAL, {"dask.span.root": root})
+        # Not None: that would be whatever span is current here.
+        result = sampler.should_sample(Context(), record.trace_id, root, SpanKind.INTERNAL, {"dask.span.root": root})
         takes = result.decision is Decision.RECORD_AND_SAMPLE
         return Decided(takes, dict(result.attributes or {}), result.trace_state)

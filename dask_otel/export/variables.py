@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from urllib.parse import urlsplit, urlunsplit
+import re
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ..errors import SettingError
 from ..safety import log
@@ -15,6 +16,7 @@ __all__ = [
     "make_limits",
     "otlp_compression",
     "otlp_endpoint",
+    "otlp_headers",
     "otlp_protocol",
     "otlp_timeout",
     "sdk_disabled",
@@ -23,6 +25,8 @@ __all__ = [
 
 PROTOCOLS = ("grpc", "http/protobuf")
 _COMPRESSIONS = {True: ("gzip", "none"), False: ("gzip", "deflate", "none")}
+_HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e\xa0-\xff]*")
 #: Seconds for one request, unless a variable says otherwise.
 TIMEOUT = 10
 #: Seconds; the libraries below cannot count much further.
@@ -117,7 +121,29 @@ def otlp_compression(*, grpc: bool) -> str:
     return value.lower() or "gzip"
 
 
-def otlp_timeout() -> float:
+def otlp_headers() -> dict[str, str]:
+    """Return the headers to send with each request, which may be secrets: names in lower case.
+
+    Raises
+    ------
+    SettingError
+        If they are not written as they should be.
+    """
+    name, value = variable("HEADERS")
+    headers = {}
+    for each in filter(None, map(str.strip, value.split(","))):
+        key, separator, text = each.partition("=")
+        key = unquote(key.strip()).lower()
+        text = unquote(text.strip())
+        if not separator or not _HEADER_NAME.fullmatch(key) or not _HEADER_VALUE.fullmatch(text):
+            raise SettingError(
+                name, "(not shown)", "name=value, separated by commas; other characters as in a URL: %20"
+            )
+        headers[key] = text
+    return headers
+
+
+def otlp_timeout(*, grpc: bool) -> float:
     """Return the seconds that one request may take: by two variables, of which the shorter time counts.
 
     Raises
@@ -126,6 +152,13 @@ def otlp_timeout() -> float:
         If one has a value that cannot be used.
     """
     name, value = variable("TIMEOUT")
+    per_signal = "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"
+    if grpc and not os.environ.get(per_signal, "0").strip():
+        raise SettingError(
+            per_signal,
+            "",
+            "a number of seconds or not set at all, since the exporter cannot take an empty one over gRPC",
+        )
     try:
         seconds = float(value or TIMEOUT)
     except ValueError:

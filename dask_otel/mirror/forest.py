@@ -150,6 +150,8 @@ class Forest:
         assert segment and ledger  # noqa: PT018
         for index in (self.open, self.open_roots, self.touched, self.at_rest):
             index.pop(node, None)
+        if not self.open:  # a dict that was large keeps its room, and walking over it its time
+            self.open, self.open_roots, self.at_rest = {}, {}, {}
         node.segment = node.ledger = None
         node.next_number += 1
         if node.parent and node.parent.segment:

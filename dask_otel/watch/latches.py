@@ -6,7 +6,7 @@ The transition hook runs four or five times for every task, so it does next to n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import floor, log
+from math import floor, inf, log
 from typing import Any
 
 from distributed.metrics import time
@@ -28,7 +28,9 @@ _ASKED_FOR = ("update-graph", "stimulus-retry")
 class Latches:
     """Changes by task group since the last sweep."""
 
-    def __init__(self, scheduler: Any, safety: Safety, first_failure: int) -> None:
+    def __init__(self, scheduler: Any, safety: Safety, first_failure: int, *, picks_slow: bool = True) -> None:
+        #: Seconds above which a first run of a group is picked.
+        self._slow = -1.0 if picks_slow else inf
         self._tasks: Mapping[Any, Any] = scheduler.tasks
         self._safety = safety
         self._runs = Runs(scheduler.workers, first_failure)
@@ -44,6 +46,7 @@ class Latches:
         change = self._changes.get(group)
         if change is None:
             change = self._changes[group] = Change(time())
+            change.slow = self._slow
         return change
 
     def drain(self) -> dict[Any, Change]:

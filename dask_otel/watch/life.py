@@ -17,7 +17,7 @@ from distributed.scheduler import heartbeat_interval
 from ..mirror.progress import open_roots
 from ..mirror.records import Record
 from ..mirror.segments import Mirror
-from ..mirror.settings import MirrorSettings
+from ..mirror.settings import Level, MirrorSettings
 from ..safety import Safety, log
 from .graphs import Graphs
 from .latches import Latches
@@ -84,7 +84,8 @@ class Watch:
         extension = scheduler.extensions["spans"]
         self.mirror = Mirror(time(), scheduler.total_nthreads, settings.mirror)
         first_number = _first_number(scheduler)
-        self.latches = Latches(scheduler, safety, first_number)
+        picks_slow = settings.mirror.level >= Level.TASKS
+        self.latches = Latches(scheduler, safety, first_number, picks_slow=picks_slow)
         self.submissions = Submissions(scheduler, self.latches.claims.keys, safety)
         self.graphs = Graphs(scheduler.tasks, self.latches, settings.annotations, safety)
         self._metrics = MetricsTap(extension, self.mirror.heartbeats, safety)

@@ -59,8 +59,11 @@ class MetricsTap:
             return
         with self._safety.guard("heartbeat hook"):
             self._heartbeats.beat(ws.address, time())
+            metrics: Metrics = {}
+            last = None
             for (context, span_id, *rest), value in data.items():
-                metrics = self._metrics.setdefault(span_id, {})
+                if span_id != last:  # those of a span come one after the other, mostly
+                    metrics, last = self._metrics.setdefault(span_id, {}), span_id
                 key = (context, *rest)
                 metrics[key] = metrics.get(key, 0) + value
             if self.on_heartbeat:

@@ -1,0 +1,128 @@
+"""What a burst of records does to the event loop: its lag with the burst, beside that without, interleaved.
+
+The loop wakes up every 2 ms; its lag is how much later than asked for. The records are sent by the real exporter to a
+receiver in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import statistics
+from time import perf_counter
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from dask_otel.cli.receiver import Receiver
+from dask_otel.export.limits import Limits
+from dask_otel.export.pipeline import Pipeline
+from dask_otel.export.provider import make_senders
+from dask_otel.export.spans import SpanFactory
+from dask_otel.mirror.model import SpanInfo
+from dask_otel.mirror.records import GroupRecord, Record, SegmentRecord
+from dask_otel.mirror.tally import Tally
+from dask_otel.safety import Safety
+
+TICK = 0.002
+GROUPS = 49
+
+
+def bundle(number: int) -> list[Record]:
+    """A segment with its groups."""
+    span = SpanInfo(f"span-{number}", ("Alice's workflow", f"step {number}"), None, 0.0)
+    tally = Tally()
+    tally.tasks = tally.completed = 1000
+    tally.durations = {"compute": 1_000_000, "transfer": 1_000_000, "disk-read": 1_000_000}
+    tally.workers = {f"tcp://10.0.0.{n}:4321": 1.0 for n in range(8)}
+    common = {"span": span, "trace_id": 1 + number, "start": 1e9, "end": 1e9 + 1, "links": (), "failure": None}
+    groups: list[Record] = [
+        GroupRecord(
+            **common, span_id=1 + n, parent_id=99, name="inc", tally=tally, group=f"inc-{n:032x}", dependencies=(),
+            types={"int": 1000}, buckets=dict.fromkeys(range(8), 1), metrics=None, folded=0, truncated_tasks=0,
+        )
+        for n in range(GROUPS)
+    ]  # fmt: skip
+    root = SegmentRecord(
+        **common, span_id=99, parent_id=None, name=span.tags[-1], tally=tally, number=0, result="success",
+        previous_id=None, metrics={("execute", "inc", n, "seconds"): 1.0 for n in range(8)}, wall={"executing": 1.0},
+        threads_available=1.0, threads_others=0.0, metrics_complete=True, clients=(), graph_seconds=0.0,
+        collections=(), annotations={}, code=None, includes=(), counted_in=(), elsewhere=None, graph_failures={},
+        truncated_groups=0, truncated_tasks=0,
+    )  # fmt: skip
+    return [*groups, root]
+
+
+async def lags(done) -> list[float]:
+    """Seconds by which the loop was late, each time, until done."""
+    found = []
+    while not done():
+        begin = perf_counter()
+        await asyncio.sleep(TICK)
+        found.append(perf_counter() - begin - TICK)
+    return found
+
+
+async def measure(pipeline: Pipeline, records: int) -> tuple[list[float], list[float], float]:
+    """Lag without and with a burst, and how long it took."""
+    bundles = [bundle(number) for number in range(records // (GROUPS + 1))]  # the sweep's work, which it paces itself
+    end = perf_counter() + 2.0
+    without = await lags(lambda: perf_counter() > end)
+    begin = perf_counter()
+
+    async def put():
+        # As the sweep does: one segment after the other, giving the loop back every 2 ms.
+        until = perf_counter() + 0.002
+        while bundles:
+            pipeline.put(bundles.pop())
+            if perf_counter() > until:
+                await asyncio.sleep(0)
+                until = perf_counter() + 0.002
+
+    putting = asyncio.create_task(put())
+    with_burst = await lags(lambda: putting.done() and not pipeline.unsent - pipeline.delivery.total_dropped)
+    await putting
+    return without, with_burst, perf_counter() - begin
+
+
+def serve(endpoints):
+    with Receiver() as receiver:
+        receiver.take = lambda request: None
+        endpoints.put(receiver.endpoints)
+        endpoints.get()
+
+
+def quantile(values, q):
+    return sorted(values)[min(len(values) - 1, int(q * len(values)))] * 1000
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, default=50_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    endpoints = context.Queue()
+    receiver = context.Process(target=serve, args=(endpoints,), daemon=True)
+    receiver.start()
+    endpoint = endpoints.get()["grpc"]
+    (sender,) = make_senders(endpoint)
+    factory = SpanFactory(Resource({"service.name": "burst"}), InstrumentationScope("dask_otel"), SpanLimits())
+    pipeline = Pipeline(sender, factory, Safety(), Limits(max_waiting=10**6, max_bytes=10**10))
+    print("| round | lag p50 / p99 / max without, ms | with the burst, ms | p99 moved by, ms | sent in, s |")
+    print("|---|---|---|---|---|")
+    moved = []
+    for number in range(arguments.rounds):
+        without, with_burst, took = asyncio.run(measure(pipeline, arguments.records))
+        cells = [" / ".join(f"{quantile(each, q):.2f}" for q in (0.5, 0.99, 1.0)) for each in (without, with_burst)]
+        moved.append(quantile(with_burst, 0.99) - quantile(without, 0.99))
+        print(f"| {number + 1} | {cells[0]} | {cells[1]} | {moved[-1]:.2f} | {took:.1f} |")
+    print(f"\nmedian: p99 moved by {statistics.median(moved):.2f} ms (budget 5 ms)")
+    pipeline.close(5)
+    receiver.kill()
+
+
+if __name__ == "__main__":
+    main()
