@@ -9,30 +9,11 @@ from pathlib import Path
 
 import dask
 from distributed import Client, LocalCluster, span
+from offline import Plugin
 
 import dask_otel
-from dask_otel.mirror.settings import MirrorSettings
-from dask_otel.preload import OTelPlugin
-from dask_otel.watch.life import WatchSettings
 
 OURS = tracemalloc.Filter(True, str(Path(dask_otel.__file__).parent / "*"))
-
-
-class Nowhere:
-    """A sink that keeps nothing."""
-
-    def put(self, records):
-        pass
-
-    def close(self, timeout):
-        pass
-
-
-class Plugin(OTelPlugin):
-    """Ours, without a way out."""
-
-    def connect(self, scheduler, safety):
-        return WatchSettings(sweep_interval=0.05, mirror=MirrorSettings(settle=0.0, announce=3600.0)), Nowhere()
 
 
 def kept():
@@ -43,7 +24,7 @@ def kept():
 
 async def run(spans, tasks):
     """Bytes kept after so many spans with so many tasks each have come and gone."""
-    plugin = Plugin()
+    plugin = Plugin(sweep_interval=0.05)
     options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
     async with LocalCluster(**options, asynchronous=True) as cluster, Client(cluster, asynchronous=True) as client:
         await cluster.scheduler.register_scheduler_plugin(plugin, idempotent=True)

@@ -9,34 +9,11 @@ import statistics
 from time import perf_counter
 
 from distributed import Client, Scheduler, span
-
-from dask_otel.mirror.settings import MirrorSettings
-from dask_otel.preload import OTelPlugin
-from dask_otel.watch.life import WatchSettings
+from offline import Plugin
 
 SPANS = 2_000
 GROUPS_PER_SPAN = 5
 ROUNDS = 10
-
-
-class Count:
-    """A sink that counts."""
-
-    records = 0
-
-    def put(self, records):
-        self.records += len(records)
-
-    def close(self, timeout):
-        pass
-
-
-class Plugin(OTelPlugin):
-    """Ours, swept by hand."""
-
-    def connect(self, scheduler, safety):
-        self.safety = safety
-        return WatchSettings(sweep_interval=3600.0, mirror=MirrorSettings(settle=0.0, announce=3600.0)), Count()
 
 
 class LoopMonitor:

@@ -107,7 +107,7 @@ class Receiver(Inbox, TraceServiceServicer):  # type: ignore[misc]
         add_TraceServiceServicer_to_server(self, self._grpc)
         port = self._grpc.add_insecure_port(f"127.0.0.1:{grpc_port}")
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http_thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        self._http_thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
         #: Where to send, by ``OTEL_EXPORTER_OTLP_PROTOCOL``.
         self.endpoints = {
             "grpc": f"http://127.0.0.1:{port}",

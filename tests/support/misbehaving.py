@@ -107,7 +107,7 @@ class Misbehaving(Inbox, TraceServiceServicer):
         if self.protocol == "grpc":
             self._grpc.start()
         else:
-            threading.Thread(target=self._http.serve_forever, daemon=True).start()
+            threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -1,0 +1,36 @@
+"""Our plugin without a way out, for programs that measure what comes before."""
+
+from __future__ import annotations
+
+from dask_otel.mirror.records import SegmentRecord
+from dask_otel.mirror.settings import MirrorSettings
+from dask_otel.preload import OTelPlugin
+from dask_otel.watch.life import WatchSettings
+
+__all__ = ["Count", "Plugin"]
+
+
+class Count:
+    """A sink that counts, and keeps nothing."""
+
+    records = segments = 0
+
+    def put(self, records):
+        self.records += len(records)
+        self.segments += isinstance(records[-1], SegmentRecord)
+
+    def close(self, timeout):
+        pass
+
+
+class Plugin(OTelPlugin):
+    """Ours; never swept but by hand, unless an interval is given."""
+
+    def __init__(self, sweep_interval=3600.0):
+        super().__init__()
+        self._sweep_interval = sweep_interval
+
+    def connect(self, scheduler, safety):
+        self.safety = safety
+        mirror = MirrorSettings(settle=0.0, announce=3600.0)
+        return WatchSettings(sweep_interval=self._sweep_interval, mirror=mirror), Count()

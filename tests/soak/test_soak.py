@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+from soak.run import soak
+
+
+def test_nothing_is_lost_while_workers_and_the_collector_come_and_go():
+    found = soak(30)
+    end = found.bridge.end
+    assert end["roots"] > 20
+    assert found.traces == end["roots"]
+    assert found.spans == end["sent"]
+    assert (end["dropped"], end["waiting"], end["errors"]) == (0, 0, 0)
