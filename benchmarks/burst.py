@@ -12,6 +12,7 @@ import multiprocessing
 import statistics
 from time import perf_counter
 
+from made import GROUPS, bundle
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -21,38 +22,9 @@ from dask_otel.export.limits import Limits
 from dask_otel.export.pipeline import Pipeline
 from dask_otel.export.provider import make_senders
 from dask_otel.export.spans import SpanFactory
-from dask_otel.mirror.model import SpanInfo
-from dask_otel.mirror.records import GroupRecord, Record, SegmentRecord
-from dask_otel.mirror.tally import Tally
 from dask_otel.safety import Safety
 
 TICK = 0.002
-GROUPS = 49
-
-
-def bundle(number: int) -> list[Record]:
-    """A segment with its groups."""
-    span = SpanInfo(f"span-{number}", ("Alice's workflow", f"step {number}"), None, 0.0)
-    tally = Tally()
-    tally.tasks = tally.completed = 1000
-    tally.durations = {"compute": 1_000_000, "transfer": 1_000_000, "disk-read": 1_000_000}
-    tally.workers = {f"tcp://10.0.0.{n}:4321": 1.0 for n in range(8)}
-    common = {"span": span, "trace_id": 1 + number, "start": 1e9, "end": 1e9 + 1, "links": (), "failure": None}
-    groups: list[Record] = [
-        GroupRecord(
-            **common, span_id=1 + n, parent_id=99, name="inc", tally=tally, group=f"inc-{n:032x}", dependencies=(),
-            types={"int": 1000}, buckets=dict.fromkeys(range(8), 1), metrics=None, folded=0, truncated_tasks=0,
-        )
-        for n in range(GROUPS)
-    ]  # fmt: skip
-    root = SegmentRecord(
-        **common, span_id=99, parent_id=None, name=span.tags[-1], tally=tally, number=0, result="success",
-        previous_id=None, metrics={("execute", "inc", n, "seconds"): 1.0 for n in range(8)}, wall={"executing": 1.0},
-        threads_available=1.0, threads_others=0.0, metrics_complete=True, clients=(), graph_seconds=0.0,
-        collections=(), annotations={}, code=None, includes=(), counted_in=(), elsewhere=None, graph_failures={},
-        truncated_groups=0, truncated_tasks=0,
-    )  # fmt: skip
-    return [*groups, root]
 
 
 async def lags(done) -> list[float]:
