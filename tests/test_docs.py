@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.memory import MemoryExporter, make_sink
 from support.records import group, marker, segment, task
 
 import dask_otel
 from dask_otel.cli.commands import dask_otel as commands
 from dask_otel.export.conventions import attributes
+from dask_otel.export.limits import Limits
+from dask_otel.export.pipeline import MAX_REQUESTS
 from dask_otel.export.resource import make_resource
+from dask_otel.export.senders import Sender
+from dask_otel.health import Health
+from dask_otel.safety import MAX_IN_A_ROW, Safety
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,7 +51,7 @@ def covers(name, attribute):
 @pytest.mark.parametrize(
     ("headings", "records"),
     [
-        (("Every span", "Segments and group spans", "Segment"), [segment()]),
+        (("Every span", "Segments and group spans", "Segment"), [segment(dropped_groups=1, dropped_tasks=1)]),
         (("Every span", "Segments and group spans", "Group span"), [group(), group(metrics=None), group(folded=2)]),
         (("Every span", "Task span"), [task()]),
     ],
@@ -85,6 +91,33 @@ def test_settings_table():
 
     defaults = yaml.safe_load((Path(dask_otel.__file__).parent / "otel.yaml").read_text(encoding="utf-8"))
     assert [(name, default) for name, default, _ in rows] == list(flat(defaults["otel"], "otel"))
+
+
+def test_status_table_lists_exactly_what_the_status_says():
+    class Watch:
+        why_ended = ""
+
+        def status(self):
+            return {"open_segments": 0, "open": [], "sweep": {}}
+
+    sink = make_sink(Sender("memory", MemoryExporter()), Safety())
+    status = Health("id", Watch(), sink, Safety(), cluster_name=None, trace_url=None).status()
+    sink.close(1)
+    rows = tables((ROOT / "docs/health.md").read_text(encoding="utf-8"))["status.json"]
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row[0])] == list(status)
+    described = next(row[1] for row in rows if row[0] == "`exporters`")
+    assert set(status["exporters"][0]) | set(status["exporters"][0]["queue"]) <= set(re.findall(r"`(\w+)`", described))
+
+
+def test_delivery_page_names_the_limits_that_hold():
+    text = (ROOT / "docs/delivery.md").read_text(encoding="utf-8")
+    limits = Limits()
+    assert f"At most {limits.max_waiting:,} spans" in text
+    assert f"{limits.max_bytes // 2**20} MiB" in text
+    assert f"at most {limits.max_batch} spans" in text
+    assert f"waits {limits.delay} s" in text
+    assert f"at most {MAX_REQUESTS} requests a batch" in text
+    assert f"After {MAX_IN_A_ROW} failures" in (ROOT / "docs/health.md").read_text(encoding="utf-8")
 
 
 def test_readme_has_the_two_commands_and_the_set_up():
