@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dask_otel.mirror.model import Change, Dependency
 from dask_otel.mirror.records import Record
 from dask_otel.mirror.tasks import Picks, TaskError, TaskRun
@@ -14,9 +16,9 @@ ACTIVITIES = ("deserialize", "thread-cpu", "thread-noncpu", "executor", "other",
 TRACEBACK = "  File '/home/alice/site-packages/work/transform.py', line 100, in transform\n    raise ValueError\n"
 
 
-def large_trace(groups: int = GROUPS, tasks: int = TASKS, children: int = 3) -> list[Record]:
+def large_trace(groups: int = GROUPS, tasks: int = TASKS, children: int = 3, **settings: Any) -> list[Record]:
     """Groups depend on those before them; each has slow runs, and every tenth has failures."""
-    story = Story(threads=64)
+    story = Story(threads=64, **settings)
     names = [f"{PREFIX}-{number:032x}" for number in range(groups)]
     spans = [story.span("Alice's workflow", f"step {number}") for number in range(children)]
     for number, name in enumerate(names):
