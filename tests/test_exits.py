@@ -96,6 +96,20 @@ def test_signals(number, protocol, tmp_path):
     assert took < 3.0 + 2.0  # a heartbeat's wait, and a second; the rest is Dask's
 
 
+def test_a_second_ctrl_c_does_not_wait_but_sends(tmp_path):
+    with (
+        Misbehaving("grpc") as receiver,
+        cluster(tmp_path, env=environment(receiver.endpoint, "grpc")) as processes,
+    ):
+        root_id, _ = nested(processes.client)
+        processes.scheduler.send(signal.SIGINT)
+        processes.scheduler.wait_for("Received signal SIGINT")
+        processes.scheduler.send(signal.SIGINT)
+        processes.scheduler.join()
+        spans = receiver.wait_for_trace(dask_otel.trace_id(root_id), timeout=1)
+    assert {span.name for span in spans} >= {"Alice's workflow", "data load", "check"}
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_signal_while_the_collector_hangs(protocol, tmp_path):
     with (

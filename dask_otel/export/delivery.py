@@ -122,12 +122,14 @@ class Delivery:
     @property
     def total_sent(self) -> int:
         """Number of spans that have arrived."""
-        return sum(self.sent.values())
+        with self._lock:
+            return sum(self.sent.values())
 
     @property
     def total_dropped(self) -> int:
         """Number of spans that were given up."""
-        return sum(self.dropped.values())
+        with self._lock:
+            return sum(self.dropped.values())
 
     def _error(self, said: str) -> None:
         self.last_error, self.last_error_at = said, time()

@@ -13,6 +13,7 @@ from .conventions import kind_of
 from .pipeline import Pipeline
 from .privacy import Redactor
 from .sampling import Sampling
+from .text import MAX_NAME, clean
 from .volume import Volume
 
 __all__ = ["Sink"]
@@ -65,7 +66,7 @@ class Sink:
 
     def title(self, span: SpanInfo, name: str) -> str:
         """Return the name of a span's segments as it may be shown."""
-        return self._redactor.title(span, name)
+        return clean(self._redactor.title(span, name), MAX_NAME)
 
     def status(self) -> dict[str, Any]:
         """Say what became of all records, as plain data for the page."""
@@ -80,7 +81,7 @@ class Sink:
         shown = self._redactor(record)
         return {
             "id": record.span.id,
-            "name": shown.name,
+            "name": clean(shown.name, MAX_NAME),
             "trace_id": f"{record.trace_id:032x}" if sampled else None,
             "start": record.start,
             "end": record.end,

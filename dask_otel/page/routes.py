@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from .handlers import Page, Slash, Source, Status, Trace
 
@@ -14,10 +13,6 @@ STATUS_CALL = "otel_status"
 
 #: Routes of Dask's own that every scheduler has; what stands before them is the prefix of all.
 _KNOWN = ("/health", "/info", "/metrics")
-
-
-#: Rules of Tornado's router that are ours, by scheduler.
-_rules: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
 
 
 def install(scheduler: Any, source: Source) -> None:
@@ -31,9 +26,7 @@ def install(scheduler: Any, source: Source) -> None:
     prefix = _prefix(application)
     options = {"dask_server": scheduler, "extra": {"source": source}}
     rules = application.default_router.rules
-    earlier = _rules.pop(scheduler, [])
-    rules[:] = [rule for rule in rules if rule not in earlier]
-    others = list(rules)
+    rules[:] = [rule for rule in rules if not _is_ours(rule)]
     application.add_handlers(
         r".*$",
         [
@@ -43,7 +36,11 @@ def install(scheduler: Any, source: Source) -> None:
             (prefix + r"/otel/trace/([^/]+)", Trace, options),
         ],
     )
-    _rules[scheduler] = [rule for rule in rules if rule not in others]
+
+
+def _is_ours(rule: Any) -> bool:
+    """Whether a rule, which is one for a host, leads to the page."""
+    return any(getattr(each, "target", None) is Page for each in getattr(rule.target, "rules", ()))
 
 
 def _prefix(application: Any) -> str:

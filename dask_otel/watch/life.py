@@ -29,6 +29,8 @@ __all__ = ["Sink", "Watch", "WatchSettings"]
 
 #: Seconds that closing may take when the interpreter exits: Dask gives itself 10 s, of which workers may take 4.
 AT_EXIT = 4.0
+#: Seconds for the rest of closing once somebody is in a hurry.
+HURRY = 1.0
 #: Open roots that the status names.
 MAX_ROOTS = 100
 
@@ -73,7 +75,7 @@ class Watch:
         sink: Sink,
         *,
         is_registered: Callable[[], bool],
-        stopped: Callable[[], None],
+        stopped: Callable[[Watch], None],
     ) -> None:
         self._is_registered = is_registered
         self._stopped = stopped
@@ -134,17 +136,27 @@ class Watch:
             self._closing = asyncio.create_task(self._close(), name="dask-otel close")
         return self._closing
 
+    def detach(self) -> None:
+        """Listen to nothing any more; another bridge is about to."""
+        for end in (self._metrics.remove, self.submissions.remove):
+            with self.safety.guard("closing"):
+                end()
+
     async def _close(self) -> None:
         deadline = perf_counter() + self._timeout()
         with self.safety.guard("closing"):
-            await self._await_metrics()
+            try:
+                await self._await_metrics()
+            except asyncio.CancelledError:  # somebody is in a hurry: a second Ctrl-C
+                deadline = min(deadline, perf_counter() + HURRY)
+        with self.safety.guard("closing"):
             await self._sweeper.close()
         # Only now: cancelled in the middle of a sweep, it would lose what it had drained.
         if not self._loop_ends:
             self._sweeping.cancel()
-        for end in (self._metrics.remove, self.submissions.remove, self._stopped):
-            with self.safety.guard("closing"):
-                end()
+        self.detach()
+        with self.safety.guard("closing"):
+            self._stopped(self)
         with self.safety.guard("closing"):
             await _in_thread(self._sink.close, max(0.0, deadline - perf_counter()))
 
@@ -219,4 +231,7 @@ async def _in_thread(function: Callable[..., None], *arguments: Any) -> None:
             loop.call_soon_threadsafe(settle, failed)
 
     threading.Thread(target=run, name="dask-otel close", daemon=True).start()
-    await done
+    try:
+        await asyncio.shield(done)
+    except asyncio.CancelledError:
+        await asyncio.wait({done}, timeout=HURRY)

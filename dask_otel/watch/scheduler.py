@@ -6,6 +6,7 @@ import asyncio
 from abc import abstractmethod
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.metrics import time
@@ -42,6 +43,7 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
         with safety.guard("start"):
             connected = self.connect(scheduler, safety) if can_work(scheduler) else None
             if connected:
+                _make_place(scheduler)
                 self.sink = connected[1]
                 self._watch = Watch(
                     scheduler,
@@ -50,6 +52,7 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
                     is_registered=partial(_is_registered, self, scheduler),
                     stopped=partial(self.stopped, scheduler),
                 )
+                _watches[scheduler] = ref(self._watch)
                 self.transition = self._watch.latches.transition  # type: ignore[method-assign]
                 with safety.guard("page"):
                     self.started(scheduler, self._watch)
@@ -69,11 +72,12 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
             # Whoever gives up waiting must not stop it half-way.
             await asyncio.shield(self._watch.close())
 
-    def stopped(self, scheduler: Any) -> None:
-        """Forget the watch, and unregister: the hooks would do nothing from now on."""
-        self._watch = None
-        _withdraw(self, scheduler)
-        self.__dict__.pop("transition", None)
+    def stopped(self, scheduler: Any, watch: Watch) -> None:
+        """Forget a watch that has ended, and unregister: the hooks would do nothing from now on."""
+        if self._watch is watch:  # else the plugin has been started anew
+            self._watch = None
+            _withdraw(self, scheduler)
+            self.__dict__.pop("transition", None)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any) -> None:
         """Do nothing; while the watch is on, ``Latches.transition`` takes this one's place and saves a call."""
@@ -102,6 +106,18 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
         if self._watch:
             with self._watch.safety.guard("remove_worker hook"):
                 self._watch.mirror.worker_left(worker)
+
+
+#: The latest watch of each scheduler, which it must not keep alive.
+_watches: WeakKeyDictionary[Any, ref[Watch]] = WeakKeyDictionary()
+
+
+def _make_place(scheduler: Any) -> None:
+    """End an earlier watch that has not noticed yet that its plugin is gone: wrappers must not pile up."""
+    earlier = _watches.get(scheduler, lambda: None)()
+    if earlier and not earlier.why_ended:
+        earlier.detach()
+        earlier.close("another bridge has taken its place")
 
 
 def _is_registered(plugin: SchedulerWatch, scheduler: Any) -> bool:

@@ -147,7 +147,8 @@ class Sweeper:
             if record:
                 together.append(record)
             if isinstance(record, (SegmentRecord, MarkerRecord)):  # the last of what leaves together
-                self._put(together)
+                with self._safety.guard("sink"):  # one that fails must not take the others with it
+                    self._put(together)
                 together = []
             await pace.rest()
 

@@ -10,12 +10,17 @@ import subprocess
 import dask
 import pytest
 from distributed import Scheduler, span
+from support.memory import MemoryExporter, make_sink
 from support.misbehaving import Misbehaving, Rejects, in_turn
 from support.pages import FAST, get, status, with_page
+from support.records import segment
 from tornado.httpclient import HTTPClientError
 
 import dask_otel
+from dask_otel.export.senders import Sender
+from dask_otel.mirror.model import SpanInfo
 from dask_otel.preload import OTelPlugin
+from dask_otel.safety import Safety
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&{{ 1 }}'
 
@@ -133,6 +138,28 @@ def test_text_of_people_and_collectors_is_escaped_and_no_secret_is_shown(receive
             assert "<h2>Finished</h2>" in dom.stdout
 
     with_page(test)
+
+
+def test_very_long_names(receiver):
+    async def test(plugin, client, scheduler):
+        with span("x" * 1_000_000):
+            await client.submit(sum, [1, 2], key="sum", pure=False)
+        found = await status(scheduler, finished(1))
+        page = await get(scheduler, "/otel/")
+        assert page.code == 200
+        assert len(page.body) + len(json.dumps(found)) < 50_000
+
+    with_page(test)
+
+
+def test_names_that_cannot_be_written():
+    """They reach the scheduler, though Dask itself cannot send them on to a worker."""
+    sink = make_sink(Sender("memory", MemoryExporter()), Safety())
+    odd = SpanInfo("id", ("lone \ud800 surrogate",), None, 1.0)
+    sink.put([segment(span=odd, name=odd.tags[0], parent_id=None)])
+    (found,) = sink.status()["finished"]
+    assert found["name"] == sink.title(odd, odd.tags[0]) == "lone ? surrogate"
+    sink.close(5)
 
 
 @pytest.mark.parametrize("prefix", [None, "/", "some/prefix", "/some/prefix/"])

@@ -49,7 +49,7 @@ def soak(seconds: float, say: Callable[[str], None] = lambda line: None) -> Soak
         changes = _flap(wire, seconds)
         for process, _ in children:
             process.stdin.write("stop\n")
-            process.stdin.flush()
+            process.stdin.close()
         for process, reader in children:
             assert process.wait(120) == 0
             reader.join(10)
