@@ -22,10 +22,12 @@ from dask_otel.cli.receiver import Receiver
 
 #: Two schedulers of the same code differ by some percent for as long as they live, so several pairs of them are tried.
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
+#: Measured on each cluster of a round; 20,000 or 200,000, say.
+ALL_TASKS = int(sys.argv[2]) if len(sys.argv) > 2 else 8_000
 #: Batches for each cluster of a round, a span each.
 BATCHES = 8
 WARM_UP = 2
-TASKS = 1_000
+TASKS = ALL_TASKS // BATCHES
 
 
 def cpu(pid):

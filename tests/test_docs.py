@@ -51,7 +51,10 @@ def covers(name, attribute):
 @pytest.mark.parametrize(
     ("headings", "records"),
     [
-        (("Every span", "Segments and group spans", "Segment"), [segment(dropped_groups=1, dropped_tasks=1)]),
+        (
+            ("Every span", "Segments and group spans", "Segment"),
+            [segment(dropped_groups=1, dropped_tasks=1, dropped_spans=1)],
+        ),
         (("Every span", "Segments and group spans", "Group span"), [group(), group(metrics=None), group(folded=2)]),
         (("Every span", "Task span"), [task()]),
     ],

@@ -114,6 +114,8 @@ def _segment(record: SegmentRecord) -> Attributes:
         out["dask.dropped.groups"] = record.dropped_groups
     if record.dropped_tasks:
         out["dask.dropped.tasks"] = record.dropped_tasks
+    if record.dropped_spans:
+        out["dask.dropped.spans"] = record.dropped_spans
     out.update(_thread_time(record))
     if record.tally.run_start:
         out["dask.span.queue_time"] = max(0.0, record.tally.run_start - record.start)

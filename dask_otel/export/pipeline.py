@@ -186,6 +186,7 @@ class Pipeline:
         """Count records in flight that are given up."""
         with self._changed:
             self._in_flight -= len(records)
+            self._waiting.note_lost(records)
             self.delivery.count_lost(Counter(map(kind_of, records)), reason, said)
         self.delivery.warn_of_losses()
 

@@ -13,6 +13,10 @@ from .size import size_of
 __all__ = ["Bundle", "Waiting"]
 
 
+#: Traces whose losses are remembered.
+MAX_TRACES = 1000
+
+
 class Bundle:
     """Records that should leave together: tasks and groups, then their segment; or a marker."""
 
@@ -56,6 +60,8 @@ class Waiting:
         self._queue: deque[Bundle] = deque()
         #: Bundles that may still have records of a kind, oldest first.
         self._with: dict[type[Record], deque[Bundle]] = {TaskRecord: deque(), GroupRecord: deque()}
+        #: By trace, spans that are lost and that no segment tells of yet.
+        self._untold: dict[int, int] = {}
 
     def status(self) -> dict[str, int]:
         """Say how much waits, and how much may."""
@@ -73,8 +79,23 @@ class Waiting:
         if self._is_too_much():
             self._make_place()
 
+    def note_lost(self, records: list[Record]) -> None:
+        """Have the roots of traces say, if they are still to leave, that spans of theirs are lost."""
+        for record in records:
+            self._untold[record.trace_id] = self._untold.get(record.trace_id, 0) + 1
+        while len(self._untold) > MAX_TRACES:
+            del self._untold[next(iter(self._untold))]
+
     def take(self, max_spans: int, max_bytes: int) -> list[Record]:
         """Take what may leave in one batch, whole bundles where they fit; empty if nothing waits."""
+        return [self._tell(record) for record in self._take(max_spans, max_bytes)]
+
+    def _tell(self, record: Record) -> Record:
+        if self._untold and isinstance(record, SegmentRecord) and record.parent_id is None:
+            return replace(record, dropped_spans=self._untold.pop(record.trace_id, 0))
+        return record
+
+    def _take(self, max_spans: int, max_bytes: int) -> list[Record]:
         batch: list[Record] = []
         size = 0
         while self._queue:
@@ -128,6 +149,7 @@ class Waiting:
         while self._queue and self._is_too_much():
             bundle = self._queue.popleft()
             gone.update(map(kind_of, bundle.records))
+            self.note_lost(bundle.records)
             self._forget(bundle)
             bundle.records = []
         self._dropped(+gone)

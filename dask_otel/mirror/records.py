@@ -115,3 +115,5 @@ class SegmentRecord(Record):
     #: Spans inside this one that were given up on the way out: too many at once, or too many for what waits.
     dropped_groups: int = 0
     dropped_tasks: int = 0
+    #: On a root: spans of its trace that were lost before it left, and that no other segment tells of.
+    dropped_spans: int = 0

@@ -280,6 +280,9 @@ def test_an_invalid_span_costs_only_itself(protocol, bad):
         run.check(receiver)
         assert set(run.names) - set(receiver.taken) == set(bad)
         assert run.delivery.total_dropped == len(bad)
+        run.put([segment(name="root", parent_id=None)])
+        (root,) = (s for s in receiver.wait(lambda spans: spans[-1].name == "root", PATIENCE) if s.name == "root")
+        assert root.attributes.get("dask.dropped.spans", 0) == len(bad)
 
 
 def test_a_collector_that_finds_everything_invalid_is_not_asked_for_ever(protocol):

@@ -66,6 +66,16 @@ def test_what_a_segment_has_lost_is_said_on_it_and_on_no_other_exporter_s():
     assert (records[-1].dropped_tasks, records[-1].dropped_groups) == (0, 0)
 
 
+def test_the_root_of_a_trace_says_what_was_lost_before_it_left():
+    queue, _ = waiting(max_spans=2)
+    for number in range(5):
+        queue.put([segment(name=str(number), trace_id=7, parent_id=3)])
+    queue.put([segment(name="other", trace_id=8, parent_id=None)])
+    queue.put([segment(name="root", trace_id=7, parent_id=None)])
+    other, root = drain(queue)[0]
+    assert (other.dropped_spans, root.dropped_spans) == (0, 5)
+
+
 def test_bounded_by_bytes():
     one = sum(map(size_of, bundle(1, 0, 0)))
     queue, dropped = waiting(max_bytes=3 * one)
