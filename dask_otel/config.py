@@ -69,10 +69,20 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
     complain
         Told of each setting that cannot be used; its default is used then.
     """
-    for error in _REPLACED:
+    doubtful = []
+
+    def heard(error: SettingError) -> None:
         complain(error)
-    reader = _Reader(complain)
+        if error.setting.startswith("otel.capture"):
+            doubtful.append(error)
+
+    for error in _REPLACED:
+        heard(error)
+    reader = _Reader(heard)
     reader.check_names(DEFAULTS["otel"], dask.config.get("otel", {}), "otel")
+    capture = {name: reader.get(f"capture.{name}", _yes_or_no) for name in DEFAULTS["otel"]["capture"]}
+    if doubtful:  # somebody wanted something hidden
+        capture = dict.fromkeys(capture, False)
     return Settings(
         cluster_name=reader.get("cluster-name", _text) or os.environ.get("DASK_GATEWAY_CLUSTER_NAME"),
         trace_url=reader.get("trace-url", _template),
@@ -86,7 +96,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         level=reader.get("traces.level", _one_of("spans", "groups", "tasks")),
         default_spans=reader.get("traces.default-spans", _one_of("full", "segments", "off")),
         max_rate=reader.get("traces.max-rate", _whole(0, 10**9)),
-        capture={name: reader.get(f"capture.{name}", _yes_or_no) for name in DEFAULTS["otel"]["capture"]},
+        capture=capture,
     )
 
 
@@ -177,10 +187,14 @@ def _one_of(*names: str) -> Callable[[Any, str], str]:
     return parse
 
 
+_SAID = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
 def _yes_or_no(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise SettingError(name, value, "true or false")
-    return value
+    try:
+        return _SAID[str(value).strip().lower()]
+    except KeyError:
+        raise SettingError(name, value, "true or false; until then, nothing is shown that otel.capture hides") from None
 
 
 def _whole(low: int, high: int) -> Callable[[Any, str], int]:

@@ -63,6 +63,23 @@ def test_defaults():
     )
 
 
+@pytest.mark.parametrize(("value", "shown"), [("no", False), (0, False), ("OFF", False), (True, True), ("on", True)])
+def test_yes_and_no(value, shown):
+    settings, complaints = loaded(**{"otel.capture.keys": value})
+    assert (settings.capture["keys"], complaints) == (shown, [])
+    assert settings.capture["tags"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"otel.capture.keys": "perhaps"}, {"otel.capture.tags": None}, {"otel.capture.key": False}, {"otel.capture": 7}],
+)
+def test_a_doubtful_wish_to_hide_something_hides_everything(wrong):
+    settings, complaints = loaded(**wrong)
+    assert len(complaints) == 1
+    assert not any(settings.capture.values())
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "allowed"),
     [
@@ -85,8 +102,6 @@ def test_defaults():
         ("otel.traces.default-spans", True, "one of full, segments, off"),
         ("otel.traces.max-rate", -1, "a whole number from 0"),
         ("otel.traces.max-rate", 1.5, "a whole number from 0"),
-        ("otel.capture.keys", "no", "true or false"),
-        ("otel.capture.tags", None, "true or false"),
     ],
 )
 def test_a_bad_value_is_named_and_gets_its_default(setting, value, allowed):

@@ -48,7 +48,7 @@ PATIENCE = 10.0
 def doctor(endpoint: str | None, scheduler: str | None) -> None:
     """Check the configuration and send a test span; exit code 1 if something is wrong."""
     console = Console(highlight=False, soft_wrap=True)
-    good = _ask(scheduler, console) if scheduler else _check(endpoint, console)
+    good = _check(endpoint, console) if scheduler is None else _ask(scheduler, console)
     raise SystemExit(0 if good else 1)
 
 
@@ -124,9 +124,14 @@ def _protocol(exporter: str) -> str:
 
 def _ask(address: str, console: Console) -> bool:
     try:
-        status = asyncio.run(_status(address))
-    except (OSError, ValueError, TimeoutError, asyncio.TimeoutError) as error:
-        raise click.ClickException(f"no scheduler answers at {address} ({error})") from error
+        kind, status = asyncio.run(_status(address))
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise click.ClickException(
+            f"no scheduler answers at {address!r} ({said}); give the address that workers use, e.g. tcp://scheduler:8786"
+        ) from error
+    if kind != "Scheduler":
+        raise click.ClickException(f"at {address} is a {kind}, not a scheduler")
     if status is None:
         _say(
             console, f"the scheduler at {address} runs without dask-otel: start it with --preload dask_otel", good=False
@@ -143,10 +148,16 @@ def _ask(address: str, console: Console) -> bool:
     return good and not status["errors"]
 
 
-async def _status(address: str) -> Any:
+async def _status(address: str) -> tuple[str, Any]:
+    """Who is there, and what its bridge says of itself."""
     connection = Security().get_connection_args("client")
-    async with rpc(address, timeout=PATIENCE, connection_args=connection) as scheduler:
-        return await asyncio.wait_for(getattr(scheduler, STATUS_CALL)(), PATIENCE)
+
+    async def ask() -> tuple[str, Any]:
+        async with rpc(address, timeout=PATIENCE, connection_args=connection) as server:
+            kind = (await server.identity())["type"]
+            return kind, await getattr(server, STATUS_CALL)() if kind == "Scheduler" else None
+
+    return await asyncio.wait_for(ask(), PATIENCE)
 
 
 def _tell(exporter: dict[str, Any], console: Console) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import dask
 
 from .. import config
+from ..export.targets import shown
 
 __all__ = ["Value", "settings", "variables"]
 
@@ -29,7 +31,8 @@ def settings() -> Iterator[Value]:
     files = [(str(path), values) for path, values in dask.config.collect_yaml(dask.config.paths, return_paths=True)]
     for name, default in _flat(config.DEFAULTS["otel"], "otel"):
         value = dask.config.get(name, default)
-        yield Value(name, _text(value), _origin(name, value, default, files))
+        text = re.sub(r"//[^/@]*@", "//…@", _text(value))  # a link may hold a password
+        yield Value(name, text, _origin(name, value, default, files))
 
 
 def variables() -> Iterator[Value]:
@@ -37,7 +40,7 @@ def variables() -> Iterator[Value]:
     for name, value in sorted(os.environ.items()):
         if name.startswith("OTEL_"):
             secret = any(each in name for each in _SECRET)
-            yield Value(name, "(set, not shown)" if secret else _without_password(value), "environment")
+            yield Value(name, "(set, not shown)" if secret else shown(value), "environment")
 
 
 def _origin(name: str, value: object, default: object, files: list[tuple[str, Any]]) -> str:
@@ -60,8 +63,3 @@ def _flat(values: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 
 def _text(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _without_password(value: str) -> str:
-    scheme, separator, rest = value.partition("://")
-    return f"{scheme}://…@{rest.rpartition('@')[2]}" if separator and "@" in rest else value

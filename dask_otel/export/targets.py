@@ -28,8 +28,6 @@ def is_endpoint(value: str, *, grpc: bool) -> bool:
 
 
 def shown(endpoint: str) -> str:
-    """Return an endpoint without what may be secret: user, password, query."""
-    before, separator, rest = endpoint.partition("://")
-    if not separator:
-        before, rest = "", endpoint
-    return f"{before}{separator}{rest.partition('?')[0].rpartition('@')[2]}"
+    """Return an endpoint without what may be secret: user, password, query, fragment."""
+    scheme, separator, rest = endpoint.rpartition("://") if "://" in endpoint else ("", "", endpoint)
+    return scheme + separator + re.split("[?#]", rest.rpartition("@")[2])[0]

@@ -188,6 +188,6 @@ def whole(name: str, least: int) -> int | None:
     value = os.environ.get(name, "").strip()
     if not value:
         return None
-    if not (value.isascii() and value.isdecimal()) or int(value) < least:
-        raise SettingError(name, value, f"a whole number from {least} up")
+    if not (value.isascii() and value.isdecimal()) or len(value) > 12 or int(value) < least:
+        raise SettingError(name, value[:50], f"a whole number from {least} up, of at most 12 digits")
     return int(value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 
 import dask
 import pytest
@@ -64,7 +66,7 @@ def test_where_each_value_comes_from(doctor, tmp_path, monkeypatch):
     assert re.search(r"otel.traces.announce +30s +environment, DASK_OTEL__TRACES__ANNOUNCE", out)
     assert re.search(r"otel.traces.max-groups +7 +dask.config.set", out)
     assert re.search(r"otel.sweep-interval +1s +default", out)
-    assert re.search(r"OTEL_EXPORTER_OTLP_ENDPOINT +http://…@elsewhere:4317 +environment", out)
+    assert re.search(r"OTEL_EXPORTER_OTLP_ENDPOINT +http://elsewhere:4317 +environment", out)
     assert "planted-secret" not in out
 
 
@@ -175,4 +177,45 @@ def test_no_scheduler_there(doctor, monkeypatch):
     monkeypatch.setattr("dask_otel.cli.doctor.PATIENCE", 0.5)
     code, out = doctor("--scheduler", "tcp://127.0.0.1:1")
     assert code == 1
-    assert "no scheduler answers at tcp://127.0.0.1:1" in out
+    assert "no scheduler answers at 'tcp://127.0.0.1:1'" in out
+
+
+@pytest.mark.parametrize(
+    "address", ["", "nowhere", "http://127.0.0.1:1", "tls://127.0.0.1:1", "ucx://127.0.0.1:1", "tcp://x..y:1"]
+)
+def test_an_address_that_is_none(doctor, monkeypatch, address):
+    monkeypatch.setattr("dask_otel.cli.doctor.PATIENCE", 0.5)
+    code, out = doctor("--scheduler", address)
+    assert code == 1
+    assert f"no scheduler answers at {address!r}" in out
+    assert "()" not in out
+
+
+def test_a_worker_s_address(doctor):
+    local = {"n_workers": 1, "processes": False, "dashboard_address": "127.0.0.1:0", "protocol": "tcp"}
+    with LocalCluster(**local) as cluster:
+        (worker,) = cluster.workers.values()
+        code, out = doctor("--scheduler", worker.address)
+    assert code == 1
+    assert "is a Worker, not a scheduler" in out
+
+
+def test_nothing_secret_is_shown(doctor):
+    _, out = doctor(
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://u:planted?1@127.0.0.1:1/a?token=planted#planted",
+        OTEL_EXPORTER_OTLP_TRACES_HEADERS="a=planted",
+        OTEL_EXPORTER_OTLP_METRICS_ENDPOINT="u:planted@host:4317",
+    )
+    assert "planted" not in out
+
+
+def test_a_bad_limit_is_named_by_every_command():
+    env = os.environ | {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "x"}
+    result = subprocess.run(
+        [sys.executable, "-c", "from dask_otel.cli import main; main()", "doctor"],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT = 'x' cannot be used")
