@@ -161,7 +161,7 @@ async def _status(address: str) -> tuple[str, Any]:
 
 
 def _tell(exporter: dict[str, Any], console: Console) -> bool:
-    sent, waiting = sum(exporter["sent"].values()), exporter["queue"]["spans"]
+    sent, waiting = sum(exporter["sent"].values()), exporter["queue"]["spans"] + exporter["in_flight"]
     _say(
         console,
         f"exporter {exporter['name']} {exporter['target']}: {sent} spans sent, {waiting} waiting"

@@ -124,7 +124,7 @@ class Pipeline:
         """Say what became of the records, as plain data for the page."""
         with self._changed:
             queue = self._waiting.status()
-            return self.delivery.status() | {"queue": queue | {"spans": self._left}}
+            return self.delivery.status() | {"queue": queue, "in_flight": self._in_flight}
 
     def _shut_down(self) -> None:
         with self._safety.guard("exporter shutdown"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 
 from ..mirror.records import GroupRecord, Record, SegmentRecord, TaskRecord
 from .conventions import kind_of
@@ -13,6 +14,8 @@ from .size import size_of
 __all__ = ["Bundle", "Waiting"]
 
 
+#: Records of tasks or groups that are given up at a time.
+AT_ONCE = 32
 #: Traces whose losses are remembered.
 MAX_TRACES = 1000
 
@@ -26,17 +29,28 @@ class Bundle:
         self.records = records
         self.size = sum(map(size_of, records))
 
-    def give_up(self, kind: type[Record]) -> int:
-        """Take out all records of a kind, and say so on their segment; returns how many they were."""
-        kept = [record for record in self.records if not isinstance(record, kind)]
-        count = len(self.records) - len(kept)
+    def give_up(self, kind: type[Record], spans: float = inf, size: float = inf) -> int:
+        """Take out records of a kind until so many, and bytes, are gone, and say so on their segment.
+
+        Returns
+        -------
+        How many they were.
+        """
+        kept: list[Record] = []
+        count = freed = 0
+        for record in self.records:
+            if isinstance(record, kind) and (count < spans or freed < size):
+                count += 1
+                freed += size_of(record)
+            else:
+                kept.append(record)
         if count and kept and isinstance(kept[-1], SegmentRecord):
             segment = kept[-1]
             name = "dropped_tasks" if kind is TaskRecord else "dropped_groups"
             # A copy: another exporter may have it too.
             kept[-1] = replace(segment, **{name: getattr(segment, name) + count})
-        self.size -= sum(size_of(record) for record in self.records if isinstance(record, kind))
         self.records = kept
+        self.size -= freed
         return count
 
 
@@ -140,12 +154,15 @@ class Waiting:
         gone: Counter[str] = Counter()
         for kind, bundles in self._with.items():
             while bundles and self._is_too_much():
-                bundle = bundles.popleft()
-                before = bundle.size
-                count = bundle.give_up(kind)
+                bundle, before = bundles[0], bundles[0].size
+                # Some more than need be, so that a full queue does not look for some at each record that comes.
+                spans = max(AT_ONCE, self.spans - self.max_spans)
+                count = bundle.give_up(kind, spans, self.bytes - self.max_bytes)
                 self.spans -= count
                 self.bytes -= before - bundle.size
                 gone["task" if kind is TaskRecord else "group"] += count
+                if self._is_too_much() or count < spans:
+                    bundles.popleft()
         while self._queue and self._is_too_much():
             bundle = self._queue.popleft()
             gone.update(map(kind_of, bundle.records))

@@ -75,9 +75,16 @@ class Forest:
             elif asker in self.nodes:
                 ledger.includes[self.nodes[asker].info.path] = None
 
-    def name_each_other(self, asker: Node, ledger: Ledger, holder: Node) -> None:
-        """Have the ledger of an asker say who counts its tasks, and the holder's whose they are."""
+    def name_each_other(self, asker: Node, ledger: Ledger, holder: Node, *, is_shown: bool) -> None:
+        """Have the ledger of an asker say who counts its tasks, and the holder's whose they are.
+
+        Parameters
+        ----------
+        is_shown
+            Whether there is anything of the holder to lead to.
+        """
         at = (holder.segment.trace_id, holder.segment.id) if holder.segment else holder.previous
+        at = at if is_shown else None
         if at or holder.info.id not in ledger.counted_in:
             ledger.counted_in[holder.info.id] = at
         if holder.segment and holder.ledger:

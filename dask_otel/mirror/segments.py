@@ -93,7 +93,7 @@ class Mirror:
         claim.put_in_time(segment.start, now)
         segment.claimed[claim.holder] = segment.claimed.get(claim.holder, 0) + claim.load.unfinished
         ledger = self.forest.ledger(node, now)
-        self.forest.name_each_other(node, ledger, holder)
+        self._name_each_other(node, ledger, holder)
         ledger.add_claim(claim, is_inside=self.forest.is_inside(claim.holder, node))
         self.forest.touch(node, claim, claim.load, now)
 
@@ -228,12 +228,15 @@ class Mirror:
                 segment.claimed = {holder: number for holder, number in before.claimed.items() if number > 0}
                 ledger = self.forest.ledger(node, now)
                 for holder in segment.claimed:
-                    self.forest.name_each_other(node, ledger, self.forest.nodes[holder])
+                    self._name_each_other(node, ledger, self.forest.nodes[holder])
                 for old in groups:
                     group = node.begin_group(ledger, old.name, old.prefix, now)
                     group.unfinished = old.unfinished
                     group.dependencies = old.dependencies
         yield from self.forest.account(now)
+
+    def _name_each_other(self, asker: Node, ledger: Ledger, holder: Node) -> None:
+        self.forest.name_each_other(asker, ledger, holder, is_shown=self._level_of(holder) > Level.NOTHING)
 
     def _wants_marker(self, root: Node, segment: Segment) -> bool:
         return bool(root.load.unfinished) and not segment.announced and self._level_of(root) > Level.NOTHING

@@ -55,6 +55,13 @@ def test_tasks_go_first_then_groups_then_the_oldest_segments():
     assert names(drain(queue)) == ["4", "5", "6", "7", "8", "9"]
 
 
+def test_no_more_is_given_up_than_need_be():
+    queue, dropped = waiting(max_spans=500)
+    queue.put(bundle(1, 501, 0))
+    assert dropped == {"group": 32}
+    assert queue.spans == 501 + 1 - 32
+
+
 def test_what_a_segment_has_lost_is_said_on_it_and_on_no_other_exporter_s():
     queue, _ = waiting(max_spans=2)
     records = bundle(1, 2, 3)

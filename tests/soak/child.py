@@ -81,7 +81,7 @@ def totals(plugin) -> dict:
     return {
         "sent": sum(exporter["sent"].values()),
         "dropped": sum(each["count"] for each in exporter["dropped"]),
-        "waiting": exporter["queue"]["spans"],
+        "waiting": exporter["queue"]["spans"] + exporter["in_flight"],
         "errors": len(plugin.safety.failures) if hasattr(plugin, "safety") else 0,
     }
 

@@ -59,7 +59,7 @@ class Run:
         assert self.first["dropped"] == []
         at = self.first["last_error_at"]
         self.wait_until(lambda: self.first["last_error_at"] > at)
-        assert (self.first["queue"]["spans"], self.first["dropped"]) == (1, [])
+        assert (self.first["in_flight"], self.first["dropped"]) == (1, [])
         self.sink.close(1)
         assert self.first["dropped"] == [{"kind": "span", "reason": "shutdown", "count": 1}]
 
