@@ -6,9 +6,10 @@ import pytest
 from support.large import large_trace
 from support.story import Story
 
-from dask_otel.mirror.model import Dependency
+from dask_otel.mirror.model import Claim, Dependency
 from dask_otel.mirror.records import GroupRecord, MarkerRecord, SegmentRecord, TaskRecord
 from dask_otel.mirror.settings import Level
+from dask_otel.mirror.tally import Load
 
 KINDS = {SegmentRecord: "span", GroupRecord: "group", TaskRecord: "task", MarkerRecord: "marker"}
 
@@ -71,3 +72,17 @@ def test_no_link_leads_to_a_group_that_is_not_shown():
     story.change(shown, "sum", tasks=1, run=(100.0, 101.0), dependencies=(Dependency(hidden, "load"),))
     (group,) = [each for each in story.close() if isinstance(each, GroupRecord)]
     assert (group.links, group.dependencies) == ((), ("load",))
+
+
+@pytest.mark.parametrize(("default_level", "linked"), [(Level.SPANS, True), (Level.NOTHING, False)])
+def test_no_link_leads_to_a_span_that_is_not_shown(default_level, linked):
+    """A span whose tasks Dask counts in the default one."""
+    story = Story(default_level=default_level)
+    asker, holder = story.span("asker"), story.span("default")
+    story.begin(holder, "g")
+    claim = Claim(asker, holder, story.now)
+    claim.tasks, claim.load, claim.last_event = 1, Load(waiting=1), story.now
+    story.mirror.add_claim(claim, story.now)
+    (found,) = [each for each in story.close() if isinstance(each, SegmentRecord) and each.span.id == asker]
+    assert found.counted_in == (holder,)
+    assert bool(found.links) == linked
