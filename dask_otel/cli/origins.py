@@ -40,7 +40,7 @@ def variables() -> Iterator[Value]:
     for name, value in sorted(os.environ.items()):
         if name.startswith("OTEL_"):
             secret = any(each in name for each in _SECRET)
-            yield Value(name, "(set, not shown)" if secret else shown(value), "environment")
+            yield Value(name, "(set, not shown)" if secret else _shown(value), "environment")
 
 
 def _origin(name: str, value: object, default: object, files: list[tuple[str, Any]]) -> str:
@@ -63,3 +63,7 @@ def _flat(values: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 
 def _text(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _shown(value: str) -> str:
+    return shown(value) if re.search("://|@", value) else value

@@ -29,5 +29,12 @@ def is_endpoint(value: str, *, grpc: bool) -> bool:
 
 def shown(endpoint: str) -> str:
     """Return an endpoint without what may be secret: user, password, query, fragment."""
-    scheme, separator, rest = endpoint.rpartition("://") if "://" in endpoint else ("", "", endpoint)
-    return scheme + separator + re.split("[?#]", rest.rpartition("@")[2])[0]
+    if endpoint.startswith("unix:"):
+        return endpoint
+    scheme, separator, rest = endpoint.partition("://") if "://" in endpoint else ("", "", endpoint)
+    authority = re.split("[/?#]", rest)[0]
+    host = authority.rpartition("@")[2]
+    if not re.fullmatch(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?", host):
+        host = "…"  # it may be part of a password
+    path = rest[len(authority) :]
+    return f"{scheme}{separator}{host}" + ("" if "@" in path else re.split("[?#]", path)[0])

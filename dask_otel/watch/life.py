@@ -144,13 +144,12 @@ class Watch:
 
     async def _close(self) -> None:
         deadline = perf_counter() + self._timeout()
-        with self.safety.guard("closing"):
-            try:
-                await self._await_metrics()
-            except asyncio.CancelledError:  # somebody is in a hurry: a second Ctrl-C
-                deadline = min(deadline, perf_counter() + HURRY)
-        with self.safety.guard("closing"):
-            await self._sweeper.close()
+        for step in (self._await_metrics, self._sweeper.close):
+            with self.safety.guard("closing"):
+                try:
+                    await step()
+                except asyncio.CancelledError:  # somebody is in a hurry: a second Ctrl-C
+                    deadline = min(deadline, perf_counter() + HURRY)
         # Only now: cancelled in the middle of a sweep, it would lose what it had drained.
         if not self._loop_ends:
             self._sweeping.cancel()

@@ -22,13 +22,23 @@ class Pace:
         self._begin = perf_counter()
         #: Seconds for which it has held the event loop, in all and at a stretch.
         self.held = self.longest = 0.0
+        #: A sweep that has begun goes on to its end: what it has drained would be lost.
+        self._cancelled = False
 
     async def rest(self) -> None:
         """Let others run, if this slice is used up."""
         if perf_counter() - self._begin > SLICE:
             self.stop()
-            await asyncio.sleep(0)
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                self._cancelled = True
             self._begin = perf_counter()
+
+    def raise_if_cancelled(self) -> None:
+        """Be cancelled now, if that was to be meanwhile."""
+        if self._cancelled:
+            raise asyncio.CancelledError
 
     def stop(self) -> None:
         """Account for the slice that ends now."""

@@ -88,6 +88,7 @@ class Sweeper:
             await self._send(self._mirror.advance(time(), taking_in_graph=busy), pace)
             pace.stop()
             self.cost = {"at": time(), "seconds": pace.held, "longest_hold": pace.longest}
+            pace.raise_if_cancelled()
 
     async def close(self) -> None:
         """Look at what changed, and send everything."""
@@ -102,6 +103,7 @@ class Sweeper:
                 with self._safety.guard("closing of segments"):
                     await self._send(self._mirror.close(time()), pace)
                     break
+            pace.raise_if_cancelled()
 
     async def _collect(self, pace: Pace) -> None:
         # Drained together, at one moment. Graphs before changes: a segment knows who submitted it when it opens.

@@ -8,7 +8,7 @@ from weakref import ref
 
 import dask
 import pytest
-from distributed import Scheduler, span
+from distributed import Client, Scheduler, Worker, span
 from distributed.utils_test import gen_cluster, inc
 from support.memory import MemoryPlugin
 
@@ -72,3 +72,40 @@ def test_a_scheduler_that_has_closed_is_let_go_of(monkeypatch):
     gone = asyncio.run(run())
     gc.collect()
     assert gone() is None
+
+
+def run_and_end_within_a_sweep(monkeypatch, step):
+    """Have the event loop end while a sweep is in the middle of its work; return what arrived."""
+    plugin = MemoryPlugin(settle=3600.0, sweep_interval=3600.0, shutdown_timeout=5.0)
+    monkeypatch.setattr("dask_otel.watch.pace.SLICE", -1.0)  # it gives the loop back at every step
+
+    def work(address):
+        with Client(address) as client, span("root"):
+            client.gather(client.map(inc, range(100), key=[f"k{n}-{n}" for n in range(100)]))
+
+    async def run():
+        scheduler = await Scheduler(port=0, dashboard_address="127.0.0.1:0")
+        worker = await Worker(scheduler.address, nthreads=2)
+        await plugin.add_to(scheduler)
+        await asyncio.to_thread(work, scheduler.address)
+        sweeper, begun = plugin._watch._sweeper, asyncio.Event()
+        complete = sweeper._groups.complete
+
+        def in_the_middle(group, change):
+            begun.set()
+            complete(group, change)
+
+        sweeper._groups.complete = in_the_middle
+        task = plugin._watch.close() if step == "closing" else asyncio.create_task(sweeper.sweep())
+        await begun.wait()
+        return task, worker  # both are alive until the loop ends
+
+    asyncio.run(run())
+    return plugin.exporter.spans()
+
+
+@pytest.mark.parametrize("step", ["sweep", "closing"])
+def test_a_sweep_that_has_begun_loses_nothing(monkeypatch, step):
+    spans = run_and_end_within_a_sweep(monkeypatch, step)
+    (root,) = [each for each in spans if not each.parent_id and each.name == "root"]
+    assert root.attributes["dask.task.completed"] == root.attributes["dask.task.count"] == 100
