@@ -1,7 +1,8 @@
-"""CPU of the scheduler process with the bridge over that without: two live clusters, batches in turn.
+"""CPU of a live scheduler with the bridge over that without: one process, in which the bridge is switched on and off.
 
-The kernels of many machines give no instruction counts, and CPU time is noisy; so batches alternate and the ratio
-comes with its interval.
+Two schedulers of the same code differ by several percent for as long as they live, so both are measured in one: a batch
+of no-op tasks with the bridge registered, one without, and so on. Sending is included, but for the first connection,
+which takes some 10 ms; so is the wait for it, on both sides.
 """
 
 from __future__ import annotations
@@ -14,20 +15,17 @@ import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 
 from distributed import Client, span
 
-from dask_otel import trace_id
+from dask_otel import OTelPlugin, trace_id
 from dask_otel.cli.receiver import Receiver
 
-#: Two schedulers of the same code differ by some percent for as long as they live, so several pairs of them are tried.
-ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-#: Measured on each cluster of a round; 20,000 or 200,000, say.
-ALL_TASKS = int(sys.argv[2]) if len(sys.argv) > 2 else 8_000
-#: Batches for each cluster of a round, a span each.
-BATCHES = 8
+#: Tasks on each side; and of one batch, which is one span.
+TASKS = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
+BATCH = int(sys.argv[2]) if len(sys.argv) > 2 else 1_000
 WARM_UP = 2
-TASKS = ALL_TASKS // BATCHES
 
 
 def cpu(pid):
@@ -37,10 +35,9 @@ def cpu(pid):
 
 
 @contextmanager
-def cluster(endpoint):
-    """A scheduler, with the bridge if there is an endpoint, one worker, a client."""
-    options = ["--preload", "dask_otel"] if endpoint else []
-    env = os.environ | {"PYTHONHASHSEED": "0"} | ({"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} if endpoint else {})
+def cluster():
+    """A scheduler, one worker, a client."""
+    env = os.environ | {"PYTHONHASHSEED": "0", "DASK_OTEL__TRACES__SETTLE": "500ms"}
     loopback = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
 
@@ -56,7 +53,7 @@ def cluster(endpoint):
             stack.callback(process.terminate)
             return process
 
-        scheduler = start("scheduler", "--port", "0", *options)
+        scheduler = start("scheduler", "--port", "0")
         for line in scheduler.stderr:
             if match := re.search(r"Scheduler at:\s+(tcp://\S+)", line):
                 break
@@ -66,53 +63,57 @@ def cluster(endpoint):
         yield scheduler.pid, client
 
 
-def batch(client, number):
+def batch(client, number, tasks=BATCH):
     """Run a batch of no-op tasks in one span; return the span's id."""
     with span(f"batch {number}") as span_id:
-        client.gather(client.map(int, range(TASKS), key=f"noop{number}", pure=False))
+        client.gather(client.map(int, range(tasks), key=f"noop{number}", pure=False))
     return span_id
 
 
-def one_round(receiver, number):
-    """CPU seconds with the bridge and without, on two fresh clusters, batches in turn, sending included."""
-    endpoint = receiver.endpoints["grpc"]
-    with ExitStack() as stack:
-        # Which one starts first, changes too.
-        first, second = (endpoint, None) if number % 2 else (None, endpoint)
-        clusters = {each: stack.enter_context(cluster(each)) for each in (first, second)}
-
-        def run(batches):
-            for i in batches:
-                for each in (first, second) if i % 2 else (second, first):
-                    last[each] = batch(clusters[each][1], i)
-            receiver.wait_for_trace(trace_id(last[endpoint]), timeout=60)
-            return {each: cpu(clusters[each][0]) for each in clusters}
-
-        last = {}
-        before = run(range(WARM_UP))
-        after = run(range(WARM_UP, WARM_UP + BATCHES))
-    return after[endpoint] - before[endpoint], after[None] - before[None]
+def on(client, pid, receiver, number):
+    """CPU seconds of a batch with the bridge, until its trace has arrived, and how long that took."""
+    client.register_plugin(OTelPlugin(receiver.endpoints["grpc"]))
+    receiver.wait_for_trace(trace_id(batch(client, f"{number}-first", 10)), timeout=120)
+    before, begin = cpu(pid), monotonic()
+    receiver.wait_for_trace(trace_id(batch(client, number)), timeout=120)
+    return cpu(pid) - before, monotonic() - begin
 
 
-def interval(rounds):
-    """Ratio of the sums, and where 95 % of bootstrap samples of the rounds lie."""
+def off(client, pid, number, took):
+    """CPU seconds of a batch without, for at least as long."""
+    client.unregister_scheduler_plugin("dask-otel")
+    sleep(3.0)  # until it has noticed and closed
+    batch(client, f"{number}-first", 10)
+    before, begin = cpu(pid), monotonic()
+    batch(client, number)
+    sleep(max(0.0, took - (monotonic() - begin)))
+    return cpu(pid) - before
+
+
+def interval(pairs):
+    """Ratio of the sums, and where 95 % of bootstrap samples of the pairs lie."""
 
     def ratio(sample):
         return sum(with_ for with_, _ in sample) / sum(without for _, without in sample)
 
-    samples = sorted(ratio(random.choices(rounds, k=len(rounds))) for _ in range(2_000))
-    return ratio(rounds), samples[50], samples[-50]
+    samples = sorted(ratio(random.choices(pairs, k=len(pairs))) for _ in range(2_000))
+    return ratio(pairs), samples[50], samples[-50]
 
 
 def main():
-    rounds = []
-    with Receiver() as receiver:
-        for number in range(ROUNDS):
-            rounds.append(one_round(receiver, number))
-            print(f"  round {number}: {rounds[-1][0] / rounds[-1][1]:.3f}", flush=True)
-    middle, low, high = interval(rounds)
-    per_task = sum(without for _, without in rounds) / (ROUNDS * BATCHES * TASKS) * 1e6
-    print(f"{ROUNDS} pairs of clusters, {BATCHES} batches of {TASKS} no-op tasks each; {per_task:.0f} µs CPU each")
+    pairs = []
+    with Receiver() as receiver, cluster() as (pid, client):
+        for number in range(WARM_UP + TASKS // BATCH):
+            with_, took = on(client, pid, receiver, 2 * number)
+            without = off(client, pid, 2 * number + 1, took)
+            if number >= WARM_UP:
+                pairs.append((with_, without))
+                print(f"  pair {number}: {with_ / without:.3f}", file=sys.stderr, flush=True)
+    middle, low, high = interval(pairs)
+    per_task = sum(without for _, without in pairs) / TASKS * 1e6
+    print(
+        f"{TASKS} no-op tasks with the bridge and as many without, {BATCH} a span; {per_task:.0f} µs CPU each without"
+    )
     print(f"  with the bridge / without: {middle:.3f}, 95 % interval {low:.3f} … {high:.3f}")
 
 
