@@ -349,6 +349,14 @@ def test_closing_waits_for_a_collector_that_was_there(protocol):
     assert run.delivery.total_sent == 6
 
 
+def test_closing_waits_for_one_that_asks_for_it(protocol):
+    rule = in_turn(Says(503, "RESOURCE_EXHAUSTED", wait=1))
+    with Misbehaving(protocol, rule) as receiver, running(receiver.endpoint) as run:
+        run.put(bundle(1))
+    run.check(receiver)
+    assert run.delivery.total_sent == 3
+
+
 def test_closing_does_not_wait_for_one_that_was_not(protocol):
     with Misbehaving(protocol, lambda *_: Says(503, "UNAVAILABLE")) as receiver, running(receiver.endpoint) as run:
         run.put(bundle(1))
