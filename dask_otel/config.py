@@ -16,7 +16,7 @@ from dask.utils import parse_timedelta
 
 from .errors import SettingError
 
-__all__ = ["DEFAULTS", "Settings", "check_limits", "load", "trace_url_template"]
+__all__ = ["DEFAULTS", "Settings", "check_limits", "consequence", "load", "trace_url_template"]
 
 #: What ``otel.yaml`` says.
 DEFAULTS = yaml.safe_load((Path(__file__).parent / "otel.yaml").read_text(encoding="utf-8"))
@@ -100,6 +100,13 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
     )
 
 
+def consequence(error: SettingError) -> str:
+    """Say what happens because of a setting that cannot be used."""
+    if error.setting.startswith("otel.capture"):
+        return "hides all that otel.capture is about, until this is mended"
+    return "uses the default"
+
+
 def check_limits() -> None:
     """Check the standard ``OTEL_*_LIMIT`` variables; the SDK reads them when it is imported, and fails without a name.
 
@@ -162,12 +169,24 @@ def _text(value: Any, name: str) -> str | None:
     raise SettingError(name, value, "a text")
 
 
+#: The page shows links to everybody.
+_PASSWORD = re.compile(r"//[^/]*@")
+
+
 def _template(value: Any, name: str, *, required: bool = False) -> str | None:
     if value is None and not required:
         return None
-    if isinstance(value, str) and "{trace_id}" in value and re.match(r"https?://|/", value):
+    if (
+        isinstance(value, str)
+        and "{trace_id}" in value
+        and re.match(r"https?://|/", value)
+        and not _PASSWORD.search(value)
+    ):
         return value
-    raise SettingError(name, value, "a link with {trace_id} in it, e.g. http://localhost:16686/trace/{trace_id}")
+    if isinstance(value, str):
+        value = _PASSWORD.sub("//…@", value)
+    allowed = "a link with {trace_id} in it and no password, e.g. http://localhost:16686/trace/{trace_id}"
+    raise SettingError(name, value, allowed)
 
 
 def _names(value: Any, name: str) -> tuple[str, ...]:
@@ -194,7 +213,7 @@ def _yes_or_no(value: Any, name: str) -> bool:
     try:
         return _SAID[str(value).strip().lower()]
     except KeyError:
-        raise SettingError(name, value, "true or false; until then, nothing is shown that otel.capture hides") from None
+        raise SettingError(name, value, "true or false") from None
 
 
 def _whole(low: int, high: int) -> Callable[[Any, str], int]:

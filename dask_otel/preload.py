@@ -50,7 +50,7 @@ class OTelPlugin(SchedulerWatch):
 
     def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink] | None:
         """Read the settings and make the sink."""
-        settings = config.load(lambda error: log.error("dask-otel uses the default: %s", error))
+        settings = config.load(lambda error: log.error("dask-otel %s: %s", config.consequence(error), error))
         self._settings = settings
         safety.tells = all(settings.capture.values())
         try:
@@ -58,7 +58,7 @@ class OTelPlugin(SchedulerWatch):
             export = import_or_log("dask_otel.export.connect")
             if export is None:
                 return None
-            sink: Sink | None = export.connect(
+            sink: Any = export.connect(
                 service_name="dask-scheduler",
                 instance_id=scheduler.id,
                 version=distributed.__version__,
@@ -73,7 +73,8 @@ class OTelPlugin(SchedulerWatch):
             return None
         if sink is None:
             return None
-        log.info("dask-otel %s is on", __version__)
+        targets = ", ".join(each["target"] or each["name"] for each in sink.status()["exporters"])
+        log.info("dask-otel %s is on and sends to %s; its page is /otel/ beside Dask's dashboard", __version__, targets)
         mirror = MirrorSettings(
             settle=settings.settle,
             max_segment=settings.max_segment,

@@ -63,6 +63,13 @@ def test_defaults():
     )
 
 
+def test_a_password_in_the_link_is_refused_and_not_shown():
+    settings, (complaint,) = loaded(**{"otel.trace-url": "http://u:secret@jaeger/{trace_id}"})
+    assert settings.trace_url is None
+    assert "no password" in complaint
+    assert "secret" not in complaint
+
+
 @pytest.mark.parametrize(("value", "shown"), [("no", False), (0, False), ("OFF", False), (True, True), ("on", True)])
 def test_yes_and_no(value, shown):
     settings, complaints = loaded(**{"otel.capture.keys": value})
@@ -97,6 +104,7 @@ def test_a_doubtful_wish_to_hide_something_hides_everything(wrong):
         ("otel.annotations", "team", "a list of names"),
         ("otel.annotations", [1], "a list of names"),
         ("otel.trace-url", "http://jaeger", "a link with {trace_id}"),
+        ("otel.trace-url", "javascript:{trace_id}", "a link with {trace_id}"),
         ("otel.cluster-name", ["a"], "a text"),
         ("otel.traces.level", "all", "one of spans, groups, tasks"),
         ("otel.traces.default-spans", True, "one of full, segments, off"),

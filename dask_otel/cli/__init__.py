@@ -18,5 +18,5 @@ def main() -> None:
     except SettingError as error:
         sys.exit(str(error))
     except ImportError as error:
-        sys.exit(f"dask-otel's command line needs {error.name}: pip install 'dask-otel[cli]'")
+        sys.exit(f"dask-otel's command line needs {error.name}: pip install 'dask-otel[cli]', in a checkout '.[cli]'")
     dask_otel()

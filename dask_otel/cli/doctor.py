@@ -12,7 +12,9 @@ from uuid import uuid4
 import click
 from distributed import rpc
 from distributed.security import Security
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import SpanLimits
+from opentelemetry.sdk.trace.sampling import Decision, Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +28,7 @@ from ..export.resource import make_resource
 from ..export.sampling import make_sampler
 from ..export.senders import Sender
 from ..export.spans import SpanFactory
-from ..export.variables import make_limits, otlp_protocol, sdk_disabled
+from ..export.variables import make_limits, not_read, otlp_protocol, sdk_disabled
 from ..mirror.ids import marker_id, trace_id
 from ..mirror.model import SpanInfo
 from ..mirror.records import MarkerRecord
@@ -41,7 +43,11 @@ PATIENCE = 10.0
 
 
 @click.command()
-@click.option("--endpoint", metavar="URL", help="Try this OTLP endpoint instead of the configured one.")
+@click.option(
+    "--endpoint",
+    metavar="URL",
+    help="Try this OTLP endpoint; over HTTP it gets /v1/traces appended.",
+)
 @click.option(
     "--scheduler", metavar="ADDRESS", help="Ask the bridge of a running scheduler, e.g. tcp://scheduler:8786."
 )
@@ -58,25 +64,34 @@ def _check(endpoint: str | None, console: Console) -> bool:
     )
     _show(console, [*origins.settings(), *origins.variables()])
     problems: list[str] = []
-    config.load(lambda error: problems.append(f"{error}; its default is used"))
+    config.load(lambda error: problems.append(f"{error}; the bridge {config.consequence(error)}"))
+    problems += [f"{name} is set, but not read; use the other OTEL_* variables" for name in not_read()]
     senders: list[Sender] = []
     try:
         config.check_limits()
         make_limits()
-        make_sampler()
-        senders = make_senders(endpoint)
+        if not _takes_any(make_sampler()):
+            problems.append("OTEL_TRACES_SAMPLER leaves out every trace that was tried: none would be sent")
+        senders = [] if sdk_disabled() else make_senders(endpoint)
     except SettingError as error:
         problems.append(f"{error}; the bridge stays off")
     except Exception as error:  # noqa: BLE001 -- a broken package may raise anything
         problems.append(f"an exporter cannot be loaded ({type(error).__name__}: {error}); reinstall dask-otel")
     if sdk_disabled():
         problems.append("OTEL_SDK_DISABLED is true: the bridge stays off")
-    elif not senders and not problems:
+    elif os.environ.get("OTEL_TRACES_EXPORTER", "").strip() == "none" and not endpoint:
         problems.append("OTEL_TRACES_EXPORTER is none: the bridge stays off")
     for problem in problems:
         _say(console, problem, good=False)
     arrived = [_try(sender, console) for sender in senders]
     return not problems and all(arrived)
+
+
+def _takes_any(sampler: Sampler | None) -> bool:
+    tried = (
+        (sampler.should_sample(Context(), trace_id(f"{n}"), "dask-otel doctor") for n in range(1000)) if sampler else ()
+    )
+    return sampler is None or any(each.decision is Decision.RECORD_AND_SAMPLE for each in tried)
 
 
 def _show(console: Console, values: list[origins.Value]) -> None:
@@ -144,6 +159,11 @@ def _ask(address: str, console: Console) -> bool:
         good &= _tell(each, console)
     for each in status["errors"]:
         _say(console, f"{each['type']}, {each['count']} times, in the {each['where']}: see the log", good=False)
+    for what in ("unsampled", "over_budget"):
+        if count := sum(status[what].values()):
+            console.print(
+                f"{count} spans {'left out by the sampler' if what == 'unsampled' else 'over otel.traces.max-rate'}"
+            )
     console.print(f"{status['open_segments']} open segments, {len(status['finished'])} finished roots")
     return good and not status["errors"]
 

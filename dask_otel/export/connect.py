@@ -16,7 +16,7 @@ from .resource import make_resource
 from .sampling import Sampling, make_sampler
 from .sink import Sink
 from .spans import SpanFactory
-from .variables import log_what_is_not_read, make_limits, sdk_disabled
+from .variables import make_limits, not_read, sdk_disabled
 from .volume import Volume
 
 __all__ = ["connect"]
@@ -61,7 +61,8 @@ def connect(
     if not senders:
         log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none")
         return None
-    log_what_is_not_read()
+    for name in not_read():
+        log.warning("dask-otel does not read %s; it takes its configuration from the other OTEL_* variables", name)
     resource = make_resource(
         service_name=service_name, instance_id=instance_id, version=version, cluster_name=cluster_name
     )

@@ -41,7 +41,7 @@ class Delivery:
         #: What the last failure said, and when.
         self.last_error = ""
         self.last_error_at: float | None = None
-        #: Set when the last word on it has been said.
+        #: Set when only the last word is to be logged.
         self.is_silent = False
         self._lock = threading.Lock()
         self._warned_of = 0

@@ -85,6 +85,7 @@ class Pipeline:
         with self._changed:
             self._deadline = monotonic() + timeout
             self._was_well = self.delivery.is_failing is False
+            self.delivery.is_silent = True  # but for the last word
             self._changed.notify()
         self._thread.join(timeout)
         self._say_last_word()
@@ -96,18 +97,18 @@ class Pipeline:
             self._shut_down()
 
     def _say_last_word(self) -> None:
-        self.delivery.is_silent = True
         with self._changed:
             left, dropped, sent = self._left, self.delivery.total_dropped, self.delivery.total_sent
         if left + dropped:
-            summary = self.delivery.summary()
+            summary, said = self.delivery.summary(), self.delivery.last_error
             log.warning(
-                "dask-otel could not send %d spans with exporter %r%s%s; it has sent %d",
+                "dask-otel could not send %d spans with exporter %r%s%s; it has sent %d%s",
                 left + dropped,
                 self.delivery.name,
                 f": {summary}" if summary else "",
                 f"; {left} were left when the time was over" if left else "",
                 sent,
+                f"; what was said last: {said}" if said else "",
             )
 
     @property

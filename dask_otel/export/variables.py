@@ -7,13 +7,12 @@ import re
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ..errors import SettingError
-from ..safety import log
 from .limits import Limits
 from .targets import is_endpoint, shown
 
 __all__ = [
-    "log_what_is_not_read",
     "make_limits",
+    "not_read",
     "otlp_compression",
     "otlp_endpoint",
     "otlp_headers",
@@ -38,11 +37,10 @@ def sdk_disabled() -> bool:
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
-def log_what_is_not_read() -> None:
-    """Say that a declarative configuration has no effect, if there is one."""
-    for name in ("OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE"):
-        if os.environ.get(name, "").strip():
-            log.warning("dask-otel does not read %s; it takes its configuration from the other OTEL_* variables", name)
+def not_read() -> list[str]:
+    """Name variables that are set and have no effect: those for a declarative configuration."""
+    names = ("OTEL_CONFIG_FILE", "OTEL_EXPERIMENTAL_CONFIG_FILE")
+    return [name for name in names if os.environ.get(name, "").strip()]
 
 
 def make_limits() -> Limits:

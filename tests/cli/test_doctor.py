@@ -139,12 +139,27 @@ class TestFaults:
         ({"OTEL_TRACES_SAMPLER": "sometimes"}, "OTEL_TRACES_SAMPLER = 'sometimes' cannot be used"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "OTEL_BSP_MAX_QUEUE_SIZE = '0' cannot be used"),
         ({"OTEL_EXPORTER_OTLP_CLIENT_KEY": "/no/file"}, "a file that can be read"),
+        ({"OTEL_TRACES_SAMPLER": "always_off"}, "OTEL_TRACES_SAMPLER leaves out every trace that was tried"),
+        ({"OTEL_CONFIG_FILE": "otel.yaml"}, "OTEL_CONFIG_FILE is set, but not read"),
     ],
 )
 def test_a_bad_variable(doctor, variables, line):
     code, out = doctor(**variables)
     assert code == 1
     assert f"✗ {line}" in out or line in out
+
+
+def test_nothing_is_sent_when_the_sdk_is_disabled(doctor):
+    with Misbehaving("grpc") as receiver:
+        code, _ = doctor("--endpoint", receiver.endpoint, OTEL_SDK_DISABLED="true")
+        assert (code, receiver.requests) == (1, [])
+
+
+def test_a_doubtful_wish_to_hide_something_is_said_to_hide_everything(doctor):
+    with Misbehaving("grpc") as receiver, dask.config.set({"otel.capture.keys": "perhaps"}):
+        code, out = doctor("--endpoint", receiver.endpoint)
+    assert code == 1
+    assert "the bridge hides all that otel.capture is about, until this is mended" in out
 
 
 def test_a_bad_setting_is_named_and_everything_else_is_tried(doctor):
