@@ -193,3 +193,14 @@ def test_what_an_exception_says_is_not_logged_if_that_may_hold_secrets(monkeypat
         _, log = with_workload(plugin, counted)
     assert "Injected" in log
     assert "in fail" in log
+
+
+def test_failures_far_between_turn_nothing_off():
+    safety = safety_module.Safety()
+    with captured_logger("distributed.dask_otel"):
+        for _ in range(3 * safety_module.MAX_IN_A_ROW):
+            safety.caught("sweep", Injected())
+            safety.check_streaks()
+            safety.check_streaks()  # a sweep in which nothing failed
+    assert not safety.gave_up
+    assert safety.failures["sweep", "Injected"] == 3 * safety_module.MAX_IN_A_ROW
