@@ -12,7 +12,7 @@ from time import monotonic
 
 import pytest
 from support.exits import WAYS
-from support.misbehaving import Misbehaving
+from support.misbehaving import Hangs, Misbehaving
 from support.processes import Process, cluster
 from support.trees import check_shape, check_sums, tree
 from support.wire import Wire
@@ -77,6 +77,14 @@ def test_a_collector_that_hangs_delays_nothing_for_longer_than_the_timeout(way, 
             assert [int(number) for number in last.groups()] == [SPANS, 0]
             assert "dask_otel" not in log[last.end() :]
             assert "dask_otel - ERROR" not in log
+
+
+def test_at_the_exit_of_the_interpreter_closing_takes_no_longer_than_dask_waits(tmp_path, monkeypatch):
+    """Dask gives itself 10 s, whatever our timeout; after that nobody would say what was lost."""
+    monkeypatch.setitem(SETTINGS, "DASK_OTEL__SHUTDOWN_TIMEOUT", "60s")
+    with Misbehaving("grpc", lambda *_: Hangs()) as receiver:
+        log, _ = end("interpreter_exits", receiver.endpoint, "grpc", tmp_path).communicate(timeout=60)
+    assert LAST_WORD.search(log), log
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)

@@ -31,7 +31,8 @@ def settings() -> Iterator[Value]:
     files = [(str(path), values) for path, values in dask.config.collect_yaml(dask.config.paths, return_paths=True)]
     for name, default in _flat(config.DEFAULTS["otel"], "otel"):
         value = dask.config.get(name, default)
-        text = re.sub(r"//[^/@]*@", "//…@", _text(value))  # a link may hold a password
+        # A link may hold a password, or a token.
+        text = f"{shown(_text(value))}…" if re.search("[@?]", _text(value)) else _text(value)
         yield Value(name, text, _origin(name, value, default, files))
 
 

@@ -6,12 +6,13 @@ import os
 import re
 import subprocess
 import sys
+import threading
 
 import dask
 import pytest
 import trustme
 from click.testing import CliRunner
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from support.misbehaving import Misbehaving, Says
 from support.wire import Wire
 
@@ -234,3 +235,45 @@ def test_a_bad_limit_is_named_by_every_command():
     )
     assert result.returncode == 1
     assert result.stderr.startswith("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT = 'x' cannot be used")
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "http://u:planted@jaeger/{trace_id}",
+        "http://u:x@planted@jaeger/{trace_id}",
+        "http://jaeger/{trace_id}?t=planted",
+    ],
+)
+def test_no_password_of_a_link_is_shown(doctor, link):
+    with dask.config.set({"otel.trace-url": link}):
+        _, out = doctor("--endpoint", "http://127.0.0.1:1")
+    assert "jaeger" in out
+    assert "planted" not in out
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (Says(503, "UNAVAILABLE", "busy"), "busy"),
+        (Says(400, "INVALID_ARGUMENT"), "span spans dropped: invalid"),
+    ],
+    ids=["fails", "has dropped"],
+)
+def test_what_is_wrong_with_a_live_cluster_is_said_and_is_the_exit_code(doctor, monkeypatch, fault, line):
+    local = {"n_workers": 1, "processes": False, "dashboard_address": "127.0.0.1:0", "protocol": "tcp"}
+    settings = {
+        "distributed.scheduler.preload": ["dask_otel"],
+        "otel.traces.settle": "50ms",
+        "otel.sweep-interval": "50ms",
+    }
+    with Misbehaving("grpc", lambda *_: fault) as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        with dask.config.set(settings), LocalCluster(**local) as cluster, Client(cluster) as client:
+            client.submit(sum, [1, 2]).result()
+            plugin = cluster.scheduler.plugins["dask-otel"]
+            while not plugin.sink.status()["exporters"][0]["last_error"]:
+                threading.Event().wait(0.01)
+            code, out = doctor("--scheduler", cluster.scheduler_address)
+    assert code == 1
+    assert line in out

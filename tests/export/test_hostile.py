@@ -26,7 +26,7 @@ from dask_otel.export.answers import Meaning
 from dask_otel.export.limits import Limits
 from dask_otel.export.pipeline import Pipeline
 from dask_otel.export.provider import make_senders
-from dask_otel.export.senders import MAX_BODY, Sender
+from dask_otel.export.senders import MAX_BODY, HttpSender, Sender
 from dask_otel.export.spans import SpanFactory
 from dask_otel.safety import Safety
 
@@ -171,6 +171,22 @@ class Session(requests.Session):
         if self.error:
             raise self.error
         return super().request(*args, **options)
+
+
+def test_no_redirect_is_followed_though_the_exporter_would():
+    """Older ones did: the POST became a GET."""
+    session = requests.Session()
+
+    class Exporter:
+        def export(self, spans):
+            session.post(f"{receiver.endpoint}/v1/traces", data=b"", timeout=1)
+
+    fault = Says(302, "UNKNOWN", headers=(("Location", "/elsewhere"),))
+    with Misbehaving("http/protobuf", lambda *_: fault) as receiver:
+        sender = HttpSender("otlp", Exporter(), receiver.endpoint, session, True, 1.0)
+        answer = sender.send([FACTORY.span(segment())])
+    assert answer.meaning is Meaning.REFUSED
+    assert answer.said.startswith("HTTP 302")
 
 
 class OfTheProvider(Exception):

@@ -204,3 +204,12 @@ def test_failures_far_between_turn_nothing_off():
             safety.check_streaks()  # a sweep in which nothing failed
     assert not safety.gave_up
     assert safety.failures["sweep", "Injected"] == 3 * safety_module.MAX_IN_A_ROW
+
+
+def test_a_collector_may_be_away_for_as_long_as_it_likes():
+    safety = safety_module.Safety()
+    with captured_logger("distributed.dask_otel"):
+        for _ in range(2 * safety_module.MAX_IN_A_ROW):
+            with safety.guard("exporter otlp"):
+                raise Injected
+    assert not safety.gave_up
