@@ -271,8 +271,11 @@ def test_what_is_wrong_with_a_live_cluster_is_said_and_is_the_exit_code(doctor, 
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
         with dask.config.set(settings), LocalCluster(**local) as cluster, Client(cluster) as client:
             client.submit(sum, [1, 2]).result()
-            plugin = cluster.scheduler.plugins["dask-otel"]
-            while not plugin.sink.status()["exporters"][0]["last_error"]:
+            sink = cluster.scheduler.plugins["dask-otel"].sink
+            while True:
+                (exporter,) = sink.status()["exporters"]
+                if exporter["failing"] or "span" in {each["kind"] for each in exporter["dropped"]}:
+                    break
                 threading.Event().wait(0.01)
             code, out = doctor("--scheduler", cluster.scheduler_address)
     assert code == 1
