@@ -156,6 +156,17 @@ def test_takes_a_request_and_never_answers(protocol, monkeypatch):
         run.check(receiver)
 
 
+def test_what_was_taken_but_answered_with_a_failure_arrives_twice(protocol):
+    with (
+        Misbehaving(protocol, in_turn(Says(503, "UNAVAILABLE", takes=True))) as receiver,
+        running(receiver.endpoint) as run,
+    ):
+        run.put(bundle(1))
+        run.settle()
+        run.check(receiver, again=run.names)
+        assert run.delivery.total_sent == 3
+
+
 BUSY = [
     pytest.param(Says(429, "UNAVAILABLE", "slow down", wait=1), id="429"),
     pytest.param(Says(503, "RESOURCE_EXHAUSTED", "quota", wait=1), id="503"),
