@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from secrets import token_bytes
@@ -84,17 +83,13 @@ class Redactor:
         }
 
     def _group(self, record: GroupRecord) -> dict[str, Any]:
-        if record.folded:
-            return {"types": self._types(record), "dependencies": self._each(self._key, record.dependencies)}
-        return {
-            "name": self._key(record.name),
-            "group": self._key(record.group),
-            "types": self._types(record),
-            "dependencies": self._each(self._key, record.dependencies),
+        changes: dict[str, Any] = {
+            "types": record.types if self._capture.types else {},
+            "dependencies": tuple(map(self._key, record.dependencies)),
         }
-
-    def _types(self, record: GroupRecord) -> dict[str, int]:
-        return dict(record.types) if self._capture.types else {}
+        if not record.folded:  # else it is called "other groups"
+            changes |= {"name": self._key(record.name), "group": self._key(record.group)}
+        return changes
 
     def _run(self, run: TaskRun) -> TaskRun:
         error = run.error
@@ -126,10 +121,6 @@ class Redactor:
 
     def _path(self, path: str) -> str:
         return path if self._capture.tags or path == "default" else self._pseudonym("path", path)
-
-    @staticmethod
-    def _each(change: Callable[[str], str], names: Iterable[str]) -> tuple[str, ...]:
-        return tuple(map(change, names))
 
     def _pseudonym(self, kind: str, name: str) -> str:
         data = name.encode("utf-8", "surrogatepass")

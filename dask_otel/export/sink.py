@@ -78,10 +78,9 @@ class Sink:
         }
 
     def _summary(self, record: SegmentRecord, *, sampled: bool) -> dict[str, Any]:
-        shown = self._redactor(record)
         return {
             "id": record.span.id,
-            "name": clean(shown.name, MAX_NAME),
+            "name": self.title(record.span, record.name),
             "trace_id": f"{record.trace_id:032x}" if sampled else None,
             "start": record.start,
             "end": record.end,

@@ -13,9 +13,7 @@ from time import monotonic
 import pytest
 import requests
 from distributed.utils_test import captured_logger
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanLimits
-from support.memory import SCOPE
+from support.memory import FACTORY
 from support.misbehaving import Misbehaving, Says
 from support.records import segment
 
@@ -27,10 +25,8 @@ from dask_otel.export.limits import Limits
 from dask_otel.export.pipeline import Pipeline
 from dask_otel.export.provider import make_senders
 from dask_otel.export.senders import MAX_BODY, HttpSender, Sender
-from dask_otel.export.spans import SpanFactory
 from dask_otel.safety import Safety
 
-FACTORY = SpanFactory(Resource({"service.name": "test"}), SCOPE, SpanLimits())
 SECRET = "planted-secret"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\n"
 

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from distributed.utils_test import captured_logger
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanLimits
-from support.memory import SCOPE
+from support.memory import FACTORY
 from support.misbehaving import Hangs, Misbehaving, Rejects, Says, in_turn
 from support.records import group, segment, task
 from support.wire import Wire
@@ -20,10 +18,8 @@ from dask_otel.export import pipeline as module
 from dask_otel.export.limits import Limits
 from dask_otel.export.pipeline import Pipeline
 from dask_otel.export.provider import make_senders
-from dask_otel.export.spans import SpanFactory
 from dask_otel.safety import Safety
 
-FACTORY = SpanFactory(Resource({"service.name": "test"}), SCOPE, SpanLimits())
 PATIENCE = 30.0
 
 

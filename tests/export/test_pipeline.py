@@ -8,11 +8,8 @@ from time import monotonic
 
 import pytest
 from distributed.utils_test import captured_logger
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from support.memory import make_sink
+from support.memory import FACTORY, make_sink
 from support.records import group, segment
 
 from dask_otel.cli.receiver import Receiver
@@ -21,10 +18,7 @@ from dask_otel.export.limits import Limits
 from dask_otel.export.pipeline import Pipeline
 from dask_otel.export.provider import make_senders
 from dask_otel.export.senders import Sender
-from dask_otel.export.spans import SpanFactory
 from dask_otel.safety import Safety
-
-FACTORY = SpanFactory(Resource({"service.name": "test"}), InstrumentationScope("dask_otel", "1"), SpanLimits())
 
 
 def together(number: int, groups: int = 1):
