@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from re import Pattern
 from typing import Any, TypeVar
 
 import dask
 import yaml
-from dask.utils import parse_timedelta
 
 from .errors import SettingError
+from .measure.catalog import METRICS
+from .values import bounds, duration, names, names_of, one_of, rewriting, template, text, whole, yes_or_no
 
 __all__ = ["DEFAULTS", "Settings", "check_limits", "consequence", "load", "trace_url_template"]
 
@@ -28,7 +29,7 @@ def _not_mappings() -> list[SettingError]:
     if given is not None and not isinstance(given, Mapping):
         return [SettingError("otel", given, "a mapping of " + ", ".join(DEFAULTS["otel"]))]
     errors = []
-    for name in ("traces", "capture"):
+    for name in ("traces", "metrics", "capture"):
         value = dask.config.get(f"otel.{name}", {})
         if not isinstance(value, Mapping):
             errors.append(SettingError(f"otel.{name}", value, "a mapping of " + ", ".join(DEFAULTS["otel"][name])))
@@ -57,6 +58,10 @@ class Settings:
     level: str
     default_spans: str
     max_rate: int
+    excluded_metrics: frozenset[str]
+    root_names: tuple[tuple[Pattern[str], str], ...]
+    task_bounds: tuple[float, ...]
+    span_bounds: tuple[float, ...]
     #: By what may be shown.
     capture: dict[str, bool]
 
@@ -80,22 +85,26 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         heard(error)
     reader = _Reader(heard)
     reader.check_names(DEFAULTS["otel"], dask.config.get("otel", {}), "otel")
-    capture = {name: reader.get(f"capture.{name}", _yes_or_no) for name in DEFAULTS["otel"]["capture"]}
+    capture = {name: reader.get(f"capture.{name}", yes_or_no) for name in DEFAULTS["otel"]["capture"]}
     if doubtful:  # somebody wanted something hidden
         capture = dict.fromkeys(capture, False)
     return Settings(
-        cluster_name=reader.get("cluster-name", _text) or os.environ.get("DASK_GATEWAY_CLUSTER_NAME"),
-        trace_url=reader.get("trace-url", _template),
-        annotations=reader.get("annotations", _names),
-        sweep_interval=reader.get("sweep-interval", _duration("10ms", "1m")),
-        shutdown_timeout=reader.get("shutdown-timeout", _duration("0s", "10m")),
-        settle=reader.get("traces.settle", _duration("0s", "1h")),
-        max_segment=reader.get("traces.max-segment", _duration("1s", "7 days")),
-        announce=reader.get("traces.announce", _duration("1s", "7 days")),
-        max_groups=reader.get("traces.max-groups", _whole(1, 1000)),
-        level=reader.get("traces.level", _one_of("spans", "groups", "tasks")),
-        default_spans=reader.get("traces.default-spans", _one_of("full", "segments", "off")),
-        max_rate=reader.get("traces.max-rate", _whole(0, 10**9)),
+        cluster_name=reader.get("cluster-name", text) or os.environ.get("DASK_GATEWAY_CLUSTER_NAME"),
+        trace_url=reader.get("trace-url", template),
+        annotations=reader.get("annotations", names),
+        sweep_interval=reader.get("sweep-interval", duration("10ms", "1m")),
+        shutdown_timeout=reader.get("shutdown-timeout", duration("0s", "10m")),
+        settle=reader.get("traces.settle", duration("0s", "1h")),
+        max_segment=reader.get("traces.max-segment", duration("1s", "7 days")),
+        announce=reader.get("traces.announce", duration("1s", "7 days")),
+        max_groups=reader.get("traces.max-groups", whole(1, 1000)),
+        level=reader.get("traces.level", one_of("spans", "groups", "tasks")),
+        default_spans=reader.get("traces.default-spans", one_of("full", "segments", "off")),
+        max_rate=reader.get("traces.max-rate", whole(0, 10**9)),
+        excluded_metrics=reader.get("metrics.exclude", names_of(METRICS, "metrics")),
+        root_names=reader.get("metrics.root-names", rewriting),
+        task_bounds=reader.get("metrics.task-bounds", bounds),
+        span_bounds=reader.get("metrics.span-bounds", bounds),
         capture=capture,
     )
 
@@ -129,7 +138,7 @@ def trace_url_template() -> str:
         If it is not set, or has no place for the id.
     """
     value = dask.config.get("otel.trace-url", None)
-    return _template(value, "otel.trace-url", required=True) or ""
+    return template(value, "otel.trace-url", required=True) or ""
 
 
 class _Reader:
@@ -161,80 +170,3 @@ class _Reader:
                 self._complain(SettingError(f"{path}.{written}", given[written], allowed))
             elif isinstance(known[name], Mapping):
                 self.check_names(known[name], given[written], f"{path}.{written}")
-
-
-def _text(value: Any, name: str) -> str | None:
-    if value is None or isinstance(value, (str, int)):
-        return None if value is None else str(value)
-    raise SettingError(name, value, "a text")
-
-
-#: The page shows links to everybody.
-_PASSWORD = re.compile(r"//[^/]*@")
-
-
-def _template(value: Any, name: str, *, required: bool = False) -> str | None:
-    if value is None and not required:
-        return None
-    if (
-        isinstance(value, str)
-        and "{trace_id}" in value
-        and re.match(r"https?://|/", value)
-        and not _PASSWORD.search(value)
-    ):
-        return value
-    if isinstance(value, str):
-        value = _PASSWORD.sub("//…@", value)
-    allowed = "a link with {trace_id} in it and no password, e.g. http://localhost:16686/trace/{trace_id}"
-    raise SettingError(name, value, allowed)
-
-
-def _names(value: Any, name: str) -> tuple[str, ...]:
-    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    raise SettingError(name, value, "a list of names, e.g. [team, project]")
-
-
-def _one_of(*names: str) -> Callable[[Any, str], str]:
-    def parse(value: Any, name: str) -> str:
-        if value is False and "off" in names:  # as YAML reads it
-            return "off"
-        if value not in names:
-            raise SettingError(name, value, "one of " + ", ".join(names))
-        return str(value)
-
-    return parse
-
-
-_SAID = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-
-
-def _yes_or_no(value: Any, name: str) -> bool:
-    try:
-        return _SAID[str(value).strip().lower()]
-    except KeyError:
-        raise SettingError(name, value, "true or false") from None
-
-
-def _whole(low: int, high: int) -> Callable[[Any, str], int]:
-    def parse(value: Any, name: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise SettingError(name, value, f"a whole number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def _duration(low: str, high: str) -> Callable[[Any, str], float]:
-    def parse(value: Any, name: str) -> float:
-        allowed = f"a time between {low} and {high}, e.g. 5s or 500ms"
-        try:
-            seconds = None if isinstance(value, bool) else parse_timedelta(value, default="s")
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError):
-            seconds = None
-        # "not (a <= b)" also refuses NaN
-        if seconds is None or not parse_timedelta(low) <= seconds <= parse_timedelta(high):
-            raise SettingError(name, value, allowed)
-        return float(seconds)
-
-    return parse

@@ -55,6 +55,7 @@ class Health:
             "why": self._watch.why_ended,
             "trace_url": self._trace_url,
             "exporters": sink["exporters"],
+            "metrics": sink["metrics"],
             "unsampled": sink["unsampled"],
             "over_budget": sink["over_budget"],
             "errors": [{"where": where, "type": type_, "count": count} for (where, type_), count in failures],

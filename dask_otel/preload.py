@@ -10,11 +10,13 @@ from distributed import Scheduler
 from . import __version__, config
 from .errors import SettingError
 from .health import Health
+from .measure.settings import MeasureSettings
 from .mirror.settings import Level, MirrorSettings
 from .page.routes import install
 from .safety import Safety, import_or_log, log
-from .watch.life import Sink, Watch, WatchSettings
+from .watch.life import Watch, WatchSettings
 from .watch.scheduler import SchedulerWatch
+from .watch.sink import Sink
 
 __all__ = ["OTelPlugin", "set_up"]
 
@@ -73,8 +75,13 @@ class OTelPlugin(SchedulerWatch):
             return None
         if sink is None:
             return None
-        targets = ", ".join(each["target"] or each["name"] for each in sink.status()["exporters"])
-        log.info("dask-otel %s is on and sends to %s; its page is /otel/ beside Dask's dashboard", __version__, targets)
+        status = sink.status()
+        ways_out = dict.fromkeys(each["target"] or each["name"] for each in status["exporters"] + status["metrics"])
+        log.info(
+            "dask-otel %s is on and sends to %s; its page is /otel/ beside Dask's dashboard",
+            __version__,
+            ", ".join(ways_out),
+        )
         mirror = MirrorSettings(
             settle=settings.settle,
             max_segment=settings.max_segment,
@@ -83,11 +90,18 @@ class OTelPlugin(SchedulerWatch):
             level=_LEVELS[settings.level],
             default_level=_DEFAULT_LEVELS[settings.default_spans],
         )
+        measure = MeasureSettings(
+            task_bounds=settings.task_bounds,
+            span_bounds=settings.span_bounds,
+            root_names=settings.root_names,
+            excluded=settings.excluded_metrics,
+        )
         watch = WatchSettings(
             sweep_interval=settings.sweep_interval,
             shutdown_timeout=settings.shutdown_timeout,
             annotations=settings.annotations,
             mirror=mirror,
+            measure=measure,
         )
         return watch, sink
 

@@ -12,6 +12,7 @@ import yaml
 
 import dask_otel
 from dask_otel import config
+from dask_otel.measure.settings import SPAN_BOUNDS, TASK_BOUNDS
 
 PACKAGE = Path(dask_otel.__file__).parent
 DEFAULTS = yaml.safe_load((PACKAGE / "otel.yaml").read_text())
@@ -59,6 +60,10 @@ def test_defaults():
         level="tasks",
         default_spans="full",
         max_rate=60_000,
+        excluded_metrics=frozenset(),
+        root_names=(),
+        task_bounds=TASK_BOUNDS,
+        span_bounds=SPAN_BOUNDS,
         capture=dict.fromkeys(("message", "traceback", "keys", "tags", "code", "types"), True),
     )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..mirror.identifier import identifier
 from ..mirror.model import Metrics
-from .text import identifier
 
 __all__ = ["fine_metrics"]
 

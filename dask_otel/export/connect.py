@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from .. import __version__
+from ..errors import SettingError
 from ..safety import Safety, log
+from .meter import Meter
+from .metrics import MetricFactory
 from .pipeline import Pipeline
 from .privacy import Capture, Redactor
 from .provider import make_senders
 from .resource import make_resource
 from .sampling import Sampling, make_sampler
+from .signals import METRICS
 from .sink import Sink
 from .spans import SpanFactory
-from .variables import make_limits, not_read, sdk_disabled
+from .variables import delta_kinds, make_limits, metric_interval, not_read, sdk_disabled
 from .volume import Volume
 
 __all__ = ["connect"]
@@ -33,7 +38,7 @@ def connect(
     capture: Mapping[str, bool],
     max_rate: int,
 ) -> Sink | None:
-    """Make the way from records to the backends that the standard variables name.
+    """Make the way from records and metrics to the backends that the standard variables name.
 
     Parameters
     ----------
@@ -58,15 +63,35 @@ def connect(
     redactor = Redactor(Capture(**capture))
     sampling = Sampling(make_sampler(), redactor.tags, safety)
     senders = make_senders(endpoint)
-    if not senders:
-        log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none")
-        return None
-    for name in not_read():
-        log.warning("dask-otel does not read %s; it takes its configuration from the other OTEL_* variables", name)
     resource = make_resource(
         service_name=service_name, instance_id=instance_id, version=version, cluster_name=cluster_name
     )
     scope = InstrumentationScope("dask_otel", __version__)
+    meters, interval = _make_meters(endpoint, resource, scope, redactor, safety)
+    if not senders and not meters:
+        log.info("dask-otel is off: OTEL_TRACES_EXPORTER and OTEL_METRICS_EXPORTER say that nothing is to be sent")
+        return None
+    for name in not_read():
+        log.warning("dask-otel does not read %s; it takes its configuration from the other OTEL_* variables", name)
     factory = SpanFactory(resource, scope, SpanLimits(), redactor, sampling.known)
     pipelines = [Pipeline(sender, factory, safety, limits) for sender in senders]
-    return Sink(pipelines, sampling, Volume(max_rate), redactor)
+    return Sink(pipelines, sampling, Volume(max_rate), redactor, meters, interval)
+
+
+def _make_meters(
+    endpoint: str | None, resource: Resource, scope: InstrumentationScope, redactor: Redactor, safety: Safety
+) -> tuple[list[Meter], float]:
+    """Make the ways out for metrics, and say how many seconds lie between two exports.
+
+    What is wrong with them alone leaves the traces on.
+    """
+    try:
+        interval, deltas = metric_interval(), delta_kinds()
+        senders = make_senders(endpoint, METRICS)
+    except SettingError as error:
+        log.error("dask-otel sends no metrics: %s", error)
+        return [], 0.0
+    # Only OTLP is told of a preference.
+    otlp = MetricFactory(resource, scope, redactor.label, deltas)
+    plain = MetricFactory(resource, scope, redactor.label)
+    return [Meter(sender, otlp if sender.target else plain, safety) for sender in senders], interval

@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping
 
 from ..mirror.buckets import quantile
+from ..mirror.identifier import identifier
 from ..mirror.records import Failure, GroupRecord, MarkerRecord, Record, SegmentRecord, TaskRecord
 from ..mirror.tally import Tally
 from .activities import fine_metrics
-from .text import MAX_NAME, clean, identifier
+from .text import MAX_NAME, clean
 
 __all__ = ["Attributes", "attributes", "error_description", "exception_event", "identity", "kind_of"]
 

@@ -11,29 +11,27 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.metrics.export import MetricExporter
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from ..errors import SettingError
 from .senders import GrpcSender, HttpSender, Sender
+from .signals import TRACES, Signal
 from .targets import shown
 from .tls import is_insecure, read_tls
 from .variables import otlp_compression, otlp_endpoint, otlp_headers, otlp_protocol, otlp_timeout
 
 __all__ = ["make_senders"]
 
-_GROUP = "opentelemetry_traces_exporter"
+Exporter = SpanExporter | MetricExporter
+
 _OTLP = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
-#: Variables that name a credential provider, the first wins.
-_PROVIDERS = {
-    protocol: [f"OTEL_PYTHON_EXPORTER_OTLP_{each}_CREDENTIAL_PROVIDER" for each in names]
-    for protocol, names in {"grpc": ("GRPC", "GRPC_TRACES"), "http/protobuf": ("HTTP", "HTTP_TRACES")}.items()
-}
 #: Seconds between two attempts of gRPC's own to connect; its default grows to two minutes, in which all requests fail.
 _CHANNEL = (("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 5000))
 
 
-def make_senders(endpoint: str | None = None) -> list[Sender]:
-    """Make the exporters that ``OTEL_TRACES_EXPORTER`` names.
+def make_senders(endpoint: str | None = None, signal: Signal = TRACES) -> list[Sender]:
+    """Make the exporters that ``OTEL_TRACES_EXPORTER``, or ``OTEL_METRICS_EXPORTER``, names.
 
     Parameters
     ----------
@@ -51,46 +49,50 @@ def make_senders(endpoint: str | None = None) -> list[Sender]:
         If a standard variable has a value that cannot be used.
     """
     if endpoint is not None:
-        return [_make("otlp", _entry_point("otlp", "otlp"), endpoint)]
-    setting = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+        return [_make(signal, "otlp", _entry_point(signal, "otlp", "otlp"), endpoint)]
+    setting = os.environ.get(signal.exporter, "").strip() or "otlp"
     names = [name.strip() for name in setting.split(",") if name.strip()]
     if names == ["none"]:
         return []
     if not names or "none" in names:
-        raise SettingError("OTEL_TRACES_EXPORTER", setting, "none alone, or exporters separated by commas")
-    return [_make(name, _entry_point(name, setting)) for name in dict.fromkeys(names)]
+        raise SettingError(signal.exporter, setting, "none alone, or exporters separated by commas")
+    return [_make(signal, name, _entry_point(signal, name, setting)) for name in dict.fromkeys(names)]
 
 
-def _entry_point(name: str, setting: str) -> EntryPoint:
-    installed = {point.name: point for point in entry_points(group=_GROUP)}
-    resolved = _OTLP[otlp_protocol()] if name == "otlp" else name
+def _entry_point(signal: Signal, name: str, setting: str) -> EntryPoint:
+    installed = {point.name: point for point in entry_points(group=signal.group)}
+    unusable, instead = signal.unusable
+    if name == unusable:
+        raise SettingError(signal.exporter, setting, instead)
+    resolved = _OTLP[otlp_protocol(signal)] if name == "otlp" else name
     if resolved not in installed:
-        allowed = ", ".join(sorted({"none", "otlp"} | set(installed)))
-        raise SettingError("OTEL_TRACES_EXPORTER", setting, f"one or more of {allowed}, separated by commas")
+        allowed = ", ".join(sorted({"none", "otlp"} | set(installed) - {unusable}))
+        raise SettingError(signal.exporter, setting, f"one or more of {allowed}, separated by commas")
     return installed[resolved]
 
 
-def _make(name: str, point: EntryPoint, endpoint: str | None = None) -> Sender:
-    exporter = _load(name, point)
+def _make(signal: Signal, name: str, point: EntryPoint, endpoint: str | None = None) -> Sender:
+    exporter = _load(signal, name, point)
     if point.name not in _OTLP.values():
-        return Sender(name, _start(name, exporter))
+        return Sender(name, _start(signal, name, exporter))
     grpc = point.name == _OTLP["grpc"]
-    target, tls, timeout = otlp_endpoint(grpc=grpc, given=endpoint), read_tls(), otlp_timeout(grpc=grpc)
+    target, tls = otlp_endpoint(signal, grpc=grpc, given=endpoint), read_tls(signal)
+    timeout = otlp_timeout(signal, grpc=grpc)
     # Exporters report on themselves to the user's global meter provider, unless they are given another.
     parameters = inspect.signature(exporter).parameters
     options: dict[str, Any] = {"meter_provider": NoOpMeterProvider()} if "meter_provider" in parameters else {}
     options |= {
         "endpoint": target,
         "timeout": timeout,
-        "compression": _compression(grpc),
-        "headers": otlp_headers(),
+        "compression": _compression(signal, grpc),
+        "headers": otlp_headers(signal),
     }
     if grpc:
-        options |= {"insecure": is_insecure(target), "channel_options": _CHANNEL}
-        if not options["insecure"] and not any(map(os.environ.get, _PROVIDERS["grpc"])):
+        options |= {"insecure": is_insecure(target, signal), "channel_options": _CHANNEL}
+        if not options["insecure"] and not any(map(os.environ.get, _credential_providers(signal, "GRPC"))):
             options["credentials"] = tls.credentials()
-        return GrpcSender(name, _start(name, exporter, **options), shown(target))
-    session = _session()
+        return GrpcSender(name, _start(signal, name, exporter, **options), shown(target))
+    session = _session(signal)
     verify = tls.authorities or session.verify
     options |= {
         "certificate_file": tls.authorities,
@@ -98,30 +100,28 @@ def _make(name: str, point: EntryPoint, endpoint: str | None = None) -> Sender:
         "client_key_file": tls.key,
         "session": session,
     }
-    return HttpSender(name, _start(name, exporter, **options), shown(target), session, verify, timeout)
+    return HttpSender(name, _start(signal, name, exporter, **options), shown(target), session, verify, timeout)
 
 
-def _load(name: str, point: EntryPoint) -> type[SpanExporter]:
+def _load(signal: Signal, name: str, point: EntryPoint) -> type[Exporter]:
     try:
-        exporter: type[SpanExporter] = point.load()
+        exporter: type[Exporter] = point.load()
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
-        raise SettingError(
-            "OTEL_TRACES_EXPORTER", name, f"one that can be imported, but this one says {said}"
-        ) from error
+        raise SettingError(signal.exporter, name, f"one that can be imported, but this one says {said}") from error
     return exporter
 
 
-def _start(name: str, exporter: type[SpanExporter], **options: Any) -> SpanExporter:
+def _start(signal: Signal, name: str, exporter: type[Exporter], **options: Any) -> Exporter:
     try:
         return exporter(**options)
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
-        raise SettingError("OTEL_TRACES_EXPORTER", name, f"one that starts, but this one says {said}") from error
+        raise SettingError(signal.exporter, name, f"one that starts, but this one says {said}") from error
 
 
-def _compression(grpc: bool) -> Any:
-    name = otlp_compression(grpc=grpc)
+def _compression(signal: Signal, grpc: bool) -> Any:
+    name = otlp_compression(signal, grpc=grpc)
     if grpc:
         from grpc import Compression
 
@@ -131,14 +131,20 @@ def _compression(grpc: bool) -> Any:
     return HttpCompression(name)
 
 
-def _session() -> Any:
+def _session(signal: Signal) -> Any:
     """Return the session to send with, from a credential provider if one is named, as the standard exporter would."""
     from requests import Session
 
-    for variable in _PROVIDERS["http/protobuf"]:
+    for variable in _credential_providers(signal, "HTTP"):
         if name := os.environ.get(variable):
             return _provided(variable, name, Session)
     return Session()
+
+
+def _credential_providers(signal: Signal, protocol: str) -> list[str]:
+    """Name the variables that may name one, the first wins."""
+    names = (protocol, f"{protocol}_{signal.name}")
+    return [f"OTEL_PYTHON_EXPORTER_OTLP_{name}_CREDENTIAL_PROVIDER" for name in names]
 
 
 def _provided(variable: str, name: str, wanted: type) -> Any:

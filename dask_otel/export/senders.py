@@ -8,14 +8,14 @@ exporter's own retrying: ``Pipeline`` does that, with all that waits in view.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.metrics.export import MetricExporter
+from opentelemetry.sdk.trace.export import SpanExporter
 
 from .answers import Answer, Meaning, of_grpc, of_http, short
 
@@ -31,6 +31,8 @@ class Sender:
 
     Parameters
     ----------
+    exporter
+        Of spans or of metrics.
     target
         Where it sends to, for a person; holds no secret.
     """
@@ -38,16 +40,16 @@ class Sender:
     #: What it means if sending raises an exception.
     broken = Answer(Meaning.REFUSED, "the exporter raises an exception")
 
-    def __init__(self, name: str, exporter: SpanExporter, target: str = "") -> None:
+    def __init__(self, name: str, exporter: SpanExporter | MetricExporter, target: str = "") -> None:
         self.name = name
         self.target = target
         self.exporter = exporter
 
-    def send(self, spans: Sequence[ReadableSpan]) -> Answer:
-        """Send spans and say what came of it; may raise any ``Exception``."""
+    def send(self, data: Any) -> Answer:
+        """Send what the exporter takes, and say what came of it; may raise any ``Exception``."""
         try:
             # Some exporters return nothing.
-            failed = self.exporter.export(spans) is SpanExportResult.FAILURE
+            failed = getattr(self.exporter.export(data), "name", "") == "FAILURE"
         except Exception:
             raise
         except BaseException as error:  # it must not end the thread
@@ -71,17 +73,17 @@ class _OtlpSender(Sender):
     #: Nothing was asked, so the spans were never encoded.
     broken = Answer(Meaning.INVALID, "the exporter cannot encode it")
 
-    def __init__(self, name: str, exporter: SpanExporter, target: str) -> None:
+    def __init__(self, name: str, exporter: SpanExporter | MetricExporter, target: str) -> None:
         super().__init__(name, exporter, target)
         self._answer: Answer | None = None
         #: The thread that sends.
         self._thread: int | None = None
 
-    def send(self, spans: Sequence[ReadableSpan]) -> Answer:
-        """Send spans and say what the collector answered."""
+    def send(self, data: Any) -> Answer:
+        """Send spans or metrics and say what the collector answered."""
         self._answer, self._thread = None, threading.get_ident()
         try:
-            self.exporter.export(spans)
+            self.exporter.export(data)
         except _Failed as failed:
             return failed.answer
         finally:
@@ -110,7 +112,7 @@ class HttpSender(_OtlpSender):
     """
 
     def __init__(
-        self, name: str, exporter: SpanExporter, target: str, session: Any, verify: Any, timeout: float
+        self, name: str, exporter: SpanExporter | MetricExporter, target: str, session: Any, verify: Any, timeout: float
     ) -> None:
         super().__init__(name, exporter, target)
         self._timeout = timeout
@@ -197,6 +199,7 @@ def _of_error(error: Exception) -> Answer:
 
 def _taken_in_part(body: bytes) -> Answer:
     try:
+        # That for metrics has the same fields.
         return _rejected(ExportTraceServiceResponse.FromString(body))
     except DecodeError:  # JSON, or nothing of the kind; the status did say success
         return _SENT
@@ -204,7 +207,9 @@ def _taken_in_part(body: bytes) -> Answer:
 
 def _rejected(response: Any) -> Answer:
     partial = response.partial_success
-    return Answer(Meaning.SENT, short(partial.error_message), rejected=max(0, partial.rejected_spans))
+    # ``rejected_spans`` or ``rejected_data_points``
+    rejected = next((value for field, value in partial.ListFields() if field.number == 1), 0)
+    return Answer(Meaning.SENT, short(partial.error_message), rejected=max(0, rejected))
 
 
 def _retry_delay(error: Any) -> float | None:

@@ -1,15 +1,19 @@
-"""Where records go: past the sampler and the budget, to every exporter."""
+"""Where records go, past the sampler and the budget, and metrics: to every exporter."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, deque
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
+from ..measure.snapshot import Snapshot
+from ..measure.state import Exporter
 from ..mirror.model import SpanInfo
 from ..mirror.records import Record, SegmentRecord
 from .conventions import kind_of
+from .meter import Meter
 from .pipeline import Pipeline
 from .privacy import Redactor
 from .sampling import Sampling
@@ -23,30 +27,65 @@ MAX_FINISHED = 100
 
 
 class Sink:
-    """Gives the same records to several pipelines, so that one that hangs holds up no other."""
+    """Gives the same to several pipelines and meters, so that one that hangs holds up no other.
 
-    def __init__(self, pipelines: list[Pipeline], sampling: Sampling, volume: Volume, redactor: Redactor) -> None:
+    Parameters
+    ----------
+    interval
+        Seconds from one snapshot to the next.
+    """
+
+    def __init__(
+        self,
+        pipelines: list[Pipeline],
+        sampling: Sampling,
+        volume: Volume,
+        redactor: Redactor,
+        meters: Sequence[Meter] = (),
+        interval: float = 60.0,
+    ) -> None:
         self._pipelines = pipelines
+        self._meters = meters
+        self._interval = interval
+        #: When the next snapshot is wanted; the first at once, so that what lives for seconds is seen, too.
+        self._due = monotonic()
         self._sampling = sampling
         self._volume = volume
         self._redactor = redactor
         self._unsampled: Counter[str] = Counter()
         self._finished: deque[dict[str, Any]] = deque(maxlen=MAX_FINISHED)
 
-    def put(self, records: list[Record]) -> None:
-        """Give records that should leave together to all; never blocks."""
+    def put(self, records: list[Record]) -> list[Record]:
+        """Give records that should leave together to all, and return them; without what was left out or given up."""
         if not records:
-            return
+            return []
         last = records[-1]
         sampled = self._sampling.decided(last).takes
         if isinstance(last, SegmentRecord) and last.parent_id is None:
             self._finished.append(self._summary(last, sampled=sampled))
         if not sampled:
             self._unsampled.update(map(kind_of, records))
-            return
+            return []
         records = self._volume.admit(records)
         for pipeline in self._pipelines:
             pipeline.put(list(records))
+        return records if self._pipelines else []
+
+    def wants_metrics(self) -> bool:
+        """Whether it is time for a snapshot."""
+        return bool(self._meters) and monotonic() >= self._due
+
+    def put_metrics(self, snapshot: Snapshot) -> None:
+        """Give a snapshot to all; never blocks."""
+        # A late one does not make those after it late.
+        self._due += self._interval * ((monotonic() - self._due) // self._interval + 1)
+        for meter in self._meters:
+            meter.put(snapshot)
+
+    def exporters(self) -> list[Exporter]:
+        """Say what became of the spans so far."""
+        over_budget = sum(self._volume.given_up.values())
+        return [_counts(pipeline.status(), over_budget) for pipeline in self._pipelines]
 
     @property
     def unsent(self) -> int:
@@ -58,7 +97,8 @@ class Sink:
         deadline = monotonic() + timeout
         # A little less: each has a last word to say, and the process may end when this returns.
         each = timeout - min(0.2, timeout / 10)
-        closing = [threading.Thread(target=pipeline.close, args=(each,), daemon=True) for pipeline in self._pipelines]
+        ways_out: tuple[Pipeline | Meter, ...] = (*self._pipelines, *self._meters)
+        closing = [threading.Thread(target=way.close, args=(each,), daemon=True) for way in ways_out]
         for thread in closing:
             thread.start()
         for thread in closing:
@@ -72,6 +112,7 @@ class Sink:
         """Say what became of all records, as plain data for the page."""
         return {
             "exporters": [pipeline.status() for pipeline in self._pipelines],
+            "metrics": [meter.status() for meter in self._meters],
             "unsampled": dict(self._unsampled),
             "over_budget": dict(self._volume.given_up),
             "finished": list(self._finished),
@@ -88,3 +129,18 @@ class Sink:
             "result": record.result,
             "tasks": record.tally.tasks,
         }
+
+
+def _counts(status: dict[str, Any], over_budget: int) -> Exporter:
+    lost: dict[str, int] = {}
+    for each in status["dropped"]:
+        lost[each["reason"]] = lost.get(each["reason"], 0) + each["count"]
+    dropped = {"queue_full": lost.pop("queue_full", 0), "over_budget": over_budget}
+    return Exporter(
+        name=status["name"],
+        waiting=status["queue"]["spans"] + status["in_flight"],
+        capacity=status["queue"]["max_spans"],
+        exported=sum(status["sent"].values()),
+        dropped={reason: count for reason, count in dropped.items() if count},
+        failed=lost,
+    )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-__all__ = ["clean", "clean_items", "identifier"]
+__all__ = ["clean", "clean_items"]
 
 #: Bytes of an attribute value; Tempo cuts at 2,048.
 MAX_VALUE = 2000
@@ -34,8 +33,3 @@ def clean_items(texts: Sequence[str], limit: int = MAX_LIST) -> list[str]:
             return [*out, f"… ({len(texts) - number} more)"]
         out.append(item)
     return out
-
-
-def identifier(text: object) -> str:
-    """Return ``text`` as part of an attribute name: only ``[a-z0-9_]``."""
-    return re.sub(r"[^a-z0-9]+", "_", str(text).lower()).strip("_")[:64] or "unnamed"

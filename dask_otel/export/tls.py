@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError
+from .signals import TRACES, Signal
 from .variables import variable
 
 __all__ = ["Tls", "is_insecure", "read_tls"]
@@ -40,7 +41,7 @@ class Tls:
         )
 
 
-def read_tls() -> Tls:
+def read_tls(signal: Signal = TRACES) -> Tls:
     """Read the variables.
 
     Raises
@@ -48,9 +49,9 @@ def read_tls() -> Tls:
     SettingError
         If a file cannot be read, or does not hold what it should.
     """
-    authority_name, authorities = _file("CERTIFICATE")
-    name, certificate = _file("CLIENT_CERTIFICATE")
-    key_name, key = _file("CLIENT_KEY")
+    authority_name, authorities = _file("CERTIFICATE", signal)
+    name, certificate = _file("CLIENT_CERTIFICATE", signal)
+    key_name, key = _file("CLIENT_KEY", signal)
     if key and not certificate:
         raise SettingError(key_name, key, "given together with OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -70,7 +71,7 @@ def read_tls() -> Tls:
     return Tls(authorities or None, certificate or None, key or None)
 
 
-def is_insecure(endpoint: str) -> bool:
+def is_insecure(endpoint: str, signal: Signal = TRACES) -> bool:
     """Whether gRPC goes without TLS: the endpoint's scheme says, and where there is none, the variable.
 
     Raises
@@ -78,7 +79,7 @@ def is_insecure(endpoint: str) -> bool:
     SettingError
         If the variable is neither true nor false.
     """
-    name, value = variable("INSECURE")
+    name, value = variable("INSECURE", signal)
     if value and value.lower() not in ("true", "false"):
         raise SettingError(name, value, "true or false")
     if endpoint.startswith(("http://", "https://")):
@@ -86,8 +87,8 @@ def is_insecure(endpoint: str) -> bool:
     return value.lower() == "true"
 
 
-def _file(what: str) -> tuple[str, str]:
-    name, path = variable(what)
+def _file(what: str, signal: Signal) -> tuple[str, str]:
+    name, path = variable(what, signal)
     if path and not (os.path.isfile(path) and os.access(path, os.R_OK)):
         raise SettingError(name, path, "a file that can be read")
     return name, path

@@ -53,9 +53,17 @@ class Forest:
         node = self.nodes[info.id] = Node(info, parent, first_number)
         return node
 
-    def is_only_asked(self, span_id: str) -> bool:
-        """Whether a span is known, but Dask has not made it."""
-        return span_id in self.nodes and self.nodes[span_id] in self._asked
+    def knows(self, span_id: str) -> bool:
+        """Whether a span has been added, by whichever way."""
+        return span_id in self.nodes
+
+    def knows_made(self, span_id: str) -> bool:
+        """Whether a span is known as one that Dask has made, not only asked for."""
+        return self.knows(span_id) and self.nodes[span_id] not in self._asked
+
+    def root_of(self, span_id: str) -> SpanInfo:
+        """Return the root of a span that is known."""
+        return self.nodes[span_id].root.info
 
     def forget(self, now: float) -> None:
         """Let go of spans that were only asked for, long after they have ended."""

@@ -18,6 +18,8 @@ __all__ = ["NOBODY", "Change", "Claim", "Dependency", "Graph", "Metrics", "SpanI
 #: Fine performance metrics: ``("execute", prefix, activity, unit)`` or ``("p2p", where, activity, unit)``.
 Metrics = dict[tuple[object, ...], float]
 
+#: Types of errors that are told apart in one change.
+MAX_ERRORS = 32
 #: Stands for the span that was asked for where none was.
 NOBODY = ""
 
@@ -61,12 +63,14 @@ class Change(Tally):
         "active",
         "buckets",
         "dependencies",
+        "failed",
         "foreign",
         "load",
         "name",
         "picks",
         "prefix",
         "provisional",
+        "runs",
         "sent_to",
         "since",
         "slow",
@@ -82,6 +86,10 @@ class Change(Tally):
         self.active = False
         #: Number of runs by bucket of compute time, see ``buckets``.
         self.buckets: dict[int, int] = {}
+        #: Number of runs by the bucket of a histogram that their compute time falls in, without those that failed;
+        #: and those, with the seconds that they computed, by type of error.
+        self.runs: list[int] = []
+        self.failed: dict[str, tuple[list[int], float]] = {}
         #: Number of results by type name.
         self.types: dict[str, int] = {}
         #: Of all tasks of the change, those that only other spans asked for, by these spans' ids or ``NOBODY``.
@@ -101,6 +109,15 @@ class Change(Tally):
         self.load = Load()
         #: Unfinished tasks of the group now.
         self.unfinished = 0
+
+    def run_failed(self, error: str, bucket: int, seconds: float) -> None:
+        """Count a run that is among ``runs`` as one that failed."""
+        if error not in self.failed and len(self.failed) >= MAX_ERRORS:
+            error = "_OTHER"
+        counts, total = self.failed.get(error) or ([0] * len(self.runs), 0.0)
+        counts[bucket] += 1
+        self.runs[bucket] -= 1
+        self.failed[error] = counts, total + seconds
 
     def adopt(self, is_inside: Callable[[str], bool]) -> None:
         """Take what spans inside asked for as one's own."""

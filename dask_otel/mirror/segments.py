@@ -15,9 +15,10 @@ from .forest import Forest
 from .ledger import Ledger
 from .model import Change, Claim, Dependency, Graph, Metrics, SpanInfo
 from .records import Record
+from .roots import RootRuns
 from .settings import Level, MirrorSettings
 from .tally import Tally
-from .tree import NO_LOAD, Node, Segment
+from .tree import NO_LOAD, Node
 
 __all__ = ["Mirror"]
 
@@ -42,6 +43,7 @@ class Mirror:
         self._settings = settings
         #: Which spans are open.
         self.forest = Forest(now, settings.max_groups)
+        self.roots = RootRuns()
 
     # What the sweep tells
 
@@ -52,14 +54,6 @@ class Mirror:
     def add_asked(self, info: SpanInfo, first_number: int, now: float) -> None:
         """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
         self.forest.add_asked(info, first_number, now)
-
-    def knows(self, span_id: str) -> bool:
-        """Whether a span has been added, by whichever way."""
-        return span_id in self.forest.nodes
-
-    def knows_made(self, span_id: str) -> bool:
-        """Whether a span is known as one that Dask has made."""
-        return self.knows(span_id) and not self.forest.is_only_asked(span_id)
 
     def add_change(self, change: Change, now: float) -> None:
         """Count what happened to a group."""
@@ -97,12 +91,13 @@ class Mirror:
         ledger.add_claim(claim, is_inside=self.forest.is_inside(claim.holder, node))
         self.forest.touch(node, claim, claim.load, now)
 
-    def add_metrics(self, span_id: str, metrics: Metrics, now: float) -> None:
-        """Count fine metrics that came with a heartbeat; held while the Dask span has no open segment."""
+    def add_metrics(self, span_id: str, metrics: Metrics, now: float) -> float:
+        """Count fine metrics, held while there is no open segment; return the busy thread-seconds among them."""
         node = self.forest.nodes[span_id]
         busy = self.forest.ledger(node, now).add_metrics(metrics)
         node.root.busy += busy
         self.forest.busy += busy
+        return busy
 
     def add_graph(self, graph: Graph, now: float) -> None:
         """Note what a submission said about a Dask span."""
@@ -143,7 +138,7 @@ class Mirror:
             age = now - root.segment.start if root.segment else 0.0
             if age >= self._settings.max_segment:
                 yield from self._cut(root, now)
-            elif age >= self._settings.announce and root.segment and self._wants_marker(root, root.segment):
+            elif age >= self._settings.announce and root.segment and self._wants_marker(root):
                 yield marker(root, root.segment, now)
         if not taking_in_graph:
             for node in sorted(self.forest.at_rest, key=lambda node: -node.depth):
@@ -198,7 +193,9 @@ class Mirror:
         record, inside = close_segment(node, segment, ledger, now, stopped, self.threads, self._find, level)
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
         above = node.parent
-        if above and above.segment and above.ledger:
+        if above is None:
+            self.roots.closed(record)
+        elif above.segment and above.ledger:
             above.segment.enclose(record.start, record.end)
             above.ledger.add_child(ledger, lambda span_id: self.forest.is_inside(span_id, above))
         if node.load == NO_LOAD:
@@ -238,12 +235,12 @@ class Mirror:
     def _name_each_other(self, asker: Node, ledger: Ledger, holder: Node) -> None:
         self.forest.name_each_other(asker, ledger, holder, is_shown=self._level_of(holder) > Level.NOTHING)
 
-    def _wants_marker(self, root: Node, segment: Segment) -> bool:
-        return bool(root.load.unfinished) and not segment.announced and self._level_of(root) > Level.NOTHING
+    def _wants_marker(self, root: Node) -> bool:
+        is_new = root.segment is not None and not root.segment.announced
+        return is_new and root.load.unfinished > 0 and self._level_of(root) > Level.NOTHING
 
     def _level_of(self, node: Node) -> Level:
-        settings = self._settings
-        return min(settings.level, settings.default_level) if node.root.info.is_default else settings.level
+        return self._settings.level_of(is_default=node.root.info.is_default)
 
     def _find(self, to: Dependency) -> tuple[int, int] | None:
         node = self.forest.nodes.get(to.span_id)

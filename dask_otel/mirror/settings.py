@@ -33,3 +33,7 @@ class MirrorSettings:
     level: Level = Level.TASKS
     #: What those of work without a span show, if that is less.
     default_level: Level = Level.TASKS
+
+    def level_of(self, *, is_default: bool) -> Level:
+        """What a trace shows, that of work without a span or another."""
+        return min(self.level, self.default_level) if is_default else self.level

@@ -16,6 +16,9 @@ __all__ = ["NEEDED", "can_work", "missing"]
 NEEDED = {
     "distributed.scheduler.Scheduler": (
         "_active_graph_updates",
+        "clients",
+        "cumulative_worker_metrics",
+        "digest_metric",
         "extensions",
         "id",
         "plugins",
@@ -51,7 +54,8 @@ NEEDED = {
         "states",
     ),
     "distributed.scheduler.TaskPrefix": ("name",),
-    "distributed.scheduler.WorkerState": ("address", "name"),
+    "distributed.scheduler.WorkerState": ("address", "memory", "memory_limit", "name", "status"),
+    "distributed.scheduler.MemoryState": ("managed", "spilled", "unmanaged"),
     "distributed.spans.Span": ("enqueued", "id", "name", "parent"),
     "distributed.spans.SpansSchedulerExtension": ("heartbeat", "observe_tasks", "spans"),
     "distributed.diagnostics.plugin.SchedulerPlugin": (

@@ -5,6 +5,7 @@ The transition hook runs four or five times for every task, so it does next to n
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from math import floor, inf, log
 from typing import Any
@@ -28,7 +29,18 @@ _ASKED_FOR = ("update-graph", "stimulus-retry")
 class Latches:
     """Changes by task group since the last sweep."""
 
-    def __init__(self, scheduler: Any, safety: Safety, first_failure: int, *, picks_slow: bool = True) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        safety: Safety,
+        first_failure: int,
+        *,
+        picks_slow: bool = True,
+        bounds: tuple[float, ...] = (),
+    ) -> None:
+        #: Of the histogram of compute times: upper ends, seconds; and one without a run.
+        self._bounds = bounds
+        self._no_runs = [0] * (len(bounds) + 1)
         #: Seconds above which a first run of a group is picked.
         self._slow = -1.0 if picks_slow else inf
         self._tasks: Mapping[Any, Any] = scheduler.tasks
@@ -47,6 +59,7 @@ class Latches:
         if change is None:
             change = self._changes[group] = Change(time())
             change.slow = self._slow
+            change.runs = self._no_runs[:]
         return change
 
     def drain(self) -> dict[Any, Change]:
@@ -103,6 +116,7 @@ class Latches:
                 number = floor(log(seconds) * BUCKETS) if seconds > SHORTEST else bucket(seconds)  # a call less
                 buckets = change.buckets
                 buckets[number] = buckets[number] + 1 if number in buckets else 1
+                change.runs[bisect_left(self._bounds, seconds)] += 1
         worker = details.get("worker")
         if worker:
             workers = change.workers
@@ -134,6 +148,10 @@ class Latches:
         if blame is task:
             outcome = "erred"
             self._ran(key, task, change, details)
+            for run in details.get("startstops") or ():
+                if run["action"] == "compute":
+                    seconds = run["stop"] - run["start"]
+                    change.run_failed(error.type, bisect_left(self._bounds, seconds), seconds)
             self._runs.erred(key, task, change, error, details)
         else:  # it depends on a task that erred
             outcome = "upstream_failed"

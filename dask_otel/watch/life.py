@@ -8,24 +8,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from distributed.metrics import time
 from distributed.scheduler import heartbeat_interval
 
+from ..measure.settings import MeasureSettings
 from ..mirror.progress import open_roots
-from ..mirror.records import Record
 from ..mirror.segments import Mirror
 from ..mirror.settings import Level, MirrorSettings
 from ..safety import Safety, log
 from .graphs import Graphs
 from .latches import Latches
+from .measuring import Measuring
 from .metrics import MetricsTap
+from .sink import Sink
 from .submissions import Submissions
 from .sweep import Sweeper
 
-__all__ = ["Sink", "Watch", "WatchSettings"]
+__all__ = ["Watch", "WatchSettings"]
 
 #: Seconds that closing may take when the interpreter exits: Dask gives itself 10 s, of which workers may take 4.
 AT_EXIT = 4.0
@@ -33,16 +35,6 @@ AT_EXIT = 4.0
 HURRY = 1.0
 #: Open roots that the status names.
 MAX_ROOTS = 100
-
-
-class Sink(Protocol):
-    """Where records go."""
-
-    def put(self, records: list[Record]) -> None:
-        """Take records that should leave together; never blocks."""
-
-    def close(self, timeout: float) -> None:
-        """Send what is left, within ``timeout`` seconds; blocks."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +46,7 @@ class WatchSettings:
     #: Names of Dask annotations that may be shown.
     annotations: tuple[str, ...] = ()
     mirror: MirrorSettings = field(default_factory=MirrorSettings)
+    measure: MeasureSettings = field(default_factory=MeasureSettings)
 
 
 class Watch:
@@ -87,12 +80,22 @@ class Watch:
         self.mirror = Mirror(time(), scheduler.total_nthreads, settings.mirror)
         first_number = _first_number(scheduler)
         picks_slow = settings.mirror.level >= Level.TASKS
-        self.latches = Latches(scheduler, safety, first_number, picks_slow=picks_slow)
+        bounds = settings.measure.task_bounds
+        self.latches = Latches(scheduler, safety, first_number, picks_slow=picks_slow, bounds=bounds)
         self.submissions = Submissions(scheduler, self.latches.claims.keys, safety)
         self.graphs = Graphs(scheduler.tasks, self.latches, settings.annotations, safety)
         self._metrics = MetricsTap(extension, self.mirror.heartbeats, safety)
+        self.measuring = Measuring(scheduler, self.mirror, settings.measure, sink.exporters, safety)
         self._sweeper = Sweeper(
-            scheduler, self.mirror, self.latches, self.graphs, self._metrics, sink.put, safety, first_number
+            scheduler,
+            self.mirror,
+            self.latches,
+            self.graphs,
+            self._metrics,
+            self.measuring,
+            sink,
+            safety,
+            first_number,
         )
         self._sweeper.learn()
         self._closing: asyncio.Task[None] | None = None
@@ -116,6 +119,7 @@ class Watch:
     def graph_event(self, event: Any) -> None:
         """Note what Dask says after it has taken in a graph, or failed to."""
         submission = self.submissions.current()
+        self.measuring.measures.graph(event["status"])
         if "metrics" in event:
             self.graphs.timed(event["stimulus_id"], event["metrics"]["duration_seconds"])
         elif submission:
@@ -138,7 +142,7 @@ class Watch:
 
     def detach(self) -> None:
         """Listen to nothing any more; another bridge is about to."""
-        for end in (self._metrics.remove, self.submissions.remove):
+        for end in (self._metrics.remove, self.submissions.remove, self.measuring.remove):
             with self.safety.guard("closing"):
                 end()
 

@@ -42,7 +42,8 @@ class Pace:
 
     def stop(self) -> None:
         """Account for the slice that ends now."""
-        held = perf_counter() - self._begin
+        now = perf_counter()
+        held, self._begin = now - self._begin, now
         self.held += held
         self.longest = max(self.longest, held)
 

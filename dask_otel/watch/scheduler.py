@@ -13,7 +13,8 @@ from distributed.metrics import time
 
 from ..safety import Safety
 from .drift import can_work
-from .life import Sink, Watch, WatchSettings
+from .life import Watch, WatchSettings
+from .sink import Sink
 
 __all__ = ["SchedulerWatch"]
 
@@ -89,17 +90,21 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
                 self._watch.graph(tasks, annotations, stimulus_id)
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Note how long a graph took to take in, or that it failed; called by Dask for each event."""
-        if self._watch and topic == "scheduler":
+        """Note how long a graph took to take in, or that it failed, and why a worker left; called by Dask."""
+        if self._watch and topic in ("scheduler", "all"):
             with self._watch.safety.guard("log_event hook"):
-                if isinstance(msg, dict) and msg.get("action") == "update-graph":
+                action = msg.get("action") if isinstance(msg, dict) else None
+                if action == "update-graph":
                     self._watch.graph_event(msg)
+                elif action == "remove-worker":
+                    self._watch.measuring.measures.worker_removed(expected=msg["expected"])
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """Note a new worker; called by Dask."""
         if self._watch:
             with self._watch.safety.guard("add_worker hook"):
                 self._watch.mirror.heartbeats.joined(worker, time())
+                self._watch.measuring.measures.worker_added()
 
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
         """Note that a worker left; called by Dask."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -14,8 +14,10 @@ from ..mirror.segments import Mirror
 from ..safety import Safety, log
 from .graphs import Graphs
 from .latches import Latches
+from .measuring import Measuring
 from .metrics import MetricsTap
 from .pace import Clock, Pace
+from .sink import Sink
 from .snapshot import Groups, span_info, spans_of
 from .submissions import Ask
 
@@ -32,8 +34,8 @@ class Sweeper:
 
     Parameters
     ----------
-    put
-        Takes the records of one segment: its groups, then itself.
+    sink
+        Takes the records of one segment at a time: its groups, then itself.
     first_number
         Of the segments of spans that are older than the watch: another one may have sent those before.
     """
@@ -45,7 +47,8 @@ class Sweeper:
         latches: Latches,
         graphs: Graphs,
         metrics: MetricsTap,
-        put: Callable[[list[Record]], None],
+        measuring: Measuring,
+        sink: Sink,
         safety: Safety,
         first_number: int,
     ) -> None:
@@ -55,7 +58,8 @@ class Sweeper:
         self._latches = latches
         self._graphs = graphs
         self._metrics = metrics
-        self._put = put
+        self._measuring = measuring
+        self._sink = sink
         self._safety = safety
         self._first_number = first_number
         self._born = time()
@@ -86,7 +90,11 @@ class Sweeper:
             await self._collect(pace)
             busy = self._scheduler._active_graph_updates > 0
             await self._send(self._mirror.advance(time(), taking_in_graph=busy), pace)
+            self._measuring.count_ended()
+            if self._sink.wants_metrics():
+                await self._measure(pace)
             pace.stop()
+            self._measuring.measures.swept(pace.held)
             self.cost = {"at": time(), "seconds": pace.held, "longest_hold": pace.longest}
             pace.raise_if_cancelled()
 
@@ -103,6 +111,8 @@ class Sweeper:
                 with self._safety.guard("closing of segments"):
                     await self._send(self._mirror.close(time()), pace)
                     break
+            self._measuring.count_ended()
+            await self._measure(pace)
             pace.raise_if_cancelled()
 
     async def _collect(self, pace: Pace) -> None:
@@ -111,6 +121,7 @@ class Sweeper:
         changes, metrics = self._latches.drain(), self._metrics.drain()
         self._groups.forget(changes)
         self._read_threads()
+        self._measuring.begin_sweep()
         for ask, since in asks:
             with self._safety.guard("sweep"):
                 self._add_asked(ask, since)
@@ -125,13 +136,14 @@ class Sweeper:
             with self._safety.guard("sweep"):
                 if group.span_id:  # else scattered data that no graph has used yet
                     self._groups.complete(group, change)
+                    self._measuring.measures.change(change)
                     self._add_span(group.span_id)
                     self._mirror.add_change(change, time())
             await pace.rest()
         for claim in claims:  # after the changes: the segments that count these tasks are open now
             with self._safety.guard("sweep"):
                 self._add_span(claim.holder)
-                if self._mirror.knows(claim.asker):  # else it ended long ago, but for a task that needed not run
+                if self._mirror.forest.knows(claim.asker):  # else it ended long ago, but for a task that needed not run
                     self._mirror.add_claim(claim, time())
             await pace.rest()
         for span_id, values in metrics.items():
@@ -140,7 +152,7 @@ class Sweeper:
             entries = iter(values.items())
             while some := dict(islice(entries, METRICS_AT_ONCE)):
                 with self._safety.guard("sweep"):
-                    self._mirror.add_metrics(span_id, some, time())
+                    self._measuring.busy(span_id, self._mirror.add_metrics(span_id, some, time()))
                 await pace.rest()
 
     async def _send(self, records: Iterator[Record | None], pace: Pace) -> None:
@@ -150,14 +162,18 @@ class Sweeper:
                 together.append(record)
             if isinstance(record, (SegmentRecord, MarkerRecord)):  # the last of what leaves together
                 with self._safety.guard("sink"):  # one that fails must not take the others with it
-                    self._put(together)
+                    self._measuring.sent(self._sink.put(together))
                 together = []
             await pace.rest()
+
+    async def _measure(self, pace: Pace) -> None:
+        with self._safety.guard("metrics"):
+            self._sink.put_metrics(await self._measuring.snapshot(pace))
 
     def _add_span(self, span_id: str) -> None:
         unknown = []
         span = self._spans.get(span_id)  # None if it was only asked for; then it has been added
-        while span and not self._mirror.knows_made(span.id):
+        while span and not self._mirror.forest.knows_made(span.id):
             unknown.append(span)
             span = span.parent
         for span in reversed(unknown):
@@ -177,6 +193,7 @@ class Sweeper:
         if seconds:
             log.warning("dask-otel: the clock was set back by %.1f s; times of open spans move with it", seconds)
             self._mirror.clock_set_back(seconds)
+            self._measuring.clock_set_back(seconds)
 
     def _read_threads(self) -> None:
         history = self._scheduler.total_nthreads_history

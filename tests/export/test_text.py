@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_otel.export.text import MAX_VALUE, clean, identifier
+from dask_otel.export.text import MAX_VALUE, clean
+from dask_otel.mirror.identifier import identifier
 
 #: Any text that Python can hold, lone surrogates included.
 anything = st.text(st.characters(exclude_categories=()), max_size=50)

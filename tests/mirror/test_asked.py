@@ -46,6 +46,6 @@ def test_those_that_dask_makes_after_all_are_kept():
     story.begin(story.span("holder"), "g")
     ask(story, 1, completed=1)
     story.mirror.add_span(SpanInfo("asker-1", ("asker",), None, story.now))
-    assert story.mirror.knows_made("asker-1")
+    assert story.mirror.forest.knows_made("asker-1")
     story.pass_time(8000, step=100)
-    assert story.mirror.knows("asker-1")
+    assert story.mirror.forest.knows("asker-1")

@@ -228,6 +228,6 @@ class Cluster:
     def _learn(self, mirror: Mirror, *span_ids: str) -> None:
         for span_id in span_ids:
             info = self.spans[span_id]
-            if not mirror.knows(span_id):
+            if not mirror.forest.knows(span_id):
                 self._learn(mirror, *filter(None, [info.parent_id]))
                 mirror.add_span(info)

@@ -25,7 +25,7 @@ class Story:
     def span(self, *tags: str) -> str:
         """Add a Dask span; its id is its path."""
         parent = "/".join(tags[:-1]) if len(tags) > 1 else None
-        if parent is not None and not self.mirror.knows(parent):
+        if parent is not None and not self.mirror.forest.knows(parent):
             self.span(*tags[:-1])
         span_id = "/".join(tags)
         self.mirror.add_span(SpanInfo(span_id, tags, parent, self.now))

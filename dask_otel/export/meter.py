@@ -1,0 +1,151 @@
+"""From snapshot to backend, in a thread of its own; the latest one counts, since totals say it all."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic, time
+from typing import Any
+
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
+
+from ..measure.deltas import deltas
+from ..measure.snapshot import Snapshot
+from ..safety import Safety, log
+from .answers import Answer, Meaning
+from .metrics import MetricFactory
+from .senders import Sender
+
+__all__ = ["Meter"]
+
+#: Seconds before another attempt, and while the cluster closes.
+PAUSE = 15.0
+SHORT_PAUSE = 0.5
+#: Seconds between two lines in the log.
+WARN_EVERY = 600.0
+
+
+class Meter:
+    """Sends snapshots through one exporter."""
+
+    def __init__(self, sender: Sender, factory: MetricFactory, safety: Safety) -> None:
+        self._sender = sender
+        self._factory = factory
+        self._safety = safety
+        self._next: Snapshot | None = None
+        #: The last that has arrived.
+        self._arrived: Snapshot | None = None
+        self._is_failing: bool | None = None
+        self._since: float | None = None
+        self._last_error = ""
+        self._last_error_at: float | None = None
+        self._exports = self._failures = self._rejected = 0
+        self._warned = -WARN_EVERY
+        #: When closing must end, once it has begun.
+        self._deadline: float | None = None
+        self._was_well = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=f"dask-otel metrics {sender.name}", daemon=True)
+        self._thread.start()
+
+    def put(self, snapshot: Snapshot) -> None:
+        """Take a snapshot in the place of one that has not left; never blocks."""
+        with self._changed:
+            self._next = snapshot
+            self._changed.notify()
+
+    def close(self, timeout: float) -> None:
+        """Send what is left within ``timeout`` seconds, then shut the exporter down."""
+        with self._changed:
+            self._deadline = monotonic() + timeout
+            self._was_well = self._is_failing is False
+            self._changed.notify()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            log.warning("dask-otel could not send the last metrics with exporter %r in time", self._sender.name)
+            # Shutting down ends an exporter's own waiting, but may itself wait.
+            threading.Thread(target=self._shut_down, name="dask-otel shutdown", daemon=True).start()
+        else:
+            self._shut_down()
+
+    def status(self) -> dict[str, Any]:
+        """Say what became of the snapshots, as plain data for the page."""
+        with self._changed:
+            return {
+                "name": self._sender.name,
+                "target": self._sender.target,
+                "failing": self._is_failing,
+                "since": self._since,
+                "last_error": self._last_error,
+                "last_error_at": self._last_error_at,
+                "exports": self._exports,
+                "failures": self._failures,
+                "rejected": self._rejected,
+            }
+
+    def _shut_down(self) -> None:
+        with self._safety.guard("exporter shutdown"):
+            self._sender.shutdown()
+
+    def _run(self) -> None:
+        # Else the user's instrumentation of requests or grpc would trace our own requests.
+        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._next or self._deadline)
+                snapshot = self._next
+            if snapshot is None:
+                return
+            answer = Answer(Meaning.INVALID, "it cannot be encoded")
+            with self._safety.guard(f"exporter {self._sender.name}"):
+                answer = self._send(snapshot)
+            self._take(snapshot, answer)
+
+    def _send(self, snapshot: Snapshot) -> Answer:
+        kinds = self._factory.deltas
+        shown = deltas(snapshot, self._arrived, kinds) if kinds else snapshot
+        return self._sender.send(self._factory.data(shown))
+
+    def _take(self, snapshot: Snapshot, answer: Answer) -> None:
+        """Note what was answered, and wait before another attempt if there is to be one."""
+        arrived = answer.meaning is Meaning.SENT
+        again = answer.meaning is Meaning.LATER  # else the next snapshot will tell whether somebody has mended it
+        with self._changed:
+            if arrived:
+                self._arrived = snapshot
+                self._exports += 1
+                self._rejected += answer.rejected
+            else:
+                self._failures += 1
+            if not arrived or answer.said:
+                self._last_error, self._last_error_at = answer.said, time()
+            self._now(failing=not arrived, said=answer.said)
+            if self._next is snapshot and (arrived or not again):
+                self._next = None
+            if self._next is None or arrived:
+                return
+            if self._deadline is None:
+                pause = max(PAUSE, answer.wait or 0.0)
+                self._changed.wait_for(lambda: self._next is not snapshot or self._deadline, pause)
+            elif self._was_well and monotonic() + SHORT_PAUSE < self._deadline:
+                self._changed.wait(SHORT_PAUSE)
+            else:
+                self._next = None
+
+    def _now(self, *, failing: bool, said: str) -> None:
+        name, target = self._sender.name, self._sender.target or "its backend"
+        if failing and monotonic() - self._warned >= WARN_EVERY:
+            self._warned = monotonic()
+            hint = _HINT if any(each in said for each in _NO_METRICS) else "; it tries again"
+            log.warning("dask-otel cannot send metrics with exporter %r to %s (%s)%s", name, target, said, hint)
+        elif self._is_failing and not failing:
+            log.info("dask-otel sends metrics again with exporter %r", name)
+        if self._is_failing is not failing:
+            self._is_failing, self._since = failing, time()
+
+
+#: What a backend says that takes traces only.
+_NO_METRICS = ("UNIMPLEMENTED", "HTTP 404")
+_HINT = (
+    "; it may take no metrics: OTEL_METRICS_EXPORTER=none switches them off, "
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT sends them elsewhere"
+)

@@ -1,0 +1,31 @@
+"""What the watch gives away, and to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from ..measure.snapshot import Snapshot
+from ..measure.state import Exporter
+from ..mirror.records import Record
+
+__all__ = ["Sink"]
+
+
+class Sink(Protocol):
+    """Where records and metrics go; nothing here blocks but closing."""
+
+    def put(self, records: list[Record]) -> list[Record]:
+        """Take records that should leave together; return those that are on their way to a backend."""
+
+    def wants_metrics(self) -> bool:
+        """Whether it is time for a snapshot."""
+
+    def put_metrics(self, snapshot: Snapshot) -> None:
+        """Take a snapshot."""
+
+    def exporters(self) -> Iterable[Exporter]:
+        """Say what became of the records so far."""
+
+    def close(self, timeout: float) -> None:
+        """Send what is left, within ``timeout`` seconds; blocks."""
