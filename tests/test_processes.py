@@ -241,6 +241,7 @@ def test_a_bad_endpoint_costs_nothing_but_the_trace(tmp_path):
 def test_the_scheduler_has_the_plugin_only_while_it_works(monkeypatch):
     async def run(exporter):
         monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
+        monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
         with dask.config.set(PRELOAD):
             async with Scheduler(port=0, dashboard=False) as scheduler:
                 await asyncio.sleep(0)

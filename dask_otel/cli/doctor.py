@@ -13,6 +13,7 @@ import click
 from distributed import rpc
 from distributed.security import Security
 from opentelemetry.context import Context
+from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.trace.sampling import Decision, Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -23,12 +24,14 @@ from rich.text import Text
 from .. import __version__, config
 from ..errors import SettingError
 from ..export.answers import Answer, Meaning
+from ..export.meter import NO_METRICS
 from ..export.provider import make_senders
 from ..export.resource import make_resource
 from ..export.sampling import make_sampler
 from ..export.senders import Sender
+from ..export.signals import METRICS, TRACES, Signal
 from ..export.spans import SpanFactory
-from ..export.variables import make_limits, not_read, otlp_protocol, sdk_disabled
+from ..export.variables import delta_kinds, make_limits, metric_interval, not_read, otlp_protocol, sdk_disabled
 from ..mirror.ids import marker_id, trace_id
 from ..mirror.model import SpanInfo
 from ..mirror.records import MarkerRecord
@@ -67,6 +70,7 @@ def _check(endpoint: str | None, console: Console) -> bool:
     config.load(lambda error: problems.append(f"{error}; the bridge {config.consequence(error)}"))
     problems += [f"{name} is set, but not read; use the other OTEL_* variables" for name in not_read()]
     senders: list[Sender] = []
+    meters: list[Sender] = []
     try:
         config.check_limits()
         make_limits()
@@ -77,13 +81,21 @@ def _check(endpoint: str | None, console: Console) -> bool:
         problems.append(f"{error}; the bridge stays off")
     except Exception as error:  # noqa: BLE001 -- a broken package may raise anything
         problems.append(f"an exporter cannot be loaded ({type(error).__name__}: {error}); reinstall dask-otel")
+    else:
+        try:
+            metric_interval(), delta_kinds()
+            meters = [] if sdk_disabled() else make_senders(endpoint, METRICS)
+        except SettingError as error:
+            problems.append(f"{error}; no metrics are sent")
     if sdk_disabled():
         problems.append("OTEL_SDK_DISABLED is true: the bridge stays off")
     elif os.environ.get("OTEL_TRACES_EXPORTER", "").strip() == "none" and not endpoint:
-        problems.append("OTEL_TRACES_EXPORTER is none: the bridge stays off")
+        problems.append("OTEL_TRACES_EXPORTER is none: no spans are sent")
     for problem in problems:
         _say(console, problem, good=False)
     arrived = [_try(sender, console) for sender in senders]
+    if all(arrived):  # else the metrics would most likely fail for the same reason
+        arrived += [_try_metrics(meter, console) for meter in meters]
     return not problems and all(arrived)
 
 
@@ -118,23 +130,47 @@ def _try(sender: Sender, console: Console) -> bool:
     )
     resource = make_resource(service_name="dask-otel-doctor", instance_id=root, version=__version__, cluster_name=None)
     factory = SpanFactory(resource, InstrumentationScope("dask_otel", __version__), SpanLimits())
-    where = f"exporter {sender.name}" + (f", {sender.target}" if sender.target else "")
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-    try:
-        answer = sender.send([factory.span(record)])
-        sender.shutdown()
-    except Exception as error:  # noqa: BLE001 -- somebody else's exporter may raise anything
-        answer = Answer(Meaning.REFUSED, f"{type(error).__name__}: {error}")
+    answer = _send(sender, [factory.span(record)])
     if answer.meaning is Meaning.SENT and not answer.rejected:
-        _say(console, f"{where}: a test span has arrived, as trace {record.trace_id:032x}", good=True)
+        _say(console, f"{_where(sender)}: a test span has arrived, as trace {record.trace_id:032x}", good=True)
         return True
-    _say(console, f"{where}: {answer.said}", good=False)
-    console.print(Text("  " + advice(_protocol(sender.name), sender.target, answer.said, os.environ)))
+    _blame(sender, TRACES, answer, console)
     return False
 
 
-def _protocol(exporter: str) -> str:
-    return {"otlp_proto_grpc": "grpc", "otlp_proto_http": "http/protobuf"}.get(exporter) or otlp_protocol()
+def _try_metrics(sender: Sender, console: Console) -> bool:
+    """Send metrics of which there are none."""
+    answer = _send(sender, MetricsData([]))
+    if answer.meaning is Meaning.SENT:
+        _say(console, f"{_where(sender)}: metrics are taken", good=True)
+    elif answer.knows_no_such_thing:  # which is no fault
+        console.print(Text(f"· {_where(sender)}: {NO_METRICS} ({answer.said})"))
+    else:
+        _blame(sender, METRICS, answer, console)
+        return False
+    return True
+
+
+def _send(sender: Sender, data: Any) -> Answer:
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    try:
+        answer = sender.send(data)
+        sender.shutdown()
+    except Exception as error:  # noqa: BLE001 -- somebody else's exporter may raise anything
+        return Answer(Meaning.REFUSED, f"{type(error).__name__}: {error}")
+    return answer
+
+
+def _where(sender: Sender) -> str:
+    return f"exporter {sender.name}" + (f", {sender.target}" if sender.target else "")
+
+
+def _blame(sender: Sender, signal: Signal, answer: Answer, console: Console) -> None:
+    """Say what came back, and what is probably wrong."""
+    _say(console, f"{_where(sender)}: {answer.said}", good=False)
+    known = {"otlp_proto_grpc": "grpc", "otlp_proto_http": "http/protobuf"}
+    protocol = known.get(sender.name) or otlp_protocol(signal)
+    console.print(Text("  " + advice(protocol, sender.target, answer.said, os.environ)))
 
 
 def _ask(address: str, console: Console) -> bool:
@@ -157,6 +193,8 @@ def _ask(address: str, console: Console) -> bool:
     _say(console, "is on" if good else f"has stopped: {status['why']}", good=good)
     for each in status["exporters"]:
         good &= _tell(each, console)
+    for each in status["metrics"]:
+        good &= _tell_of_metrics(each, console)
     for each in status["errors"]:
         _say(console, f"{each['type']}, {each['count']} times, in the {each['where']}: see the log", good=False)
     for what in ("unsampled", "over_budget"):
@@ -191,6 +229,17 @@ def _tell(exporter: dict[str, Any], console: Console) -> bool:
     for drop in exporter["dropped"]:
         _say(console, f"{drop['count']} {drop['kind']} spans dropped: {drop['reason']}", good=False)
     return not exporter["failing"] and not exporter["dropped"]
+
+
+def _tell_of_metrics(exporter: dict[str, Any], console: Console) -> bool:
+    failing = bool(exporter["failing"])
+    _say(
+        console,
+        f"metrics, exporter {exporter['name']} {exporter['target']}: {exporter['exports']} times sent"
+        + (f"; fails: {exporter['last_error']}" if failing else ""),
+        good=not failing,
+    )
+    return not failing
 
 
 def _say(console: Console, text: str, *, good: bool) -> None:

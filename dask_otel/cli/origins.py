@@ -32,7 +32,7 @@ def settings() -> Iterator[Value]:
     for name, default in _flat(config.DEFAULTS["otel"], "otel"):
         value = dask.config.get(name, default)
         # A link may hold a password, or a token.
-        text = f"{shown(_text(value))}…" if re.search("[@?]", _text(value)) else _text(value)
+        text = f"{shown(value)}…" if isinstance(value, str) and re.search("[@?]", value) else _text(value)
         yield Value(name, text, _origin(name, value, default, files))
 
 

@@ -11,6 +11,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
+    MetricsServiceServicer,
+    add_MetricsServiceServicer_to_server,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -52,10 +60,11 @@ class Span:
 
 
 class Inbox:
-    """Keeps the spans of the requests it is given."""
+    """Keeps the spans of the requests it is given, and requests with metrics as they are."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
+        self.metrics: list[ExportMetricsServiceRequest] = []
         self._arrived = threading.Condition()
 
     def take(self, request: ExportTraceServiceRequest) -> None:
@@ -68,6 +77,12 @@ class Inbox:
         ]
         with self._arrived:
             self._spans += spans
+            self._arrived.notify_all()
+
+    def take_metrics(self, request: ExportMetricsServiceRequest) -> None:
+        """Keep a request with metrics."""
+        with self._arrived:
+            self.metrics.append(request)
             self._arrived.notify_all()
 
     def wait(self, enough: Callable[[Sequence[Span]], bool], timeout: float) -> list[Span]:
@@ -105,6 +120,7 @@ class Receiver(Inbox, TraceServiceServicer):  # type: ignore[misc]
         super().__init__()
         self._grpc = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="otlp-receiver"))
         add_TraceServiceServicer_to_server(self, self._grpc)
+        add_MetricsServiceServicer_to_server(_Metrics(self), self._grpc)
         port = self._grpc.add_insecure_port(f"127.0.0.1:{grpc_port}")
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._http_thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
@@ -131,17 +147,20 @@ class Receiver(Inbox, TraceServiceServicer):  # type: ignore[misc]
         return ExportTraceServiceResponse()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        take = self.take
+        takers = {
+            "/v1/traces": lambda body: self.take(ExportTraceServiceRequest.FromString(body)),
+            "/v1/metrics": lambda body: self.take_metrics(ExportMetricsServiceRequest.FromString(body)),
+        }
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
-                found = self.path == "/v1/traces"
-                if found:
-                    take(ExportTraceServiceRequest.FromString(body))
-                self.send_response(200 if found else 404)
+                take = takers.get(self.path)
+                if take:
+                    take(body)
+                self.send_response(200 if take else 404)
                 self.send_header("Content-Type", "application/x-protobuf")
                 self.end_headers()
 
@@ -149,6 +168,18 @@ class Receiver(Inbox, TraceServiceServicer):  # type: ignore[misc]
                 """Stay silent."""
 
         return Handler
+
+
+class _Metrics(MetricsServiceServicer):  # type: ignore[misc]
+    """The same for metrics: both services call their method ``Export``."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    def Export(self, request: ExportMetricsServiceRequest, context: object) -> ExportMetricsServiceResponse:  # noqa: N802 -- the protocol's name
+        """Take a request that came over gRPC."""
+        self._inbox.take_metrics(request)
+        return ExportMetricsServiceResponse()
 
 
 def _span(span: Any, resource: dict[str, Any]) -> Span:

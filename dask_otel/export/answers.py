@@ -43,8 +43,13 @@ class Answer:
     said: str = ""
     #: Seconds that the collector asks to wait.
     wait: float | None = None
-    #: Spans of a batch that was taken which the collector rejected all the same.
+    #: Spans of a batch, or points of metrics, that was taken which the collector rejected all the same.
     rejected: int = 0
+
+    @property
+    def knows_no_such_thing(self) -> bool:
+        """Whether the server has no place for this kind of data: a backend for traces asked to take metrics."""
+        return self.meaning is Meaning.REFUSED and self.said.startswith(("UNIMPLEMENTED", "HTTP 404"))
 
 
 _HTTP = {

@@ -15,7 +15,13 @@ from .answers import Answer, Meaning
 from .metrics import MetricFactory
 from .senders import Sender
 
-__all__ = ["Meter"]
+__all__ = ["NO_METRICS", "Meter"]
+
+#: What to do about a backend for traces only.
+NO_METRICS = (
+    "it seems to take no metrics: OTEL_METRICS_EXPORTER=none switches them off, "
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT sends them elsewhere"
+)
 
 #: Seconds before another attempt, and while the cluster closes.
 PAUSE = 15.0
@@ -118,7 +124,7 @@ class Meter:
                 self._failures += 1
             if not arrived or answer.said:
                 self._last_error, self._last_error_at = answer.said, time()
-            self._now(failing=not arrived, said=answer.said)
+            self._now(answer)
             if self._next is snapshot and (arrived or not again):
                 self._next = None
             if self._next is None or arrived:
@@ -131,21 +137,16 @@ class Meter:
             else:
                 self._next = None
 
-    def _now(self, *, failing: bool, said: str) -> None:
+    def _now(self, answer: Answer) -> None:
         name, target = self._sender.name, self._sender.target or "its backend"
-        if failing and monotonic() - self._warned >= WARN_EVERY:
+        failing = answer.meaning is not Meaning.SENT
+        if failing and self._deadline is None and monotonic() - self._warned >= WARN_EVERY:
             self._warned = monotonic()
-            hint = _HINT if any(each in said for each in _NO_METRICS) else "; it tries again"
-            log.warning("dask-otel cannot send metrics with exporter %r to %s (%s)%s", name, target, said, hint)
+            hint = NO_METRICS if answer.knows_no_such_thing else "it tries again"
+            log.warning(
+                "dask-otel cannot send metrics with exporter %r to %s (%s); %s", name, target, answer.said, hint
+            )
         elif self._is_failing and not failing:
             log.info("dask-otel sends metrics again with exporter %r", name)
         if self._is_failing is not failing:
             self._is_failing, self._since = failing, time()
-
-
-#: What a backend says that takes traces only.
-_NO_METRICS = ("UNIMPLEMENTED", "HTTP 404")
-_HINT = (
-    "; it may take no metrics: OTEL_METRICS_EXPORTER=none switches them off, "
-    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT sends them elsewhere"
-)

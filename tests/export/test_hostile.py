@@ -190,7 +190,7 @@ class OfTheProvider(Exception):
 
 
 def test_a_credential_provider_that_fails_for_a_while_loses_nothing(http, monkeypatch):
-    monkeypatch.setattr(provider, "_session", Session)
+    monkeypatch.setattr(provider, "_session", lambda signal: Session())
     monkeypatch.setattr(Session, "error", OfTheProvider(SECRET))
     with Misbehaving("http/protobuf") as receiver:
         answer = send(receiver.endpoint)
@@ -202,7 +202,7 @@ def test_a_credential_provider_that_fails_for_a_while_loses_nothing(http, monkey
 
 def test_a_session_that_others_use_too_is_theirs(http, monkeypatch):
     shared = Session()
-    monkeypatch.setattr(provider, "_session", lambda: shared)
+    monkeypatch.setattr(provider, "_session", lambda signal: shared)
     with Misbehaving("http/protobuf", lambda *_: Says(503, "UNAVAILABLE")) as receiver:
         (sender,) = make_senders(receiver.endpoint)
         theirs = shared.post(f"{receiver.endpoint}/v1/traces", data=b"")  # no exception of ours

@@ -160,8 +160,10 @@ class Misbehaving(Inbox, TraceServiceServicer):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self):
-                receiver.headers.append(dict(self.headers) | {":path": self.path})
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.path.endswith("/v1/metrics"):  # as over gRPC: a backend for traces
+                    return self._answer(404, b"no such path")
+                receiver.headers.append(dict(self.headers) | {":path": self.path})
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 if len(body) > receiver.max_bytes:

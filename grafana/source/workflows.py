@@ -1,0 +1,138 @@
+"""How people's workflows do: by the name of their root span."""
+
+from __future__ import annotations
+
+from .cluster import CHOOSE_CLUSTER
+from .panels import Dashboard, bars, choice, heatmap, lines, query, row, stacked, stat, table, text, total, traces
+from .promql import RANGE, STEP, count, latest, or_zero, per_second, quantile, ratio, select
+
+__all__ = ["workflows"]
+
+CHOOSE_ROOT = choice(
+    "root", "Root span", 'label_values(dask_span_active{dask_cluster_name=~"$cluster"}, dask_span_root)'
+)
+ROOT = 'dask_span_root=~"$root"'
+DURATION = "dask_span_duration_seconds"
+RUNS = f"{DURATION}_count"
+FAILED = 'dask_span_result=~"error|lost"'
+BUSY = "dask_span_thread_time_seconds_total"
+HAD = "dask_scheduler_thread_time_seconds_total"
+#: Root segments of traces: what nothing but the root's own name leads to.
+SLOW = (
+    '{ span.dask.kind = "span" && span.dask.span.path = span.dask.span.root && span.dask.span.root =~ `${root:regex}` '
+    "&& resource.dask.cluster.name =~ `${cluster:regex}` && trace:duration > $slower } with (most_recent=true)"
+)
+
+
+def workflows() -> Dashboard:
+    """Make the dashboard."""
+    dashboard = Dashboard(
+        "dask-workflows",
+        "Dask workflows",
+        "Runs of root spans: how many, how long, how many failed, and who used what was paid for.",
+        [CHOOSE_CLUSTER, CHOOSE_ROOT, text("slower", "Traces longer than", "1s")],
+        span="1h",
+    )
+    everything = count(select(RUNS, ROOT), RANGE)
+    dashboard.add(
+        stat("Runs", "Runs of root spans that ended in the time shown.", total(everything), "short"),
+        stat("Active", "Root spans at work, or just finished.", total(latest(_active())), "short"),
+        stat(
+            "Failed",
+            "Part of the runs in which a task failed, or was lost with its worker.",
+            total(ratio(or_zero(count(select(RUNS, ROOT, FAILED), RANGE)), everything)),
+            "percentunit",
+            bad_from=0.1,
+        ),
+        stat("Median duration", "Of runs that ended in the time shown.", total(_quantile(0.5, RANGE)), "s"),
+        stat("p95 duration", "Of runs that ended in the time shown.", total(_quantile(0.95, RANGE)), "s"),
+        stat(
+            "Share of the cluster",
+            "Part of all thread-seconds that these root spans used.",
+            total(ratio(count(select(BUSY, ROOT), RANGE), count(select(HAD), RANGE))),
+            "percentunit",
+        ),
+        row("Runs"),
+        bars(
+            "Runs by result",
+            "error: a task failed. lost: tasks went with their worker. cancelled, abandoned work: nobody wanted it any "
+            "more. interrupted: the cluster closed.",
+            [query(count(select(RUNS, ROOT), STEP, "dask_span_result"), "{{dask_span_result}}")],
+            "short",
+        ),
+        bars(
+            "Runs by root span",
+            "Runs that ended.",
+            [query(count(select(RUNS, ROOT), STEP, "dask_span_root"), "{{dask_span_root}}")],
+            "short",
+        ),
+        heatmap(
+            "Durations",
+            "How the durations of runs were spread, over time; a point leads to the trace of one run.",
+            count(select(f"{DURATION}_bucket", ROOT), STEP, "le"),
+        ),
+        lines(
+            "Duration quantiles",
+            "Of all runs that ended in a step; a point leads to the trace of one run.",
+            [
+                query(_quantile(0.5, STEP), "median", exemplar=True),
+                query(_quantile(0.95, STEP), "p95", exemplar=True),
+            ],
+            "s",
+        ),
+        table(
+            "Root spans",
+            "In the time shown. Quantiles are read off buckets, so they are only as fine as those. Busy: "
+            "thread-seconds in "
+            "tasks.",
+            [
+                ("Busy", count(select(BUSY, ROOT), RANGE, "dask_span_root"), "s"),
+                ("Runs", count(select(RUNS, ROOT), RANGE, "dask_span_root"), "short"),
+                ("Failed", count(select(RUNS, ROOT, FAILED), RANGE, "dask_span_root"), "short"),
+                ("Median", _quantile(0.5, RANGE, "dask_span_root"), "s"),
+                ("p95", _quantile(0.95, RANGE, "dask_span_root"), "s"),
+                ("Total duration", count(select(f"{DURATION}_sum", ROOT), RANGE, "dask_span_root"), "s"),
+            ],
+            [("dask_span_root", "Root span")],
+            sort="Busy",
+        ),
+        row("Who used what was paid for"),
+        bars(
+            "Busy threads by root span",
+            "Threads that ran tasks, on average over each step. At each moment the sum can be at most the cluster's "
+            "threads.",
+            [
+                query(per_second(count(select(BUSY, ROOT), STEP, "dask_span_root")), "{{dask_span_root}}"),
+            ],
+            "short",
+        ),
+        lines(
+            "Efficiency",
+            "Part of the cluster's thread-seconds in which tasks of these root spans ran.",
+            [query(ratio(count(select(BUSY, ROOT), STEP), count(select(HAD), STEP)), "used")],
+            "percentunit",
+        ),
+        stacked(
+            "Active root spans",
+            "At work, or just finished.",
+            [query(latest(_active(), "dask_span_root"), "{{dask_span_root}}")],
+            "short",
+            width=24,
+        ),
+        row("Traces"),
+        traces(
+            "Slowest recent traces",
+            "Of the latest 200 that took longer than the time given at the top, the longest first. The id opens the "
+            "trace.",
+            SLOW,
+        ),
+    )
+    return dashboard
+
+
+def _active() -> str:
+    return select("dask_span_active", ROOT)
+
+
+def _quantile(q: float, window: str, by: str = "") -> str:
+    return quantile(q, DURATION, window, by, ROOT)
