@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .panels import Dashboard, bars, choice, lines, query, row, stacked, stat, table, total
-from .promql import RANGE, STEP, count, latest, or_zero, per_second, quantile, ratio, select
+from .promql import RANGE, STEP, count, latest, or_zero, part_of, per_second, quantile, ratio, select
 
 __all__ = ["CHOOSE_CLUSTER", "cluster"]
 
@@ -108,7 +108,14 @@ def cluster() -> Dashboard:
                 ("Runs", count(select("dask_task_duration_seconds_count", PREFIX), RANGE, "dask_task_prefix"), "short"),
                 ("Median", quantile(0.5, "dask_task_duration_seconds", RANGE, "dask_task_prefix", PREFIX), "s"),
                 ("p95", quantile(0.95, "dask_task_duration_seconds", RANGE, "dask_task_prefix", PREFIX), "s"),
-                ("Failed", count(select(FINISHED, FAILED, PREFIX), RANGE, "dask_task_prefix"), "short"),
+                (
+                    "Failed",
+                    part_of(
+                        count(select(FINISHED, FAILED, PREFIX), RANGE, "dask_task_prefix"),
+                        count(select(FINISHED, PREFIX), RANGE, "dask_task_prefix"),
+                    ),
+                    "short",
+                ),
             ],
             [("dask_task_prefix", "Prefix")],
             sort="Compute",

@@ -6,7 +6,7 @@ they make anything but what it did.
 
 from __future__ import annotations
 
-__all__ = ["count", "latest", "or_zero", "per_second", "quantile", "ratio", "select"]
+__all__ = ["count", "latest", "or_zero", "part_of", "per_second", "quantile", "ratio", "select"]
 
 #: What is chosen at the top of each dashboard.
 CLUSTER = 'dask_cluster_name=~"$cluster"'
@@ -47,6 +47,11 @@ def or_zero(expression: str, label: str = "", value: str = "") -> str:
     """Return an expression that is zero where it would be nothing: what has never happened has no series."""
     zero = f'label_replace(vector(0), "{label}", "{value}", "", "")' if label else "vector(0)"
     return f"({expression} or {zero})"
+
+
+def part_of(part: str, whole: str) -> str:
+    """Return a count by label that is zero for labels of which there is a whole, but no such part."""
+    return f"({part} or 0 * {whole})"
 
 
 def per_second(expression: str) -> str:

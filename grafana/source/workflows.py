@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .cluster import CHOOSE_CLUSTER
 from .panels import Dashboard, bars, choice, heatmap, lines, query, row, stacked, stat, table, text, total, traces
-from .promql import RANGE, STEP, count, latest, or_zero, per_second, quantile, ratio, select
+from .promql import RANGE, STEP, count, latest, or_zero, part_of, per_second, quantile, ratio, select
 
 __all__ = ["workflows"]
 
@@ -88,7 +88,14 @@ def workflows() -> Dashboard:
             [
                 ("Busy", count(select(BUSY, ROOT), RANGE, "dask_span_root"), "s"),
                 ("Runs", count(select(RUNS, ROOT), RANGE, "dask_span_root"), "short"),
-                ("Failed", count(select(RUNS, ROOT, FAILED), RANGE, "dask_span_root"), "short"),
+                (
+                    "Failed",
+                    part_of(
+                        count(select(RUNS, ROOT, FAILED), RANGE, "dask_span_root"),
+                        count(select(RUNS, ROOT), RANGE, "dask_span_root"),
+                    ),
+                    "short",
+                ),
                 ("Median", _quantile(0.5, RANGE, "dask_span_root"), "s"),
                 ("p95", _quantile(0.95, RANGE, "dask_span_root"), "s"),
                 ("Total duration", count(select(f"{DURATION}_sum", ROOT), RANGE, "dask_span_root"), "s"),

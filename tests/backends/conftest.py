@@ -1,18 +1,11 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from support.jaeger import OwnJaeger, find_binary, find_running
-
-_REASON = "needs a Jaeger: set DASK_OTEL_TEST_JAEGER (its binary) or DASK_OTEL_TEST_JAEGER_URL (one that runs)"
-
-
-def _skip() -> None:
-    if os.environ.get("CI"):
-        pytest.fail(f"in CI this must not be skipped; {_REASON}")
-    pytest.skip(_REASON)
+from support.backends import need
+from support.jaeger import OwnJaeger, find_running
+from support.prometheus import Prometheus
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +15,7 @@ def jaeger(tmp_path_factory: pytest.TempPathFactory):
     if running:
         yield running
         return
-    binary = find_binary()
-    if not binary:
-        _skip()
-    own = OwnJaeger(binary, tmp_path_factory.mktemp("jaeger"))
+    own = OwnJaeger(need("jaeger"), tmp_path_factory.mktemp("jaeger"))
     yield own
     own.kill()
 
@@ -33,9 +23,14 @@ def jaeger(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def own_jaeger(tmp_path: Path):
     """A Jaeger that the test may kill and start again."""
-    binary = find_binary()
-    if not binary:
-        _skip()
-    own = OwnJaeger(binary, tmp_path)
+    own = OwnJaeger(need("jaeger"), tmp_path)
     yield own
     own.kill()
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory):
+    """A Prometheus as the compose file has it."""
+    own = Prometheus(need("prometheus"), tmp_path_factory.mktemp("prometheus"))
+    yield own
+    own.stop()

@@ -30,7 +30,9 @@ def receiver():
         yield receiver
 
 
-@pytest.mark.parametrize("variables", [{"SDK_DISABLED": "True"}, {"TRACES_EXPORTER": "none", "METRICS_EXPORTER": "none"}])
+@pytest.mark.parametrize(
+    "variables", [{"SDK_DISABLED": "True"}, {"TRACES_EXPORTER": "none", "METRICS_EXPORTER": "none"}]
+)
 def test_off(monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(f"OTEL_{name}", value)

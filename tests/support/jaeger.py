@@ -1,11 +1,9 @@
-"""A real Jaeger: started from a binary that DASK_OTEL_TEST_JAEGER names, or one that runs (…_URL, e.g. of the compose
-file)."""
+"""A real Jaeger: a process of our own, or one that DASK_OTEL_TEST_JAEGER_URL names, e.g. of the compose file."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from dask_otel.cli.receiver import Span
+from support.backends import free_port
 
 PATIENCE = 60.0
 
@@ -65,8 +64,8 @@ class Jaeger:
 class OwnJaeger(Jaeger):
     """A Jaeger process of our own, that can be killed and started again."""
 
-    def __init__(self, binary: str, folder: Path) -> None:
-        ports = {name: _free_port() for name in ("health", "ui", "query", "grpc", "http")}
+    def __init__(self, binary: Path, folder: Path) -> None:
+        ports = {name: free_port() for name in ("health", "ui", "query", "grpc", "http")}
         super().__init__(
             f"http://127.0.0.1:{ports['ui']}",
             {"grpc": f"http://127.0.0.1:{ports['grpc']}", "http/protobuf": f"http://127.0.0.1:{ports['http']}"},
@@ -102,10 +101,6 @@ class OwnJaeger(Jaeger):
             self._process.wait()
 
 
-def find_binary() -> str | None:
-    return os.environ.get("DASK_OTEL_TEST_JAEGER")
-
-
 def find_running() -> Jaeger | None:
     """A Jaeger with its usual ports, given by the address of its pages."""
     url = os.environ.get("DASK_OTEL_TEST_JAEGER_URL")
@@ -113,12 +108,6 @@ def find_running() -> Jaeger | None:
         return None
     host = url.rpartition(":")[0]
     return Jaeger(url, {"grpc": f"{host}:4317", "http/protobuf": f"{host}:4318"})
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def _spans(answer: dict[str, Any]) -> list[Span]:

@@ -84,11 +84,11 @@ class Account(SchedulerPlugin):  # type: ignore[misc]
         """Note the run that a worker told of; of a transition within another one, only one has it."""
         task = self._scheduler.tasks[key]
         if start == "processing" and finish in ("memory", "erred"):
-            # ``error_type`` is not told: tests raise what has its type for its text.
+            # Tests raise what begins with its type's name.
             error = (details.get("exception_text") or "").partition("(")[0] if finish == "erred" else None
-            for run in details.get("startstops") or ():
-                if run["action"] == "compute":
-                    self.runs[task.prefix.name, error].append(run["stop"] - run["start"])
+            runs = [run for run in details.get("startstops") or () if run["action"] == "compute"]
+            if runs:  # the last: a worker that still knew the task tells of its earlier runs again
+                self.runs[task.prefix.name, error].append(runs[-1]["stop"] - runs[-1]["start"])
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         self.workers_added += 1

@@ -1,0 +1,215 @@
+"""A real cluster at work, the collector and the Prometheus of the compose file, and all that Grafana would ask."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import pytest
+import yaml
+from distributed import span
+from distributed.metrics import context_meter
+from support.backends import need
+from support.collector import Collector
+from support.dashboards import ROOT, Times, fill, queries
+from support.processes import LOOPBACK, Process, Processes, cluster
+from support.prometheus import Prometheus
+
+from dask_otel.cli.receiver import Receiver
+from dask_otel.measure.catalog import METRICS
+
+pytestmark = [pytest.mark.backend, pytest.mark.timeout(300)]
+
+ROUNDS = 2
+NAMES = ["Alice's workflow", "Bob's training", "nightly report"]
+TIMES = Times(span=900)
+#: What a person may have ticked at the top of a dashboard.
+CHOICES = {
+    "all": {"cluster": ".*", "prefix": ".*", "root": ".*"},
+    "some": {"cluster": ["proof"], "prefix": ["load", "clean", "fit"], "root": NAMES[:2]},
+}
+
+
+class Stack(NamedTuple):
+    cluster: Processes
+    prometheus: Prometheus
+    traces: Receiver
+
+
+@pytest.fixture(scope="module")
+def stack(prometheus, tmp_path_factory):
+    """A cluster on which the compose file's workload has run."""
+    folder = tmp_path_factory.mktemp("stack")
+    with Receiver() as traces:
+        backend = traces.endpoints["grpc"].removeprefix("http://")
+        addresses = {"tempo:4317": backend, "jaeger:4317": backend, "http://prometheus:9090": prometheus.url}
+        collector = Collector(need("otelcol"), folder, addresses)
+        env = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
+            "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+            "DASK_OTEL__CLUSTER_NAME": "proof",
+            "DASK_OTEL__TRACES__MAX_RATE": "1000",
+        }
+        try:
+            with cluster(folder, env=env) as processes:
+                workload = ROOT / "grafana/workload.py"
+                subprocess.run([sys.executable, workload, processes.address, str(ROUNDS)], check=True, timeout=120)
+                yield Stack(processes, prometheus, traces)
+        finally:
+            collector.stop()
+
+
+def values(series):
+    return [float(value) for each in series for _, value in each.get("values", [each.get("value")])]
+
+
+def ask(prometheus, query, choice):
+    """Ask as Grafana would at this moment."""
+    expression = fill(query.expression, TIMES, CHOICES[choice])
+    if query.is_instant:
+        return prometheus.query(expression)
+    end = time.time() // TIMES.step * TIMES.step
+    return prometheus.query_range(expression, end - TIMES.span, end, TIMES.step)
+
+
+def total(prometheus, expression):
+    return sum(values(prometheus.query(expression)))
+
+
+def test_every_run_of_a_root_is_counted(stack):
+    """Which is also the moment from which all has arrived."""
+    for name in NAMES:
+        runs = f'sum(dask_span_duration_seconds_count{{dask_span_root="{name}", dask_cluster_name="proof"}})'
+        stack.prometheus.wait(lambda runs=runs: total(stack.prometheus, runs) == ROUNDS)
+
+
+def test_nothing_is_wrong(stack):
+    assert stack.prometheus.alerts() == {}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("query", list(queries()), ids=lambda query: f"{query.dashboard}: {query.panel} {query.ref}")
+def test_no_panel_is_empty(stack, query, choice):
+    def shown():
+        return any(math.isfinite(value) for value in values(ask(stack.prometheus, query, choice)))
+
+    assert stack.prometheus.wait(shown)
+
+
+def test_the_numbers_are_those_of_dask(stack):
+    def scheduler_s(dask_scheduler):
+        prefixes = dask_scheduler.task_prefixes.values()
+        return {
+            "memory": sum(prefix.state_counts["memory"] for prefix in prefixes),
+            "workers": len(dask_scheduler.workers),
+            "threads": dask_scheduler.total_nthreads,
+            "seconds": sum(
+                value
+                for key, value in dask_scheduler.cumulative_worker_metrics.items()
+                if isinstance(key, tuple) and key[-1] == "seconds"
+            ),
+        }
+
+    def agrees():
+        theirs = stack.cluster.client.run_on_scheduler(scheduler_s)
+        ours = {
+            "memory": total(stack.prometheus, 'sum(dask_task_finished_total{dask_task_outcome="completed"})'),
+            "workers": total(stack.prometheus, 'dask_scheduler_worker_count{dask_worker_status="running"}'),
+            "threads": total(stack.prometheus, "dask_scheduler_thread_count"),
+            "seconds": pytest.approx(total(stack.prometheus, "sum(dask_activity_time_seconds_total)"), abs=1e-3),
+        }
+        return theirs == ours
+
+    assert stack.prometheus.wait(agrees)
+
+
+def test_what_was_counted_since_a_time_is_what_was_counted(stack):
+    """The expression of all panels, for a cluster that is younger than the time shown."""
+    runs = next(query for query in queries() if query.panel == "Runs by root span")
+    (panel,) = [query for query in queries() if query.dashboard == "dask-workflows" and query.panel == "Runs"]
+    for choice, expected in (("all", None), ("some", 2 * ROUNDS)):
+        (counted,) = values(ask(stack.prometheus, panel, choice))
+        in_all = total(stack.prometheus, fill("sum(dask_span_duration_seconds_count)", TIMES, {}))
+        assert counted == (expected or in_all)
+    assert sum(values(ask(stack.prometheus, runs, "some"))) == 2 * ROUNDS
+
+
+def test_variables_offer_what_there_is(stack):
+    assert stack.prometheus.labels("dask_cluster_name", "dask_scheduler_thread_count") == ["proof"]
+    assert {"default", *NAMES} == set(stack.prometheus.labels("dask_span_root", "dask_span_active"))
+    assert {"load", "clean", "fit", "look"} < set(
+        stack.prometheus.labels("dask_task_prefix", "dask_task_finished_total")
+    )
+
+
+@pytest.mark.parametrize("metric", ["dask_span_duration_seconds_bucket", "dask_task_duration_seconds_bucket"])
+def test_examples_lead_to_traces_that_arrived(stack, metric):
+    found = stack.prometheus.exemplars(metric)
+    arrived = {(each.trace_id, each.span_id) for each in stack.traces.wait(lambda _: True, timeout=1)}
+    assert found
+    assert {(each["labels"]["trace_id"], each["labels"]["span_id"]) for each in found} <= arrived
+
+
+def test_the_metrics_that_arrived_are_those_documented(stack):
+    names = {series["__name__"] for series in _all_series(stack.prometheus)}
+    base = {name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name in names}
+    documented = {_prometheus_name(metric) for metric in METRICS.values()}
+    never_happened = {"dask_otel_errors_total"}
+    # Gauges end in _count, too.
+    gauges = {name for name in documented if name.endswith("_count")}
+    assert base | {name for name in names if name in gauges} >= documented - never_happened
+    stripped = {name.removesuffix("_count") for name in gauges}
+    assert base - stripped - documented == {"target_info"}
+
+
+def _all_series(prometheus):
+    return [each["metric"] for each in prometheus.query('{job="dask-scheduler"}')]
+
+
+def _prometheus_name(metric):
+    unit = {"s": "_seconds", "By": "_bytes"}.get(metric.unit, "")
+    suffix = "_total" if metric.kind.value == "counter" else ""
+    return metric.name.replace(".", "_") + unit + suffix
+
+
+def gather_failures(client):
+    for number in range(5):
+        with span("fails"):
+            client.submit(int, "no number", key=f"fails-{number}").exception()
+
+
+def spill(client, address, folder):
+    """A worker that holds more than it has memory for, and says that it spends its time on that."""
+    worker = Process("worker", address, "--memory-limit", "400MB", "--name", "small", *LOOPBACK, folder=folder)
+    client.wait_for_workers(3)
+
+    def hold(number):
+        context_meter.digest_metric("disk-write", 100, "seconds")
+        return os.urandom(30_000_000)
+
+    futures = client.map(hold, range(12), workers=["small"], key="hold")
+    return worker, futures
+
+
+def test_alerts(stack, tmp_path):
+    """Each is provoked. Those that wait before they fire are pending then; that they fire is tested with promtool."""
+    client = stack.cluster.client
+    rules = yaml.safe_load((ROOT / "grafana/rules/dask.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+    states = {rule["alert"]: {"pending", "firing"} if "for" in rule else {"firing"} for rule in rules}
+    gather_failures(client)
+    worker, held = spill(client, stack.cluster.address, tmp_path)
+    client.gather(client.map(abs, range(2500), key=[f"g{n % 500}-{n}" for n in range(2500)]))  # too many spans
+    waits = client.submit(abs, 1, resources={"GPU": 1}, key="waits")
+    client.run_on_scheduler(time.sleep, 4)
+    stack.cluster.workers[0].kill()
+    try:
+        seen = {}
+        stack.prometheus.wait(lambda: seen.update(stack.prometheus.alerts()) or set(seen) == set(states), lambda: seen)
+        assert all(state in states[name] for name, state in seen.items())
+    finally:
+        del waits, held
+        worker.stop()
