@@ -1,4 +1,4 @@
-"""From the end of the last task to the trace in a real Jaeger: `DASK_OTEL_TEST_JAEGER` names its binary.
+"""From the end of the last task to the trace in a real Jaeger: in the folder that `DASK_OTEL_TEST_BACKENDS` names.
 
 Real processes, default settings but for ``settle``; the budget is settle + heartbeat + 1.5 s at the 99th percentile.
 """
@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from distributed import span
 from distributed.utils_test import inc
-from support.jaeger import OwnJaeger, find_binary
+from support.backends import find
+from support.jaeger import OwnJaeger
 from support.processes import cluster
 
 import dask_otel
@@ -38,7 +39,7 @@ def one(client, jaeger, number) -> float:
 def main() -> None:
     env = {"DASK_OTEL__TRACES__SETTLE": f"{SETTLE}s", "DASK_OTEL__SWEEP_INTERVAL": "1s"}
     with tempfile.TemporaryDirectory() as folder:
-        jaeger = OwnJaeger(find_binary(), Path(folder))
+        jaeger = OwnJaeger(find("jaeger"), Path(folder))
         env["OTEL_EXPORTER_OTLP_ENDPOINT"] = jaeger.endpoints["grpc"]
         try:
             with cluster(Path(folder), env=env) as processes, ThreadPoolExecutor(5) as people:

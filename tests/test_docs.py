@@ -153,17 +153,6 @@ def test_the_changelog_has_this_version():
     assert f"## {dask_otel.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_compose_file():
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
-    services = compose["services"]
-    assert set(services) == {"jaeger", "scheduler", "worker"}
-    assert services["worker"]["deploy"]["replicas"] == 2
-    assert services["scheduler"]["command"] == ["dask", "scheduler", "--preload", "dask_otel"]
-    assert services["scheduler"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://jaeger:4317"
-    assert all(port.startswith("127.0.0.1:") for s in services.values() for port in s.get("ports", ()))
-    assert re.fullmatch(r"jaegertracing/jaeger:\d+\.\d+\.\d+", services["jaeger"]["image"])
-
-
 def test_the_oldest_versions_in_ci_are_those_of_the_package():
     lines = (ROOT / ".ci/oldest.txt").read_text(encoding="utf-8").splitlines()
     oldest = dict(line.split("==") for line in lines if "==" in line)

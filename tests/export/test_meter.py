@@ -1,0 +1,204 @@
+"""What happens to metrics on their way out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+from distributed.utils_test import captured_logger
+from support.misbehaving import Misbehaving
+from support.snapshots import everything, points, snapshot
+
+import dask_otel.export.meter as module
+from dask_otel.cli.receiver import Receiver
+from dask_otel.export.connect import connect
+from dask_otel.export.privacy import Capture
+from dask_otel.measure.measures import Measures
+from dask_otel.measure.settings import MeasureSettings
+from dask_otel.safety import Safety
+
+PROTOCOLS = ["grpc", "http/protobuf"]
+PATIENCE = 30.0
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+
+
+def make_sink(endpoint=None):
+    capture = dict.fromkeys(Capture.__dataclass_fields__, True)
+    names = dict.fromkeys(("service_name", "instance_id", "version", "cluster_name"), "ours")
+    return connect(**names, safety=Safety(), capture=capture, max_rate=0, endpoint=endpoint)
+
+
+def taken(number=1):
+    """A snapshot in which something has happened so many times."""
+    measures = Measures(900.0, MeasureSettings())
+    for _ in range(number):
+        everything(measures)
+    return snapshot(measures, 1000.0 + number)
+
+
+def wait_until(condition):
+    for _ in range(int(PATIENCE / 0.01)):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it has not come to that")
+
+
+def completed(receiver):
+    return [p.value for p in points(receiver.metrics) if p.labels.get("dask.task.outcome") == "completed"]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_metrics_arrive(protocol, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    with Receiver() as receiver:
+        sink = make_sink(receiver.endpoints[protocol])
+        sink.put_metrics(taken())
+        sink.close(PATIENCE)
+    assert completed(receiver) == [2]
+    resource = {
+        each.key: each.value.string_value for each in receiver.metrics[0].resource_metrics[0].resource.attributes
+    }
+    assert resource["service.instance.id"] == resource["dask.cluster.name"] == "ours"
+    (status,) = sink.status()["metrics"]
+    assert (status["exports"], status["failing"], status["last_error"]) == (1, False, "")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_their_own_endpoint_wins(protocol, monkeypatch):
+    with Receiver() as receiver:
+        path = "/v1/metrics" if protocol != "grpc" else ""
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", receiver.endpoints[protocol] + path)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", protocol)
+        sink = make_sink()
+        sink.put_metrics(taken())
+        sink.close(PATIENCE)
+    assert completed(receiver) == [2]
+
+
+def test_a_backend_for_traces_is_told_of_once_and_left_alone(monkeypatch):
+    for protocol in PROTOCOLS:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+        with Misbehaving(protocol) as receiver, captured_logger("distributed.dask_otel") as log:
+            sink = make_sink(receiver.endpoint)
+            for number in range(3):
+                sink.put_metrics(taken())
+                wait_until(lambda sink=sink, n=number: sink.status()["metrics"][0]["failures"] == n + 1)
+            sink.close(PATIENCE)
+        assert log.getvalue().count("OTEL_METRICS_EXPORTER=none switches them off") == 1
+
+
+@pytest.mark.parametrize("preference", ["cumulative", "delta", "LowMemory"])
+def test_what_a_collector_that_was_away_gets(preference, monkeypatch):
+    """Totals say it all; deltas count from the last that has arrived."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", preference)
+    monkeypatch.setattr(module, "PAUSE", 3600.0)
+    with Receiver() as receiver:
+        endpoint = receiver.endpoints["grpc"]
+        sink = make_sink(endpoint)
+        sink.put_metrics(taken(1))
+        wait_until(lambda: completed(receiver))
+    sink.put_metrics(taken(2))
+    wait_until(lambda: sink.status()["metrics"][0]["failing"])
+    with Receiver(grpc_port=int(endpoint.rpartition(":")[2])) as again:
+        wait_until(lambda: sink.put_metrics(taken(3)) or completed(again))
+        sink.close(PATIENCE)
+        durations = [
+            p for p in points(again.metrics) if p.name == "dask.task.duration" and "error.type" not in p.labels
+        ]
+    assert completed(again)[0] == (4 if preference == "delta" else 6)
+    assert sum(durations[0].value) == (6 if preference == "cumulative" else 4)
+    assert durations[0].is_delta == (preference != "cumulative")
+
+
+def test_only_the_latest_snapshot_waits(monkeypatch):
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    with Misbehaving("grpc") as away:
+        endpoint = away.endpoint
+    sink = make_sink(endpoint)
+    for number in range(1, 6):
+        sink.put_metrics(taken(number))
+    wait_until(lambda: sink.status()["metrics"][0]["failures"] >= 2)  # it is tried again without another
+    with Receiver(grpc_port=int(endpoint.rpartition(":")[2])) as receiver:
+        wait_until(lambda: completed(receiver))
+        sink.close(PATIENCE)
+    assert completed(receiver) == [10]
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"OTEL_METRICS_EXPORTER": "prometheus"}, "--web.enable-otlp-receiver"),
+        ({"OTEL_METRICS_EXPORTER": "jaegre"}, "OTEL_METRICS_EXPORTER = 'jaegre' cannot be used"),
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "10s"}, "OTEL_METRIC_EXPORT_INTERVAL = '10s' cannot be used"),
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "5"}, "a whole number from 100 up"),
+        ({"OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "both"}, "one of cumulative, delta, lowmemory"),
+        ({"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "udp"}, "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL = 'udp'"),
+        ({"OTEL_METRIC_EXPORT_TIMEOUT": "soon"}, "OTEL_METRIC_EXPORT_TIMEOUT = 'soon'"),
+    ],
+)
+def test_what_is_wrong_with_metrics_leaves_the_traces_on(variables, line, monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with captured_logger("distributed.dask_otel", level=logging.ERROR) as log:
+        sink = make_sink()
+    assert line in log.getvalue()
+    assert "sends no metrics" in log.getvalue()
+    assert [each["name"] for each in sink.status()["exporters"]] == ["console"]
+    assert sink.status()["metrics"] == []
+    assert not sink.wants_metrics()
+    sink.close(1)
+
+
+def test_an_exporter_that_is_not_otlp(monkeypatch):
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "console")
+    sink = make_sink()
+    sink.put_metrics(taken())
+    sink.close(PATIENCE)
+    (status,) = sink.status()["metrics"]
+    assert (status["name"], status["exports"], status["failures"]) == ("console", 1, 0)
+
+
+def test_when_the_next_is_wanted(monkeypatch):
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "console")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "10000")
+    now = [100.0]
+    monkeypatch.setattr("dask_otel.export.sink.monotonic", lambda: now[0])
+    sink = make_sink()
+    wanted = []
+    for _ in range(60):
+        if sink.wants_metrics():
+            wanted.append(now[0])
+            sink.put_metrics(taken())
+        now[0] += 1.0 if now[0] != 125.0 else 17.0  # a sweep that was late
+    # The first at once; a late one does not make those after it late.
+    assert wanted == [100.0, 110.0, 120.0, 142.0, 150.0, 160.0, 170.0]
+    sink.close(PATIENCE)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_last_snapshot_is_sent_though_the_collector_is_busy_for_a_moment(protocol, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    answers = []
+    with Receiver() as receiver:
+        sink = make_sink(receiver.endpoints[protocol])
+        sink.put_metrics(taken(1))
+        wait_until(lambda: completed(receiver))
+        (meter,) = sink._meters
+        send = meter._sender.send
+
+        def busy_once(data):
+            answers.append(1)
+            return module.Answer(module.Meaning.LATER, "busy") if len(answers) == 1 else send(data)
+
+        monkeypatch.setattr(meter._sender, "send", busy_once)
+        sink.put_metrics(taken(2))
+        sink.close(PATIENCE)
+    assert completed(receiver) == [2, 4]

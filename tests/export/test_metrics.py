@@ -1,0 +1,127 @@
+"""From snapshot to OTLP, over the real exporters' encoding."""
+
+from __future__ import annotations
+
+import pytest
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.sdk.resources import Resource
+from support.memory import SCOPE
+from support.snapshots import everything, points, snapshot
+
+from dask_otel.export.metrics import MetricFactory
+from dask_otel.export.privacy import Capture, Redactor
+from dask_otel.measure.catalog import METRICS, Kind
+from dask_otel.measure.deltas import deltas
+from dask_otel.measure.measures import Measures
+from dask_otel.measure.settings import MeasureSettings
+from dask_otel.measure.snapshot import Snapshot
+
+DELTA = frozenset({Kind.COUNTER, Kind.HISTOGRAM})
+
+
+def sent(snapshot: Snapshot, capture: Capture | None = None, kinds=frozenset()):
+    redactor = Redactor(capture or Capture())
+    factory = MetricFactory(Resource({"service.name": "test"}), SCOPE, redactor.label, kinds)
+    return points([encode_metrics(factory.data(snapshot))])
+
+
+def test_all_metrics_of_the_catalog_are_sent_as_it_says():
+    measures = Measures(900.0, MeasureSettings())
+    everything(measures)
+    arrived = sent(snapshot(measures))
+    assert {point.name for point in arrived} == set(METRICS)
+    for point in arrived:
+        metric = METRICS[point.name]
+        assert (point.unit, point.kind) == (metric.unit, metric.kind.value)
+        assert set(point.labels) <= set(metric.labels)
+        assert not point.is_delta
+        assert (point.start, point.time) == (0.0 if point.kind == "gauge" else 900.0, 1000.0)
+        if point.kind != "histogram":
+            assert isinstance(point.value, float if point.unit == "s" else int), point
+    for metric in METRICS.values():
+        assert {name for point in arrived if point.name == metric.name for name in point.labels} == set(metric.labels)
+
+
+def test_a_histogram():
+    measures = Measures(900.0, MeasureSettings(span_bounds=(1.0, 5.0)))
+    everything(measures)
+    (point,) = [point for point in sent(snapshot(measures)) if point.name == "dask.span.duration"]
+    assert point.labels == {"dask.span.root": "etl", "dask.span.result": "success"}
+    assert (point.value, point.sum, point.bounds) == ((0, 1, 0), 4.0, (1.0, 5.0))
+    assert point.exemplars == ((4.0, f"{1:032x}", f"{2:016x}"),)
+    (again,) = [point for point in sent(snapshot(measures)) if point.name == "dask.span.duration"]
+    assert again.exemplars == ()  # each is sent once
+
+
+def test_what_was_counted_since_the_last_time():
+    measures = Measures(900.0, MeasureSettings())
+    everything(measures)
+    first = snapshot(measures, 1000.0)
+    measures.begin_sweep(1005.0)
+    everything(measures)
+    second = snapshot(measures, 1010.0)
+    arrived = sent(deltas(second, first, DELTA), kinds=DELTA)
+    durations = [point for point in arrived if point.name == "dask.task.duration"]
+    assert [(point.is_delta, point.start, sum(point.value), point.sum) for point in durations] == [
+        (True, 1000.0, 1, 1.0),
+        (True, 1000.0, 2, 2.0),
+    ]
+    completed = next(point for point in arrived if point.labels.get("dask.task.outcome") == "completed")
+    assert (completed.value, completed.start, completed.is_delta) == (2, 1000.0, True)
+    # Only what has changed; how it is now is always said.
+    assert "dask.activity.time" not in {point.name for point in arrived}
+    (threads,) = [point for point in arrived if point.name == "dask.scheduler.thread.count"]
+    assert (threads.value, threads.is_delta) == (4, False)
+
+
+def test_deltas_add_up_to_totals():
+    measures = Measures(900.0, MeasureSettings())
+    before, total = None, 0
+    for number in range(5):
+        measures.begin_sweep(900.0 + number)
+        if number != 2:
+            everything(measures)
+        now = snapshot(measures, 1000.0 + number)
+        found = [point for point in sent(deltas(now, before, DELTA)) if point.name == "dask.task.duration"]
+        total += sum(sum(point.value) for point in found)
+        before = now
+    assert total == sum(sum(point.value) for point in sent(snapshot(measures)) if point.name == "dask.task.duration")
+
+
+def test_pseudonyms():
+    measures = Measures(900.0, MeasureSettings())
+    everything(measures, prefix="secret", root="secret", error="SecretError")
+    hidden = Capture(keys=False, tags=False, types=False)
+    arrived = sent(snapshot(measures), hidden)
+    values = {str(value) for point in arrived for value in point.labels.values()}
+    assert not {value for value in values if "secret" in value.lower()}
+    assert {point.labels["dask.task.prefix"] for point in arrived if "dask.task.prefix" in point.labels} != {"other"}
+    assert "_OTHER" in values
+    # What stands for many names is no name.
+    many = Measures(900.0, MeasureSettings())
+    for number in range(60):
+        everything(many, prefix=f"secret-{number}", root=f"secret-{number}")
+    assert "other" in {point.labels.get("dask.task.prefix") for point in sent(snapshot(many), hidden)}
+
+
+@pytest.mark.parametrize("name", ["\ud800", "x" * 5000, "", "\x00", "ü" * 300])
+def test_strange_names_lose_nothing(name):
+    measures = Measures(900.0, MeasureSettings())
+    everything(measures, prefix=name, root=name, error=name)
+    arrived = sent(snapshot(measures))
+    assert {point.name for point in arrived} == set(METRICS)
+    assert all(len(str(value)) <= 200 for point in arrived for value in point.labels.values())
+
+
+def test_long_names_stay_apart():
+    measures = Measures(900.0, MeasureSettings())
+    for end in "ab":
+        everything(measures, prefix="x" * 5000 + end)
+    prefixes = {point.labels.get("dask.task.prefix") for point in sent(snapshot(measures))} - {None}
+    assert len(prefixes) == 2
+
+
+def test_a_clock_that_was_set_back_makes_no_point_that_ends_before_it_begins():
+    measures = Measures(2000.0, MeasureSettings())
+    everything(measures)
+    assert all(point.start <= point.time for point in sent(snapshot(measures, 1000.0)))
