@@ -1,8 +1,8 @@
 """CPU of a live scheduler with the bridge over that without: one process, in which the bridge is switched on and off.
 
 Two schedulers of the same code differ by several percent for as long as they live, so both are measured in one: a batch
-of no-op tasks with the bridge registered, one without, and so on. Sending is included, but for the first connection,
-which takes some 10 ms; so is the wait for it, on both sides.
+of no-op tasks with the bridge registered, one without, and so on. Sending is included, of traces and every 10 s of
+metrics, but for the first connection, which takes some 10 ms; so is the wait for it, on both sides.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from distributed import Client, span
 from dask_otel import OTelPlugin, trace_id
 from dask_otel.cli.receiver import Receiver
 
-#: Tasks on each side; and of one batch, which is one span.
+#: Tasks on each side; of one batch, which is one span; and the prefixes over which a batch is spread.
 TASKS = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
 BATCH = int(sys.argv[2]) if len(sys.argv) > 2 else 1_000
+PREFIXES = int(sys.argv[3]) if len(sys.argv) > 3 else 1
 WARM_UP = 2
+#: By default; OTEL_METRICS_EXPORTER=none in the environment leaves them out.
+METRICS = {"OTEL_METRIC_EXPORT_INTERVAL": "10000"}
 
 
 def cpu(pid):
@@ -37,7 +40,7 @@ def cpu(pid):
 @contextmanager
 def cluster():
     """A scheduler, one worker, a client."""
-    env = os.environ | {"PYTHONHASHSEED": "0", "DASK_OTEL__TRACES__SETTLE": "500ms"}
+    env = os.environ | {"PYTHONHASHSEED": "0", "DASK_OTEL__TRACES__SETTLE": "500ms"} | METRICS
     loopback = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
 
@@ -66,7 +69,8 @@ def cluster():
 def batch(client, number, tasks=BATCH):
     """Run a batch of no-op tasks in one span; return the span's id."""
     with span(f"batch {number}") as span_id:
-        client.gather(client.map(int, range(tasks), key=f"noop{number}", pure=False))
+        keys = [f"noop{n % PREFIXES}-{number}-{n}" for n in range(tasks)] if PREFIXES > 1 else f"noop{number}"
+        client.gather(client.map(int, range(tasks), key=keys, pure=False))
     return span_id
 
 
@@ -111,9 +115,8 @@ def main():
                 print(f"  pair {number}: {with_ / without:.3f}", file=sys.stderr, flush=True)
     middle, low, high = interval(pairs)
     per_task = sum(without for _, without in pairs) / TASKS * 1e6
-    print(
-        f"{TASKS} no-op tasks with the bridge and as many without, {BATCH} a span; {per_task:.0f} µs CPU each without"
-    )
+    print(f"{TASKS} no-op tasks with the bridge and as many without, {BATCH} a span, {PREFIXES} prefixes")
+    print(f"  CPU of a task without: {per_task:.0f} µs")
     print(f"  with the bridge / without: {middle:.3f}, 95 % interval {low:.3f} … {high:.3f}")
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.dashboards import load
 from support.memory import MemoryExporter, make_sink
+from support.names import prometheus_name
 from support.records import group, marker, segment, task
 
 import dask_otel
@@ -18,7 +20,12 @@ from dask_otel.export.pipeline import MAX_REQUESTS
 from dask_otel.export.resource import make_resource
 from dask_otel.export.senders import Sender
 from dask_otel.health import Health
+from dask_otel.measure.catalog import METRICS
+from dask_otel.measure.measures import MAX_ACTIVITIES, MAX_ERRORS
+from dask_otel.measure.names import MAX_NAMES, UNUSED
+from dask_otel.measure.series import MAX_SERIES
 from dask_otel.safety import MAX_IN_A_ROW, Safety
+from dask_otel.values import MAX_BOUNDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,6 +87,52 @@ def test_resource_table_lists_exactly_what_is_emitted(monkeypatch):
 
 def test_link_table():
     assert documented("Links") == ["dependency", "continues", "counted_in"]
+
+
+def test_metrics_table_is_the_catalog():
+    rows = tables((ROOT / "docs/metrics.md").read_text(encoding="utf-8"))["What is sent"]
+    assert rows == [
+        [
+            f"`{metric.name}`",
+            f"{metric.kind.value}, {metric.unit}",
+            ", ".join(f"`{label}`" for label in metric.labels) or "none",
+            metric.description,
+            f"`{prometheus_name(metric)}`",
+        ]
+        for metric in METRICS.values()
+    ]
+
+
+def test_metrics_page_names_the_limits_that_hold():
+    text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    assert f"At most {MAX_SERIES:,} series" in text
+    assert f"{MAX_NAMES} task prefixes and {MAX_NAMES} root spans" in text
+    assert f"{MAX_ACTIVITIES} activities and types of errors" in text
+    assert MAX_ACTIVITIES == MAX_ERRORS
+    assert f"at most {MAX_BOUNDS} each" in text
+    assert UNUSED == 86_400
+
+
+def test_the_panels_that_questions_name_exist():
+    titles = {}
+    for dashboard in load().values():
+        titles[dashboard["title"]] = {panel["title"] for panel in dashboard["panels"] if panel["type"] != "row"}
+    rows = tables((ROOT / "docs/questions.md").read_text(encoding="utf-8"))["Which question, which panel"]
+    named = {}
+    for _, dashboard, panels in rows:
+        named.setdefault(dashboard, set()).update(re.findall(r"\*\*([^*]+)\*\*", panels))
+    assert set(named) == set(titles)
+    assert all(panels <= titles[dashboard] for dashboard, panels in named.items())
+
+
+def test_the_stack_page_names_what_there_is():
+    text = (ROOT / "docs/stack.md").read_text(encoding="utf-8")
+    rules = yaml.safe_load((ROOT / "grafana/rules/dask.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+    assert [row[0].strip("`") for row in tables(text)["Alerts"]] == [rule["alert"] for rule in rules]
+    for row in tables(text)["What is where"]:
+        first, *others = re.findall(r"`([\w./-]+)`", row[0])
+        assert (ROOT / first).exists()
+        assert all((ROOT / name).exists() or (ROOT / first).with_name(name).exists() for name in others), row
 
 
 def test_settings_table():

@@ -14,8 +14,7 @@ import pytest
 import yaml
 from support.backends import need
 from support.dashboards import load, queries
-
-from dask_otel.measure.catalog import METRICS
+from support.names import prometheus_names
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "grafana"
@@ -183,15 +182,6 @@ def test_panels_do_not_overlap(dashboard):
         assert max(x for x, _ in cells) < 24
         assert not cells & taken, panel["title"]
         taken |= cells
-
-
-def prometheus_names():
-    for metric in METRICS.values():
-        name = metric.name.replace(".", "_") + {"s": "_seconds", "By": "_bytes"}.get(metric.unit, "")
-        if metric.kind.value == "histogram":
-            yield from (f"{name}_{part}" for part in ("bucket", "sum", "count"))
-        else:
-            yield name + ("_total" if metric.kind.value == "counter" else "")
 
 
 def test_only_metrics_that_exist_are_asked_for_and_all_are_shown_somewhere():

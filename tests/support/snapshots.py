@@ -47,6 +47,7 @@ def everything(measures: Measures, *, prefix: str = "inc", root: str = "etl", er
     measures.activities(
         [
             (("execute", prefix, "thread-cpu", "seconds"), ("execute", prefix, "thread_cpu", "seconds"), 2.0),
+            (("execute", prefix, "disk-read", "bytes"), ("execute", prefix, "disk_read", "bytes"), 50.0),
             (("get-data", "memory-read", "bytes"), ("get_data", None, "memory_read", "bytes"), 100.0),
         ]
     )
