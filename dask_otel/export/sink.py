@@ -71,9 +71,9 @@ class Sink:
             pipeline.put(list(records))
         return records if self._pipelines else []
 
-    def wants_metrics(self) -> bool:
-        """Whether it is time for a snapshot."""
-        return bool(self._meters) and monotonic() >= self._due
+    def wants_metrics(self, *, last: bool = False) -> bool:
+        """Whether it is time for a snapshot; for the last one it always is, if anybody wants any."""
+        return bool(self._meters) and (last or monotonic() >= self._due)
 
     def put_metrics(self, snapshot: Snapshot) -> None:
         """Give a snapshot to all; never blocks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["METRICS", "OPEN_LABELS", "Kind", "Metric"]
+__all__ = ["METRICS", "OPEN_LABELS", "ZEROS", "Kind", "Metric"]
 
 
 class Kind(Enum):
@@ -117,3 +117,14 @@ METRICS = {
         ),
     )
 }
+
+#: Counters that are zero before anything has happened, by labels.
+ZEROS: tuple[tuple[str, tuple[str | bool, ...]], ...] = (
+    ("dask.scheduler.thread_time", ()),
+    ("dask.worker.added", ()),
+    ("dask.worker.removed", (True,)),
+    ("dask.worker.removed", (False,)),
+    ("dask.graph.updates", ("OK",)),
+    ("dask.graph.updates", ("error",)),
+    ("dask.graph.updates", ("cancelled",)),
+)

@@ -8,11 +8,11 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from ..mirror.model import Change
 from ..mirror.records import Record, TaskRecord
 from ..mirror.roots import RootRun
-from .catalog import METRICS, Kind
+from .catalog import METRICS, ZEROS, Kind
 from .names import Names, Rewriting
 from .series import Histogram, Numbers, Room, Series
 from .settings import SWEEP_BOUNDS, MeasureSettings
-from .snapshot import Exemplar, Labels, Measured
+from .snapshot import Exemplar, Measured
 from .state import Activity, Cluster, Exporter
 
 __all__ = ["Measures"]
@@ -23,17 +23,6 @@ MAX_ACTIVITIES = 32
 MAX_ERRORS = 32
 #: ``otel.component.type`` of our exporters' queues.
 COMPONENT = "dask_otel"
-
-#: Counters that are zero before anything has happened, by labels.
-_FROM_THE_START: tuple[tuple[str, Labels], ...] = (
-    ("dask.scheduler.thread_time", ()),
-    ("dask.worker.added", ()),
-    ("dask.worker.removed", (True,)),
-    ("dask.worker.removed", (False,)),
-    ("dask.graph.updates", ("OK",)),
-    ("dask.graph.updates", ("error",)),
-    ("dask.graph.updates", ("cancelled",)),
-)
 
 
 class Measures:
@@ -46,6 +35,7 @@ class Measures:
     """
 
     def __init__(self, now: float, settings: MeasureSettings) -> None:
+        self.settings = settings
         self._now = now
         self._room = Room(now)
         self._room.make_some = self._forget_unused
@@ -70,10 +60,17 @@ class Measures:
         self._open_names = (self._prefixes, self._roots, self._errors, self._contexts, self._activities)
         #: What of each activity has been counted.
         self._counted: dict[Hashable, float] = {}
-        for name, labels in _FROM_THE_START:
+        for name, labels in ZEROS:
             self._numbers(name).add(labels, 0)
 
     # What the sweep tells
+
+    def begin_again(self, now: float) -> None:
+        """Go on counting for another watch of the same scheduler, whose exporters begin at zero."""
+        self.begin_sweep(now)
+        for series in self._all.values():
+            if isinstance(series, Numbers):
+                series.begin_totals()
 
     def begin_sweep(self, now: float) -> None:
         """Note that a sweep begins."""

@@ -77,6 +77,11 @@ class Series:
         self._starts.setdefault(labels, self._room.since)
         return labels
 
+    def _folded(self, labels: Labels) -> Labels:
+        return tuple(
+            OTHER if is_open and value is not None else value for value, is_open in zip(labels, self._open, strict=True)
+        )
+
     def forget(self, name: str, value: str) -> None:
         """Drop the series whose label ``name`` has a value, but for what is folded into it."""
         if name not in self.metric.labels or value == OTHER:
@@ -120,6 +125,10 @@ class Numbers(Series):
         if change or labels not in self._totals:
             self._totals[labels] = total
             self.add(labels, change)
+
+    def begin_totals(self) -> None:
+        """Expect that somebody else's counts begin anew; what they had come to stays."""
+        self._totals.clear()
 
     def set(self, values: Mapping[Any, float]) -> None:
         """Say how it is now; what was there before and is not named is zero."""
@@ -178,10 +187,10 @@ class Histogram(Series):
         cell.sum += total if isfinite(total) else 0.0
 
     def exemplify(self, labels: Labels, exemplar: Exemplar) -> None:
-        """Keep an observation as an example; it must have been counted under the same labels."""
-        labels = self._place(labels)
-        if labels in self._cells:
-            self._cells[labels].exemplars[bisect_left(self._bounds, exemplar.value)] = exemplar
+        """Keep an observation that was counted under the same labels as an example."""
+        cell = self._cells.get(labels) or self._cells.get(self._folded(labels))
+        if cell:
+            cell.exemplars[bisect_left(self._bounds, exemplar.value)] = exemplar
 
     def measured(self) -> Measured:
         """Return all points as they are now, and hand the exemplars over."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import dask.config
@@ -27,7 +28,12 @@ class Delay:
         self._regular = float(parse_timedelta(dask.config.get("distributed.admin.tick.interval"), default="ms"))
         self._longest = 0.0
         self._original = scheduler.digest_metric
-        self._undo = wrap(scheduler, "digest_metric", self._digest)
+        self._undo: Callable[[], None] = lambda: None
+
+    def install(self) -> None:
+        """Begin to listen."""
+        self._original = self._scheduler.digest_metric
+        self._undo = wrap(self._scheduler, "digest_metric", self._digest)
 
     def remove(self) -> None:
         """Stop listening."""

@@ -105,6 +105,7 @@ class Watch:
         # Last: what comes before may fail.
         self._metrics.install()
         self.submissions.install()
+        self.measuring.delay.install()
         self._sweeping = asyncio.create_task(self._sweep_regularly(), name="dask-otel sweep")
 
     def graph(self, tasks: Any, annotations: Any, stimulus_id: str) -> None:
@@ -119,7 +120,7 @@ class Watch:
     def graph_event(self, event: Any) -> None:
         """Note what Dask says after it has taken in a graph, or failed to."""
         submission = self.submissions.current()
-        self.measuring.measures.graph(event["status"])
+        self.measuring.graph(event["status"])
         if "metrics" in event:
             self.graphs.timed(event["stimulus_id"], event["metrics"]["duration_seconds"])
         elif submission:
@@ -142,7 +143,7 @@ class Watch:
 
     def detach(self) -> None:
         """Listen to nothing any more; another bridge is about to."""
-        for end in (self._metrics.remove, self.submissions.remove, self.measuring.remove):
+        for end in (self._metrics.remove, self.submissions.remove, self.measuring.delay.remove):
             with self.safety.guard("closing"):
                 end()
 

@@ -1,9 +1,14 @@
-"""Tells the measures what the sweep saw, and makes snapshots of them."""
+"""Tells the measures what the hooks and the sweep saw, and makes snapshots of them.
+
+What fails here costs nothing else.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from distributed.metrics import time
 
@@ -11,6 +16,7 @@ from ..measure.measures import Measures
 from ..measure.settings import MeasureSettings
 from ..measure.snapshot import Snapshot
 from ..measure.state import Exporter
+from ..mirror.model import Change
 from ..mirror.records import Record
 from ..mirror.segments import Mirror
 from ..safety import Safety
@@ -44,57 +50,96 @@ class Measuring:
         self._safety = safety
         #: Until when the cluster's threads have been counted.
         self._until = time()
-        self.measures = Measures(self._until, settings)
+        self._measures = _measures_of(scheduler, settings, self._until)
         #: Ids of the OTel spans that this sweep has put on their way.
         self._shown: set[int] = set()
-        self._delay = Delay(scheduler)
+        self.delay = Delay(scheduler)
+
+    # What the hooks tell
+
+    def graph(self, status: str) -> None:
+        """Count a graph that was submitted."""
+        with self._safety.guard("metrics"):
+            self._measures.graph(status)
+
+    def worker_added(self) -> None:
+        """Count a worker that joined."""
+        with self._safety.guard("metrics"):
+            self._measures.worker_added()
+
+    def worker_removed(self, *, expected: bool) -> None:
+        """Count a worker that left."""
+        with self._safety.guard("metrics"):
+            self._measures.worker_removed(expected=expected)
+
+    # What the sweep tells
 
     def begin_sweep(self) -> None:
         """Note that a sweep begins, in which the number of threads has been read."""
-        now = time()
-        self.measures.begin_sweep(now)
-        self.measures.threads(self._mirror.threads.available(self._until, now))
-        self._until = now
+        with self._safety.guard("metrics"):
+            now = time()
+            self._measures.begin_sweep(now)
+            self._measures.threads(self._mirror.threads.available(self._until, now))
+            self._until = now
 
     def clock_set_back(self, seconds: float) -> None:
         """Count on from the clock's new time."""
         self._until -= seconds
 
+    def change(self, change: Change) -> None:
+        """Count what happened to a task group."""
+        with self._safety.guard("metrics"):
+            self._measures.change(change)
+
     def busy(self, span_id: str, seconds: float) -> None:
         """Count busy thread-seconds of a Dask span."""
-        self.measures.busy(self._mirror.forest.root_of(span_id).tags[0], seconds)
+        with self._safety.guard("metrics"):
+            self._measures.busy(self._mirror.forest.root_of(span_id).tags[0], seconds)
 
     def sent(self, records: Iterable[Record]) -> None:
         """Note records that are on their way to a backend."""
-        for record in records:
-            if record.parent_id is None:
-                self._shown.add(record.span_id)
-        self.measures.tasks_shown(records)
+        with self._safety.guard("metrics"):
+            self._shown.update(record.span_id for record in records if record.parent_id is None)
+            self._measures.tasks_shown(records)
 
     def count_ended(self) -> None:
         """Count the runs of roots that this sweep has ended."""
-        for run in self._mirror.roots.drain():
-            self.measures.root_ended(run, self._shown)
-        self._shown.clear()
+        with self._safety.guard("metrics"):
+            for run in self._mirror.roots.drain():
+                self._measures.root_ended(run, self._shown)
+            self._shown.clear()
+
+    def swept(self, seconds: float) -> None:
+        """Count a sweep, by the time for which it held the event loop."""
+        with self._safety.guard("metrics"):
+            self._measures.swept(seconds)
+
+    # What comes out
 
     async def snapshot(self, pace: Pace) -> Snapshot:
         """Say how everything is now."""
-        self.measures.cluster(await read_cluster(self._scheduler, pace), self._delay.drain())
-        await read_activities(self._scheduler, self.measures, pace)
-        self.measures.open_roots(root.info.tags[0] for root in self._mirror.forest.open_roots)
-        self.measures.bridge(self._exporters(), self._errors())
+        self._measures.cluster(await read_cluster(self._scheduler, pace), self.delay.drain())
+        await read_activities(self._scheduler, self._measures, pace)
+        self._measures.open_roots(root.info.tags[0] for root in self._mirror.forest.open_roots)
+        errors: Counter[str] = Counter()
+        for (where, _), count in self._safety.failures.items():
+            errors[where] += count
+        self._measures.bridge(self._exporters(), errors)
         measured = []
-        for each in self.measures.measured():
+        for each in self._measures.measured():
             measured.append(each)
             await pace.rest()
         return Snapshot(time(), measured)
 
-    def remove(self) -> None:
-        """Stop listening."""
-        self._delay.remove()
 
-    def _errors(self) -> dict[str, int]:
-        errors: dict[str, int] = {}
-        for (where, _), count in self._safety.failures.items():
-            errors[where] = errors.get(where, 0) + count
-        return errors
+#: Of each scheduler, which they must not keep alive: counters must not go backwards if the bridge is registered again.
+_measures: WeakKeyDictionary[Any, Measures] = WeakKeyDictionary()
+
+
+def _measures_of(scheduler: Any, settings: MeasureSettings, now: float) -> Measures:
+    measures = _measures.get(scheduler)
+    if measures and measures.settings == settings:
+        measures.begin_again(now)
+    else:
+        measures = _measures[scheduler] = Measures(now, settings)
+    return measures

@@ -97,14 +97,14 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
                 if action == "update-graph":
                     self._watch.graph_event(msg)
                 elif action == "remove-worker":
-                    self._watch.measuring.measures.worker_removed(expected=msg["expected"])
+                    self._watch.measuring.worker_removed(expected=msg["expected"])
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """Note a new worker; called by Dask."""
         if self._watch:
             with self._watch.safety.guard("add_worker hook"):
                 self._watch.mirror.heartbeats.joined(worker, time())
-                self._watch.measuring.measures.worker_added()
+                self._watch.measuring.worker_added()
 
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
         """Note that a worker left; called by Dask."""

@@ -18,8 +18,8 @@ class Sink(Protocol):
     def put(self, records: list[Record]) -> list[Record]:
         """Take records that should leave together; return those that are on their way to a backend."""
 
-    def wants_metrics(self) -> bool:
-        """Whether it is time for a snapshot."""
+    def wants_metrics(self, *, last: bool = False) -> bool:
+        """Whether it is time for a snapshot; for the last one it always is, if anybody wants any."""
 
     def put_metrics(self, snapshot: Snapshot) -> None:
         """Take a snapshot."""

@@ -94,7 +94,7 @@ class Sweeper:
             if self._sink.wants_metrics():
                 await self._measure(pace)
             pace.stop()
-            self._measuring.measures.swept(pace.held)
+            self._measuring.swept(pace.held)
             self.cost = {"at": time(), "seconds": pace.held, "longest_hold": pace.longest}
             pace.raise_if_cancelled()
 
@@ -112,7 +112,8 @@ class Sweeper:
                     await self._send(self._mirror.close(time()), pace)
                     break
             self._measuring.count_ended()
-            await self._measure(pace)
+            if self._sink.wants_metrics(last=True):
+                await self._measure(pace)
             pace.raise_if_cancelled()
 
     async def _collect(self, pace: Pace) -> None:
@@ -136,7 +137,7 @@ class Sweeper:
             with self._safety.guard("sweep"):
                 if group.span_id:  # else scattered data that no graph has used yet
                     self._groups.complete(group, change)
-                    self._measuring.measures.change(change)
+                    self._measuring.change(change)
                     self._add_span(group.span_id)
                     self._mirror.add_change(change, time())
             await pace.rest()
