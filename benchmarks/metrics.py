@@ -39,7 +39,7 @@ def filled() -> Measures:
         everything(measures, prefix=f"prefix-{number}", root=f"root-{number}", error=f"Error{number}")
         for activity in range(12):
             key = ("execute", f"prefix-{number}", f"activity-{activity}", "seconds")
-            measures.activities([(key, ("execute", key[1], key[2], "seconds"), 1.0)])
+            measures.activity(key, key, 1.0)
         number += 1
     return measures
 

@@ -52,8 +52,8 @@ class Safety:
                 "" if self.tells else f"\n{_without_message(error)}",
                 exc_info=error if self.tells else None,
             )
-        # A collector may be away for as long as it likes.
-        if not where.startswith("exporter"):
+        # A collector may be away for as long as it likes, and traces go on without metrics.
+        if not where.startswith(("exporter", "metrics")):
             self._streaks[where] += 1
             if self._streaks[where] >= MAX_IN_A_ROW and not self.gave_up:
                 self.gave_up = True

@@ -11,6 +11,7 @@ from typing import Any
 from dask.utils import parse_timedelta
 
 from .errors import SettingError
+from .patterns import is_quick
 
 __all__ = ["bounds", "duration", "names", "names_of", "one_of", "rewriting", "template", "text", "whole", "yes_or_no"]
 
@@ -145,9 +146,20 @@ def rewriting(value: Any, name: str) -> tuple[tuple[re.Pattern[str], str], ...]:
             raise SettingError(name, value, allowed)
         try:
             pattern = re.compile(pair[0])
-            # What it becomes may name groups that are not there.
-            re.compile(pair[0] + "|").match("").expand(pair[1])  # type: ignore[union-attr]
+            _check_name(pattern, pair[1])
         except (re.error, IndexError, RecursionError, OverflowError) as error:
             raise SettingError(name, pair, f"{allowed}; {error}") from None
+        if not is_quick(pair[0]):
+            quick = "at most two of * and +, and neither them nor | inside of what is repeated"
+            raise SettingError(name, pair, f"{allowed}; this one could hold up the scheduler: {quick}")
         pairs.append((pattern, pair[1]))
     return tuple(pairs)
+
+
+def _check_name(pattern: re.Pattern[str], name: str) -> None:
+    """Fail if a name refers to groups that a pattern does not have."""
+    names = {number: group for group, number in pattern.groupindex.items()}
+    groups = "".join(f"(?P<{names[n]}>)" if n in names else "()" for n in range(1, pattern.groups + 1))
+    match = re.match(groups, "")
+    if match:
+        match.expand(name)

@@ -21,9 +21,9 @@ from dask_otel.export.resource import make_resource
 from dask_otel.export.senders import Sender
 from dask_otel.health import Health
 from dask_otel.measure.catalog import METRICS
-from dask_otel.measure.measures import MAX_ACTIVITIES, MAX_ERRORS
 from dask_otel.measure.names import MAX_NAMES, UNUSED
 from dask_otel.measure.series import MAX_SERIES
+from dask_otel.measure.tables import MAX_ACTIVITIES, MAX_ERRORS
 from dask_otel.safety import MAX_IN_A_ROW, Safety
 from dask_otel.values import MAX_BOUNDS
 

@@ -71,7 +71,12 @@ class MetricFactory:
 
     def _metric(self, measured: Measured, at: int, pacer: Pacer) -> Metric:
         metric = measured.metric
-        points = pacer.paced([self._point(measured, point, at) for point in pacer.paced(measured.points)])
+        shown: dict[tuple[tuple[str, str | bool], ...], Number | Distribution] = {}
+        for point in pacer.paced(measured.points):
+            attributes = self._attributes(metric.labels, point.labels)
+            same = shown.get(attributes)  # several names may be shown as one
+            shown[attributes] = _together(same, point) if same else point
+        points = pacer.paced([self._point(measured, dict(key), each, at) for key, each in shown.items()])
         temporality = AggregationTemporality.DELTA if metric.kind in self.deltas else AggregationTemporality.CUMULATIVE
         data: Any
         if metric.kind is Kind.HISTOGRAM:
@@ -82,8 +87,9 @@ class MetricFactory:
             data = Sum(points, temporality, is_monotonic=metric.kind is Kind.COUNTER)
         return Metric(metric.name, metric.description, metric.unit, data)
 
-    def _point(self, measured: Measured, point: Number | Distribution, at: int) -> Any:
-        attributes = self._attributes(measured.metric.labels, point.labels)
+    def _point(
+        self, measured: Measured, attributes: dict[str, str | bool], point: Number | Distribution, at: int
+    ) -> Any:
         # A point must not begin after it ends; the clock may have been set.
         start = min(_nanos(point.start), at)
         if isinstance(point, Number):
@@ -104,12 +110,27 @@ class MetricFactory:
             ],
         )
 
-    def _attributes(self, names: Sequence[str], labels: Labels) -> dict[str, str | bool]:
-        return {
-            name: clean(self._shown(name, value)) if isinstance(value, str) and value != OTHER else value
+    def _attributes(self, names: Sequence[str], labels: Labels) -> tuple[tuple[str, str | bool], ...]:
+        return tuple(
+            (name, clean(self._shown(name, value)) if isinstance(value, str) and value != OTHER else value)
             for name, value in zip(names, labels, strict=True)
             if value is not None
-        }
+        )
+
+
+def _together(one: Number | Distribution, other: Number | Distribution) -> Number | Distribution:
+    """Add two points of one metric."""
+    start = min(one.start, other.start)
+    if isinstance(one, Number) and isinstance(other, Number):
+        return one._replace(start=start, value=one.value + other.value)
+    assert isinstance(one, Distribution)
+    assert isinstance(other, Distribution)
+    return one._replace(
+        start=start,
+        counts=tuple(a + b for a, b in zip(one.counts, other.counts, strict=True)),
+        sum=one.sum + other.sum,
+        exemplars=one.exemplars + other.exemplars,
+    )
 
 
 def _number(value: float, unit: str) -> float:

@@ -72,13 +72,15 @@ class Sink:
         return records if self._pipelines else []
 
     def wants_metrics(self, *, last: bool = False) -> bool:
-        """Whether it is time for a snapshot; for the last one it always is, if anybody wants any."""
-        return bool(self._meters) and (last or monotonic() >= self._due)
+        """Whether it is time for a snapshot, said once; for the last one it always is, if anybody wants any."""
+        if not self._meters or (monotonic() < self._due and not last):
+            return False
+        # A late one does not make those after it late.
+        self._due += self._interval * ((monotonic() - self._due) // self._interval + 1)
+        return True
 
     def put_metrics(self, snapshot: Snapshot) -> None:
         """Give a snapshot to all; never blocks."""
-        # A late one does not make those after it late.
-        self._due += self._interval * ((monotonic() - self._due) // self._interval + 1)
         for meter in self._meters:
             meter.put(snapshot)
 

@@ -64,7 +64,7 @@ class Names:
 
 
 class Rewriting:
-    """Replaces names by patterns: the first that matches all of a name says what it becomes."""
+    """Replaces names by patterns: the first that matches all of a name says what it becomes; not of very long ones."""
 
     def __init__(self, patterns: Sequence[tuple[re.Pattern[str], str]] = ()) -> None:
         self._patterns = patterns
@@ -76,7 +76,7 @@ class Rewriting:
         if label is None:
             if len(self._remembered) >= MAX_REMEMBERED:
                 self._remembered.clear()
-            label = self._remembered[name] = _label(self._rewrite(name))
+            label = self._remembered[name] = _label(self._rewrite(name) if len(name) <= MAX_LABEL else name)
         return label
 
     def _rewrite(self, name: str) -> str:

@@ -65,8 +65,8 @@ class Series:
         self._starts: dict[Labels, float] = {}
         room.reserve(cost * metric.closed)
 
-    def _place(self, labels: Labels) -> Labels:
-        """Return labels, or what they are folded into if there is no room for more."""
+    def _place(self, labels: Labels, since: float | None = None) -> Labels:
+        """Return labels, or what they are folded into if there is no room for more; ``since`` when they were zero."""
         if labels in self._starts:
             return labels
         folded = tuple(
@@ -74,7 +74,7 @@ class Series:
         )
         if labels != folded and not self._room.take(self._cost):
             labels = folded
-        self._starts.setdefault(labels, self._room.since)
+        self._starts.setdefault(labels, self._room.since if since is None else since)
         return labels
 
     def _folded(self, labels: Labels) -> Labels:
@@ -111,20 +111,20 @@ class Numbers(Series):
         #: Of counts that are told as totals, what has been added; by labels as they were given.
         self._totals: dict[Labels, float] = {}
 
-    def add(self, labels: Labels, value: float) -> None:
-        """Add to a counter; what is shown never goes down."""
-        if not isfinite(value):  # one NaN would spoil every sum that it enters
-            return
-        labels = self._place(labels)
-        total = self._values[labels] = self._values.get(labels, 0) + value
-        self._shown[labels] = max(total, self._shown.get(labels, 0))
+    def add(self, labels: Labels, value: float, since: float | None = None) -> None:
+        """Add to a counter; what is shown never goes down. ``since`` when, if not since the latest sweep."""
+        labels = self._place(labels, since)
+        total = self._values.get(labels, 0) + value
+        if isfinite(total):  # else it would spoil every sum that it enters
+            self._values[labels] = total
+            self._shown[labels] = max(total, self._shown.get(labels, 0))
 
-    def reach(self, labels: Labels, total: float) -> None:
-        """Say to how much somebody else's count has come."""
+    def reach(self, labels: Labels, total: float, since: float) -> None:
+        """Say to how much somebody else's count has come, since when it was last said."""
         change = total - self._totals.get(labels, 0)
         if change or labels not in self._totals:
             self._totals[labels] = total
-            self.add(labels, change)
+            self.add(labels, change, since)
 
     def begin_totals(self) -> None:
         """Expect that somebody else's counts begin anew; what they had come to stays."""

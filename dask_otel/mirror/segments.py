@@ -161,6 +161,8 @@ class Mirror:
         for node in sorted(self.forest.held, key=lambda node: node.ledger.since if node.ledger else now):
             # Without a segment before, all its work was done before the mirror was there, or never.
             if node.previous and node.ledger and node.ledger.has_numbers:
+                if not node.root.segment:
+                    self.roots.late(node.root.info)
                 self.forest.open_segment(node, node.ledger.since, now)
         for node in sorted(self.forest.open, key=lambda node: -node.depth):
             yield from self._close(node, now, stopped="interrupted")

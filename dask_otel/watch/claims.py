@@ -9,7 +9,7 @@ from distributed.metrics import time
 
 from ..mirror.model import NOBODY, Change, Claim
 from ..mirror.tally import FirstError, Load, Tally
-from .outcomes import UNFINISHED, error_of
+from .outcomes import UNFINISHED, error_of, latest_run
 
 __all__ = ["Claims"]
 
@@ -161,7 +161,7 @@ class Claims:
     @staticmethod
     def _end(claim: Claim, task: Any, outcome: str, details: Mapping[str, Any]) -> None:
         claim.count(outcome)
-        for run in details.get("startstops") or ():
+        for run in latest_run(details.get("startstops")):
             claim.hull(run["start"], run["stop"])
         if outcome != "completed":
             claim.last_event = time()

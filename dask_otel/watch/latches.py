@@ -17,7 +17,7 @@ from ..mirror.model import Change
 from ..mirror.tally import FirstError
 from ..safety import Safety
 from .claims import Claims
-from .outcomes import UNFINISHED, error_of, outcome_of_release
+from .outcomes import UNFINISHED, error_of, latest_run, outcome_of_release
 from .runs import Runs
 
 __all__ = ["Latches"]
@@ -105,7 +105,7 @@ class Latches:
     def _ran(self, key: Any, task: Any, change: Change, details: Mapping[str, Any]) -> None:
         """Note when, where and for how long a task ran, and what came of it."""
         seconds = 0.0
-        for run in details.get("startstops") or ():
+        for run in latest_run(details.get("startstops")):
             start, stop = run["start"], run["stop"]
             if start < change.run_start or not change.run_start:
                 change.run_start = start
@@ -148,7 +148,7 @@ class Latches:
         if blame is task:
             outcome = "erred"
             self._ran(key, task, change, details)
-            for run in details.get("startstops") or ():
+            for run in latest_run(details.get("startstops")):
                 if run["action"] == "compute":
                     seconds = run["stop"] - run["start"]
                     change.run_failed(error.type, bisect_left(self._bounds, seconds), seconds)

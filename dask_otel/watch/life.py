@@ -120,7 +120,7 @@ class Watch:
     def graph_event(self, event: Any) -> None:
         """Note what Dask says after it has taken in a graph, or failed to."""
         submission = self.submissions.current()
-        self.measuring.graph(event["status"])
+        self.measuring.graph(event.get("status"))
         if "metrics" in event:
             self.graphs.timed(event["stimulus_id"], event["metrics"]["duration_seconds"])
         elif submission:

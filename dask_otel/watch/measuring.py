@@ -20,11 +20,14 @@ from ..mirror.model import Change
 from ..mirror.records import Record
 from ..mirror.segments import Mirror
 from ..safety import Safety
-from .cluster import read_activities, read_cluster
+from .cluster import in_parts, read_activities, read_cluster
 from .delay import Delay
 from .pace import Pace
 
 __all__ = ["Measuring"]
+
+#: How a graph may have been taken in, as Dask's events say.
+_STATUSES = ("OK", "error", "cancelled")
 
 
 class Measuring:
@@ -51,36 +54,45 @@ class Measuring:
         #: Until when the cluster's threads have been counted.
         self._until = time()
         self._measures = _measures_of(scheduler, settings, self._until)
+        self._measures.owner = self
         #: Ids of the OTel spans that this sweep has put on their way.
         self._shown: set[int] = set()
         self.delay = Delay(scheduler)
 
+    def learn(self) -> None:
+        """Take Dask's own counts as they are for the zero from which to count."""
+        for key, total in self._scheduler.cumulative_worker_metrics.items():
+            self._measures.learn_activity(key, total)
+
     # What the hooks tell
 
-    def graph(self, status: str) -> None:
+    def graph(self, status: object) -> None:
         """Count a graph that was submitted."""
-        with self._safety.guard("metrics"):
-            self._measures.graph(status)
+        if status in _STATUSES:  # anybody can log events
+            with self._safety.guard("metrics"):
+                self._measures.graph(str(status))
 
     def worker_added(self) -> None:
         """Count a worker that joined."""
         with self._safety.guard("metrics"):
             self._measures.worker_added()
 
-    def worker_removed(self, *, expected: bool) -> None:
+    def worker_removed(self, *, expected: object) -> None:
         """Count a worker that left."""
-        with self._safety.guard("metrics"):
-            self._measures.worker_removed(expected=expected)
+        if isinstance(expected, bool):
+            with self._safety.guard("metrics"):
+                self._measures.worker_removed(expected=expected)
 
     # What the sweep tells
 
     def begin_sweep(self) -> None:
         """Note that a sweep begins, in which the number of threads has been read."""
-        with self._safety.guard("metrics"):
-            now = time()
-            self._measures.begin_sweep(now)
-            self._measures.threads(self._mirror.threads.available(self._until, now))
-            self._until = now
+        if self._is_latest:
+            with self._safety.guard("metrics"):
+                now = time()
+                self._measures.begin_sweep(now)
+                self._measures.threads(self._mirror.threads.available(self._until, now))
+                self._until = now
 
     def clock_set_back(self, seconds: float) -> None:
         """Count on from the clock's new time."""
@@ -102,12 +114,13 @@ class Measuring:
             self._shown.update(record.span_id for record in records if record.parent_id is None)
             self._measures.tasks_shown(records)
 
-    def count_ended(self) -> None:
+    async def count_ended(self, pace: Pace) -> None:
         """Count the runs of roots that this sweep has ended."""
-        with self._safety.guard("metrics"):
-            for run in self._mirror.roots.drain():
+        for run in self._mirror.roots.drain():
+            with self._safety.guard("metrics"):
                 self._measures.root_ended(run, self._shown)
-            self._shown.clear()
+            await pace.rest()
+        self._shown.clear()
 
     def swept(self, seconds: float) -> None:
         """Count a sweep, by the time for which it held the event loop."""
@@ -116,20 +129,34 @@ class Measuring:
 
     # What comes out
 
-    async def snapshot(self, pace: Pace) -> Snapshot:
-        """Say how everything is now."""
-        self._measures.cluster(await read_cluster(self._scheduler, pace), self.delay.drain())
-        await read_activities(self._scheduler, self._measures, pace)
-        self._measures.open_roots(root.info.tags[0] for root in self._mirror.forest.open_roots)
-        errors: Counter[str] = Counter()
-        for (where, _), count in self._safety.failures.items():
-            errors[where] += count
-        self._measures.bridge(self._exporters(), errors)
+    async def snapshot(self, pace: Pace) -> Snapshot | None:
+        """Say how everything is now; None if another watch does."""
+        if not self._is_latest:
+            return None
+        self._measures.begin_snapshot()
+        with self._safety.guard("metrics"):
+            self._measures.cluster(await read_cluster(self._scheduler, pace), self.delay.drain())
+        await read_activities(self._scheduler, self._measures, self._safety, pace)
+        roots: Counter[str] = Counter()
+        for some in in_parts(list(self._mirror.forest.open_roots)):
+            roots.update(root.info.tags[0] for root in some)
+            await pace.rest()
+        with self._safety.guard("metrics"):
+            self._measures.open_roots(roots)
+        with self._safety.guard("metrics"):
+            errors: Counter[str] = Counter()
+            for (where, _), count in self._safety.failures.items():
+                errors[where] += count
+            self._measures.bridge(self._exporters(), errors)
         measured = []
         for each in self._measures.measured():
             measured.append(each)
             await pace.rest()
         return Snapshot(time(), measured)
+
+    @property
+    def _is_latest(self) -> bool:
+        return self._measures.owner is self
 
 
 #: Of each scheduler, which they must not keep alive: counters must not go backwards if the bridge is registered again.

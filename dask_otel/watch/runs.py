@@ -10,6 +10,7 @@ from distributed.metrics import time
 from ..mirror.model import Change
 from ..mirror.tally import FirstError
 from ..mirror.tasks import MAX_ERRED, Picks, TaskError, TaskRun
+from .outcomes import latest_run
 
 __all__ = ["Runs"]
 
@@ -47,7 +48,7 @@ class Runs:
             change.picks.add_erred(self._run(key, task, details, 0.0, TaskError(*error, traceback)))
 
     def _run(self, key: Any, task: Any, details: Mapping[str, Any], seconds: float, error: TaskError | None) -> TaskRun:
-        runs = details.get("startstops") or ()
+        runs = latest_run(details.get("startstops"))
         durations: dict[str, int] = {}
         for run in runs:
             micros = round((run["stop"] - run["start"]) * 1e6)

@@ -97,7 +97,7 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
                 if action == "update-graph":
                     self._watch.graph_event(msg)
                 elif action == "remove-worker":
-                    self._watch.measuring.worker_removed(expected=msg["expected"])
+                    self._watch.measuring.worker_removed(expected=msg.get("expected"))
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """Note a new worker; called by Dask."""

@@ -19,7 +19,7 @@ class Sink(Protocol):
         """Take records that should leave together; return those that are on their way to a backend."""
 
     def wants_metrics(self, *, last: bool = False) -> bool:
-        """Whether it is time for a snapshot; for the last one it always is, if anybody wants any."""
+        """Whether it is time for a snapshot, said once; for the last one it always is, if anybody wants any."""
 
     def put_metrics(self, snapshot: Snapshot) -> None:
         """Take a snapshot."""

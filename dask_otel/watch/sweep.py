@@ -74,6 +74,7 @@ class Sweeper:
 
     def learn(self) -> None:
         """Take the scheduler as it is for the zero from which to count."""
+        self._measuring.learn()
         now = time()
         for worker in self._scheduler.workers:
             self._mirror.heartbeats.joined(worker, now)
@@ -90,7 +91,7 @@ class Sweeper:
             await self._collect(pace)
             busy = self._scheduler._active_graph_updates > 0
             await self._send(self._mirror.advance(time(), taking_in_graph=busy), pace)
-            self._measuring.count_ended()
+            await self._measuring.count_ended(pace)
             if self._sink.wants_metrics():
                 await self._measure(pace)
             pace.stop()
@@ -111,7 +112,7 @@ class Sweeper:
                 with self._safety.guard("closing of segments"):
                     await self._send(self._mirror.close(time()), pace)
                     break
-            self._measuring.count_ended()
+            await self._measuring.count_ended(pace)
             if self._sink.wants_metrics(last=True):
                 await self._measure(pace)
             pace.raise_if_cancelled()
@@ -169,7 +170,9 @@ class Sweeper:
 
     async def _measure(self, pace: Pace) -> None:
         with self._safety.guard("metrics"):
-            self._sink.put_metrics(await self._measuring.snapshot(pace))
+            snapshot = await self._measuring.snapshot(pace)
+            if snapshot:
+                self._sink.put_metrics(snapshot)
 
     def _add_span(self, span_id: str) -> None:
         unknown = []

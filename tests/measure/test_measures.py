@@ -34,6 +34,7 @@ class Driven:
         self.measures = Measures(self.now, measure_settings or MeasureSettings())
         self.sums = Counter()
         self.activities = defaultdict(float)
+        #: The last that was shown of each counter.
         self.before = {}
 
     def sweep(self, seconds=1.0):
@@ -70,7 +71,7 @@ class Driven:
     def activity(self, context, prefix, name, unit, amount):
         key = (context, prefix, name, unit)
         self.activities[key] += amount
-        self.measures.activities([(key, key, self.activities[key])])
+        self.measures.activity(key, key, self.activities[key])
         self.sums[unit] += amount
 
     def snapshot(self):
@@ -94,13 +95,13 @@ class Driven:
         for key, point in now.items():
             before = self.before.get(key)
             if before is None or before.start != point.start:
-                assert before is None or before.start < point.start  # it was forgotten
+                assert before is None or before.start < point.start  # it was forgotten meanwhile
             elif isinstance(point, Distribution):
                 assert all(b >= a for a, b in zip(before.counts, point.counts, strict=True))
                 assert point.sum >= before.sum
             else:
                 assert point.value >= before.value
-        self.before = now
+        self.before |= now
 
     def check_nothing_lost(self):
         """However it was folded, it is all there."""
@@ -136,7 +137,7 @@ def test_hostile():
             driven.activity(f"p2p.{name}", None, f"a{name}", "bytes", 3)
             driven.activity("execute", f"p{name}", f"a{name}", "seconds", 0.5)
             driven.measures.busy(f"r{name}", 1.0)
-        driven.measures.open_roots(f"r{n}" for n in range(2000))
+        driven.measures.open_roots({f"r{n}": 1 for n in range(2000)})
         exporter = [Exporter(f"e{n}", 1, 2, 3, {f"d{n}": 1}, {f"f{n}": 1}) for n in range(300)]
         driven.measures.bridge(exporter, {f"w{n}": n for n in range(300)})
         snapshot = driven.check_nothing_lost()
@@ -244,9 +245,9 @@ def test_how_it_is_is_not_how_it_was():
     assert values(snapshot, "dask.scheduler.worker.count") == {("paused",): 1}
     assert value(snapshot, "dask.worker.memory.limit") == 5
     assert value(snapshot, "dask.scheduler.event_loop.delay") == 0.25
-    driven.measures.open_roots(["a", "a", "b"])
+    driven.measures.open_roots({"a": 2, "b": 1})
     driven.measures.cluster(Cluster(workers={"running": 1}, limit=None, **state), 0.0)
-    driven.measures.open_roots(["b"])
+    driven.measures.open_roots({"b": 1})
     snapshot = driven.snapshot()
     assert nonzero(values(snapshot, "dask.scheduler.worker.count")) == {("running",): 1}
     assert nonzero(values(snapshot, "dask.span.active")) == {("b",): 1}
@@ -265,14 +266,31 @@ def test_an_example_is_handed_over_once_and_stands_where_it_was_counted():
     assert not value(driven.snapshot(), "dask.span.duration", "r", "error").exemplars
 
 
+def fill(driven, name):
+    """Take all room for series of prefixes."""
+    for n in range(MAX_NAMES):
+        driven.ran(f"{name}{n}", [0.01], [(f"{name}{m}", 0.1) for m in range(9)])
+    assert size(driven.snapshot()) > 0.9 * MAX_SERIES
+
+
+def test_room_comes_back():
+    driven = Driven()
+    for name in ("monday", "tuesday", "monday", "tuesday"):
+        fill(driven, name)
+        driven.sweep(UNUSED)
+        # There is a name left for a root, but no room but that of the prefixes.
+        driven.root(name, 1.0, "success")
+        assert (name, "success") in values(driven.snapshot(), "dask.span.duration")
+
+
 def test_what_is_not_wanted_takes_no_room():
-    driven = Driven(MeasureSettings(excluded=frozenset({"dask.task.duration"})))
-    for n in range(60):
-        driven.ran(f"p{n}", [0.1], [(f"E{n}", 0.1)])
-    snapshot = driven.snapshot()
-    assert not values(snapshot, "dask.task.duration")
-    assert size(snapshot) < 200
-    other = Driven()
-    for n in range(60):
-        other.ran(f"p{n}", [0.1], [(f"E{n}", 0.1)])
-    assert size(other.snapshot()) > 1000
+    for excluded in (set(), {"dask.task.duration"}):
+        driven = Driven(MeasureSettings(excluded=frozenset(excluded)))
+        for n in range(MAX_NAMES):
+            driven.ran(f"p{n}", [0.01], [(f"e{m}", 0.1) for m in range(9)])
+        for n in range(MAX_NAMES):
+            driven.root(f"r{n}", 1.0, "success")
+        snapshot = driven.snapshot()
+        assert bool(values(snapshot, "dask.task.duration")) != bool(excluded)
+        roots = values(snapshot, "dask.span.duration")
+        assert len(roots) == (MAX_NAMES if excluded else 1)

@@ -84,8 +84,15 @@ def test_rewriting_takes_the_first_that_matches_all():
             (re.compile(r"request (?P<what>\w+) .*"), r"request \g<what>"),
         ]
     )
-    names = ["job-123", "job-x", "a job-x", "job-", "request load 7f3a", "request load"]
-    assert [rewrite(name) for name in names] == ["job 1…", "job", "a job-x", "job", "request load", "request load"]
+    expected = {
+        "job-123": "job 1…",
+        "job-12x": "job",
+        "job-x": "job",
+        "a job-x": "a job-x",
+        "request load 7f3a": "request load",
+        "request load": "request load",
+    }
+    assert {name: rewrite(name) for name in expected} == expected
 
 
 def test_a_name_that_is_rewritten_to_nothing():
@@ -93,7 +100,9 @@ def test_a_name_that_is_rewritten_to_nothing():
     assert Rewriting()("") == "unnamed"
 
 
-@given(st.lists(st.text(st.characters(), max_size=3 * MAX_LABEL), unique=True, min_size=2, max_size=2))
+@given(
+    st.lists(st.text(st.characters(exclude_categories=()), max_size=3 * MAX_LABEL), unique=True, min_size=2, max_size=2)
+)
 def test_labels_are_valid_text_and_stay_apart(pair):
     rewrite = Rewriting()
     labels = [rewrite(name) for name in pair]
@@ -107,6 +116,7 @@ def test_labels_are_valid_text_and_stay_apart(pair):
 
 def test_long_labels_stay_apart():
     rewrite = Rewriting()
+    assert rewrite("\ud800x") == "?x"
     long = ["x" * 1000 + each for each in ("", "a", "b")]
     assert len({rewrite(name) for name in long}) == 3
     assert rewrite("x" * MAX_LABEL) == "x" * MAX_LABEL

@@ -22,16 +22,17 @@ from support.memory import MemoryPlugin
 
 
 class KeepingSink:
-    """A sink that wants metrics at every sweep; records go where they went."""
+    """A sink that wants metrics at every sweep, unless told otherwise; records go where they went."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self.snapshots: list[Snapshot] = []
+        self.is_due = True
         self._arrived = asyncio.Event()
         self.put, self.exporters, self.close = sink.put, sink.exporters, sink.close
 
-    def wants_metrics(self) -> bool:
-        return True
+    def wants_metrics(self, *, last: bool = False) -> bool:
+        return last or self.is_due
 
     def put_metrics(self, snapshot: Snapshot) -> None:
         self.snapshots.append(snapshot)

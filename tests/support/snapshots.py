@@ -38,19 +38,18 @@ def everything(measures: Measures, *, prefix: str = "inc", root: str = "etl", er
     run = RootRun(SpanInfo("id", (root,), None, 0.0), 10.0, 14.0, "success", 1, 2)
     measures.root_ended(run, {2})
     measures.busy(root, 2.5)
-    measures.open_roots([root])
+    measures.open_roots({root: 1})
     measures.graph("OK")
     measures.worker_added()
     measures.worker_removed(expected=False)
     measures.threads(8.0)
     measures.swept(0.001)
-    measures.activities(
-        [
-            (("execute", prefix, "thread-cpu", "seconds"), ("execute", prefix, "thread_cpu", "seconds"), 2.0),
-            (("execute", prefix, "disk-read", "bytes"), ("execute", prefix, "disk_read", "bytes"), 50.0),
-            (("get-data", "memory-read", "bytes"), ("get_data", None, "memory_read", "bytes"), 100.0),
-        ]
-    )
+    for (context, of, name, unit), total in {
+        ("execute", prefix, "thread_cpu", "seconds"): 2.0,
+        ("execute", prefix, "disk_read", "bytes"): 50.0,
+        ("get_data", None, "memory_read", "bytes"): 100.0,
+    }.items():
+        measures.activity((context, of, name), (context, of, name, unit), total)
     measures.cluster(CLUSTER, 0.02)
     exporter = Exporter("otlp", 1, 50_000, 10, dropped={"queue_full": 2}, failed={"refused": 3})
     measures.bridge([exporter], {"sweep": 1})

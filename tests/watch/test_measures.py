@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import dask
 import pytest
@@ -16,7 +17,7 @@ from distributed.spans import Span
 from distributed.utils_test import gen_cluster, inc
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, TraceIdRatioBased
 from support.clusters import finished
-from support.measured import MeasuredPlugin, all_told, bounds, histogram, measured, nonzero, value, values
+from support.measured import MeasuredPlugin, all_told, bounds, check_series, histogram, measured, nonzero, value, values
 from support.memory import MemoryPlugin
 
 SPANS = {"client": True, "nthreads": [("127.0.0.1", 2)]}
@@ -87,8 +88,9 @@ def check_activities(snapshot, scheduler):
         labels = (context.replace("-", "_"), activity.replace("-", "_"), prefix)
         expected[unit][labels] += total
     assert expected["seconds"]
-    assert values(snapshot, "dask.activity.time") == pytest.approx(expected["seconds"], abs=1e-9)
-    assert values(snapshot, "dask.activity.io") == pytest.approx(expected["bytes"])
+    # Dask may hold zeros: a task that took no CPU time.
+    for name, unit in (("dask.activity.time", "seconds"), ("dask.activity.io", "bytes")):
+        assert nonzero(values(snapshot, name)) == pytest.approx(nonzero(expected[unit]), abs=1e-9)
     return expected
 
 
@@ -110,7 +112,7 @@ def paid(scheduler, since, until_):
     """Integral of the number of threads."""
     total = 0.0
     history = [*scheduler.total_nthreads_history, (until_, 0)]
-    for (at, threads), (end, _) in zip(history, history[1:], strict=False):
+    for (at, threads), (end, _) in pairwise(history):
         total += max(0.0, min(end, until_) - max(at, since)) * threads
     return total
 
@@ -118,26 +120,33 @@ def paid(scheduler, since, until_):
 # How the cluster is
 
 
-@measured(nthreads=[("127.0.0.1", 1), ("127.0.0.1", 2), ("127.0.0.1", 3)], cluster={"worker_kwargs": {"memory_limit": 10**10}})
+@measured(
+    nthreads=[("127.0.0.1", 1), ("127.0.0.1", 2), ("127.0.0.1", 3)],
+    # Else a worker's memory monitor ends the pause.
+    cluster={"worker_kwargs": {"memory_limit": 10**10}, "config": {"distributed.worker.memory.pause": False}},
+)
 async def test_how_the_cluster_is(plugin, client, scheduler, *workers):
     event = Event(client=client)
     async with Client(scheduler.address, asynchronous=True) as bob:
         data = await client.scatter({"x": b"x" * 1_000_000})
         with span("alice"):
             large = client.submit(lambda x: x * 3, data["x"], key="large")
+            some = client.map(inc, range(5), key="some")
         with span("bob"):
             bad = bob.submit(fail, 1, key="bad")
             after = bob.submit(inc, bad, key="after")
             nowhere = bob.submit(inc, 1, key="nowhere", resources={"GPU": 1})
-        await wait([large])
+        await wait([large, *some])
         await wait([bad, after])
+        del some[:3]
+        await until(lambda: scheduler.task_groups["some"].states["forgotten"] == 3)
         with span("alice's other"):
             held = client.map(lambda i: event.wait(), range(20), key="held")
             later = client.map(lambda x: x, held, key="later")
         await until(lambda: scheduler.tasks["nowhere"].state == "no-worker")
         workers[0].status = type(workers[0].status).paused
         await until(lambda: scheduler.workers[workers[0].address].status.name == "paused")
-        await until(lambda: value(plugin.last, "dask.span.active", "alice") == 0)
+        await until(lambda: values(plugin.last, "dask.span.active").get(("alice",)) == 0)
         await all_told(workers)
         snapshot = await plugin.keeping.fresh()
         check_state(snapshot, scheduler)
@@ -147,9 +156,10 @@ async def test_how_the_cluster_is(plugin, client, scheduler, *workers):
         assert states["erred",] == 2
         assert states["no-worker",] == 1
         assert states["waiting",] == 20
-        assert states["processing",] + states["queued",] + states["memory",] == 22
+        assert states["processing",] + states["queued",] + states["memory",] == 24
         assert values(snapshot, "dask.scheduler.worker.count")["paused",] == 1
-        assert values(snapshot, "dask.span.active") == {("bob",): 1, ("alice's other",): 1, ("alice",): 0}
+        active = values(snapshot, "dask.span.active")
+        assert active == {("bob",): 1, ("alice's other",): 1, ("alice",): 0}
         workers[0].status = type(workers[0].status).running
         await event.set()
         await wait(later)
@@ -161,7 +171,6 @@ async def test_how_the_cluster_is(plugin, client, scheduler, *workers):
 
 @measured()
 async def test_workers_that_come_and_go(plugin, client, scheduler, a, b):
-    born = plugin.keeping.snapshots and plugin.keeping.snapshots[0].at
     snapshot = await plugin.keeping.fresh()
     assert value(snapshot, "dask.worker.added") == 0  # since the bridge began
     async with Worker(scheduler.address, nthreads=5) as c:
@@ -182,7 +191,6 @@ async def test_workers_that_come_and_go(plugin, client, scheduler, a, b):
     snapshot = await plugin.keeping.fresh()
     check_state(snapshot, scheduler)
     assert not values(snapshot, "dask.worker.memory.limit")
-    assert born
 
 
 @measured()
@@ -220,14 +228,14 @@ async def test_two_tenants(plugin, client, scheduler, *workers):
                 alices = client.submit(sum, loaded, key="total")
         with span("bob"):
             # Of the same group as alice's: Dask counts them there.
-            collided = bob.submit(slow, 0.02, key="load-mine")
+            collided = bob.submit(slow, 0.02, key="load-99")
             failed = [bob.submit(fail, i, key=f"bad-{i}") for i in range(3)]
-            failed.append(bob.submit(fail_otherwise, 1, key="bad-otherwise"))
+            failed.append(bob.submit(fail_otherwise, 1, key="bad-7"))
             poisoned = bob.map(inc, failed, key="poisoned")
             with dask.config.set({"dataframe.shuffle.method": "p2p"}):
                 frame = dd.from_pandas(pd.DataFrame({"x": range(100)}), npartitions=4).shuffle("x")
                 shuffled = bob.compute(frame)
-        nobodys = client.map(slow, [0.01] * 3, key="nobodys")
+        nobodys = client.map(slow, [0.011, 0.012, 0.013], key="nobodys")
         await wait([*used, alices, collided, *failed, *poisoned, *nobodys, shuffled])
         await all_told(workers)
         snapshot = await plugin.keeping.fresh()
@@ -241,7 +249,7 @@ async def test_two_tenants(plugin, client, scheduler, *workers):
         assert sum(durations["bad", "ValueError"].counts) == 3
         assert sum(durations["bad", "OSError"].counts) == 1
         assert ("bad", None) not in durations
-        assert list(durations["nobodys", None].counts)[2:4] == [3, 0] or max(scheduler.task_groups["nobodys"].all_durations.values()) > 0.05
+        assert sum(durations["nobodys", None].counts) == 3
         finished_ = values(snapshot, "dask.task.finished")
         for name in ("load", "use", "total", "nobodys", "bad", "poisoned"):
             entered = scheduler.task_prefixes[name].state_counts
@@ -276,21 +284,19 @@ async def test_activities_never_fall(plugin, client, scheduler, worker):
 @measured()
 async def test_what_became_of_tasks(plugin, client, scheduler, a, b):
     event = Event(client=client)
-    tries = {"n": 0}
-
-    def flaky(tries=tries):
-        tries["n"] += 1
-        raise ConnectionError(str(tries["n"]))
-
     with span("root"):
-        retried = client.submit(flaky, key="retried", retries=2)
+        retried = client.submit(fail, 1, key="retried", retries=2)
         await wait(retried)
         held = client.map(lambda i: event.wait(), range(3), key="held")
-        behind = client.map(inc, range(4), key="behind")
-        await until(lambda: sum(ts.state == "processing" for ts in scheduler.tasks.values()) >= 3)
+        behind = client.map(lambda i, _: i, range(4), [held[0]] * 4, key="behind")
+        await until(lambda: "behind" in scheduler.task_groups)
         await client.cancel(behind[:2], force=True)
+        cancelled = {future.key for future in behind[:2]}
+        await until(lambda: not cancelled & set(scheduler.tasks))
         await event.set()
         await wait([*held, *behind[2:]])
+        del held, behind
+        await until(lambda: not {"held", "behind"} & set(scheduler.task_groups))
         lost = client.submit(inc, 1, key="lost", workers=[a.address], allow_other_workers=True)
         await lost
         kept = client.submit(slow, 0.05, key="kept", workers=[b.address])
@@ -298,18 +304,31 @@ async def test_what_became_of_tasks(plugin, client, scheduler, a, b):
     await a.close()
     await until(lambda: scheduler.tasks["lost"].state == "memory" and a.address not in scheduler.workers)
     snapshot = await plugin.keeping.fresh()
-    counts = values(snapshot, "dask.task.finished")
-    cancelled = counts.pop(("behind", "cancelled"), 0)
-    assert cancelled == 2 or cancelled + counts["behind", "completed"] == 4
-    counts.pop(("behind", "completed"))
-    assert nonzero(counts) == {
+    assert nonzero(values(snapshot, "dask.task.finished")) == {
         ("retried", "retried"): 2,
         ("retried", "erred"): 1,
         ("held", "completed"): 3,
+        ("behind", "cancelled"): 2,
+        ("behind", "completed"): 2,
         ("lost", "completed"): 2,
         ("lost", "recomputed"): 1,
         ("kept", "completed"): 1,
-    } | {k: v for k, v in counts.items() if k[0] == "held" and k[1] == "recomputed"}
+    }
+
+
+@measured(nthreads=[("127.0.0.1", 1)])
+async def test_a_task_that_runs_again_is_counted_once_for_each_run(plugin, client, scheduler, worker):
+    x = client.submit(slow, 0.05, key="x")
+    y = client.submit(inc, x, key="y")
+    await y  # because of which the worker goes on to know x
+    del x
+    await until(lambda: scheduler.tasks["x"].state == "released")
+    await client.submit(slow, 0.05, key="x")
+    snapshot = await plugin.keeping.fresh()
+    assert value(snapshot, "dask.task.finished", "x", "completed") == 2
+    runs = value(snapshot, "dask.task.duration", "x", None)
+    assert runs.sum == pytest.approx(0.1, rel=0.5)
+    assert sum(runs.counts) == 2
 
 
 class Unreadable:
@@ -346,12 +365,17 @@ def root_runs(spans):
     """Runs of roots in the order in which they ended, by their segments: name, seconds, result."""
     runs, begun = [], {}
     for each in spans:
-        if not each.parent_id:
-            of = each.attributes["dask.span.id"]
-            begun.setdefault(of, each.start)
+        of = each.attributes["dask.span.id"]
+        is_late = each.end == each.start and not each.attributes.get("dask.task.count")  # only metrics came
+        if not each.parent_id and not is_late:
+            start, failed = begun.pop(of, (each.start, False))
+            failed |= each.status == "Error"
             result = each.attributes["dask.span.result"]
-            if result != "unfinished":
-                runs.append((each.attributes["dask.span.root"], each.end - begun.pop(of), result))
+            if result == "unfinished":
+                begun[of] = start, failed
+            else:
+                result = "error" if failed and result != "interrupted" else result
+                runs.append((each.attributes["dask.span.root"], each.end - start, result))
     assert not begun
     return runs
 
@@ -447,18 +471,32 @@ async def test_cuts_are_joined(plugin, client, scheduler, *workers):
         await wait(client.submit(slow, 0.5, key="after"))
     await client.submit(slow, 0.9, key="nobodys")
     spans = await finished(plugin)
-    segments = Counter(each.attributes["dask.span.root"] for each in spans if not each.parent_id)
-    assert min(segments["long"], segments["default"]) > 2
-    found = values(plugin.last, "dask.span.duration")
-    assert found.keys() == {("long", "error"), ("default", "success")}
-    assert sum(found["long", "error"].counts) == sum(found["default", "success"].counts) == 1
+    check_root_runs(plugin, spans)
     roots = [each for each in spans if not each.parent_id]
-    for name, result in found:
-        mine = [each for each in roots if each.attributes["dask.span.root"] == name]
-        whole = max(each.end for each in mine) - min(each.start for each in mine)
-        assert found[name, result].sum == pytest.approx(whole, abs=1e-5)
-    assert found["default", "success"].sum > 0.85
-    assert found["long", "error"].sum > 1.35
+    assert min(Counter(each.attributes["dask.span.root"] for each in roots).values()) > 2
+    runs = {}
+    for name, seconds, result in root_runs(spans):
+        runs.setdefault(name, (seconds, result))
+    assert runs["long"][1] == "error"
+    assert runs["default"][1] == "success"
+    assert 1.35 < runs["long"][0] < 5
+    assert 0.85 < runs["default"][0] < 5
+
+
+@measured(settle=0.1)
+async def test_a_run_is_counted_once_though_its_metrics_come_late(plugin, client, scheduler, a, b):
+    event = Event(client=client)
+    with span("given up"):
+        gone = client.submit(lambda: event.wait(), key="gone")
+        await until(lambda: a.state.executing_count + b.state.executing_count)
+        await client.cancel(gone)
+    await plugin.keeping.until(lambda s: ("given up", "cancelled") in values(s, "dask.span.duration"))
+    await event.set()
+    await until(lambda: not a.state.executing_count + b.state.executing_count)
+    await all_told([a, b])
+    await finished(plugin)
+    counts = {labels: sum(p.counts) for labels, p in values(plugin.last, "dask.span.duration").items()}
+    assert counts == {("given up", "cancelled"): 1}
 
 
 @measured(settle=0.1, sampler=ALWAYS_OFF)
@@ -492,17 +530,17 @@ async def test_examples_are_of_sampled_traces_only(plugin, client, scheduler, *w
 @measured(nthreads=[("127.0.0.1", 1)] * 2, cluster={"Worker": Nanny, "timeout": 60})
 async def test_killed_and_restarted(plugin, client, scheduler, a, b):
     with span("root"):
-        futures = client.map(slow, [0.05] * 6, key="work")
+        futures = client.map(slow, [i / 100 for i in range(6)], key="work")
         await wait(futures)
     snapshot = await plugin.keeping.fresh()
     done = value(snapshot, "dask.task.finished", "work", "completed")
-    assert done >= 6
+    assert done == 6
     await a.kill(reason="test")
     await plugin.keeping.until(lambda s: sum(values(s, "dask.worker.removed").values()) == 1)
     await client.restart()
     assert not scheduler.tasks
     with span("after"):
-        again = client.map(slow, [0.01] * 3, key="work")
+        again = client.map(slow, [i / 100 for i in range(3)], key="work")
         await wait(again)
     snapshot = await plugin.keeping.fresh()
     check_state(snapshot, scheduler)
@@ -510,7 +548,7 @@ async def test_killed_and_restarted(plugin, client, scheduler, a, b):
     assert value(snapshot, "dask.worker.added") >= 2
 
 
-@measured()
+@measured(cluster={"config": {"distributed.admin.tick.interval": "20ms"}})
 async def test_a_late_event_loop(plugin, client, scheduler, *workers):
     await plugin.keeping.fresh()
     number = len(plugin.keeping.snapshots)
@@ -552,3 +590,34 @@ async def test_activities_count_from_when_the_bridge_began(client, scheduler, wo
         for point in measured_.points:
             assert point.start >= before
             assert "before" not in point.labels, (measured_.metric.name, point)
+
+
+@measured(nthreads=[("127.0.0.1", 1)])
+async def test_activities_begin_when_they_were_zero(plugin, client, scheduler, worker):
+    before = await plugin.keeping.fresh()
+    plugin.keeping.is_due = False
+    await client.submit(slow, 0.2, key="x")
+    await worker.heartbeat()
+    swept = plugin._watch.status()["sweep"]["at"]
+    await until(lambda: plugin._watch.status()["sweep"]["at"] > swept + 0.2)  # several
+    plugin.keeping.is_due = True
+    snapshot = await plugin.keeping.fresh()
+    (each,) = (each for each in snapshot.measured if each.metric.name == "dask.activity.time")
+    (point,) = (point for point in each.points if point.labels == ("execute", "thread_noncpu", "x"))
+    assert point.value == pytest.approx(0.2, rel=0.5)
+    assert point.start <= before.at + 0.1
+
+
+@gen_cluster(**SPANS)
+async def test_a_second_bridge_goes_on_counting(client, scheduler, worker):
+    snapshots = []
+    for number in range(2):
+        plugin = MeasuredPlugin()
+        await plugin.add_to(scheduler)
+        await client.submit(slow, 0.01, key=f"x-{number}")
+        await client.unregister_scheduler_plugin(plugin.name)
+        await finished(plugin)
+        snapshots += plugin.keeping.snapshots
+    check_series(snapshots)
+    assert value(snapshots[-1], "dask.task.finished", "x", "completed") == 2
+    assert value(snapshots[-1], "dask.graph.updates", "OK") == 2
