@@ -115,6 +115,18 @@ def test_a_doubtful_wish_to_hide_something_hides_everything(wrong):
         ("otel.traces.default-spans", True, "one of full, segments, off"),
         ("otel.traces.max-rate", -1, "a whole number from 0"),
         ("otel.traces.max-rate", 1.5, "a whole number from 0"),
+        ("otel.metrics.exclude", "dask.activity.io", "a list of names"),
+        ("otel.metrics.exclude", ["dask.activity.oi"], "did you mean dask.activity.io?"),
+        ("otel.metrics.root-names", "(.*)", "a list of pairs"),
+        ("otel.metrics.root-names", [["(.*)"]], "a list of pairs"),
+        ("otel.metrics.root-names", [[1, "x"]], "a list of pairs"),
+        ("otel.metrics.task-bounds", [], "a list of at most 30 rising times"),
+        ("otel.metrics.task-bounds", ["1s", "1s"], "rising times"),
+        ("otel.metrics.task-bounds", ["2s", "1s"], "rising times"),
+        ("otel.metrics.task-bounds", list(range(1, 32)), "at most 30"),
+        ("otel.metrics.span-bounds", ["soon"], "rising times"),
+        ("otel.metrics.span-bounds", [float("nan")], "rising times"),
+        ("otel.metrics.span-bounds", "1s", "rising times"),
     ],
 )
 def test_a_bad_value_is_named_and_gets_its_default(setting, value, allowed):
@@ -211,3 +223,36 @@ def test_a_bad_limit_is_named(monkeypatch, value):
         config.check_limits()
     monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", " ")
     config.check_limits()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "allowed"),
+    [
+        ("(", "x", "unterminated"),
+        ("(.*)", r"\2", "invalid group reference"),
+        ("(?P<who>.*)", r"\g<whom>", "unknown group"),
+        ("(a+)+b", "x", "could hold up the scheduler"),
+        ("(a|a)*b", "x", "could hold up the scheduler"),
+        (".*a.*b.*", "x", "could hold up the scheduler"),
+    ],
+)
+def test_a_pattern_that_cannot_be_used(pattern, name, allowed):
+    settings, (complaint,) = loaded(**{"otel.metrics.root-names": [["fine", "x"], [pattern, name]]})
+    assert complaint.startswith("otel.metrics.root-names = ")
+    assert allowed in complaint
+    assert settings == loaded()[0]
+
+
+def test_metrics():
+    settings, complaints = loaded(
+        **{
+            "otel.metrics.exclude": ["dask.activity.io"],
+            "otel.metrics.root-names": [["(?x) (?P<who>.*)'s\\ (.*) # a remark", r"\g<2> of \1"]],
+            "otel.metrics.task-bounds": ["100ms", 1, "1m"],
+        }
+    )
+    assert complaints == []
+    assert settings.excluded_metrics == {"dask.activity.io"}
+    assert settings.task_bounds == (0.1, 1.0, 60.0)
+    ((pattern, name),) = settings.root_names
+    assert pattern.fullmatch("Alice's workflow").expand(name) == "workflow of Alice"

@@ -9,8 +9,10 @@ import logging
 import pytest
 from distributed import span, wait
 from distributed.utils_test import captured_logger
-from support.misbehaving import Misbehaving
 from support.pages import get, status, with_page
+from support.snapshots import points
+
+from dask_otel.cli.receiver import Receiver
 
 SECRET = "planted"
 NAMES = ("message", "traceback", "keys", "tags", "code", "types")
@@ -75,8 +77,8 @@ class Unreadable:
 def run(monkeypatch, **capture):
     """Return all that leaves the bridge: over OTLP, in the log, and on the page."""
     out = {}
-    with Misbehaving("grpc") as receiver:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+    with Receiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoints["grpc"])
 
         async def test(plugin, client, scheduler):
             futures = await workload(client)
@@ -92,6 +94,7 @@ def run(monkeypatch, **capture):
             settings = {f"otel.capture.{name}": value for name, value in capture.items()}
             with_page(test, **settings, **{"distributed.diagnostics.computations.nframes": 1})
         out["otlp"] = repr(receiver.wait(lambda spans: True, timeout=1))
+        out["metrics"] = repr(points(receiver.metrics))
         out["log"] = log.getvalue()
     return out
 
@@ -102,6 +105,7 @@ def test_by_default_all_is_shown(monkeypatch):
         assert mark in out["otlp"], mark
     assert "PlantedError" in out["otlp"]
     assert MARKS["tags"] in out["page"]
+    assert all(mark in out["metrics"] for mark in (MARKS["tags"], MARKS["keys"], "PlantedError"))
 
 
 @pytest.mark.parametrize("hidden", [*NAMES, "all"])
@@ -118,3 +122,5 @@ def test_what_is_switched_off_appears_nowhere(hidden, monkeypatch):
             assert SECRET not in text.lower(), where
         assert "span " in out["otlp"]  # pseudonyms
         assert "error.type" in out["otlp"]
+        assert "'dask.span.root': 'span " in out["metrics"]
+        assert "'dask.task.prefix': 'tasks " in out["metrics"]

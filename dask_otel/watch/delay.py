@@ -8,6 +8,7 @@ from typing import Any
 import dask.config
 from dask.utils import parse_timedelta
 
+from ..safety import Safety
 from .wrap import wrap
 
 __all__ = ["Delay"]
@@ -22,8 +23,9 @@ class Delay:
         ``distributed.Scheduler``
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, safety: Safety) -> None:
         self._scheduler = scheduler
+        self._safety = safety
         #: Seconds from one tick to the next, if nothing is in the way.
         self._regular = float(parse_timedelta(dask.config.get("distributed.admin.tick.interval"), default="ms"))
         self._longest = 0.0
@@ -46,5 +48,6 @@ class Delay:
 
     def _digest(self, name: Any, value: float) -> None:
         self._original(name, value)
-        if name == "tick-duration" and value > self._longest:
-            self._longest = value
+        if name == "tick-duration":
+            with self._safety.guard("metrics"):
+                self._longest = max(self._longest, value)

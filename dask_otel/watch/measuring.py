@@ -57,7 +57,7 @@ class Measuring:
         self._measures.owner = self
         #: Ids of the OTel spans that this sweep has put on their way.
         self._shown: set[int] = set()
-        self.delay = Delay(scheduler)
+        self.delay = Delay(scheduler, safety)
 
     def learn(self) -> None:
         """Take Dask's own counts as they are for the zero from which to count."""

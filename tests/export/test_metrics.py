@@ -104,6 +104,17 @@ def test_pseudonyms():
     assert "other" in {point.labels.get("dask.task.prefix") for point in sent(snapshot(many), hidden)}
 
 
+def test_names_that_are_shown_as_one_are_one():
+    measures = Measures(900.0, MeasureSettings())
+    for number in range(3):
+        everything(measures, error=f"OwnError{number}")
+    arrived = sent(snapshot(measures), Capture(types=False))
+    (failed,) = [p for p in arrived if p.name == "dask.task.duration" and "error.type" in p.labels]
+    assert (failed.labels["error.type"], sum(failed.value), failed.sum) == ("_OTHER", 3, 3.0)
+    keys = [(p.name, tuple(sorted(p.labels.items()))) for p in arrived]
+    assert len(keys) == len(set(keys))
+
+
 @pytest.mark.parametrize("name", ["\ud800", "x" * 5000, "", "\x00", "ü" * 300])
 def test_strange_names_lose_nothing(name):
     measures = Measures(900.0, MeasureSettings())

@@ -58,6 +58,7 @@ class MeasuredPlugin(MemoryPlugin):
     keeping: KeepingSink
 
     def connect(self, scheduler: Any, safety: Any) -> tuple[WatchSettings, Any]:
+        self.scheduler = scheduler
         settings, sink = super().connect(scheduler, safety)
         self.keeping = KeepingSink(sink)
         return settings, self.keeping

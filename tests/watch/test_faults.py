@@ -10,6 +10,7 @@ import pytest
 from distributed import span
 from distributed.utils_test import captured_logger, gen_cluster, inc
 from opentelemetry.sdk.trace.sampling import Sampler
+from support.measured import MeasuredPlugin
 from support.memory import MemoryExporter, MemoryPlugin
 
 from dask_otel import safety as safety_module
@@ -74,7 +75,16 @@ FAULTS = {
     "export.waiting.Waiting.take": "exporter thread",
     "export.spans.SpanFactory._make": "conversion",
     "export.pipeline.Pipeline._deliver": "exporter memory",
+    "measure.measures.Measures.begin_sweep": "metrics",
+    "measure.measures.Measures.change": "metrics",
+    "measure.measures.Measures.busy": "metrics",
+    "measure.measures.Measures.graph": "metrics",
+    "measure.measures.Measures.root_ended": "metrics",
+    "measure.measures.Measures.tasks_shown": "metrics",
+    "measure.measures.Measures.swept": "metrics",
 }
+#: In what the snapshot is made of; where nobody wants metrics, it is not made.
+MEASURING = ("cluster", "activity", "open_roots", "bridge", "measured")
 
 
 def with_workload(plugin, settle):
@@ -213,3 +223,44 @@ def test_a_collector_may_be_away_for_as_long_as_it_likes():
             with safety.guard("exporter otlp"):
                 raise Injected
     assert not safety.gave_up
+
+
+@pytest.mark.parametrize("part", MEASURING)
+def test_a_snapshot_that_cannot_be_made_costs_no_trace_and_as_little_of_the_rest_as_can_be(part, monkeypatch):
+    """A hundred failures, and more: they turn off nothing else."""
+    plugin = MeasuredPlugin(settle=0.05, shutdown_timeout=2.0, sweep_interval=0.01)
+    monkeypatch.setattr(f"dask_otel.measure.measures.Measures.{part}", fail)
+
+    async def counted():
+        while plugin.safety.failures["metrics", "Injected"] <= 1.5 * safety_module.MAX_IN_A_ROW:
+            await asyncio.sleep(0.01)
+
+    result, log = with_workload(plugin, counted)
+    assert result == EXPECTED
+    assert log.count("dask-otel failed in its metrics and goes on without") == 1
+    assert not plugin.safety.gave_up
+    assert {"root", "sums"} <= {span.name for span in plugin.exporter.spans()}
+    if part != "measured":
+        names = {each.metric.name for each in plugin.last.measured}
+        assert "dask.task.finished" in names
+        assert ("dask.scheduler.task.count" in names) == (part != "cluster")
+
+
+def test_events_of_other_people_harm_nothing():
+    plugin = MeasuredPlugin(settle=0.05, sweep_interval=0.01)
+
+    async def logged():
+        scheduler = plugin.scheduler
+        for number in range(2 * safety_module.MAX_IN_A_ROW):
+            scheduler.log_event("all", {"action": "remove-worker"})
+            scheduler.log_event("all", {"action": "remove-worker", "expected": f"text {number}"})
+            scheduler.log_event("all", "remove-worker")
+            scheduler.log_event("scheduler", {"action": "update-graph", "status": f"text {number}"})
+            scheduler.log_event("scheduler", {"action": "update-graph", "status": ["a"]})
+        await plugin.keeping.fresh()
+
+    result, log = with_workload(plugin, logged)
+    assert result == EXPECTED
+    assert "failed" not in log
+    labels = {point.labels for each in plugin.last.measured for point in each.points}
+    assert not any("text" in str(value) for each in labels for value in each)
