@@ -7,8 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 import pytest
 from support.exits import WAYS
@@ -27,6 +29,8 @@ SETTINGS = {
     "DASK_OTEL__SHUTDOWN_TIMEOUT": "3s",
     "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
 }
+#: Processes that run at a time.
+AT_ONCE = 4
 #: Of the workflow, without tasks.
 SPANS = len(NESTED)
 LAST_WORD = re.compile(r"could not send (\d+) spans with exporter 'otlp'.*; it has sent (\d+)")
@@ -49,35 +53,56 @@ def end(way: str, endpoint: str, protocol: str, folder: Path) -> subprocess.Pope
     )
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_all_is_sent(way, tmp_path):
-    with Misbehaving("grpc") as grpc, Misbehaving("http/protobuf") as http:
-        ends = {each: end(way, each.endpoint, each.protocol, tmp_path) for each in (grpc, http)}
-        for receiver, process in ends.items():
-            log, _ = process.communicate(timeout=60)
-            trace = re.search(r"^TRACE (\w+)", log, re.MULTILINE)
-            assert trace, log
-            spans = receiver.wait_for_trace(trace[1], timeout=1)  # the process has ended: all is there
-            assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
-            check_shape(spans)
-            check_sums(spans)
-            assert len(spans) == sum(receiver.taken.values()) == SPANS
-            assert "dask_otel - ERROR" not in log
-            assert not LAST_WORD.search(log)
+class Ended(NamedTuple):
+    """What a process has left when it had ended."""
+
+    log: str
+    #: What it sent to; None if that took nothing.
+    receiver: Misbehaving | None
 
 
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """How each way ended, by way, protocol, and whether the collector hung: mostly they wait, so they wait together."""
+    folder = tmp_path_factory.mktemp("ends")
+
+    def run(way: str, protocol: str, hangs: bool) -> Ended:
+        if hangs:
+            with Wire("http://127.0.0.1:1", "hang") as wire:
+                return Ended(end(way, wire.endpoint, protocol, folder).communicate(timeout=120)[0], None)
+        with Misbehaving(protocol) as receiver:
+            return Ended(end(way, receiver.endpoint, protocol, folder).communicate(timeout=120)[0], receiver)
+
+    cases = [(way, protocol, hangs) for way in WAYS for hangs in (False, True) for protocol in PROTOCOLS]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {case: pool.submit(run, *case) for case in cases}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("way", WAYS)
-def test_a_collector_that_hangs_delays_nothing_for_longer_than_the_timeout(way, tmp_path):
-    with Wire("http://127.0.0.1:1", "hang") as wire:
-        ends = [end(way, wire.endpoint, protocol, tmp_path) for protocol in PROTOCOLS]
-        for process in ends:
-            log, _ = process.communicate(timeout=60)
-            last = LAST_WORD.search(log)
-            assert last, log
-            assert [int(number) for number in last.groups()] == [SPANS, 0]
-            said = [line for line in log[last.end() :].splitlines() if "dask_otel" in line]
-            assert [line for line in said if "could not send the last metrics" not in line] == []
-            assert "dask_otel - ERROR" not in log
+def test_all_is_sent(way, protocol, ends):
+    log, receiver = ends[way, protocol, False].result()
+    trace = re.search(r"^TRACE (\w+)", log, re.MULTILINE)
+    assert trace, log
+    spans = receiver.wait_for_trace(trace[1], timeout=1)  # the process has ended: all is there
+    assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
+    check_shape(spans)
+    check_sums(spans)
+    assert len(spans) == sum(receiver.taken.values()) == SPANS
+    assert "dask_otel - ERROR" not in log
+    assert not LAST_WORD.search(log)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_collector_that_hangs_delays_nothing_for_longer_than_the_timeout(way, protocol, ends):
+    log, _ = ends[way, protocol, True].result()
+    last = LAST_WORD.search(log)
+    assert last, log
+    assert [int(number) for number in last.groups()] == [SPANS, 0]
+    said = [line for line in log[last.end() :].splitlines() if "dask_otel" in line]
+    assert [line for line in said if "could not send the last metrics" not in line] == []
+    assert "dask_otel - ERROR" not in log
 
 
 def test_at_the_exit_of_the_interpreter_closing_takes_no_longer_than_dask_waits(tmp_path, monkeypatch):

@@ -49,6 +49,8 @@ class Meter:
         #: When closing must end, once it has begun.
         self._deadline: float | None = None
         self._was_well = False
+        #: Whether the last snapshot was given up.
+        self._lost = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"dask-otel metrics {sender.name}", daemon=True)
         self._thread.start()
@@ -66,8 +68,10 @@ class Meter:
             self._was_well = self._is_failing is False
             self._changed.notify()
         self._thread.join(timeout)
+        if self._lost or self._thread.is_alive():
+            said = self._last_error if self._lost else "no answer in time"
+            log.warning("dask-otel could not send the last metrics with exporter %r: %s", self._sender.name, said)
         if self._thread.is_alive():
-            log.warning("dask-otel could not send the last metrics with exporter %r in time", self._sender.name)
             # Shutting down ends an exporter's own waiting, but may itself wait.
             threading.Thread(target=self._shut_down, name="dask-otel shutdown", daemon=True).start()
         else:
@@ -114,7 +118,6 @@ class Meter:
     def _take(self, snapshot: Snapshot, answer: Answer) -> None:
         """Note what was answered, and wait before another attempt if there is to be one."""
         arrived = answer.meaning is Meaning.SENT
-        again = answer.meaning is Meaning.LATER  # else the next snapshot will tell whether somebody has mended it
         with self._changed:
             if arrived:
                 self._arrived = snapshot
@@ -125,17 +128,26 @@ class Meter:
             if not arrived or answer.said:
                 self._last_error, self._last_error_at = answer.said, time()
             self._now(answer)
-            if self._next is snapshot and (arrived or not again):
+            # Else the next snapshot will tell whether somebody has mended it.
+            again = answer.meaning is Meaning.LATER and self._may_try_again(answer)
+            if self._next is snapshot and not again:
                 self._next = None
-            if self._next is None or arrived:
-                return
-            if self._deadline is None:
-                pause = max(PAUSE, answer.wait or 0.0)
-                self._changed.wait_for(lambda: self._next is not snapshot or self._deadline, pause)
-            elif self._was_well and monotonic() + SHORT_PAUSE < self._deadline:
-                self._changed.wait(SHORT_PAUSE)
+                self._lost = not arrived and not answer.knows_no_such_thing
+
+    def _may_try_again(self, answer: Answer) -> bool:
+        """Wait, unless it closes and there is no time for that; whether to make another attempt."""
+        if self._deadline is None:
+            if answer.wait:  # it wants to be left alone for so long, also with something newer
+                self._changed.wait_for(lambda: self._deadline, answer.wait)
             else:
-                self._next = None
+                waiting = self._next
+                self._changed.wait_for(lambda: self._next is not waiting or self._deadline, PAUSE)
+            return True
+        pause = max(SHORT_PAUSE, answer.wait or 0.0)
+        if not self._was_well or monotonic() + pause >= self._deadline:
+            return False
+        self._changed.wait(pause)
+        return True
 
     def _now(self, answer: Answer) -> None:
         name, target = self._sender.name, self._sender.target or "its backend"
@@ -148,5 +160,8 @@ class Meter:
             )
         elif self._is_failing and not failing:
             log.info("dask-otel sends metrics again with exporter %r", name)
+        if answer.rejected and monotonic() - self._warned >= WARN_EVERY:
+            self._warned = monotonic()
+            log.warning("%s has rejected %d points of metrics: %s", target, answer.rejected, answer.said)
         if self._is_failing is not failing:
             self._is_failing, self._since = failing, time()

@@ -44,6 +44,13 @@ class Measures:
         self.begin_sweep(now)
         self._tables.begin_totals()
 
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        self._now += seconds
+        self._read += seconds
+        self._read_before += seconds
+        self._tables.shift(seconds)
+
     def begin_snapshot(self) -> None:
         """Note that what Dask and the exporters count is read."""
         self._read_before, self._read = self._read, self._now

@@ -48,6 +48,11 @@ class Names:
         """Return what a name is called that was used before."""
         return name if name in self._used else OTHER
 
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        for name in self._used:
+            self._used[name] += seconds
+
     def forget_unused(self, now: float) -> None:
         """Have the names that were not used for long give their places up."""
         while self._used:

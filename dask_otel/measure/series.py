@@ -82,6 +82,10 @@ class Series:
             OTHER if is_open and value is not None else value for value, is_open in zip(labels, self._open, strict=True)
         )
 
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        self._starts = {labels: start + seconds for labels, start in self._starts.items()}
+
     def forget(self, name: str, value: str) -> None:
         """Drop the series whose label ``name`` has a value, but for what is folded into it."""
         if name not in self.metric.labels or value == OTHER:

@@ -58,6 +58,16 @@ class Tables:
         self._room.since = self._elsewhere.since = self._now
         self._now = now
 
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        self._now += seconds
+        self._room.since += seconds
+        self._elsewhere.since += seconds
+        for series in self._all.values():
+            series.shift(seconds)
+        for names in self._open_names:
+            names.shift(seconds)
+
     def begin_totals(self) -> None:
         """Expect that the exporters' counts begin anew."""
         for series in self._all.values():

@@ -97,6 +97,9 @@ class Measuring:
     def clock_set_back(self, seconds: float) -> None:
         """Count on from the clock's new time."""
         self._until -= seconds
+        if self._is_latest:
+            with self._safety.guard("metrics"):
+                self._measures.shift(-seconds)
 
     def change(self, change: Change) -> None:
         """Count what happened to a task group."""

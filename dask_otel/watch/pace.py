@@ -61,5 +61,5 @@ class Clock:
     def set_back(self) -> float:
         """Seconds by which the wall clock was set back since the last call; 0.0 if it was not."""
         (wall, steady), self._last = self._last, (time(), monotonic())
-        step = (steady - wall) - (self._last[1] - self._last[0])
+        step = (self._last[1] - steady) - (self._last[0] - wall)
         return step if step > LEAST_STEP else 0.0

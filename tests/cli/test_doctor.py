@@ -17,6 +17,7 @@ from support.misbehaving import Misbehaving, Says
 from support.wire import Wire
 
 from dask_otel.cli.commands import dask_otel
+from dask_otel.cli.receiver import Receiver
 
 PROTOCOLS = ("grpc", "http/protobuf")
 
@@ -48,6 +49,44 @@ def test_a_test_span_arrives(doctor, protocol):
     assert (sent.name, sent.resource["service.name"]) == ("dask-otel doctor", "dask-otel-doctor")
     assert f"✓ exporter otlp, {receiver.endpoint}" in out
     assert sent.trace_id in out
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_metrics_are_taken(doctor, protocol):
+    with Receiver() as receiver:
+        endpoint = receiver.endpoints[protocol]
+        code, out = doctor(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
+    path = "/v1/metrics" if protocol != "grpc" else ""
+    assert code == 0, out
+    assert f"✓ exporter otlp, {endpoint}{path}: metrics are taken" in out
+    assert [list(request.resource_metrics) for request in receiver.metrics] == [[]]  # nobody's charts show it
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_backend_for_traces_only_is_no_fault(doctor, protocol):
+    with Misbehaving(protocol) as receiver:
+        code, out = doctor(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint, OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
+    assert code == 0, out
+    assert re.search(r"^· exporter otlp.*OTEL_METRICS_EXPORTER=none switches them off", out, re.MULTILINE)
+
+
+def test_metrics_that_go_nowhere(doctor):
+    with Receiver() as receiver:
+        code, out = doctor(
+            OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoints["grpc"],
+            OTEL_EXPORTER_OTLP_METRICS_ENDPOINT="http://127.0.0.1:1",
+        )
+    assert code == 1
+    assert "✗ exporter otlp, http://127.0.0.1:1: " in out
+    assert "Nothing listens there" in out
+
+
+def test_a_wrong_variable_for_metrics_leaves_the_traces(doctor):
+    with Receiver() as receiver:
+        code, out = doctor(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoints["grpc"], OTEL_METRICS_EXPORTER="prometheus")
+    assert code == 1
+    assert "no metrics are sent" in out
+    assert "a test span has arrived" in out
 
 
 def test_where_each_value_comes_from(doctor, tmp_path, monkeypatch):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from time import monotonic
 
 import pytest
 from distributed.utils_test import captured_logger
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from support.misbehaving import Misbehaving
 from support.snapshots import everything, points, snapshot
+from support.wire import Wire
 
 import dask_otel.export.meter as module
 from dask_otel.cli.receiver import Receiver
@@ -202,3 +205,93 @@ def test_the_last_snapshot_is_sent_though_the_collector_is_busy_for_a_moment(pro
         sink.put_metrics(taken(2))
         sink.close(PATIENCE)
     assert completed(receiver) == [2, 4]
+
+
+class Answering(Receiver):
+    """A receiver whose metrics' service answers as it is told."""
+
+    def __init__(self, **fault):
+        super().__init__()
+        self.fault, self.requests = fault, 0
+
+    def take_metrics(self, request):
+        super().take_metrics(request)
+        self.requests += 1
+
+    def _handler(self):
+        receiver = self
+
+        class Handler(super()._handler()):
+            def send_response(self, code, message=None):
+                super().send_response(receiver.fault.get("status", code), message)
+                if "wait" in receiver.fault:
+                    self.send_header("Retry-After", str(receiver.fault["wait"]))
+
+            def end_headers(self):
+                if "rejected" in receiver.fault:
+                    response = ExportMetricsServiceResponse()
+                    response.partial_success.rejected_data_points = receiver.fault["rejected"]
+                    response.partial_success.error_message = "too old"
+                    self.send_header("Content-Length", str(response.ByteSize()))
+                    super().end_headers()
+                    self.wfile.write(response.SerializeToString())
+                else:
+                    super().end_headers()
+
+        return Handler
+
+
+@pytest.fixture
+def http(monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+
+
+def test_points_that_are_rejected_are_counted_and_said(http):
+    with Answering(rejected=3) as receiver, captured_logger("distributed.dask_otel") as log:
+        sink = make_sink(receiver.endpoints["http/protobuf"])
+        for number in range(1, 4):
+            sink.put_metrics(taken())
+            wait_until(lambda n=number: sink.status()["metrics"][0]["exports"] == n)
+        sink.close(PATIENCE)
+    (status,) = sink.status()["metrics"]
+    assert (status["rejected"], status["failing"], status["last_error"]) == (9, False, "too old")
+    assert log.getvalue().count("rejected 3 points of metrics: too old") == 1
+
+
+def test_a_collector_that_wants_to_be_left_alone_is(http):
+    with Answering(status=429, wait=300) as receiver, captured_logger("distributed.dask_otel") as log:
+        sink = make_sink(receiver.endpoints["http/protobuf"])
+        sink.put_metrics(taken(1))
+        wait_until(lambda: sink.status()["metrics"][0]["failures"] == 1)
+        for number in range(2, 6):
+            sink.put_metrics(taken(number))
+        begin = monotonic()
+        sink.close(PATIENCE)
+        assert monotonic() - begin < PATIENCE / 2
+        # One more attempt, since it may be the last chance.
+        assert receiver.requests == 2
+    assert log.getvalue().count("could not send the last metrics with exporter 'otlp': HTTP 429") == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 413, 503])
+def test_the_last_snapshot_is_not_lost_without_a_word(status, http):
+    with Answering() as receiver, captured_logger("distributed.dask_otel") as log:
+        sink = make_sink(receiver.endpoints["http/protobuf"])
+        sink.put_metrics(taken(1))
+        wait_until(lambda: sink.status()["metrics"][0]["exports"])
+        receiver.fault["status"] = status
+        sink.put_metrics(taken(2))
+        sink.close(1.0)
+    assert log.getvalue().count(f"could not send the last metrics with exporter 'otlp': HTTP {status}") == 1
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_closing_takes_no_longer_than_it_may(protocol, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    with Wire("http://127.0.0.1:1", "hang") as wire, captured_logger("distributed.dask_otel") as log:
+        sink = make_sink(wire.endpoint)
+        sink.put_metrics(taken())
+        begin = monotonic()
+        sink.close(0.5)
+        assert monotonic() - begin < 5
+    assert log.getvalue().count("could not send the last metrics with exporter 'otlp': no answer in time") == 1

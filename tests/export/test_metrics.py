@@ -132,7 +132,21 @@ def test_long_names_stay_apart():
     assert len(prefixes) == 2
 
 
-def test_a_clock_that_was_set_back_makes_no_point_that_ends_before_it_begins():
+def test_a_clock_that_was_set_back_moves_what_was_counted():
+    measures = Measures(2000.0, MeasureSettings())
+    everything(measures)
+    measures.shift(-1500.0)
+    measures.begin_sweep(501.0)
+    everything(measures, prefix="later")
+    arrived = [point for point in sent(snapshot(measures, 1000.0)) if point.kind != "gauge"]
+    starts = {
+        point.labels.get("dask.task.prefix"): point.start for point in arrived if point.name == "dask.task.finished"
+    }
+    assert starts == {"inc": 500.0, "later": 500.0}
+    assert {point.start for point in arrived} == {500.0}
+
+
+def test_no_point_ends_before_it_begins():
     measures = Measures(2000.0, MeasureSettings())
     everything(measures)
     assert all(point.start <= point.time for point in sent(snapshot(measures, 1000.0)))

@@ -1,0 +1,30 @@
+"""The sweep's clocks."""
+
+from __future__ import annotations
+
+import pytest
+
+from dask_otel.watch import pace
+
+
+@pytest.fixture
+def clocks(monkeypatch):
+    class Clocks:
+        wall, steady = 1000.0, 5.0
+
+        def pass_(self, seconds, step=0.0):
+            self.wall, self.steady = self.wall + seconds + step, self.steady + seconds
+
+    clocks = Clocks()
+    monkeypatch.setattr(pace, "time", lambda: clocks.wall)
+    monkeypatch.setattr(pace, "monotonic", lambda: clocks.steady)
+    return clocks
+
+
+def test_only_a_clock_that_is_set_back_is_noticed(clocks):
+    clock = pace.Clock()
+    seen = []
+    for step in (0.0, -50.0, 0.0, 3600.0, 0.0, -0.1, -0.5):
+        clocks.pass_(1.0, step)
+        seen.append(clock.set_back())
+    assert seen == pytest.approx([0.0, 50.0, 0.0, 0.0, 0.0, 0.0, 0.5])
