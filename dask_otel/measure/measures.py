@@ -73,7 +73,7 @@ class Measures:
         for error, (counts, failed) in change.failed.items():
             duration.add_counts((prefix, self._tables.error(error)), counts, failed)
             seconds -= failed
-        if any(change.runs):
+        if any(change.runs.values()):
             duration.add_counts((prefix, None), change.runs, max(0.0, seconds))
 
     def root_ended(self, run: RootRun, shown: Collection[int]) -> None:

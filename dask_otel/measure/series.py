@@ -179,14 +179,12 @@ class Histogram(Series):
 
     def add(self, labels: Labels, value: float) -> None:
         """Add one observation."""
-        counts = [0] * (len(self._bounds) + 1)
-        counts[bisect_left(self._bounds, value)] = 1
-        self.add_counts(labels, counts, value)
+        self.add_counts(labels, {bisect_left(self._bounds, value): 1}, value)
 
-    def add_counts(self, labels: Labels, counts: Sequence[int], total: float) -> None:
-        """Add observations by bucket, and what they sum to."""
+    def add_counts(self, labels: Labels, counts: Mapping[int, int], total: float) -> None:
+        """Add observations by number of their bucket, and what they sum to."""
         cell = self._cell(self._place(labels))
-        for number, count in enumerate(counts):
+        for number, count in counts.items():
             cell.counts[number] += count
         cell.sum += total if isfinite(total) else 0.0
 

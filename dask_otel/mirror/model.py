@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .tally import Load, Tally
+from .buckets import Intervals
+from .tally import Load, Tally, sum_into
 from .tasks import Picks
 
 __all__ = ["NOBODY", "Change", "Claim", "Dependency", "Graph", "Metrics", "SpanInfo"]
@@ -65,6 +66,7 @@ class Change(Tally):
         "dependencies",
         "failed",
         "foreign",
+        "intervals",
         "load",
         "name",
         "picks",
@@ -86,10 +88,12 @@ class Change(Tally):
         self.active = False
         #: Number of runs by bucket of compute time, see ``buckets``.
         self.buckets: dict[int, int] = {}
-        #: Number of runs by the bucket of a histogram that their compute time falls in, without those that failed;
-        #: and those, with the seconds that they computed, by type of error.
-        self.runs: list[int] = []
-        self.failed: dict[str, tuple[list[int], float]] = {}
+        #: The same by interval, until ``sort_runs``.
+        self.intervals: dict[int, int] = {}
+        #: Number of runs by bar of a histogram of compute times, without those that failed; and of those, with the
+        #: seconds that they computed, by type of error.
+        self.runs: dict[int, int] = {}
+        self.failed: dict[str, tuple[dict[int, int], float]] = {}
         #: Number of results by type name.
         self.types: dict[str, int] = {}
         #: Of all tasks of the change, those that only other spans asked for, by these spans' ids or ``NOBODY``.
@@ -110,14 +114,26 @@ class Change(Tally):
         #: Unfinished tasks of the group now.
         self.unfinished = 0
 
-    def run_failed(self, error: str, bucket: int, seconds: float) -> None:
-        """Count a run that is among ``runs`` as one that failed."""
+    def run_failed(self, error: str, interval: int, seconds: float) -> None:
+        """Say of a run that is among the intervals that it failed."""
         if error not in self.failed and len(self.failed) >= MAX_ERRORS:
             error = "_OTHER"
-        counts, total = self.failed.get(error) or ([0] * len(self.runs), 0.0)
-        counts[bucket] += 1
-        self.runs[bucket] -= 1
+        counts, total = self.failed.get(error) or ({}, 0.0)
+        counts[interval] = counts.get(interval, 0) + 1
         self.failed[error] = counts, total + seconds
+
+    def sort_runs(self, intervals: Intervals) -> None:
+        """Sort the runs by interval into buckets and bars."""
+        for number, count in self.intervals.items():
+            sum_into(self.buckets, {intervals.buckets[number]: count})
+            sum_into(self.runs, {intervals.bars[number]: count})
+        self.intervals = {}
+        for error, (counts, total) in self.failed.items():
+            bars: dict[int, int] = {}
+            for number, count in counts.items():
+                sum_into(bars, {intervals.bars[number]: count})
+            sum_into(self.runs, {bar: -count for bar, count in bars.items()})
+            self.failed[error] = bars, total
 
     def adopt(self, is_inside: Callable[[str], bool]) -> None:
         """Take what spans inside asked for as one's own."""

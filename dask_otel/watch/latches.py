@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from math import floor, inf, log
+from math import inf
 from typing import Any
 
 from distributed.metrics import time
 
-from ..mirror.buckets import BUCKETS, SHORTEST, bucket
+from ..mirror.buckets import Intervals
 from ..mirror.model import Change
 from ..mirror.tally import FirstError
 from ..safety import Safety
@@ -38,9 +38,9 @@ class Latches:
         picks_slow: bool = True,
         bounds: tuple[float, ...] = (),
     ) -> None:
-        #: Of the histogram of compute times: upper ends, seconds; and one without a run.
-        self._bounds = bounds
-        self._no_runs = [0] * (len(bounds) + 1)
+        #: In which compute times are counted; what is told of them later, and what is looked up for each run.
+        self.intervals = Intervals(bounds)
+        self._ends = self.intervals.ends
         #: Seconds above which a first run of a group is picked.
         self._slow = -1.0 if picks_slow else inf
         self._tasks: Mapping[Any, Any] = scheduler.tasks
@@ -59,7 +59,6 @@ class Latches:
         if change is None:
             change = self._changes[group] = Change(time())
             change.slow = self._slow
-            change.runs = self._no_runs[:]
         return change
 
     def drain(self) -> dict[Any, Change]:
@@ -105,7 +104,8 @@ class Latches:
     def _ran(self, key: Any, task: Any, change: Change, details: Mapping[str, Any]) -> None:
         """Note when, where and for how long a task ran, and what came of it."""
         seconds = 0.0
-        for run in latest_run(details.get("startstops")):
+        runs = details.get("startstops") or ()
+        for run in runs if len(runs) < 2 else latest_run(runs):  # a call less
             start, stop = run["start"], run["stop"]
             if start < change.run_start or not change.run_start:
                 change.run_start = start
@@ -113,10 +113,9 @@ class Latches:
                 change.run_stop = stop
             if run["action"] == "compute":
                 seconds = stop - start
-                number = floor(log(seconds) * BUCKETS) if seconds > SHORTEST else bucket(seconds)  # a call less
-                buckets = change.buckets
-                buckets[number] = buckets[number] + 1 if number in buckets else 1
-                change.runs[bisect_left(self._bounds, seconds)] += 1
+                number = bisect_left(self._ends, seconds)
+                intervals = change.intervals
+                intervals[number] = intervals[number] + 1 if number in intervals else 1
         worker = details.get("worker")
         if worker:
             workers = change.workers
@@ -151,7 +150,7 @@ class Latches:
             for run in latest_run(details.get("startstops")):
                 if run["action"] == "compute":
                     seconds = run["stop"] - run["start"]
-                    change.run_failed(error.type, bisect_left(self._bounds, seconds), seconds)
+                    change.run_failed(error.type, bisect_left(self._ends, seconds), seconds)
             self._runs.erred(key, task, change, error, details)
         else:  # it depends on a task that erred
             outcome = "upstream_failed"

@@ -36,8 +36,7 @@ _OWN = {"KilledWorker", "NoValidWorkerError", "NoWorkerError", "MemoryError"}
 
 def latest_run(startstops: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
     """What a worker says of a run, without the runs before: it goes on writing where it still knows the task."""
-    if not startstops or len(startstops) == 1:
-        return startstops or ()
+    startstops = startstops or ()
     computes = [number for number, each in enumerate(startstops) if each["action"] == "compute"]
     return startstops[computes[-2] + 1 :] if len(computes) > 1 else startstops
 

@@ -138,6 +138,7 @@ class Sweeper:
             with self._safety.guard("sweep"):
                 if group.span_id:  # else scattered data that no graph has used yet
                     self._groups.complete(group, change)
+                    change.sort_runs(self._latches.intervals)
                     self._measuring.change(change)
                     self._add_span(group.span_id)
                     self._mirror.add_change(change, time())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 
 import pytest
@@ -16,6 +17,7 @@ from dask_otel.measure.series import MAX_SERIES, OTHER
 from dask_otel.measure.settings import TASK_BOUNDS, MeasureSettings
 from dask_otel.measure.snapshot import Distribution, Snapshot
 from dask_otel.measure.state import Cluster, Exporter
+from dask_otel.mirror.buckets import Intervals
 from dask_otel.mirror.model import Change, SpanInfo
 from dask_otel.mirror.roots import RootRun
 from dask_otel.mirror.tally import OUTCOMES
@@ -45,13 +47,14 @@ class Driven:
         """A group's tasks completed in so many seconds each, or failed in as many."""
         change = Change(self.now)
         change.prefix = prefix
-        change.runs = [0] * (len(TASK_BOUNDS) + 1)
+        intervals = Intervals(TASK_BOUNDS)
         for error, each in [(None, each) for each in seconds] + list(errors):
             bucket = histogram([each], TASK_BOUNDS).index(1)
-            change.runs[bucket] += 1
+            interval = bisect_left(intervals.ends, each)
+            change.intervals[interval] = change.intervals.get(interval, 0) + 1
             change.workers["w"] = change.workers.get("w", 0.0) + each
             if error:
-                change.run_failed(error, bucket, each)
+                change.run_failed(error, interval, each)
                 change.count("erred")
             else:
                 change.completed += 1
@@ -61,6 +64,7 @@ class Driven:
         for outcome in outcomes:
             change.count(outcome)
             self.sums[outcome] += 1
+        change.sort_runs(intervals)
         self.measures.change(change)
 
     def root(self, name, seconds, result, *, shown=False):

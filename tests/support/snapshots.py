@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from dask_otel.measure.measures import Measures
-from dask_otel.measure.settings import MeasureSettings
 from dask_otel.measure.snapshot import Snapshot
 from dask_otel.measure.state import Cluster, Exporter
 from dask_otel.mirror.model import Change, SpanInfo
@@ -30,10 +29,8 @@ def everything(measures: Measures, *, prefix: str = "inc", root: str = "etl", er
     """Something of all that can be measured."""
     change = Change(0.0)
     change.prefix, change.completed, change.outcomes = prefix, 2, {"erred": 1}
-    bounds = len(MeasureSettings().task_bounds) + 1
-    change.runs, change.workers = [0] * bounds, {"w": 3.0}
-    change.runs[5] = 3
-    change.run_failed(error, 5, 1.0)
+    change.workers = {"w": 3.0}
+    change.runs, change.failed = {5: 2}, {error: ({5: 1}, 1.0)}
     measures.change(change)
     run = RootRun(SpanInfo("id", (root,), None, 0.0), 10.0, 14.0, "success", 1, 2)
     measures.root_ended(run, {2})
