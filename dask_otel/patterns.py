@@ -14,18 +14,25 @@ else:
 
 __all__ = ["is_quick"]
 
-#: Parts of a pattern that may match any number of characters; of a name of 200, two can be divided in 20,000 ways.
-MAX_OPEN = 2
+#: Characters of the longest name, and ways to divide it that may be tried.
+LONGEST = 200
+MAX_WAYS = 100_000
 _REPEATS = {constants.MAX_REPEAT, constants.MIN_REPEAT, getattr(constants, "POSSESSIVE_REPEAT", None)}
 
 
 def is_quick(pattern: str) -> bool:
     """Whether a valid pattern is matched quickly, whatever the name."""
-    repeated = [part for part in _parts(parser.parse(pattern)) if part[0] in _REPEATS and part[1][1] > 1]
-    if sum(1 for _, (_, most, _) in repeated if most > 9) > MAX_OPEN:
-        return False
-    inside = (inner for _, (_, _, body) in repeated for inner in _parts(body))
-    return not any(inner[0] in _REPEATS or inner[0] is constants.BRANCH for inner in inside)
+    ways = 1
+    for kind, content in _parts(parser.parse(pattern)):
+        if kind is constants.BRANCH:
+            ways *= len(content[1])
+        elif kind in _REPEATS:
+            least, most, body = content
+            ways *= min(int(most), LONGEST) - min(int(least), LONGEST) + 1
+            # One inside of another multiplies again and again.
+            if most > 1 and any(inner in _REPEATS or inner is constants.BRANCH for inner, _ in _parts(body)):
+                return False
+    return ways <= MAX_WAYS
 
 
 def _parts(parsed: Any) -> list[tuple[Any, Any]]:

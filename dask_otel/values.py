@@ -47,11 +47,11 @@ def template(value: Any, name: str, *, required: bool = False) -> str | None:
     raise SettingError(name, value, allowed)
 
 
-def names(value: Any, name: str) -> tuple[str, ...]:
+def names(value: Any, name: str, example: str = "[team, project]") -> tuple[str, ...]:
     """A list of any names."""
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    raise SettingError(name, value, "a list of names, e.g. [team, project]")
+    raise SettingError(name, value, f"a list of names, e.g. {example}")
 
 
 def one_of(*words: str) -> Callable[[Any, str], str]:
@@ -110,7 +110,7 @@ def names_of(known: Collection[str], what: str) -> Callable[[Any, str], frozense
     """A list of names that exist."""
 
     def parse(value: Any, name: str) -> frozenset[str]:
-        given = names(value, name)
+        given = names(value, name, f"[{min(known)}]")
         for each in given:
             if each not in known:
                 close = difflib.get_close_matches(each, known, n=1)
@@ -150,7 +150,7 @@ def rewriting(value: Any, name: str) -> tuple[tuple[re.Pattern[str], str], ...]:
         except (re.error, IndexError, RecursionError, OverflowError) as error:
             raise SettingError(name, pair, f"{allowed}; {error}") from None
         if not is_quick(pair[0]):
-            quick = "at most two of * and +, and neither them nor | inside of what is repeated"
+            quick = "at most two of * and +, few of ? and |, and none of them inside of what is repeated"
             raise SettingError(name, pair, f"{allowed}; this one could hold up the scheduler: {quick}")
         pairs.append((pattern, pair[1]))
     return tuple(pairs)

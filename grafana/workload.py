@@ -9,6 +9,7 @@ import random
 import sys
 import threading
 import time
+from uuid import uuid4
 
 import dask.array as da
 from distributed import Client, span
@@ -41,13 +42,18 @@ def look(number: int) -> int:
     return number + 1
 
 
+def keys(name: str, tasks: int) -> list[tuple[str, int]]:
+    """Keys of a group of their own with a common prefix: else Dask would count tasks where others run the same."""
+    group = f"{name}-{uuid4().hex}"
+    return [(group, number) for number in range(tasks)]
+
+
 def etl(client: Client, name: str, tasks: int) -> None:
     """Load and clean, then look at it."""
     with span(name):
         with span("data load"):
-            # With names of their own: else Dask would count them where others run the same functions.
-            parts = client.map(load, range(tasks), size=200_000, key="load")
-            sizes = client.map(clean, parts, key="clean")
+            parts = client.map(load, range(tasks), size=200_000, key=keys("load", tasks))
+            sizes = client.map(clean, parts, key=keys("clean", tasks))
             client.gather(sizes)
         with span("statistics"):
             array = da.random.random((1500, 1500), chunks=300)
@@ -57,7 +63,7 @@ def etl(client: Client, name: str, tasks: int) -> None:
 def training(client: Client, name: str, tasks: int) -> None:
     """Train models, of which a few fail."""
     with span(name):
-        models = client.map(fit, range(tasks), part=random.choice((0.0, 0.0, 0.0, 0.02)), key="fit")
+        models = client.map(fit, range(tasks), part=random.choice((0.0, 0.0, 0.0, 0.02)), key=keys("fit", tasks))
         client.gather(models, errors="skip")
 
 

@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from ..export.signals import TRACES, Signal
+
 __all__ = ["advice"]
 
 _OTHER = {
-    "grpc": "This is not a gRPC port: use OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, or the gRPC port, usually 4317.",
-    "http/protobuf": "This is not an HTTP port: use OTEL_EXPORTER_OTLP_PROTOCOL=grpc, or the HTTP port, usually 4318.",
+    "grpc": "This is not a gRPC port: use {PROTOCOL}=http/protobuf, or the gRPC port, usually 4317.",
+    "http/protobuf": "This is not an HTTP port: use {PROTOCOL}=grpc, or the HTTP port, usually 4318.",
 }
 _TLS = (
     "The port may speak TLS: write https:// in the endpoint. If that is there, the collector may want a client "
@@ -39,10 +41,14 @@ _KNOWN: tuple[tuple[str, str], ...] = (
     (r"[Cc]onnection refused", "Nothing listens there: is the collector up, and host and port right?"),
     (
         r"HTTP 404|UNIMPLEMENTED",
-        "The server has no such path. OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is used as it is and must end in /v1/traces; "
+        "The server has no such path. {ENDPOINT} is used as it is and must end in {path}; "
         "OTEL_EXPORTER_OTLP_ENDPOINT gets it appended.",
     ),
-    (r"HTTP 405|HTTP 200|HTTP 3\d\d", "This is a web server, or a proxy's page, and no OTLP receiver."),
+    (
+        r"HTTP 405|HTTP 200|HTTP 3\d\d",
+        "This is a web server, or a proxy's page, and no OTLP receiver. Prometheus takes metrics at "
+        "/api/v1/otlp/v1/metrics, if it is started with --web.enable-otlp-receiver.",
+    ),
     (
         r"HTTP 40[13]|UNAUTHENTICATED|PERMISSION_DENIED",
         "The collector wants to know who you are: OTEL_EXPORTER_OTLP_HEADERS, e.g. authorization=Bearer%20<token>.",
@@ -58,7 +64,7 @@ _KNOWN: tuple[tuple[str, str], ...] = (
 )
 
 
-def advice(protocol: str, target: str, said: str, environment: Mapping[str, str]) -> str:
+def advice(protocol: str, target: str, said: str, environment: Mapping[str, str], signal: Signal = TRACES) -> str:
     """Say what is probably wrong.
 
     Parameters
@@ -67,9 +73,22 @@ def advice(protocol: str, target: str, said: str, environment: Mapping[str, str]
         ``grpc`` or ``http/protobuf``.
     said
         As ``Answer.said``.
+    signal
+        What could not be sent; advice must not break the other.
     """
-    if proxy := _proxy(protocol, target, said, environment):
-        return proxy
+    line = _proxy(protocol, target, said, environment) or _line(protocol, said)
+    of = "" if signal is TRACES else f"{signal.name}_"
+    names = {
+        "{PROTOCOL}": f"OTEL_EXPORTER_OTLP_{of}PROTOCOL",
+        "{ENDPOINT}": f"OTEL_EXPORTER_OTLP_{signal.name}_ENDPOINT",
+        "{path}": signal.path,
+    }
+    for name, value in names.items():
+        line = line.replace(name, value)
+    return line
+
+
+def _line(protocol: str, said: str) -> str:
     if protocol == "grpc" and re.search(r"Failed parsing HTTP/2|http1", said):
         return _OTHER["grpc"]
     for pattern, line in _KNOWN:

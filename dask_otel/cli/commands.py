@@ -14,7 +14,7 @@ __all__ = ["dask_otel"]
 @click.group()
 @click.version_option(__version__, prog_name="dask-otel")
 def dask_otel() -> None:
-    """Dask's spans as OpenTelemetry traces."""
+    """Dask's spans as OpenTelemetry traces, and its numbers as metrics."""
 
 
 dask_otel.add_command(demo)

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.trace.sampling import Decision, Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from .. import __version__, config
@@ -94,7 +94,8 @@ def _check(endpoint: str | None, console: Console) -> bool:
     for problem in problems:
         _say(console, problem, good=False)
     arrived = [_try(sender, console) for sender in senders]
-    if all(arrived):  # else the metrics would most likely fail for the same reason
+    elsewhere = {meter.target for meter in meters} - {sender.target for sender in senders}
+    if all(arrived) or elsewhere:  # else the metrics would most likely fail for the same reason
         arrived += [_try_metrics(meter, console) for meter in meters]
     return not problems and all(arrived)
 
@@ -107,7 +108,7 @@ def _takes_any(sampler: Sampler | None) -> bool:
 
 
 def _show(console: Console, values: list[origins.Value]) -> None:
-    table = Table("setting", "value", "from", box=None, pad_edge=False)
+    table = Table(Column("setting", no_wrap=True), "value", "from", box=None, pad_edge=False)
     for value in values:
         table.add_row(*(Text(each, overflow="fold") for each in value))
     console.print(table)
@@ -170,7 +171,7 @@ def _blame(sender: Sender, signal: Signal, answer: Answer, console: Console) -> 
     _say(console, f"{_where(sender)}: {answer.said}", good=False)
     known = {"otlp_proto_grpc": "grpc", "otlp_proto_http": "http/protobuf"}
     protocol = known.get(sender.name) or otlp_protocol(signal)
-    console.print(Text("  " + advice(protocol, sender.target, answer.said, os.environ)))
+    console.print(Text("  " + advice(protocol, sender.target, answer.said, os.environ, signal)))
 
 
 def _ask(address: str, console: Console) -> bool:

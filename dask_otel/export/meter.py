@@ -68,7 +68,7 @@ class Meter:
             self._was_well = self._is_failing is False
             self._changed.notify()
         self._thread.join(timeout)
-        if self._lost or self._thread.is_alive():
+        if self._lost or (self._thread.is_alive() and self._next):
             said = self._last_error if self._lost else "no answer in time"
             log.warning("dask-otel could not send the last metrics with exporter %r: %s", self._sender.name, said)
         if self._thread.is_alive():
@@ -108,7 +108,10 @@ class Meter:
             answer = Answer(Meaning.INVALID, "it cannot be encoded")
             with self._safety.guard(f"exporter {self._sender.name}"):
                 answer = self._send(snapshot)
-            self._take(snapshot, answer)
+            with self._safety.guard("metrics"):
+                self._take(snapshot, answer)
+                continue
+            self._next = None  # else it would be taken again at once
 
     def _send(self, snapshot: Snapshot) -> Answer:
         kinds = self._factory.deltas

@@ -77,11 +77,13 @@ class Rewriting:
 
     def __call__(self, name: str) -> str:
         """Return the label for a name: rewritten, valid text, not too long."""
+        if len(name) > MAX_LABEL:
+            return _label(name)
         label = self._remembered.get(name)
         if label is None:
             if len(self._remembered) >= MAX_REMEMBERED:
                 self._remembered.clear()
-            label = self._remembered[name] = _label(self._rewrite(name) if len(name) <= MAX_LABEL else name)
+            label = self._remembered[name] = _label(self._rewrite(name))
         return label
 
     def _rewrite(self, name: str) -> str:

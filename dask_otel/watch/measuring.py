@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -51,8 +52,8 @@ class Measuring:
         self._mirror = mirror
         self._exporters = exporters
         self._safety = safety
-        #: Until when the cluster's threads have been counted.
-        self._until = time()
+        #: Until when the cluster's threads have been counted, also by a clock that nobody sets.
+        self._until, self._steady = time(), monotonic()
         self._measures = _measures_of(scheduler, settings, self._until)
         self._measures.owner = self
         #: Ids of the OTel spans that this sweep has put on their way.
@@ -89,10 +90,13 @@ class Measuring:
         """Note that a sweep begins, in which the number of threads has been read."""
         if self._is_latest:
             with self._safety.guard("metrics"):
-                now = time()
+                now, steady = time(), monotonic()
                 self._measures.begin_sweep(now)
-                self._measures.threads(self._mirror.threads.available(self._until, now))
-                self._until = now
+                seconds = self._mirror.threads.available(self._until, now)
+                # A clock that was set forward gives the cluster no more of them.
+                passed = min(1.0, (steady - self._steady) / (now - self._until)) if now > self._until else 0.0
+                self._measures.threads(seconds * passed)
+                self._until, self._steady = now, steady
 
     def clock_set_back(self, seconds: float) -> None:
         """Count on from the clock's new time."""

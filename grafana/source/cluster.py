@@ -5,19 +5,19 @@ from __future__ import annotations
 from .panels import Dashboard, bars, choice, lines, query, row, stacked, stat, table, total
 from .promql import RANGE, STEP, count, latest, or_zero, part_of, per_second, quantile, ratio, select
 
-__all__ = ["CHOOSE_CLUSTER", "cluster"]
+__all__ = ["BY_INSTANCE", "CHOOSE_CLUSTER", "INSTANCE", "cluster"]
 
 CHOOSE_CLUSTER = choice("cluster", "Cluster", "label_values(dask_scheduler_thread_count, dask_cluster_name)")
-CHOOSE_PREFIX = choice(
-    "prefix", "Task prefix", 'label_values(dask_task_finished_total{dask_cluster_name=~"$cluster"}, dask_task_prefix)'
-)
-PREFIX = 'dask_task_prefix=~"$prefix"'
+CHOOSE_PREFIX = choice("prefix", "Task prefix", f"label_values({select('dask_task_finished_total')}, dask_task_prefix)")
+PREFIX = "dask_task_prefix=~`${prefix:regex}`"
 FINISHED = "dask_task_finished_total"
 FAILED = 'dask_task_outcome="erred"'
 COMPLETED = 'dask_task_outcome="completed"'
 OTHERWISE = 'dask_task_outcome!="completed"'
 BY_OUTCOME = "dask_task_outcome"
 BUSY = count(select("dask_span_thread_time_seconds_total"), STEP)
+INSTANCE = "dask_cluster_name, instance"
+BY_INSTANCE = "{{dask_cluster_name}} {{instance}}"
 DELAY = select("dask_scheduler_event_loop_delay_seconds")
 HAD = count(select("dask_scheduler_thread_time_seconds_total"), STEP)
 
@@ -55,8 +55,8 @@ def cluster() -> Dashboard:
         ),
         stat(
             "Efficiency",
-            "Part of the threads' time in which they ran tasks, in the time shown. What is left was paid for and not "
-            "used.",
+            "Part of the threads' time in which they ran tasks, in the time shown. What is left was paid for and "
+            "not used.",
             total(
                 ratio(
                     count(select("dask_span_thread_time_seconds_total"), RANGE),
@@ -69,10 +69,8 @@ def cluster() -> Dashboard:
         stacked(
             "Tasks by state",
             "How many tasks the scheduler knows. Many queued: it could use more workers. Any in no-worker: nobody "
-            "can take "
-            "them, because of their resources or host restrictions, or because there are no workers. memory: results "
-            "that "
-            "are held.",
+            "can take them, because of their resources or host restrictions, or because there are no workers. "
+            "memory: results that are held.",
             [query(latest(select("dask_scheduler_task_count"), "dask_task_state"), "{{dask_task_state}}")],
             "short",
         ),
@@ -90,8 +88,8 @@ def cluster() -> Dashboard:
         bars(
             "Not completed",
             "erred: raised an exception. upstream_failed: depended on one that did. retried, rescheduled, "
-            "recomputed: run "
-            "again. cancelled, abandoned: nobody wants them any more. lost: with their worker, or its data.",
+            "recomputed: run again. cancelled, abandoned: nobody wants them any more. lost: with their worker, or "
+            "its data.",
             [
                 query(
                     or_zero(count(select(FINISHED, OTHERWISE, PREFIX), STEP, BY_OUTCOME), BY_OUTCOME, "erred"),
@@ -126,14 +124,13 @@ def cluster() -> Dashboard:
         bars(
             "Where the seconds go",
             "Thread-seconds of workers, by what they were spent on. execute: in tasks. thread_cpu computes; "
-            "thread_noncpu "
-            "waits, for input and output or the interpreter lock; disk_read and disk_write spill; deserialize and "
-            "network "
-            "move data. failed, cancelled: for nothing.",
+            "thread_noncpu waits, for input and output or the interpreter lock; disk_read and disk_write spill; "
+            "deserialize and network move data; executor waits for a thread and hands over; other is what is left. "
+            "failed, cancelled: for nothing. gather_dep and get_data run beside the threads: the sum can exceed theirs.",
             [
                 query(
                     count(
-                        select("dask_activity_time_seconds_total", 'dask_task_prefix=~"$prefix|"'),
+                        select("dask_activity_time_seconds_total", "dask_task_prefix=~`${prefix:regex}|`"),
                         STEP,
                         "dask_context, dask_activity",
                     ),
@@ -153,8 +150,8 @@ def cluster() -> Dashboard:
         ),
         stacked(
             "Memory of the workers",
-            "managed: Dask's results. unmanaged: all else in the workers' processes, such as what running tasks use. "
-            "Spilled results are on disk. Workers pause at 80 % of their limit and are restarted at 95 %.",
+            "managed: Dask's results. unmanaged: all else in the workers' processes, such as what running tasks "
+            "use. Spilled results are on disk. Workers pause at 80 % of their limit and are restarted at 95 %.",
             [
                 query(latest(select("dask_worker_memory_usage_bytes"), "dask_memory_state"), "{{dask_memory_state}}"),
                 query(latest(select("dask_worker_memory_spilled_bytes")), "spilled"),
@@ -187,12 +184,11 @@ def cluster() -> Dashboard:
         lines(
             "Event loop delay",
             "By how much the scheduler was late, at worst. Above a second everybody waits: very large graphs, many "
-            "tiny "
-            "tasks, or a scheduler that lacks CPU.",
+            "tiny tasks, or a scheduler that lacks CPU.",
             [
                 query(
-                    f"max by (instance) (max_over_time({DELAY}[$__rate_interval]))",
-                    "{{instance}}",
+                    f"max by ({INSTANCE}) (max_over_time({DELAY}[$__rate_interval]))",
+                    BY_INSTANCE,
                 )
             ],
             "s",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .cluster import CHOOSE_CLUSTER
+from .cluster import BY_INSTANCE, CHOOSE_CLUSTER, INSTANCE
 from .panels import Dashboard, bars, lines, query, row, stat, total
 from .promql import RANGE, STEP, count, latest, or_zero, per_second, quantile, ratio, select
 
@@ -84,10 +84,10 @@ def health() -> Dashboard:
             [
                 query(
                     ratio(
-                        latest(select(QUEUE), "instance, otel_component_name"),
-                        latest(select(CAPACITY), "instance, otel_component_name"),
+                        latest(select(QUEUE), f"{INSTANCE}, otel_component_name"),
+                        latest(select(CAPACITY), f"{INSTANCE}, otel_component_name"),
                     ),
-                    "{{instance}} {{otel_component_name}}",
+                    BY_INSTANCE + " {{otel_component_name}}",
                 )
             ],
             "percentunit",
@@ -109,7 +109,7 @@ def health() -> Dashboard:
         lines(
             "Part of the scheduler's time",
             "Sweeps, as part of all time. The hooks are not in it.",
-            [query(per_second(count(select(f"{SWEEP}_sum"), STEP, "instance")), "{{instance}}")],
+            [query(per_second(count(select(f"{SWEEP}_sum"), STEP, INSTANCE)), BY_INSTANCE)],
             "percentunit",
         ),
     )

@@ -98,6 +98,8 @@ def stat(title: str, about: str, target: Target, unit: str, *, width: int = 4, b
         steps.append({"color": "red", "value": bad_from})
     return {
         **_panel("stat", title, about, [target], width, 4),
+        # Else "now" would be hours for a panel that is so narrow, if the time shown is long.
+        "maxDataPoints": 11000,
         "fieldConfig": {
             "defaults": {"unit": unit, "thresholds": {"mode": "absolute", "steps": steps}},
             "overrides": [],

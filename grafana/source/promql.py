@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["count", "latest", "or_zero", "part_of", "per_second", "quantile", "ratio", "select"]
 
 #: What is chosen at the top of each dashboard.
-CLUSTER = 'dask_cluster_name=~"$cluster"'
+CLUSTER = "dask_cluster_name=~`${cluster:regex}`"
 #: How far back the value before a range is looked for: metrics may be exported this rarely.
 BEFORE = "1h"
 #: One bar of a chart, and all that is shown.

@@ -8,10 +8,8 @@ from .promql import RANGE, STEP, count, latest, or_zero, part_of, per_second, qu
 
 __all__ = ["workflows"]
 
-CHOOSE_ROOT = choice(
-    "root", "Root span", 'label_values(dask_span_active{dask_cluster_name=~"$cluster"}, dask_span_root)'
-)
-ROOT = 'dask_span_root=~"$root"'
+CHOOSE_ROOT = choice("root", "Root span", f"label_values({select('dask_span_active')}, dask_span_root)")
+ROOT = "dask_span_root=~`${root:regex}`"
 DURATION = "dask_span_duration_seconds"
 RUNS = f"{DURATION}_count"
 FAILED = 'dask_span_result=~"error|lost"'
@@ -20,7 +18,9 @@ HAD = "dask_scheduler_thread_time_seconds_total"
 #: Root segments of traces: what nothing but the root's own name leads to.
 SLOW = (
     '{ span.dask.kind = "span" && span.dask.span.path = span.dask.span.root && span.dask.span.root =~ `${root:regex}` '
-    "&& resource.dask.cluster.name =~ `${cluster:regex}` && trace:duration > $slower } with (most_recent=true)"
+    "&& (resource.dask.cluster.name =~ `${cluster:regex}` "
+    '|| (resource.dask.cluster.name = nil && "" =~ `${cluster:regex}`)) '
+    "&& trace:duration > $slower } with (most_recent=true)"
 )
 
 
@@ -44,8 +44,18 @@ def workflows() -> Dashboard:
             "percentunit",
             bad_from=0.1,
         ),
-        stat("Median duration", "Of runs that ended in the time shown.", total(_quantile(0.5, RANGE)), "s"),
-        stat("p95 duration", "Of runs that ended in the time shown.", total(_quantile(0.95, RANGE)), "s"),
+        stat(
+            "Median duration",
+            "Of runs that ended in the time shown; read off buckets.",
+            total(_quantile(0.5, RANGE)),
+            "s",
+        ),
+        stat(
+            "p95 duration",
+            "Of runs that ended in the time shown; read off buckets.",
+            total(_quantile(0.95, RANGE)),
+            "s",
+        ),
         stat(
             "Share of the cluster",
             "Part of all thread-seconds that these root spans used.",
@@ -55,8 +65,8 @@ def workflows() -> Dashboard:
         row("Runs"),
         bars(
             "Runs by result",
-            "error: a task failed. lost: tasks went with their worker. cancelled, abandoned work: nobody wanted it any "
-            "more. interrupted: the cluster closed.",
+            "error: a task failed. lost: tasks went with their worker. cancelled, abandoned work: nobody wanted it "
+            "any more. interrupted: the cluster closed.",
             [query(count(select(RUNS, ROOT), STEP, "dask_span_result"), "{{dask_span_result}}")],
             "short",
         ),
@@ -83,8 +93,7 @@ def workflows() -> Dashboard:
         table(
             "Root spans",
             "In the time shown. Quantiles are read off buckets, so they are only as fine as those. Busy: "
-            "thread-seconds in "
-            "tasks.",
+            "thread-seconds in tasks.",
             [
                 ("Busy", count(select(BUSY, ROOT), RANGE, "dask_span_root"), "s"),
                 ("Runs", count(select(RUNS, ROOT), RANGE, "dask_span_root"), "short"),
@@ -95,6 +104,14 @@ def workflows() -> Dashboard:
                         count(select(RUNS, ROOT), RANGE, "dask_span_root"),
                     ),
                     "short",
+                ),
+                (
+                    "Mean",
+                    ratio(
+                        count(select(f"{DURATION}_sum", ROOT), RANGE, "dask_span_root"),
+                        count(select(RUNS, ROOT), RANGE, "dask_span_root"),
+                    ),
+                    "s",
                 ),
                 ("Median", _quantile(0.5, RANGE, "dask_span_root"), "s"),
                 ("p95", _quantile(0.95, RANGE, "dask_span_root"), "s"),
@@ -129,8 +146,8 @@ def workflows() -> Dashboard:
         row("Traces"),
         traces(
             "Slowest recent traces",
-            "Of the latest 200 that took longer than the time given at the top, the longest first. The id opens the "
-            "trace.",
+            "Of the latest 200 that took longer than the time given at the top (500ms, 10s, 1m), the longest first. "
+            "The id opens the trace.",
             SLOW,
         ),
     )

@@ -81,6 +81,19 @@ def test_metrics_that_go_nowhere(doctor):
     assert "Nothing listens there" in out
 
 
+def test_metrics_that_go_elsewhere_are_tried_though_traces_fail(doctor):
+    with Receiver() as receiver, Misbehaving("http/protobuf") as other:
+        code, out = doctor(
+            OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1",
+            OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=receiver.endpoints["grpc"],
+        )
+        assert code == 1
+        assert f"✓ exporter otlp, {receiver.endpoints['grpc']}: metrics are taken" in out
+        # The advice must not break the traces.
+        _, out = doctor(OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=other.endpoint)
+        assert "use OTEL_EXPORTER_OTLP_METRICS_PROTOCOL=http/protobuf" in out
+
+
 def test_a_wrong_variable_for_metrics_leaves_the_traces(doctor):
     with Receiver() as receiver:
         code, out = doctor(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoints["grpc"], OTEL_METRICS_EXPORTER="prometheus")

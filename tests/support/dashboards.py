@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "grafana" / "dashboards"
-#: Pixels, and points, of a panel that is half as wide as a screen.
-POINTS = 800
+#: Pixels of the screen; a panel asks for as many points as it has, unless it says otherwise.
+SCREEN = 1600
 
 
 class Query(NamedTuple):
@@ -23,6 +23,8 @@ class Query(NamedTuple):
     expression: str
     #: One value for all of the time shown.
     is_instant: bool
+    #: For how many it asks.
+    points: float
 
 
 def load() -> dict[str, dict[str, Any]]:
@@ -36,20 +38,27 @@ def queries() -> Iterator[Query]:
         for panel in dashboard["panels"]:
             for target in panel.get("targets", ()):
                 if target["datasource"]["type"] == "prometheus":
-                    instant = target.get("instant", False)
-                    yield Query(dashboard["uid"], panel["title"], target["refId"], target["expr"], instant)
+                    yield Query(
+                        dashboard["uid"],
+                        panel["title"],
+                        target["refId"],
+                        target["expr"],
+                        target.get("instant", False),
+                        panel.get("maxDataPoints", SCREEN * panel["gridPos"]["w"] / 24),
+                    )
 
 
 class Times(NamedTuple):
-    """The time shown, in seconds, and the shortest step that the data source allows."""
+    """The time shown, in seconds, the points that a panel asks for, and the shortest step of the data source."""
 
     span: float
+    points: float = SCREEN / 2
     shortest: float = 15.0
 
     @property
     def step(self) -> float:
         """``$__interval``; Grafana rounds what the width gives, which matters for long spans only."""
-        return max(self.shortest, self.span / POINTS)
+        return max(self.shortest, self.span / self.points)
 
     def variables(self) -> dict[str, str]:
         rate = max(self.step + self.shortest, 4 * self.shortest)
@@ -65,18 +74,18 @@ class Times(NamedTuple):
 
 def fill(expression: str, times: Times, chosen: Mapping[str, list[str] | str]) -> str:
     """Fill in Grafana's own variables and the dashboard's: a list is what was ticked, a text is taken as it is."""
-    values = times.variables() | {name: _regex(value) for name, value in chosen.items()}
+    values = times.variables() | {f"{name}:regex": _regex(value) for name, value in chosen.items()}
     for name in sorted(values, key=len, reverse=True):
-        expression = re.sub(rf"\$(?:{name}\b|\{{{name}\}})", lambda _, name=name: values[name], expression)
-    assert "$" not in expression, expression
+        pattern = rf"\$\{{{name}\}}" if ":" in name else rf"\$(?:{name}\b|\{{{name}\}})"
+        expression = re.sub(pattern, lambda _, name=name: values[name], expression)
     return expression
 
 
 def _regex(value: list[str] | str) -> str:
-    """How Grafana writes values of a variable that may have several, into a regular expression in quotes."""
+    """How Grafana writes what was ticked as a regular expression."""
     if isinstance(value, str):
         return value
-    escaped = [re.sub(r"[$^*{}\[\]+?.()|]", r"\\\\\g<0>", each.replace("\\", "\\\\\\\\")) for each in value]
+    escaped = [re.sub(r"[\\^$*+?.()|\[\]{}/]", r"\\\g<0>", each) for each in value]
     return escaped[0] if len(escaped) == 1 else f"({'|'.join(escaped)})"
 
 
