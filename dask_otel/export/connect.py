@@ -69,7 +69,7 @@ def connect(
     scope = InstrumentationScope("dask_otel", __version__)
     meters, interval = _make_meters(endpoint, resource, scope, redactor, safety)
     if not senders and not meters:
-        log.info("dask-otel is off: OTEL_TRACES_EXPORTER and OTEL_METRICS_EXPORTER say that nothing is to be sent")
+        log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none, and there is nowhere to send metrics to")
         return None
     for name in not_read():
         log.warning("dask-otel does not read %s; it takes its configuration from the other OTEL_* variables", name)

@@ -126,7 +126,7 @@ def cluster() -> Dashboard:
             "Thread-seconds of workers, by what they were spent on. execute: in tasks. thread_cpu computes; "
             "thread_noncpu waits, for input and output or the interpreter lock; disk_read and disk_write spill; "
             "deserialize and network move data; executor waits for a thread and hands over; other is what is left. "
-            "failed, cancelled: for nothing. gather_dep and get_data run beside the threads: the sum can exceed theirs.",
+            "failed, cancelled: for nothing. gather_dep and get_data run beside threads: the sum can exceed theirs.",
             [
                 query(
                     count(
