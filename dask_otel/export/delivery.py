@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from time import monotonic, time
+from time import time
 from typing import Any
 
 from ..mirror.records import Record
 from ..safety import log
+from .contact import Contact
 from .conventions import kind_of
 
 __all__ = ["Delivery"]
@@ -17,35 +18,17 @@ __all__ = ["Delivery"]
 WARN_EVERY = 60.0
 
 
-class Delivery:
-    """Counts for one exporter.
-
-    Parameters
-    ----------
-    name
-        Of the exporter.
-    target
-        Where it sends to; holds no secret.
-    """
+class Delivery(Contact):
+    """Counts for one exporter."""
 
     def __init__(self, name: str, target: str = "") -> None:
-        self.name = name
-        self.target = target
+        super().__init__(name, target, WARN_EVERY)
         #: By kind of span.
         self.sent: Counter[str] = Counter()
         #: By kind of span and reason: queue_full, refused, invalid, too_large, rejected, shutdown, fault.
         self.dropped: Counter[tuple[str, str]] = Counter()
-        #: Whether the last request failed; None before there was one, and since when (seconds since the epoch).
-        self.is_failing: bool | None = None
-        self.since: float | None = None
-        #: What the last failure said, and when.
-        self.last_error = ""
-        self.last_error_at: float | None = None
-        #: Set when only the last word is to be logged.
-        self.is_silent = False
         self._lock = threading.Lock()
         self._warned_of = 0
-        self._warned = {"failing": -WARN_EVERY, "dropped": -WARN_EVERY}
 
     def count_sent(self, records: list[Record], rejected: int, said: str) -> None:
         """Count a batch that has arrived, of which the collector may have rejected some; which, it does not say."""
@@ -60,7 +43,7 @@ class Delivery:
                 if gone:
                     self.dropped[kind, "rejected"] += gone
             if lost or said:
-                self._error(f"{rejected} spans rejected: {said}" if lost else said)
+                self.note_error(f"{rejected} spans rejected: {said}" if lost else said)
 
     def count_lost(self, kinds: Counter[str], reason: str, said: str = "") -> None:
         """Count spans that were given up, and keep what the last answer said."""
@@ -68,24 +51,24 @@ class Delivery:
             for kind, count in kinds.items():
                 self.dropped[kind, reason] += count
             if said:
-                self._error(said)
+                self.note_error(said)
 
     def works(self) -> None:
         """Note a request that has succeeded."""
         if self.is_failing:
             log.info("dask-otel sends again with exporter %r, after %.0f s", self.name, time() - (self.since or time()))
-        self._now(failing=False)
+        self.note(failing=False)
 
     def fails(self, said: str, waiting: int) -> None:
         """Note a request that has failed and will be made again."""
         with self._lock:
-            self._error(said)
-        self._now(failing=True)
-        if self._may_warn("failing"):
+            self.note_error(said)
+        self.note(failing=True)
+        if self.may_warn("failing"):
             log.warning(
                 "dask-otel cannot send spans with exporter %r to %s (%s); %d wait, and it tries again",
                 self.name,
-                self.target or "its backend",
+                self.shown_target,
                 said,
                 waiting,
             )
@@ -93,7 +76,7 @@ class Delivery:
     def warn_of_losses(self) -> None:
         """Say what was lost, if that is more than when it was said last."""
         total = self.total_dropped
-        if total > self._warned_of and self._may_warn("dropped"):
+        if total > self._warned_of and self.may_warn("dropped"):
             self._warned_of = total
             said = f"; what was said last: {self.last_error}" if self.last_error else ""
             log.warning("dask-otel has dropped spans of exporter %r: %s%s", self.name, self.summary(), said)
@@ -108,13 +91,7 @@ class Delivery:
         """Say what became of the spans, as plain data."""
         with self._lock:
             dropped = sorted(self.dropped.items())
-            return {
-                "name": self.name,
-                "target": self.target,
-                "failing": self.is_failing,
-                "since": self.since,
-                "last_error": self.last_error,
-                "last_error_at": self.last_error_at,
+            return super().status() | {
                 "sent": dict(self.sent),
                 "dropped": [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in dropped],
             }
@@ -130,16 +107,3 @@ class Delivery:
         """Number of spans that were given up."""
         with self._lock:
             return sum(self.dropped.values())
-
-    def _error(self, said: str) -> None:
-        self.last_error, self.last_error_at = said, time()
-
-    def _now(self, *, failing: bool) -> None:
-        if self.is_failing is not failing:
-            self.is_failing, self.since = failing, time()
-
-    def _may_warn(self, topic: str) -> bool:
-        if self.is_silent or monotonic() - self._warned[topic] < WARN_EVERY:
-            return False
-        self._warned[topic] = monotonic()
-        return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
@@ -12,6 +12,7 @@ from ..measure.deltas import deltas
 from ..measure.snapshot import Snapshot
 from ..safety import Safety, log
 from .answers import Answer, Meaning
+from .contact import Contact
 from .metrics import MetricFactory
 from .senders import Sender
 
@@ -40,12 +41,8 @@ class Meter:
         self._next: Snapshot | None = None
         #: The last that has arrived.
         self._arrived: Snapshot | None = None
-        self._is_failing: bool | None = None
-        self._since: float | None = None
-        self._last_error = ""
-        self._last_error_at: float | None = None
+        self._contact = Contact(sender.name, sender.target, WARN_EVERY)
         self._exports = self._failures = self._rejected = 0
-        self._warned = -WARN_EVERY
         #: When closing must end, once it has begun.
         self._deadline: float | None = None
         self._was_well = False
@@ -65,11 +62,12 @@ class Meter:
         """Send what is left within ``timeout`` seconds, then shut the exporter down."""
         with self._changed:
             self._deadline = monotonic() + timeout
-            self._was_well = self._is_failing is False
+            self._was_well = self._contact.is_failing is False
+            self._contact.is_silent = True  # but for the last word
             self._changed.notify()
         self._thread.join(timeout)
         if self._lost or (self._thread.is_alive() and self._next):
-            said = self._last_error if self._lost else "no answer in time"
+            said = self._contact.last_error if self._lost else "no answer in time"
             log.warning("dask-otel could not send the last metrics with exporter %r: %s", self._sender.name, said)
         if self._thread.is_alive():
             # Shutting down ends an exporter's own waiting, but may itself wait.
@@ -80,17 +78,8 @@ class Meter:
     def status(self) -> dict[str, Any]:
         """Say what became of the snapshots, as plain data for the page."""
         with self._changed:
-            return {
-                "name": self._sender.name,
-                "target": self._sender.target,
-                "failing": self._is_failing,
-                "since": self._since,
-                "last_error": self._last_error,
-                "last_error_at": self._last_error_at,
-                "exports": self._exports,
-                "failures": self._failures,
-                "rejected": self._rejected,
-            }
+            counts = {"exports": self._exports, "failures": self._failures, "rejected": self._rejected}
+            return self._contact.status() | counts
 
     def _shut_down(self) -> None:
         with self._safety.guard("exporter shutdown"):
@@ -129,8 +118,8 @@ class Meter:
             else:
                 self._failures += 1
             if not arrived or answer.said:
-                self._last_error, self._last_error_at = answer.said, time()
-            self._now(answer)
+                self._contact.note_error(answer.said)
+            self._say(answer)
             # Else the next snapshot will tell whether somebody has mended it.
             again = answer.meaning is Meaning.LATER and self._may_try_again(answer)
             if self._next is snapshot and not again:
@@ -152,19 +141,24 @@ class Meter:
         self._changed.wait(pause)
         return True
 
-    def _now(self, answer: Answer) -> None:
-        name, target = self._sender.name, self._sender.target or "its backend"
-        failing = answer.meaning is not Meaning.SENT
-        if failing and self._deadline is None and monotonic() - self._warned >= WARN_EVERY:
-            self._warned = monotonic()
-            hint = NO_METRICS if answer.knows_no_such_thing else "it tries again"
+    def _say(self, answer: Answer) -> None:
+        """Log what a person should know, and note how it went."""
+        contact, failing = self._contact, answer.meaning is not Meaning.SENT
+        if failing and contact.may_warn("failing"):
             log.warning(
-                "dask-otel cannot send metrics with exporter %r to %s (%s); %s", name, target, answer.said, hint
+                "dask-otel cannot send metrics with exporter %r to %s (%s); %s",
+                contact.name,
+                contact.shown_target,
+                answer.said,
+                NO_METRICS if answer.knows_no_such_thing else "it tries again",
             )
-        elif self._is_failing and not failing:
-            log.info("dask-otel sends metrics again with exporter %r", name)
-        if answer.rejected and monotonic() - self._warned >= WARN_EVERY:
-            self._warned = monotonic()
-            log.warning("%s has rejected %d points of metrics: %s", target, answer.rejected, answer.said)
-        if self._is_failing is not failing:
-            self._is_failing, self._since = failing, time()
+        elif contact.is_failing and not failing:
+            log.info("dask-otel sends metrics again with exporter %r", contact.name)
+        if answer.rejected and contact.may_warn("rejected"):
+            log.warning(
+                "dask-otel: %s has rejected %d points of metrics: %s",
+                contact.shown_target,
+                answer.rejected,
+                answer.said,
+            )
+        contact.note(failing=failing)
