@@ -9,10 +9,14 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable
 from uuid import uuid4
 
 import dask.array as da
 from distributed import Client, span
+
+#: What a person does: with a client, under a name, so many tasks.
+Work = Callable[[Client, str, int], None]
 
 
 def load(number: int, size: int) -> bytes:
@@ -72,12 +76,12 @@ def unnamed(client: Client, name: str, tasks: int) -> None:
     client.gather(client.map(look, range(tasks), pure=False))
 
 
-def person(address: str, work: object, name: str, tasks: int, rounds: int | None) -> None:
+def person(address: str, work: Work, name: str, tasks: int, rounds: int | None) -> None:
     """Work, think, work again; with ``rounds`` None, for ever."""
     with Client(address, set_as_default=False, name=name) as client, client.as_current():
         done = 0
         while rounds is None or done < rounds:
-            work(client, name, tasks)  # type: ignore[operator]
+            work(client, name, tasks)
             done += 1
             time.sleep(random.uniform(0.2, 2.0))
 
