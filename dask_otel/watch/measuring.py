@@ -55,7 +55,8 @@ class Measuring:
         #: Until when the cluster's threads have been counted, also by a clock that nobody sets.
         self._until, self._steady = time(), monotonic()
         self._measures = _measures_of(scheduler, settings, self._until)
-        self._measures.owner = self
+        #: Not itself: what measures a scheduler must not keep it alive.
+        self._token = self._measures.owner = object()
         #: Ids of the OTel spans that this sweep has put on their way.
         self._shown: set[int] = set()
         self.delay = Delay(scheduler, safety)
@@ -163,7 +164,7 @@ class Measuring:
 
     @property
     def _is_latest(self) -> bool:
-        return self._measures.owner is self
+        return self._measures.owner is self._token
 
 
 #: Of each scheduler, which they must not keep alive: counters must not go backwards if the bridge is registered again.
