@@ -43,6 +43,13 @@ def test_services():
     assert all(port.startswith("127.0.0.1:") for s in COMPOSE.values() for port in s.get("ports", ()))
 
 
+def test_one_image_is_built_once():
+    """Several services that build the same one get in each other's way."""
+    ours = {name for name, service in COMPOSE.items() if service["image"] == "dask-otel:local"}
+    assert ours == {"scheduler", "worker", "workload"}
+    assert [name for name, service in COMPOSE.items() if "build" in service] == ["scheduler"]
+
+
 def test_images_are_pinned():
     images = {service["image"] for service in COMPOSE.values()} - {"dask-otel:local"}
     assert all(re.search(r":v?\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?$", image) for image in images), images
