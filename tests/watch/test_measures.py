@@ -146,7 +146,7 @@ async def test_how_the_cluster_is(plugin, client, scheduler, *workers):
         await until(lambda: scheduler.tasks["nowhere"].state == "no-worker")
         workers[0].status = type(workers[0].status).paused
         await until(lambda: scheduler.workers[workers[0].address].status.name == "paused")
-        await until(lambda: values(plugin.last, "dask.span.active").get(("alice",)) == 0)
+        await plugin.keeping.until(lambda s: values(s, "dask.span.active").get(("alice",)) == 0)
         await all_told(workers)
         snapshot = await plugin.keeping.fresh()
         check_state(snapshot, scheduler)
