@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from math import exp, floor, log, sqrt
+from math import exp, floor, inf, log, sqrt
 
 __all__ = ["GROWTH", "Intervals", "bucket", "quantile"]
 
@@ -59,7 +59,7 @@ class Intervals:
         middles = [SHORTEST, *map(_middle, self.ends, self.ends[1:]), self.ends[-1] * sqrt(GROWTH)]
         #: By number of an interval, the bucket and the bar of which it is a part.
         self.buckets = [bucket(middle) for middle in middles]
-        self.bars = [bisect_left(bounds, middle) for middle in middles]
+        self.bars = [bisect_left(bounds, end) for end in (*self.ends, inf)]
 
 
 def _middle(low: float, high: float) -> float:

@@ -204,8 +204,10 @@ def test_alerts(stack, tmp_path):
     states = {rule["alert"]: {"pending", "firing"} if "for" in rule else {"firing"} for rule in rules}
     gather_failures(client)
     worker, held = spill(client, stack.cluster.address, tmp_path)
-    client.gather(client.map(abs, range(2500), key=[f"g{n % 500}-{n}" for n in range(2500)]))  # too many spans
-    waits = client.submit(abs, 1, resources={"GPU": 1}, key="waits")
+    with span("too many spans"):  # of its own: work without a span would stay open with what waits
+        client.gather(client.map(abs, range(2500), key=[f"g{n % 500}-{n}" for n in range(2500)]))
+    with span("waits"):
+        waits = client.submit(abs, 1, resources={"GPU": 1}, key="waits")
     client.run_on_scheduler(time.sleep, 4)
     stack.cluster.workers[0].kill()
     try:
