@@ -14,7 +14,7 @@ from ..safety import Safety, log
 from .answers import Answer, Meaning
 from .contact import Contact
 from .metrics import MetricFactory
-from .senders import Sender
+from .senders import Sender, shut_down
 
 __all__ = ["NO_METRICS", "Meter"]
 
@@ -69,21 +69,13 @@ class Meter:
         if self._lost or (self._thread.is_alive() and self._next):
             said = self._contact.last_error if self._lost else "no answer in time"
             log.warning("dask-otel could not send the last metrics with exporter %r: %s", self._sender.name, said)
-        if self._thread.is_alive():
-            # Shutting down ends an exporter's own waiting, but may itself wait.
-            threading.Thread(target=self._shut_down, name="dask-otel shutdown", daemon=True).start()
-        else:
-            self._shut_down()
+        shut_down(self._sender, self._safety, is_sending=self._thread.is_alive())
 
     def status(self) -> dict[str, Any]:
         """Say what became of the snapshots, as plain data for the page."""
         with self._changed:
             counts = {"exports": self._exports, "failures": self._failures, "rejected": self._rejected}
             return self._contact.status() | counts
-
-    def _shut_down(self) -> None:
-        with self._safety.guard("exporter shutdown"):
-            self._sender.shutdown()
 
     def _run(self) -> None:
         # Else the user's instrumentation of requests or grpc would trace our own requests.

@@ -18,7 +18,7 @@ from .conventions import kind_of
 from .delivery import Delivery
 from .limits import Limits
 from .pacing import Paced
-from .senders import Sender
+from .senders import Sender, shut_down
 from .spans import SpanFactory
 from .waiting import Waiting
 
@@ -89,12 +89,9 @@ class Pipeline:
             self._changed.notify()
         self._thread.join(timeout)
         self._say_last_word()
-        if self._thread.is_alive():
-            self._abandoned = True
-            # Shutting down ends an exporter's own waiting, but may itself wait.
-            threading.Thread(target=self._shut_down, name="dask-otel shutdown", daemon=True).start()
-        else:
-            self._shut_down()
+        is_sending = self._thread.is_alive()
+        self._abandoned = self._abandoned or is_sending
+        shut_down(self._sender, self._safety, is_sending=is_sending)
 
     def _say_last_word(self) -> None:
         with self._changed:
@@ -126,10 +123,6 @@ class Pipeline:
         with self._changed:
             queue = self._waiting.status()
             return self.delivery.status() | {"queue": queue, "in_flight": self._in_flight}
-
-    def _shut_down(self) -> None:
-        with self._safety.guard("exporter shutdown"):
-            self._sender.shutdown()
 
     def _run(self) -> None:
         # Else the user's instrumentation of requests or grpc would trace our own requests.

@@ -17,9 +17,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.metrics.export import MetricExporter
 from opentelemetry.sdk.trace.export import SpanExporter
 
+from ..safety import Safety
 from .answers import Answer, Meaning, of_grpc, of_http, short
 
-__all__ = ["GrpcSender", "HttpSender", "Sender"]
+__all__ = ["GrpcSender", "HttpSender", "Sender", "shut_down"]
 
 _SENT = Answer(Meaning.SENT)
 #: Bytes read of an answer; there is no reason for a longer one.
@@ -59,6 +60,19 @@ class Sender:
     def shutdown(self) -> None:
         """Shut the exporter down; may raise anything."""
         self.exporter.shutdown()
+
+
+def shut_down(sender: Sender, safety: Safety, *, is_sending: bool) -> None:
+    """Shut a sender's exporter down; while it sends, that ends its own waiting, but may itself wait: not here."""
+
+    def run() -> None:
+        with safety.guard("exporter shutdown"):
+            sender.shutdown()
+
+    if is_sending:
+        threading.Thread(target=run, name="dask-otel shutdown", daemon=True).start()
+    else:
+        run()
 
 
 class _Failed(BaseException):
