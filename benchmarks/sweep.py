@@ -64,7 +64,7 @@ def submit(client, number):
 
 async def main():
     plugin = Plugin()
-    async with Scheduler(port=0, dashboard=False) as scheduler:
+    async with Scheduler(port=0, dashboard_address="127.0.0.1:0", dashboard=False) as scheduler:
         await scheduler.register_scheduler_plugin(plugin, idempotent=True)
         async with Client(scheduler.address, asynchronous=True) as client:
             futures = [future for number in range(SPANS) for future in submit(client, number)]

@@ -243,7 +243,7 @@ def test_the_scheduler_has_the_plugin_only_while_it_works(monkeypatch):
         monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
         monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
         with dask.config.set(PRELOAD):
-            async with Scheduler(port=0, dashboard=False) as scheduler:
+            async with Scheduler(port=0, dashboard_address="127.0.0.1:0", dashboard=False) as scheduler:
                 await asyncio.sleep(0)
                 return "dask-otel" in scheduler.plugins
 

@@ -65,7 +65,14 @@ def _run_workflow(endpoint: str, console: Console) -> tuple[str, int]:
     """Run the workflow on a local cluster; return the root span's id and the number of spans that were not sent."""
     with _progress(console) as done, tempfile.TemporaryDirectory(prefix="dask-otel-demo-") as folder:
         # Two steps of the workflow fail on purpose: no need to log that.
-        cluster = LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=logging.CRITICAL)
+        cluster = LocalCluster(
+            n_workers=2,
+            threads_per_worker=2,
+            # Without an address, its HTTP server would listen on Dask's usual port, where a person's cluster may be.
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            silence_logs=logging.CRITICAL,
+        )
         with cluster, Client(cluster) as client:
             client.register_plugin(OTelPlugin(endpoint))
             plugin = cluster.scheduler.plugins[OTelPlugin.name]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,16 @@ def test_sends_to_an_endpoint(protocol):
         trace_id = re.search(r"Trace ([0-9a-f]{32}) was sent", done.stdout)[1]
         assert f"http://my.jaeger/trace/{trace_id}" in done.stdout
         assert len(receiver.wait_for_trace(trace_id, timeout=10)) >= 10
+
+
+def test_beside_a_cluster_of_ones_own():
+    with socket.socket() as taken:
+        with suppress(OSError):  # taken by another: as good
+            taken.bind(("127.0.0.1", 8787))
+            taken.listen()
+        done = run("demo")
+    assert done.returncode == 0
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://host:port", "nonsense"])
