@@ -18,6 +18,13 @@ class Count:
     def put(self, records):
         self.records += len(records)
         self.segments += isinstance(records[-1], SegmentRecord)
+        return records
+
+    def wants_metrics(self, *, last=False):
+        return False
+
+    def exporters(self):
+        return ()
 
     def close(self, timeout):
         pass

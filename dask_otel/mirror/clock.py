@@ -63,6 +63,10 @@ class Heartbeats:
         """Whether two heartbeats came after ``since``."""
         return self._last_two.get(worker, (0.0, 0.0))[0] > since
 
+    def was_heard(self, worker: str, since: float) -> bool:
+        """Whether a heartbeat came after ``since``; most likely it had all."""
+        return self._last_two.get(worker, (0.0, 0.0))[1] > since
+
     def is_awaited(self, worker: str, since: float, now: float) -> bool:
         """Whether metrics of a run that ended at ``since`` may still come."""
         if worker not in self._last_two:

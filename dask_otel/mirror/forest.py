@@ -159,6 +159,25 @@ class Forest:
                     each.segment.last_change = active
                 self.touched[each] = None
 
+    def look(self, span_id: str, runs: Tally, load: Load, active: float | None) -> None:
+        """Have a span looked at, as ``touch``: what else happened to it is told later."""
+        self.touch(self.nodes[span_id], runs, load, active)
+
+    def is_at_work(self, span_id: str, since: float) -> bool:
+        """Whether a span is open, in a tree that began after ``since``."""
+        node = self.nodes.get(span_id)
+        root = node.root.segment if node and node.segment else None
+        return root is not None and root.start > since
+
+    def threshold(self, span_id: str, name: str) -> float:
+        """Seconds above which a run is slower than all those of a group that its next span can leave out.
+
+        Negative while there are none. It holds for as long as the group has unfinished tasks.
+        """
+        node = self.nodes.get(span_id)
+        group = node.ledger.groups.get(name) if node and node.segment and node.ledger else None
+        return group.picks.threshold if group and group.picks and group.unfinished else -1.0
+
     def take_out(self, node: Node) -> tuple[Segment, Ledger]:
         """End a node's open segment, and hand over what it held."""
         segment, ledger = node.segment, node.ledger

@@ -142,6 +142,11 @@ class Change(Tally):
             self.error = self.error or tally.error
 
     @property
+    def is_plain(self) -> bool:
+        """Nothing but tasks of one's own that entered and completed."""
+        return not (self.outcomes or self.error or self.provisional or self.foreign)
+
+    @property
     def is_empty(self) -> bool:
         """Nothing to count: a release, a change of state only."""
         return not (self.active or self.tasks or self.nbytes or self.durations)

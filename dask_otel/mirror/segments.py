@@ -18,7 +18,7 @@ from .records import Record
 from .roots import RootRuns
 from .settings import Level, MirrorSettings
 from .tally import Tally
-from .tree import NO_LOAD, Node
+from .tree import NO_LOAD, Node, Segment
 
 __all__ = ["Mirror"]
 
@@ -40,7 +40,7 @@ class Mirror:
     def __init__(self, now: float, threads: int, settings: MirrorSettings) -> None:
         self.heartbeats = Heartbeats()
         self.threads = Threads(now, threads)
-        self._settings = settings
+        self.settings = settings
         #: Which spans are open.
         self.forest = Forest(now, settings.max_groups)
         self.roots = RootRuns()
@@ -58,26 +58,27 @@ class Mirror:
     def add_change(self, change: Change, now: float) -> None:
         """Count what happened to a group."""
         node = self.forest.nodes[change.span_id]
+        if change.active:
+            segment = self.forest.open_segment(node, min(change.since, change.run_start or change.since), now)
+            change.put_in_time(segment.start, now)
+        if node.segment:
+            node.segment.sent_to.update(change.sent_to)
         if not change.is_empty:
-            if change.active:
-                segment = self.forest.open_segment(node, min(change.since, change.run_start or change.since), now)
-                change.put_in_time(segment.start, now)
             ledger = self.forest.ledger(node, now)
             group = ledger.groups.get(change.name)
             if group is None:
-                if len(ledger.groups) >= 2 * self._settings.max_groups:
-                    fold_groups(node, ledger, node.next_number, self._settings.max_groups)
+                if len(ledger.groups) >= 2 * self.settings.max_groups:
+                    fold_groups(node, ledger, node.next_number, self.settings.max_groups)
                 group = node.begin_group(ledger, change.name, change.prefix, change.since)
             self.forest.include(ledger, (asker for askers in change.foreign for asker in askers))
             change.adopt(lambda span_id: self.forest.is_inside(span_id, node))
             ledger.add_change(change, group)
             if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
                 ledger.metrics_complete = False
-            self._await_metrics(node, ledger, change, now)
+            if node.segment:
+                self._await_metrics(node.segment, ledger, change, now)
         elif node.ledger and change.name in node.ledger.groups:
             node.ledger.groups[change.name].unfinished = change.unfinished
-        if node.segment:
-            node.segment.sent_to.update(change.sent_to)
         self.forest.touch(node, change, change.load, now if change.active else None)
 
     def add_claim(self, claim: Claim, now: float) -> None:
@@ -136,9 +137,9 @@ class Mirror:
         yield from self.forest.account(now)
         for root in list(self.forest.open_roots):
             age = now - root.segment.start if root.segment else 0.0
-            if age >= self._settings.max_segment:
+            if age >= self.settings.max_segment:
                 yield from self._cut(root, now)
-            elif age >= self._settings.announce and root.segment and self._wants_marker(root):
+            elif age >= self.settings.announce and root.segment and self._wants_marker(root):
                 yield marker(root, root.segment, now)
         if not taking_in_graph:
             for node in sorted(self.forest.at_rest, key=lambda node: -node.depth):
@@ -169,21 +170,19 @@ class Mirror:
 
     # Inside
 
-    def _await_metrics(self, node: Node, ledger: Ledger, change: Change, now: float) -> None:
-        if not node.segment:
-            return
+    def _await_metrics(self, segment: Segment, ledger: Ledger, change: Change, now: float) -> None:
         owing = dict.fromkeys(change.workers)
         if any(change.outcomes.get(outcome) for outcome in _WORDLESS):  # by one of these; two heartbeats will tell
-            owing |= {worker: None for worker in node.segment.sent_to if self.heartbeats.is_here(worker)}
+            owing |= {worker: None for worker in segment.sent_to if self.heartbeats.is_here(worker)}
         for worker in owing:
             if self.heartbeats.is_here(worker):
-                node.segment.owed[worker] = now
+                segment.owed[worker] = now
             else:
                 ledger.metrics_complete = False
 
     def _may_close(self, node: Node, now: float) -> bool:
         segment = node.segment
-        if segment is None or segment.children or now - segment.last_change < self._settings.settle:
+        if segment is None or segment.children or now - segment.last_change < self.settings.settle:
             return False
         return not segment.awaits_metrics(self.heartbeats, now)
 
@@ -191,6 +190,8 @@ class Mirror:
         """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
         # Out of the way first: a segment that cannot be made must not stand in the way of others.
         segment, ledger = self.forest.take_out(node)
+        if stopped != "unfinished" and segment.lacks_metrics(self.heartbeats):  # else the next one awaits them
+            ledger.metrics_complete = False
         level = self._level_of(node)
         record, inside = close_segment(node, segment, ledger, now, stopped, self.threads, self._find, level)
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
@@ -242,7 +243,7 @@ class Mirror:
         return is_new and root.load.unfinished > 0 and self._level_of(root) > Level.NOTHING
 
     def _level_of(self, node: Node) -> Level:
-        return self._settings.level_of(is_default=node.root.info.is_default)
+        return self.settings.level_of(is_default=node.root.info.is_default)
 
     def _find(self, to: Dependency) -> tuple[int, int] | None:
         node = self.forest.nodes.get(to.span_id)

@@ -42,11 +42,23 @@ class Load(NamedTuple):
 
     def plus(self, other: Load) -> Load:
         """Add field by field."""
-        return Load(*(a + b for a, b in zip(self, other, strict=True)))
+        return Load(
+            self.processing + other.processing,
+            self.queued + other.queued,
+            self.no_worker + other.no_worker,
+            self.waiting + other.waiting,
+            self.provisional + other.provisional,
+        )
 
     def minus(self, other: Load) -> Load:
         """Subtract field by field."""
-        return Load(*(a - b for a, b in zip(self, other, strict=True)))
+        return Load(
+            self.processing - other.processing,
+            self.queued - other.queued,
+            self.no_worker - other.no_worker,
+            self.waiting - other.waiting,
+            self.provisional - other.provisional,
+        )
 
 
 class FirstError(NamedTuple):

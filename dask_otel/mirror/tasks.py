@@ -65,17 +65,16 @@ class Picks:
         if len(self.erred) < MAX_ERRED:
             self.erred.append(run)
 
-    def add_slow(self, run: TaskRun) -> float:
-        """Keep a run if it is among the slowest.
-
-        Returns
-        -------
-        Seconds that another one must take to be picked; negative while any is.
-        """
+    def add_slow(self, run: TaskRun) -> None:
+        """Keep a run if it is among the slowest."""
         self.slowest.append(run)
-        if len(self.slowest) > MAX_SLOWEST:
+        if len(self.slowest) >= MAX_SLOWEST:
             self.slowest.sort(key=attrgetter("seconds"), reverse=True)
-            self.slowest.pop()
+            del self.slowest[MAX_SLOWEST:]
+
+    @property
+    def threshold(self) -> float:
+        """Seconds that a run must take to be among the slowest, or more; negative while any is."""
         return self.slowest[-1].seconds if len(self.slowest) == MAX_SLOWEST else -1.0
 
     def add(self, other: Picks) -> None:

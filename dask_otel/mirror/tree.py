@@ -96,6 +96,10 @@ class Segment:
         """Whether a worker that is still there has metrics to deliver."""
         return any(heartbeats.is_awaited(worker, since, now) for worker, since in self.owed.items())
 
+    def lacks_metrics(self, heartbeats: Heartbeats) -> bool:
+        """Whether a worker has certainly not delivered its metrics."""
+        return not all(heartbeats.was_heard(worker, since) for worker, since in self.owed.items())
+
     def account(self, now: float, load: Load) -> None:
         """Account for the wall time until now."""
         self.wall.advance(now, load, self.run_start, self.run_stop)

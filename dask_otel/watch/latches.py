@@ -41,8 +41,11 @@ class Latches:
         #: In which compute times are counted; what is told of them later, and what is looked up for each run.
         self.intervals = Intervals(bounds)
         self._ends = self.intervals.ends
-        #: Seconds above which a first run of a group is picked.
+        #: Whether the slowest runs of each group are picked.
+        self.picks_slow = picks_slow
+        #: Seconds above which a run is picked, until it is known what others of its group took; then by TaskGroup.
         self._slow = -1.0 if picks_slow else inf
+        self._thresholds: dict[Any, float] = {}
         self._tasks: Mapping[Any, Any] = scheduler.tasks
         self._safety = safety
         self._runs = Runs(scheduler.workers, first_failure)
@@ -58,13 +61,29 @@ class Latches:
         change = self._changes.get(group)
         if change is None:
             change = self._changes[group] = Change(time())
-            change.slow = self._slow
+            change.slow = self._thresholds.get(group, self._slow)
         return change
 
     def drain(self) -> dict[Any, Change]:
         """Hand over what was latched."""
         changes, self._changes = self._changes, {}
+        self._thresholds = {}
         return changes
+
+    def is_latched(self, group: Any) -> bool:
+        """Whether anything was latched of a group since the last drain."""
+        return group in self._changes
+
+    def put_back(self, group: Any, change: Change) -> None:
+        """Latch on in a change that was handed over; there is no new one."""
+        self._changes[group] = change
+
+    def raise_threshold(self, group: Any, seconds: float) -> None:
+        """Pick no run of a group that took no longer, until the next drain: it would not have a span."""
+        self._thresholds[group] = seconds
+        change = self._changes.get(group)
+        if change is not None:
+            change.slow = max(change.slow, seconds)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **details: Any) -> None:
         """Note a task's transition; ``details`` is what the worker said of the run."""

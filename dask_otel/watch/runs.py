@@ -36,7 +36,8 @@ class Runs:
     def slow(self, key: Any, task: Any, change: Change, seconds: float, details: Mapping[str, Any]) -> None:
         """Pick a run that is slower than those that its group has shown."""
         change.picks = change.picks or Picks()
-        change.slow = change.picks.add_slow(self._run(key, task, details, seconds, None))
+        change.picks.add_slow(self._run(key, task, details, seconds, None))
+        change.slow = max(change.slow, change.picks.threshold)
 
     def erred(self, key: Any, task: Any, change: Change, error: FirstError, details: Mapping[str, Any]) -> None:
         """Pick a failure."""

@@ -17,12 +17,14 @@ __all__ = ["Groups", "span_info", "spans_of"]
 
 #: A group span names at most this many of the groups it depends on.
 MAX_DEPENDENCIES = 128
+#: Sweeps in a row that may leave what happened to a group for later.
+MAX_DEFERRED = 4
 
 
 class _Known:
     """What a group's numbers were when it was last looked at."""
 
-    __slots__ = ("dependencies", "durations", "load", "nbytes", "tasks")
+    __slots__ = ("deferred", "dependencies", "durations", "load", "nbytes", "tasks")
 
     def __init__(self) -> None:
         self.tasks = 0
@@ -30,6 +32,8 @@ class _Known:
         self.durations: dict[str, int] = {}
         self.load = Load()
         self.dependencies: tuple[Dependency, ...] = ()
+        #: How often in a row the rest of a change has been left for later.
+        self.deferred = 0
 
 
 class Groups:
@@ -70,6 +74,25 @@ class Groups:
         change.dependencies = known.dependencies
         if self._registry.get(group.name) is not group:
             self._gone.append(group)
+        known.deferred = 0
+
+    def defer(self, group: Any, change: Change) -> Load | None:
+        """Look only at how many tasks of a group wait for what, if the rest can be told later.
+
+        Returns
+        -------
+        By how much that has changed; None if all should be told now: the group has come to rest, or was until now, or
+        something has happened to it other than that tasks entered and completed.
+        """
+        known = self._known.get(group)
+        if known is None or known.deferred >= MAX_DEFERRED or not known.load.unfinished or not change.is_plain:
+            return None
+        load = _load(group, known.load.provisional)
+        if not load.unfinished:
+            return None
+        known.deferred += 1
+        by, known.load = load.minus(known.load), load
+        return by
 
     def forget(self, changed: Container[Any]) -> None:
         """Let go of groups that Dask has forgotten and that have not changed since they were looked at.
@@ -94,6 +117,7 @@ class Groups:
         """
         full = Change(0.0)
         self.complete(group, full)
+        self._known[group].deferred = MAX_DEFERRED  # it has no segment yet
         change = Change(0.0)
         change.span_id, change.load = full.span_id, full.load
         return change

@@ -12,6 +12,7 @@ from distributed.metrics import time
 from ..mirror.records import MarkerRecord, Record, SegmentRecord
 from ..mirror.segments import Mirror
 from ..safety import Safety, log
+from .deferral import MANY_GROUPS, Deferral
 from .graphs import Graphs
 from .latches import Latches
 from .measuring import Measuring
@@ -64,11 +65,13 @@ class Sweeper:
         self._first_number = first_number
         self._born = time()
         self._groups = Groups(scheduler.task_groups)
+        self._deferral = Deferral(mirror, latches, self._groups)
         self._clock = Clock()
         #: Of the last sweep: when it ended, and for how many seconds it held the event loop, in all and at a stretch.
         self.cost: dict[str, float] = {}
         #: How much of ``Scheduler.total_nthreads_history`` has been read.
         self._threads_read = len(scheduler.total_nthreads_history)
+        self._wants_metrics = False
         #: Sweeps never overlap.
         self._lock = asyncio.Lock()
 
@@ -83,17 +86,26 @@ class Sweeper:
                 self._add_span(group.span_id)
                 self._mirror.add_change(self._groups.learn(group), now)
 
-    async def sweep(self) -> None:
-        """Look at what changed and send what ended."""
+    async def sweep(self, *, may_defer: bool = True) -> None:
+        """Look at what changed and send what ended.
+
+        Parameters
+        ----------
+        may_defer
+            Whether a part of what happened to groups that are at work may be left for a later sweep.
+        """
         async with self._lock:
             pace = Pace()
-            self._check_clock()
-            await self._collect(pace)
+            was_set_back = self._check_clock()
+            self._wants_metrics = self._wants_metrics or self._sink.wants_metrics()
+            told = await self._collect(pace, may_defer=may_defer and not was_set_back and not self._wants_metrics)
             busy = self._scheduler._active_graph_updates > 0
             await self._send(self._mirror.advance(time(), taking_in_graph=busy), pace)
             await self._measuring.count_ended(pace)
-            if self._sink.wants_metrics():
+            if self._wants_metrics:
+                self._wants_metrics = False
                 await self._measure(pace)
+            await self._deferral.raise_thresholds(told, pace)
             pace.stop()
             self._measuring.swept(pace.held)
             self.cost = {"at": time(), "seconds": pace.held, "longest_hold": pace.longest}
@@ -106,7 +118,7 @@ class Sweeper:
             # Data can be scattered into a group without any hook being called.
             for group in self._groups.known():
                 self._latches.touch(group)
-            await self._collect(pace)
+            await self._collect(pace, may_defer=False)
             # A segment that cannot be made must not take the others with it.
             for _ in range(MAX_FAILURES):
                 with self._safety.guard("closing of segments"):
@@ -117,7 +129,8 @@ class Sweeper:
                 await self._measure(pace)
             pace.raise_if_cancelled()
 
-    async def _collect(self, pace: Pace) -> None:
+    async def _collect(self, pace: Pace, *, may_defer: bool) -> list[Any]:
+        """Feed the mirror; return the groups of which it has been told in full."""
         # Drained together, at one moment. Graphs before changes: a segment knows who submitted it when it opens.
         (graphs, asks), claims = self._graphs.drain(), self._latches.claims.drain()
         changes, metrics = self._latches.drain(), self._metrics.drain()
@@ -133,10 +146,14 @@ class Sweeper:
                 self._add_span(graph.span_id)
                 self._mirror.add_graph(graph, time())
             await pace.rest()
+        may_defer = may_defer and len(changes) > MANY_GROUPS
+        told = []
         for group in list(changes):
             change = changes.pop(group)  # freed one by one: thousands at once would take milliseconds
             with self._safety.guard("sweep"):
-                if group.span_id:  # else scattered data that no graph has used yet
+                # Without a span, it is scattered data that no graph has used yet.
+                if group.span_id and not (may_defer and self._deferral.defer(group, change)):
+                    told.append(group)
                     self._groups.complete(group, change)
                     change.sort_runs(self._latches.intervals)
                     self._measuring.change(change)
@@ -157,6 +174,7 @@ class Sweeper:
                 with self._safety.guard("sweep"):
                     self._measuring.busy(span_id, self._mirror.add_metrics(span_id, some, time()))
                 await pace.rest()
+        return told
 
     async def _send(self, records: Iterator[Record | None], pace: Pace) -> None:
         together: list[Record] = []
@@ -193,12 +211,13 @@ class Sweeper:
             else:
                 self._mirror.add_asked(info, self._first_number, time())
 
-    def _check_clock(self) -> None:
+    def _check_clock(self) -> bool:
         seconds = self._clock.set_back()
         if seconds:
             log.warning("dask-otel: the clock was set back by %.1f s; times of open spans move with it", seconds)
             self._mirror.clock_set_back(seconds)
             self._measuring.clock_set_back(seconds)
+        return seconds > 0.0
 
     def _read_threads(self) -> None:
         history = self._scheduler.total_nthreads_history

@@ -84,7 +84,17 @@ def test_does_not_wait_for_a_silent_worker_for_ever():
     story.begin(span, "g")
     story.finish(span, "g", 100, 101)
     assert story.pass_time(29, beats=False) == []
-    assert len(story.pass_time(5, beats=False)) == 2
+    records = story.pass_time(5, beats=False)
+    assert len(records) == 2
+    assert [segment.metrics_complete for segment in segments(records)] == [False]
+
+
+def test_metrics_that_have_not_come_when_the_cluster_closes_are_a_loss():
+    story = Story()
+    span = story.span("a", "b")
+    story.begin(span, "g")
+    story.finish(span, "g", 100, 101)
+    assert [segment.metrics_complete for segment in segments(story.close())] == [False, False]
 
 
 def test_a_worker_that_leaves_before_it_delivered_is_a_known_loss():

@@ -51,6 +51,8 @@ class Plan:
     settle: float
     max_segment: float
     steps: tuple[Step, ...]
+    #: Groups beyond which what happened to them may be told later; few have more than some.
+    many_groups: int
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -73,4 +75,5 @@ class Plan:
                 )
                 for _ in range(rng.randint(5, 15))
             ),
+            many_groups=rng.choice((-1, 50)),
         )

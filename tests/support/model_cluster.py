@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 
+from dask_otel.mirror.groups import GroupLedger
 from dask_otel.mirror.model import NOBODY, Change, Claim, Graph, SpanInfo
 from dask_otel.mirror.segments import Mirror
 from dask_otel.mirror.tally import FirstError, Load, Tally
@@ -22,6 +23,10 @@ class Cluster:
         self.spans: dict[str, SpanInfo] = {}
         self.groups: dict[tuple[str, str], Group] = {}
         self.latches: dict[Group, Latch] = {}
+        #: Seconds above which a run is worth telling of.
+        self.thresholds: dict[Group, float] = {}
+        #: All that a group's next span could show.
+        self.picks: dict[GroupLedger, Picks] = {}
         self.claims: dict[tuple[str, str], Claim] = {}
         self.graphs: list[Graph] = []
         self.metrics: dict[str, Counter[tuple[object, ...]]] = {}
@@ -108,7 +113,10 @@ class Cluster:
             if not task.is_foreign:
                 change.error = change.error or FirstError("ValueError", message)
         elif outcome == "completed" and run:
-            change.picks.add_slow(self._run(group, run))
+            described = self._run(group, run)
+            self.touch(group).picks.add_slow(described)
+            if described.seconds > change.slow:
+                change.picks.add_slow(described)
         change.active = True
         self._count(task, outcome, run, message)
         if task.provisional:
@@ -161,16 +169,28 @@ class Cluster:
 
     def touch(self, group: Group) -> Latch:
         """Have it looked at."""
-        return self.latches.setdefault(group, Latch(Change(self.now)))
+        latch = self.latches.get(group)
+        if latch is None:
+            latch = self.latches[group] = Latch(Change(self.now))
+            latch.change.slow = self.thresholds.get(group, -1.0)
+        return latch
 
     def _claim(self, asker: str, holder: str) -> Claim:
         return self.claims.setdefault((asker, holder), Claim(asker, holder, self.now))
 
     # What is told
 
-    def tell(self, mirror: Mirror, account: Callable[[str], Account], meanwhile: Callable[[], None]) -> None:
-        """Tell everything, in the order of a sweep; things happen meanwhile."""
+    def tell(
+        self, mirror: Mirror, account: Callable[[str], Account], meanwhile: Callable[[], None], *, may_defer: bool
+    ) -> list[Group]:
+        """Tell everything, in the order of a sweep, but what may be left for later; things happen meanwhile.
+
+        Returns
+        -------
+        The groups of which all has been told.
+        """
         latches, self.latches = self.latches, {}
+        self.thresholds = {}
         claims, self.claims = self.claims, {}
         graphs, self.graphs = self.graphs, []
         metrics, self.metrics = self.metrics, {}
@@ -181,7 +201,10 @@ class Cluster:
             told = account(graph.span_id)
             told.graph_seconds += graph.seconds
             told.graphs.update([graph.failure] if graph.failure else [])
-        for group, latch in latches.items():
+        for group, latch in list(latches.items()):
+            if may_defer and self._defer(mirror, group, latch):
+                del latches[group]
+                continue
             self._learn(
                 mirror, group.span_id, *filter(None, {each for askers in latch.change.foreign for each in askers})
             )
@@ -191,6 +214,7 @@ class Cluster:
             told.events += latch.events
             ran = latch.change.run_stop > latch.change.run_start
             mirror.add_change(latch.change, self.now)
+            self._check_picks(mirror, group, latch)
             self._expect(mirror, group.span_id, latch.change.load, ran)
         for claim in claims.values():
             self._learn(mirror, claim.asker, claim.holder)
@@ -204,6 +228,40 @@ class Cluster:
             self._learn(mirror, span_id)
             account(span_id).metrics.update(values)
             mirror.add_metrics(span_id, dict(values), self.now)
+        return list(latches)
+
+    def _defer(self, mirror: Mirror, group: Group, latch: Latch) -> bool:
+        load, told, change = group.load(), group.told_load, latch.change
+        plain = change.is_plain and load.provisional == told.provisional
+        if group in self.latches or not (plain and told.unfinished and load.unfinished):
+            return False
+        if not mirror.forest.is_at_work(group.span_id, self.now - 0.9 * mirror.settings.max_segment):
+            return False
+        self.latches[group] = latch
+        mirror.forest.look(group.span_id, change, load.minus(told), self.now if change.active else None)
+        group.told_load = load
+        self._expect(mirror, group.span_id, load.minus(told), change.run_stop > change.run_start)
+        return True
+
+    def set_thresholds(self, mirror: Mirror, groups: Iterable[Group]) -> None:
+        """At the end of a sweep, learn which runs will not be among the slowest."""
+        for group in groups:
+            threshold = mirror.forest.threshold(group.span_id, group.name)
+            if threshold >= 0.0:
+                self.thresholds[group] = threshold
+                if group in self.latches:
+                    change = self.latches[group].change
+                    change.slow = max(change.slow, threshold)
+
+    def _check_picks(self, mirror: Mirror, group: Group, latch: Latch) -> None:
+        """Whatever was not told of: the slowest runs of the group are those that they would be."""
+        ledger = mirror.forest.nodes[group.span_id].ledger
+        counted = ledger.groups.get(group.name) if ledger else None
+        if counted:
+            picks = self.picks.setdefault(counted, Picks())
+            picks.add(latch.picks)
+            got = counted.picks.slowest if counted.picks else []
+            assert [run.seconds for run in got] == [run.seconds for run in picks.slowest]
 
     def _complete(self, group: Group, change: Change) -> None:
         change.span_id, change.name, change.prefix = group.span_id, group.name, group.name.partition("-")[0]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from dask_otel.mirror.model import Change, Dependency
 from dask_otel.mirror.tally import Load, Tally
+from dask_otel.mirror.tasks import Picks
 
 STATES = ("processing", "queued", "no_worker", "waiting")
 #: Outcomes after which the task runs again.
@@ -103,3 +104,5 @@ class Latch:
 
     change: Change
     events: list[Event] = field(default_factory=list)
+    #: With runs that need not be told of.
+    picks: Picks = field(default_factory=Picks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from unittest import mock
 
 from dask_otel.mirror.groups import Budget
@@ -34,17 +35,20 @@ class World:
         self.behind = 0.0
         #: No check has failed yet.
         self.intact = True
-        self._budget = mock.patch(
-            "dask_otel.mirror.tree.Budget",
-            lambda groups: Budget(groups, BUDGET.groups, BUDGET.erred, BUDGET.slowest),
+        budget = partial(Budget, groups=BUDGET.groups, erred=BUDGET.erred, slowest=BUDGET.slowest)
+        self._patches = (
+            mock.patch("dask_otel.mirror.tree.Budget", budget),
+            mock.patch("dask_otel.mirror.tasks.MAX_SLOWEST", 1),
         )
-        self._budget.start()
+        for patch in self._patches:
+            patch.start()
 
     def worker(self, how: str, worker: str = "") -> None:
         """A worker joins or leaves, or all beat."""
         if how == "beats":
             for each in sorted(self.workers):
                 self.mirror.heartbeats.beat(each, self.cluster.now)
+            self.oracle.beats += 1
         elif how == "joins":
             self.mirror.heartbeats.joined(worker, self.cluster.now)
             self.workers.add(worker)
@@ -67,17 +71,22 @@ class World:
         meanwhile: Callable[[], None] = _nothing,
         after: int = -1,
         then: Callable[[], None] = _nothing,
+        may_defer: bool = False,
     ) -> None:
         """While one is on its way, tasks go on; between its steps, workers come and go."""
         self.intact = False  # unless it gets to the end
         if self.behind > LEAST_STEP:
             self.mirror.clock_set_back(self.behind)
+            may_defer = False
         self.behind = 0.0
-        self.cluster.tell(self.mirror, self.oracle.account, meanwhile)
+        told = self.cluster.tell(self.mirror, self.oracle.account, meanwhile, may_defer=may_defer)
+        if told:
+            self.oracle.beats = 0
         for step, record in enumerate(self.mirror.advance(self.cluster.now, taking_in_graph=busy)):
             self.oracle.take(record)
             if step == after:
                 then()
+        self.cluster.set_thresholds(self.mirror, told)
         self.intact = True
 
     def close(self) -> None:
@@ -89,4 +98,5 @@ class World:
                     self.oracle.take(record)
                 self.oracle.check_end(self.mirror)
         finally:
-            self._budget.stop()
+            for patch in self._patches:
+                patch.stop()

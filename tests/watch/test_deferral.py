@@ -1,0 +1,213 @@
+"""Of many groups at work, a sweep tells only what matters now; nothing is lost, and nothing wrong, for that."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from unittest import mock
+
+import pytest
+from distributed import Event, span, wait
+from distributed.diagnostics.plugin import SchedulerPlugin
+from support.clusters import bridged, finished
+from support.measured import measured
+
+from dask_otel.watch.snapshot import MAX_DEFERRED
+
+#: By hand.
+NO_SWEEPS = {"sweep_interval": 3600.0}
+
+
+@pytest.fixture(autouse=True)
+def _one_group_is_many():
+    with mock.patch("dask_otel.watch.sweep.MANY_GROUPS", 0):
+        yield
+
+
+class Runs(SchedulerPlugin):
+    """Seconds that each task computed."""
+
+    def __init__(self, scheduler):
+        self.seconds = {}
+        scheduler.add_plugin(self, name="runs")
+
+    def transition(self, key, start, finish, *args, **details):
+        if start == "processing" and finish == "memory":
+            self.seconds[key] = sum(run["stop"] - run["start"] for run in details["startstops"])
+
+
+class Work:
+    """A group with a task that runs until the end."""
+
+    def __init__(self, plugin, client, scheduler):
+        self.plugin, self.client, self.scheduler = plugin, client, scheduler
+        self._go_on = Event("go on", client=client)
+        self._number = 0
+        self.runs = Runs(scheduler)
+
+    async def begin(self):
+        self.last = self.client.submit(Event.wait, self._go_on, key=("work", "last"))
+        while "work" not in self.scheduler.task_groups or not self.group.states["processing"]:
+            await asyncio.sleep(0.01)
+        await self.sweep()
+
+    async def run(self, *seconds):
+        """Some more tasks."""
+        keys = [("work", number) for number in range(self._number, self._number + len(seconds))]
+        self._number += len(seconds)
+        await wait([self.client.submit(time.sleep, each, key=key) for each, key in zip(seconds, keys, strict=True)])
+
+    async def end(self):
+        await self._go_on.set()
+        await wait(self.last)
+
+    async def sweep(self, times=1):
+        for _ in range(times):
+            await self.plugin._watch._sweeper.sweep()
+
+    @property
+    def group(self):
+        return self.scheduler.task_groups["work"]
+
+    @property
+    def told(self):
+        """What the mirror knows of the group: completed tasks, and unfinished ones."""
+        (root,) = self.plugin._watch.mirror.forest.open_roots
+        return root.ledger.groups["work"].tally.completed, root.load.unfinished
+
+
+@bridged(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
+async def test_a_group_at_work_is_told_of_now_and_then_and_when_it_rests(plugin, client, scheduler, worker):
+    with span("root"):
+        work = Work(plugin, client, scheduler)
+        await work.begin()
+        assert work.told == (0, 1)
+        waiting = client.submit(str, work.last, key=("work", "waits"))
+        for number in range(MAX_DEFERRED):
+            await work.run(0.0)
+            await work.sweep()
+            assert work.told == (0, 2), number
+        await work.run(0.0)
+        await work.sweep()
+        assert work.told == (MAX_DEFERRED + 1, 2)
+        await work.run(0.0)
+        await work.end()
+        await wait(waiting)
+        await work.sweep()
+        assert work.told == (MAX_DEFERRED + 4, 0)
+
+
+@bridged(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
+async def test_what_went_wrong_is_told_at_once(plugin, client, scheduler, worker):
+    with span("root"):
+        work = Work(plugin, client, scheduler)
+        await work.begin()
+        await work.run(0.0)
+        await wait(client.submit(int, "no number", key=("work", "bad")))
+        await work.sweep()
+        assert work.told == (1, 1)
+        await work.end()
+
+
+@bridged(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
+async def test_what_happens_during_a_sweep_is_not_mixed_with_what_was_before(plugin, client, scheduler, worker):
+    latches = plugin._watch.latches
+
+    def drain_and_go_on(drain=latches.drain):
+        changes = drain()
+        latches.touch(work.group)
+        return changes
+
+    with span("root"):
+        work = Work(plugin, client, scheduler)
+        await work.begin()
+        await work.run(0.0)
+        with mock.patch.object(latches, "drain", drain_and_go_on):
+            await work.sweep()
+        assert work.told == (1, 1)
+        await work.end()
+
+
+@bridged(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
+async def test_the_slowest_runs_are_picked_over_many_sweeps(plugin, client, scheduler, worker):
+    rng = random.Random(1)
+    with span("root"):
+        work = Work(plugin, client, scheduler)
+        await work.begin()
+        described = mock.Mock(wraps=plugin._watch.latches._runs.slow)
+        with mock.patch.object(plugin._watch.latches._runs, "slow", described):
+            for _ in range(15):
+                await work.run(*(rng.choice((0.0, 0.002, 0.01)) for _ in range(6)))
+                await work.sweep(rng.choice((1, MAX_DEFERRED + 1)))
+        await work.end()
+    spans = await finished(plugin)
+    picked = {s.attributes["dask.task.key"] for s in spans if s.attributes.get("dask.task.picked") == "slowest"}
+    slowest = sorted(work.runs.seconds, key=work.runs.seconds.get, reverse=True)[:5]
+    assert picked == set(map(str, slowest))
+    assert described.call_count < 60  # of 90; it would be all of them if each sweep began anew
+
+
+@bridged(nthreads=[("127.0.0.1", 2)], max_segment=0.5, **NO_SWEEPS)
+async def test_a_cut_tells_all_that_was(plugin, client, scheduler, worker):
+    with span("root") as root_id:
+        work = Work(plugin, client, scheduler)
+        await work.begin()
+        await work.run(0.01, 0.02, 0.03, 0.04, 0.05, 0.06)
+        await work.sweep(MAX_DEFERRED + 1)
+        assert work.told[0] == 6
+        await work.run(0.0)
+        await work.sweep()
+        assert work.told == (6, 1), "too slow a machine"
+        await asyncio.sleep(0.5)
+        await work.sweep()  # cut
+        assert work.told == (0, 1)
+        await work.run(0.0)
+        await work.end()
+    spans = await finished(plugin)
+    groups = sorted((s for s in spans if s.attributes["dask.kind"] == "group"), key=lambda s: s.start)
+    assert [s.attributes["dask.task.completed"] for s in groups] == [7, 2]
+    picked = [[s for s in spans if s.parent_id == g.span_id and s.attributes["dask.kind"] == "task"] for g in groups]
+    assert [len(some) for some in picked] == [5, 2]
+    assert root_id in scheduler.extensions["spans"].spans
+
+
+@measured(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
+async def test_a_sweep_for_metrics_tells_all(plugin, client, scheduler, worker):
+    """``measured`` compares them with what Dask says."""
+    with span("root"):
+        work = Work(plugin, client, scheduler)
+        await work.begin()
+        for number in range(MAX_DEFERRED):
+            await work.run(0.0)
+            await work.sweep()
+            assert work.told == (number + 1, 1)
+        await work.end()
+
+
+@bridged(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
+async def test_closing_waits_for_the_metrics_of_what_was_left(plugin, client, scheduler, worker):
+    with span("root"):
+        work = Work(plugin, client, scheduler)
+        await work.begin()
+        await worker.heartbeat()
+        await worker.heartbeat()
+        await work.run(0.01)
+        await work.sweep()
+        assert work.told == (0, 1)
+    spans = await finished(plugin)
+    (root,) = [s for s in spans if not s.parent_id]
+    assert root.attributes["dask.metrics.complete"]
+    await work.end()
+
+
+@bridged(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
+async def test_a_clock_that_is_set_back_is_no_reason_to_wait(plugin, client, scheduler, worker):
+    with span("root"):
+        work = Work(plugin, client, scheduler)
+        await work.begin()
+        await work.run(0.0)
+        with mock.patch.object(plugin._watch._sweeper._clock, "set_back", return_value=1.0):
+            await work.sweep()
+        assert work.told == (1, 1)
+        await work.end()
