@@ -62,19 +62,19 @@ class Measures:
 
     def change(self, change: Change) -> None:
         """Count what happened to a task group."""
-        prefix = self._tables.prefix(change.prefix)
+        prefix, since = self._tables.prefix(change.prefix), self._tables.zero_at(change.since)
         finished = self._tables.numbers("dask.task.finished")
         if change.completed:
-            finished.add((prefix, "completed"), change.completed)
+            finished.add((prefix, "completed"), change.completed, since)
         for outcome, count in change.outcomes.items():
-            finished.add((prefix, outcome), count)
+            finished.add((prefix, outcome), count, since)
         duration = self._tables.histogram("dask.task.duration")
-        seconds = sum(change.workers.values())
+        seconds = change.computed
         for error, (counts, failed) in change.failed.items():
-            duration.add_counts((prefix, self._tables.error(error)), counts, failed)
+            duration.add_counts((prefix, self._tables.error(error)), counts, failed, since)
             seconds -= failed
         if any(change.runs.values()):
-            duration.add_counts((prefix, None), change.runs, max(0.0, seconds))
+            duration.add_counts((prefix, None), change.runs, max(0.0, seconds), since)
 
     def root_ended(self, run: RootRun, shown: Collection[int]) -> None:
         """Count a run of a root span.

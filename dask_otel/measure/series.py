@@ -181,9 +181,9 @@ class Histogram(Series):
         """Add one observation."""
         self.add_counts(labels, {bisect_left(self._bounds, value): 1}, value)
 
-    def add_counts(self, labels: Labels, counts: Mapping[int, int], total: float) -> None:
-        """Add observations by number of their bucket, and what they sum to."""
-        cell = self._cell(self._place(labels))
+    def add_counts(self, labels: Labels, counts: Mapping[int, int], total: float, since: float | None = None) -> None:
+        """Add observations by number of their bucket, and what they sum to; ``since`` as for a counter."""
+        cell = self._cell(self._place(labels, since))
         for number, count in counts.items():
             cell.counts[number] += count
         cell.sum += total if isfinite(total) else 0.0

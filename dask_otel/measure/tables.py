@@ -58,6 +58,10 @@ class Tables:
         self._room.since = self._elsewhere.since = self._now
         self._now = now
 
+    def zero_at(self, since: float) -> float:
+        """When a new series was zero that counts what happened after a time, and after the latest sweep."""
+        return min(since, self._room.since)
+
     def shift(self, seconds: float) -> None:
         """Move all times: the clock was set."""
         self._now += seconds

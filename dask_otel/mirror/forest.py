@@ -159,10 +159,6 @@ class Forest:
                     each.segment.last_change = active
                 self.touched[each] = None
 
-    def look(self, span_id: str, runs: Tally, load: Load, active: float | None) -> None:
-        """Have a span looked at, as ``touch``: what else happened to it is told later."""
-        self.touch(self.nodes[span_id], runs, load, active)
-
     def is_at_work(self, span_id: str, since: float) -> bool:
         """Whether a span is open, in a tree that began after ``since``."""
         node = self.nodes.get(span_id)

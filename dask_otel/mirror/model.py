@@ -62,6 +62,7 @@ class Change(Tally):
 
     __slots__ = (
         "active",
+        "aside",
         "buckets",
         "dependencies",
         "failed",
@@ -84,6 +85,8 @@ class Change(Tally):
     def __init__(self, since: float) -> None:
         super().__init__()
         self.since = since
+        #: Of times and workers of runs, what earlier looks have told of.
+        self.aside: Tally | None = None
         #: Tasks entered, ran or ended; not only released, forgotten or recomputed because a worker left.
         self.active = False
         #: Number of runs by bucket of compute time, see ``buckets``.
@@ -134,6 +137,29 @@ class Change(Tally):
                 sum_into(bars, {intervals.bars[number]: count})
             sum_into(self.runs, {bar: -count for bar, count in bars.items()})
             self.failed[error] = bars, total
+
+    @property
+    def computed(self) -> float:
+        """Seconds of compute, of all runs."""
+        return sum(self.workers.values()) + (sum(self.aside.workers.values()) if self.aside else 0.0)
+
+    def set_aside(self) -> None:
+        """Have times and workers of runs begin anew: they have been told of, while the rest is left for later."""
+        self.aside = self.aside or Tally()
+        self._move_runs(self, self.aside)
+
+    def take_back(self) -> None:
+        """Have times and workers of all runs again."""
+        if self.aside:
+            self._move_runs(self.aside, self)
+
+    @staticmethod
+    def _move_runs(of: Tally, to: Tally) -> None:
+        if of.run_start:
+            to.hull(of.run_start, of.run_stop)
+        sum_into(to.workers, of.workers)
+        of.run_start = of.run_stop = 0.0
+        of.workers = {}
 
     def adopt(self, is_inside: Callable[[str], bool]) -> None:
         """Take what spans inside asked for as one's own."""

@@ -18,12 +18,9 @@ from .records import Record
 from .roots import RootRuns
 from .settings import Level, MirrorSettings
 from .tally import Tally
-from .tree import NO_LOAD, Node, Segment
+from .tree import NO_LOAD, Node
 
 __all__ = ["Mirror"]
-
-#: Outcomes of runs that end without a word from their worker, whose metrics come all the same.
-_WORDLESS = ("retried", "rescheduled", "cancelled", "abandoned")
 
 
 class Mirror:
@@ -61,9 +58,9 @@ class Mirror:
         if change.active:
             segment = self.forest.open_segment(node, min(change.since, change.run_start or change.since), now)
             change.put_in_time(segment.start, now)
-        if node.segment:
-            node.segment.sent_to.update(change.sent_to)
+        self._saw(node, change, now)
         if not change.is_empty:
+            change.take_back()
             ledger = self.forest.ledger(node, now)
             group = ledger.groups.get(change.name)
             if group is None:
@@ -75,11 +72,16 @@ class Mirror:
             ledger.add_change(change, group)
             if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
                 ledger.metrics_complete = False
-            if node.segment:
-                self._await_metrics(node.segment, ledger, change, now)
         elif node.ledger and change.name in node.ledger.groups:
             node.ledger.groups[change.name].unfinished = change.unfinished
-        self.forest.touch(node, change, change.load, now if change.active else None)
+
+    def look(self, change: Change, now: float) -> None:
+        """Take of what happened to a group only when and where tasks ran, and how many wait for what."""
+        node = self.forest.nodes[change.span_id]
+        if node.segment:
+            change.put_in_time(node.segment.start, now)
+        self._saw(node, change, now)
+        change.set_aside()
 
     def add_claim(self, claim: Claim, now: float) -> None:
         """Count what happened to tasks that a span asked for and Dask put in another; both must be known."""
@@ -170,15 +172,13 @@ class Mirror:
 
     # Inside
 
-    def _await_metrics(self, segment: Segment, ledger: Ledger, change: Change, now: float) -> None:
-        owing = dict.fromkeys(change.workers)
-        if any(change.outcomes.get(outcome) for outcome in _WORDLESS):  # by one of these; two heartbeats will tell
-            owing |= {worker: None for worker in segment.sent_to if self.heartbeats.is_here(worker)}
-        for worker in owing:
-            if self.heartbeats.is_here(worker):
-                segment.owed[worker] = now
-            else:
-                ledger.metrics_complete = False
+    def _saw(self, node: Node, change: Change, now: float) -> None:
+        """Have a node of which a change tells looked at, and await the metrics of its runs."""
+        self.forest.touch(node, change, change.load, now if change.active else None)
+        if node.segment:
+            node.segment.sent_to.update(change.sent_to)
+            if not node.segment.await_metrics(change, self.heartbeats, now):
+                self.forest.ledger(node, now).metrics_complete = False
 
     def _may_close(self, node: Node, now: float) -> bool:
         segment = node.segment
@@ -190,8 +190,8 @@ class Mirror:
         """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
         # Out of the way first: a segment that cannot be made must not stand in the way of others.
         segment, ledger = self.forest.take_out(node)
-        if stopped != "unfinished" and segment.lacks_metrics(self.heartbeats):  # else the next one awaits them
-            ledger.metrics_complete = False
+        if not (stopped == "unfinished" and node.load.unfinished):  # else the next one awaits the metrics
+            ledger.metrics_complete &= not segment.lacks_metrics(self.heartbeats)
         level = self._level_of(node)
         record, inside = close_segment(node, segment, ledger, now, stopped, self.threads, self._find, level)
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end

@@ -8,11 +8,13 @@ from .clock import Heartbeats, Wall
 from .groups import Budget, GroupLedger
 from .ids import group_id, others_id, segment_id, trace_id
 from .ledger import Ledger
-from .model import SpanInfo
+from .model import Change, SpanInfo
 from .tally import Load
 
 __all__ = ["Node", "Segment"]
 
+#: Outcomes of runs that end without a word from their worker, whose metrics come all the same.
+_WORDLESS = ("retried", "rescheduled", "cancelled", "abandoned")
 #: Shared by all nodes at rest: a finished span should cost little.
 NO_LOAD = Load()
 
@@ -91,6 +93,15 @@ class Segment:
         self.run_start += seconds if self.run_start else 0.0
         self.run_stop += seconds if self.run_stop else 0.0
         self.wall.shift(seconds)
+
+    def await_metrics(self, runs: Change, heartbeats: Heartbeats, now: float) -> bool:
+        """Expect metrics of runs that have ended; say whether those who have them are still there."""
+        owing = dict.fromkeys(runs.workers)
+        if any(runs.outcomes.get(outcome) for outcome in _WORDLESS):  # by one of these; two heartbeats will tell
+            owing |= {worker: None for worker in self.sent_to if heartbeats.is_here(worker)}
+        here = [worker for worker in owing if heartbeats.is_here(worker)]
+        self.owed.update(dict.fromkeys(here, now))
+        return len(here) == len(owing)
 
     def awaits_metrics(self, heartbeats: Heartbeats, now: float) -> bool:
         """Whether a worker that is still there has metrics to deliver."""

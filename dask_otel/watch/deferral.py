@@ -21,8 +21,8 @@ __all__ = ["Deferral"]
 
 #: Groups that have changed; of fewer, all is told at once.
 MANY_GROUPS = 50
-#: Of the age at which a segment is cut, the part in which something may be left for later.
-DEFERRING = 0.9
+#: Before a segment is cut, the part of its life, and the seconds at least, in which nothing is left for later.
+BEFORE_CUT, SECONDS_BEFORE_CUT = 0.1, 5.0
 
 
 class Deferral:
@@ -32,6 +32,9 @@ class Deferral:
         self._mirror = mirror
         self._latches = latches
         self._groups = groups
+        longest = mirror.settings.max_segment
+        #: Age of a tree until which something may be left for later.
+        self._until = longest - max(BEFORE_CUT * longest, SECONDS_BEFORE_CUT)
 
     def defer(self, group: Any, change: Change) -> bool:
         """Tell of a group that has a span only how many of its tasks wait for what, if the rest can be told later.
@@ -40,16 +43,15 @@ class Deferral:
         -------
         Whether that was so; the change is latched again.
         """
-        forest, now = self._mirror.forest, time()
-        if not forest.is_at_work(group.span_id, now - DEFERRING * self._mirror.settings.max_segment):
+        now = time()
+        if not self._mirror.forest.is_at_work(group.span_id, now - self._until):
             return False
         if self._latches.is_latched(group):  # there is a new change already
             return False
-        load = self._groups.defer(group, change)
-        if load is None:
+        if not self._groups.look(group, change):
             return False
         self._latches.put_back(group, change)
-        forest.look(group.span_id, change, load, now if change.active else None)
+        self._mirror.look(change, now)
         return True
 
     async def raise_thresholds(self, groups: Iterable[Any], pace: Pace) -> None:

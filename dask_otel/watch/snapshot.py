@@ -76,23 +76,24 @@ class Groups:
             self._gone.append(group)
         known.deferred = 0
 
-    def defer(self, group: Any, change: Change) -> Load | None:
-        """Look only at how many tasks of a group wait for what, if the rest can be told later.
+    def look(self, group: Any, change: Change) -> bool:
+        """Add to a change only how many tasks of its group wait for what, if the rest can be told later.
 
         Returns
         -------
-        By how much that has changed; None if all should be told now: the group has come to rest, or was until now, or
-        something has happened to it other than that tasks entered and completed.
+        Whether that was so. If not, all should be told now: the group has come to rest, or was until now, or something
+        has happened to it other than that tasks entered and completed.
         """
         known = self._known.get(group)
         if known is None or known.deferred >= MAX_DEFERRED or not known.load.unfinished or not change.is_plain:
-            return None
+            return False
         load = _load(group, known.load.provisional)
         if not load.unfinished:
-            return None
+            return False
         known.deferred += 1
-        by, known.load = load.minus(known.load), load
-        return by
+        change.span_id = group.span_id
+        change.load, known.load = load.minus(known.load), load
+        return True
 
     def forget(self, changed: Container[Any]) -> None:
         """Let go of groups that Dask has forgotten and that have not changed since they were looked at.

@@ -43,9 +43,9 @@ class Driven:
         self.now += seconds
         self.measures.begin_sweep(self.now)
 
-    def ran(self, prefix, seconds=(), errors=(), outcomes=()):
+    def ran(self, prefix, seconds=(), errors=(), outcomes=(), since=None):
         """A group's tasks completed in so many seconds each, or failed in as many."""
-        change = Change(self.now)
+        change = Change(since or self.now)
         change.prefix = prefix
         intervals = Intervals(TASK_BOUNDS)
         for error, each in [(None, each) for each in seconds] + list(errors):
@@ -298,3 +298,15 @@ def test_what_is_not_wanted_takes_no_room():
         assert bool(values(snapshot, "dask.task.duration")) != bool(excluded)
         roots = values(snapshot, "dask.span.duration")
         assert len(roots) == (MAX_NAMES if excluded else 1)
+
+
+def test_a_series_begins_before_what_it_counts():
+    """What happened to a group may be told some sweeps later."""
+    driven = Driven()
+    since = driven.now + 1
+    for _ in range(5):
+        driven.sweep()
+    driven.ran("late", seconds=[0.1], errors=[("ValueError", 0.1)], since=since)
+    points = [point for each in driven.measures.measured() for point in each.points if "late" in point.labels]
+    assert {point.start for point in points} == {since}
+    assert len(points) == 4

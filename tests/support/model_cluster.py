@@ -238,8 +238,8 @@ class Cluster:
         if not mirror.forest.is_at_work(group.span_id, self.now - 0.9 * mirror.settings.max_segment):
             return False
         self.latches[group] = latch
-        mirror.forest.look(group.span_id, change, load.minus(told), self.now if change.active else None)
-        group.told_load = load
+        change.span_id, change.load, group.told_load = group.span_id, load.minus(told), load
+        mirror.look(change, self.now)
         self._expect(mirror, group.span_id, load.minus(told), change.run_stop > change.run_start)
         return True
 

@@ -148,6 +148,7 @@ async def test_the_slowest_runs_are_picked_over_many_sweeps(plugin, client, sche
     assert described.call_count < 60  # of 90; it would be all of them if each sweep began anew
 
 
+@mock.patch("dask_otel.watch.deferral.SECONDS_BEFORE_CUT", 0.0)
 @bridged(nthreads=[("127.0.0.1", 2)], max_segment=0.5, **NO_SWEEPS)
 async def test_a_cut_tells_all_that_was(plugin, client, scheduler, worker):
     with span("root") as root_id:

@@ -1,0 +1,25 @@
+"""That the benchmarks still fit what they measure; what they measure is no matter of tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["scale.py --rounds 1 --sizes 1 --only workers", "hooks.py", "conservation.py", "metrics.py"],
+)
+def test_it_runs(command):
+    name, *arguments = command.split()
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / name), *arguments], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr  # of the bridge: it never fails aloud
+    assert "µs" in done.stdout or "ms" in done.stdout
