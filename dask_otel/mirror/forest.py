@@ -159,10 +159,10 @@ class Forest:
                     each.segment.last_change = active
                 self.touched[each] = None
 
-    def is_at_work(self, span_id: str, since: float) -> bool:
-        """Whether a span is open, in a tree that began after ``since``."""
+    def shows(self, span_id: str, name: str, since: float) -> bool:
+        """Whether a span that is open has a group, in a tree that began after ``since``."""
         node = self.nodes.get(span_id)
-        root = node.root.segment if node and node.segment else None
+        root = node.root.segment if node and node.segment and node.ledger and name in node.ledger.groups else None
         return root is not None and root.start > since
 
     def threshold(self, span_id: str, name: str) -> float:

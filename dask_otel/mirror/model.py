@@ -161,6 +161,14 @@ class Change(Tally):
         of.run_start = of.run_stop = 0.0
         of.workers = {}
 
+    def clock_set_back(self, seconds: float, now: float) -> None:
+        """Move what the clock said before it was set back; times of runs are put in time when they are told of."""
+        self.since -= seconds if self.since > now else 0.0
+        if self.aside and self.aside.run_stop > now:
+            self.aside.shift(-seconds)
+        if self.picks:
+            self.picks.shift(-seconds, now)
+
     def adopt(self, is_inside: Callable[[str], bool]) -> None:
         """Take what spans inside asked for as one's own."""
         for askers in [askers for askers in self.foreign if any(map(is_inside, askers))]:

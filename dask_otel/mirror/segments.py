@@ -190,8 +190,8 @@ class Mirror:
         """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
         # Out of the way first: a segment that cannot be made must not stand in the way of others.
         segment, ledger = self.forest.take_out(node)
-        if not (stopped == "unfinished" and node.load.unfinished):  # else the next one awaits the metrics
-            ledger.metrics_complete &= not segment.lacks_metrics(self.heartbeats)
+        goes_on = stopped == "unfinished" and node.load.unfinished > 0
+        ledger.metrics_complete &= segment.end_metrics(self.heartbeats, goes_on=goes_on)
         level = self._level_of(node)
         record, inside = close_segment(node, segment, ledger, now, stopped, self.threads, self._find, level)
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ class Picks:
         for run in other.slowest:
             self.add_slow(run)
 
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self.erred = [run.shift(seconds) for run in self.erred]
-        self.slowest = [run.shift(seconds) for run in self.slowest]
+    def shift(self, seconds: float, after: float = -inf) -> None:
+        """Move the times of runs that ended after a time: the clock was set."""
+        self.erred = [run.shift(seconds) if run.stop > after else run for run in self.erred]
+        self.slowest = [run.shift(seconds) if run.stop > after else run for run in self.slowest]

@@ -107,9 +107,18 @@ class Segment:
         """Whether a worker that is still there has metrics to deliver."""
         return any(heartbeats.is_awaited(worker, since, now) for worker, since in self.owed.items())
 
-    def lacks_metrics(self, heartbeats: Heartbeats) -> bool:
-        """Whether a worker has certainly not delivered its metrics."""
-        return not all(heartbeats.was_heard(worker, since) for worker, since in self.owed.items())
+    def end_metrics(self, heartbeats: Heartbeats, *, goes_on: bool) -> bool:
+        """Await only what has not come; say whether nothing is known to be lost.
+
+        Parameters
+        ----------
+        goes_on
+            Whether another segment will await the rest.
+        """
+        self.owed = {
+            worker: since for worker, since in self.owed.items() if not heartbeats.has_delivered(worker, since)
+        }
+        return goes_on or all(heartbeats.was_heard(worker, since) for worker, since in self.owed.items())
 
     def account(self, now: float, load: Load) -> None:
         """Account for the wall time until now."""

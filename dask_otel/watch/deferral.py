@@ -44,7 +44,7 @@ class Deferral:
         Whether that was so; the change is latched again.
         """
         now = time()
-        if not self._mirror.forest.is_at_work(group.span_id, now - self._until):
+        if not self._mirror.forest.shows(group.span_id, str(group.name), now - self._until):
             return False
         if self._latches.is_latched(group):  # there is a new change already
             return False

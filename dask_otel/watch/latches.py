@@ -70,6 +70,11 @@ class Latches:
         self._thresholds = {}
         return changes
 
+    def clock_set_back(self, seconds: float) -> None:
+        """Move what was latched to the clock's new time."""
+        for change in self._changes.values():
+            change.clock_set_back(seconds, time())
+
     def is_latched(self, group: Any) -> bool:
         """Whether anything was latched of a group since the last drain."""
         return group in self._changes

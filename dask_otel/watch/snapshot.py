@@ -118,7 +118,6 @@ class Groups:
         """
         full = Change(0.0)
         self.complete(group, full)
-        self._known[group].deferred = MAX_DEFERRED  # it has no segment yet
         change = Change(0.0)
         change.span_id, change.load = full.span_id, full.load
         return change

@@ -215,6 +215,7 @@ class Sweeper:
         seconds = self._clock.set_back()
         if seconds:
             log.warning("dask-otel: the clock was set back by %.1f s; times of open spans move with it", seconds)
+            self._latches.clock_set_back(seconds)
             self._mirror.clock_set_back(seconds)
             self._measuring.clock_set_back(seconds)
         return seconds > 0.0

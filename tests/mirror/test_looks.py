@@ -6,6 +6,7 @@ import pytest
 from support.story import WORKER, Story, groups, segments
 
 from dask_otel.mirror.model import Change
+from dask_otel.mirror.records import SegmentRecord
 from dask_otel.mirror.tally import Load
 
 OTHER = "tcp://other"
@@ -106,3 +107,50 @@ def test_a_cut_loses_metrics_of_what_is_at_rest():
     story.pass_time(3, beats=False)
     complete = {segment.name: segment.metrics_complete for segment in segments(story.records)}
     assert complete == {"b": False, "c": True, "a": False}
+
+
+def test_a_clock_that_is_set_back_in_between(work):
+    work.second(runs=0.1)
+    work.second(runs=0.1)
+    work.story.now -= 60.0
+    if work.change:
+        work.change.clock_set_back(60.0, work.story.now)
+    work.mirror.clock_set_back(60.0)
+    for _ in range(7):
+        work.second(runs=0.1)
+    work.story.pass_time(10)
+    (segment,), (group,) = segments(work.story.records), groups(work.story.records)
+    assert (segment.start, segment.end) == pytest.approx((40.0, 48.8))
+    assert (group.start, group.end) == pytest.approx((40.7, 48.8))
+
+
+def test_only_what_has_a_group_may_be_looked_at():
+    story = Story()
+    span = story.span("a")
+    story.begin(span, "g")
+    shows = story.mirror.forest.shows
+    assert shows(span, "g", story.now - 1)
+    assert not shows(span, "g", story.now + 1)  # too old
+    assert not shows(span, "another", story.now - 1)
+    assert not shows("unknown", "g", story.now - 1)
+    story.finish(span, "g", 100.0, 101.0)
+    story.pass_time(20)
+    assert not shows(span, "g", 0.0)
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+def test_a_worker_that_leaves_in_the_middle_of_a_cut(delivered):
+    story = Story(max_segment=60.0)
+    span = story.span("a", "b")
+    story.mirror.heartbeats.joined(OTHER, story.now)
+    story.begin(span, "g", 2)
+    story.finish(span, "g", 100.0, 101.0, unfinished=1, worker=OTHER)
+    story.now = 161.0
+    if delivered:
+        story.beat(OTHER)
+        story.beat(OTHER)
+    for record in story.mirror.advance(story.now):
+        if isinstance(record, SegmentRecord) and record.name == "b":
+            story.mirror.worker_left(OTHER)
+    story.finish(span, "g", 161.0, 162.0)
+    assert {segment.metrics_complete for segment in segments(story.pass_time(20))} == {delivered}

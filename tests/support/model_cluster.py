@@ -126,6 +126,11 @@ class Cluster:
         if not task.is_unfinished:
             task.followers = ()
 
+    def set_clock_back(self, seconds: float) -> None:
+        """The watch has noticed."""
+        for latch in self.latches.values():
+            latch.change.clock_set_back(seconds, self.now)
+
     def release(self, task: Task) -> None:
         """Nobody needs the result any more that was to be computed again."""
         task.provisional = False
@@ -235,7 +240,7 @@ class Cluster:
         plain = change.is_plain and load.provisional == told.provisional
         if group in self.latches or not (plain and told.unfinished and load.unfinished):
             return False
-        if not mirror.forest.is_at_work(group.span_id, self.now - 0.9 * mirror.settings.max_segment):
+        if not mirror.forest.shows(group.span_id, group.name, self.now - 0.9 * mirror.settings.max_segment):
             return False
         self.latches[group] = latch
         change.span_id, change.load, group.told_load = group.span_id, load.minus(told), load

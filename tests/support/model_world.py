@@ -76,6 +76,7 @@ class World:
         """While one is on its way, tasks go on; between its steps, workers come and go."""
         self.intact = False  # unless it gets to the end
         if self.behind > LEAST_STEP:
+            self.cluster.set_clock_back(self.behind)
             self.mirror.clock_set_back(self.behind)
             may_defer = False
         self.behind = 0.0

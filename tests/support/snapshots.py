@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from typing import Any, NamedTuple
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -27,7 +28,7 @@ CLUSTER = Cluster(
 
 def everything(measures: Measures, *, prefix: str = "inc", root: str = "etl", error: str = "ValueError") -> None:
     """Something of all that can be measured."""
-    change = Change(0.0)
+    change = Change(inf)  # after the latest sweep
     change.prefix, change.completed, change.outcomes = prefix, 2, {"erred": 1}
     change.workers = {"w": 3.0}
     change.runs, change.failed = {5: 2}, {error: ({5: 1}, 1.0)}

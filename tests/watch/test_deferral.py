@@ -208,7 +208,13 @@ async def test_a_clock_that_is_set_back_is_no_reason_to_wait(plugin, client, sch
         work = Work(plugin, client, scheduler)
         await work.begin()
         await work.run(0.0)
-        with mock.patch.object(plugin._watch._sweeper._clock, "set_back", return_value=1.0):
+        sweeper, latches = plugin._watch._sweeper, plugin._watch.latches
+        moved = mock.Mock(wraps=latches.clock_set_back)
+        with (
+            mock.patch.object(sweeper._clock, "set_back", return_value=1.0),
+            mock.patch.object(latches, "clock_set_back", moved),
+        ):
             await work.sweep()
+        moved.assert_called_once_with(1.0)
         assert work.told == (1, 1)
         await work.end()
