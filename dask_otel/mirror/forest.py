@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from .asked import Asked
+from .groups import GroupLedger
 from .ledger import Ledger
 from .model import NOBODY, SpanInfo
 from .tally import Load, Tally
@@ -161,8 +162,7 @@ class Forest:
 
     def shows(self, span_id: str, name: str, since: float) -> bool:
         """Whether a span that is open has a group, in a tree that began after ``since``."""
-        node = self.nodes.get(span_id)
-        root = node.root.segment if node and node.segment and node.ledger and name in node.ledger.groups else None
+        root = self.nodes[span_id].root.segment if self._open_group(span_id, name) else None
         return root is not None and root.start > since
 
     def threshold(self, span_id: str, name: str) -> float:
@@ -170,9 +170,12 @@ class Forest:
 
         Negative while there are none. It holds for as long as the group has unfinished tasks.
         """
-        node = self.nodes.get(span_id)
-        group = node.ledger.groups.get(name) if node and node.segment and node.ledger else None
+        group = self._open_group(span_id, name)
         return group.picks.threshold if group and group.picks and group.unfinished else -1.0
+
+    def _open_group(self, span_id: str, name: str) -> GroupLedger | None:
+        node = self.nodes.get(span_id)
+        return node.ledger.groups.get(name) if node and node.segment and node.ledger else None
 
     def take_out(self, node: Node) -> tuple[Segment, Ledger]:
         """End a node's open segment, and hand over what it held."""

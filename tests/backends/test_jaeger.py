@@ -8,7 +8,15 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from support.large import TASKS, large_trace
 from support.processes import cluster
 from support.trees import check_shape, check_sums, tree
-from support.workflows import NESTED, NESTED_ATTRIBUTES, nested, spans_page
+from support.workflows import (
+    NESTED,
+    NESTED_ATTRIBUTES,
+    deferred,
+    group_numbers,
+    many_at_once,
+    nested,
+    spans_page,
+)
 
 import dask_otel
 from dask_otel.export.pipeline import Pipeline
@@ -43,6 +51,39 @@ def test_a_workflow_appears_in_jaeger(jaeger, tmp_path, protocol):
     assert 0 < root.attributes["dask.efficiency"] <= 1
     assert root.attributes["dask.execute.thread_noncpu.seconds"] >= 10 * 0.02
     assert {span.resource["service.name"] for span in spans} == {"dask-scheduler"}
+    assert "ERROR" not in processes.scheduler.log
+
+
+def test_many_groups_at_work_at_once(jaeger, tmp_path):
+    """Most of what they do is told some sweeps later; every number is Dask's all the same."""
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"], "DASK_OTEL__SWEEP_INTERVAL": "500ms"}
+    with cluster(tmp_path, env=env) as processes:
+        client = processes.client
+        root_id, futures = many_at_once(client, groups=80, tasks=20)
+        most = 0
+        while not all(future.done() for future in futures):
+            most = max(most, client.run_on_scheduler(deferred))
+        assert most > 50
+        told = client.run_on_scheduler(group_numbers)
+        spans = jaeger.trace(dask_otel.trace_id(root_id), has_root)
+        assert all(process.is_alive for process in [processes.scheduler, *processes.workers])
+    check_shape(spans)
+    check_sums(spans)
+    shown = {
+        each.attributes["dask.group.name"]: (
+            each.attributes["dask.task.completed"],
+            each.attributes["dask.output.size"],
+            round(each.attributes["dask.duration.compute"] * 1e6),
+        )
+        for each in spans
+        if each.attributes["dask.kind"] == "group"
+    }
+    assert shown == told
+    assert set(told) == {f"work-{number}" for number in range(80)}
+    (root,) = [each for each in spans if not each.parent_id]
+    assert root.attributes["dask.task.completed"] == 80 * 20
+    assert root.attributes["dask.metrics.complete"] is True
+    assert sum(each.attributes.get("dask.task.picked") == "slowest" for each in spans) == 80 * 5
     assert "ERROR" not in processes.scheduler.log
 
 

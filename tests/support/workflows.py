@@ -9,7 +9,7 @@ from pathlib import Path
 import dask
 import dask.dataframe as dd
 import pandas as pd
-from distributed import Client, Event, span, wait
+from distributed import Client, Event, Future, Scheduler, span, wait
 
 
 def _load(x: int) -> int:
@@ -95,3 +95,30 @@ def hang_once(x, first):
 def hang(x, first):
     Event(first).set()
     time.sleep(600)
+
+
+def many_at_once(client: Client, groups: int, tasks: int) -> tuple[str, list[Future]]:
+    """Run groups of which each does a little every now and then, all at the same time; return the root's id."""
+    keys = [(f"work-{group}", number) for number in range(tasks) for group in range(groups)]
+    with span("root") as root_id:
+        futures = client.map(pause, range(len(keys)), key=keys, pure=False)
+    return root_id, futures
+
+
+def pause(x):
+    time.sleep(0.01)
+    return x
+
+
+def deferred(dask_scheduler: Scheduler) -> int:
+    """How many groups the bridge has left for a later sweep."""
+    known = dask_scheduler.plugins["dask-otel"]._watch._sweeper._groups._known
+    return sum(each.deferred > 0 for each in known.values())
+
+
+def group_numbers(dask_scheduler: Scheduler) -> dict[str, tuple[int, int, int]]:
+    """What Dask says of each group: tasks with a result, bytes, and µs of compute."""
+    return {
+        name: (group.states["memory"], group.nbytes_total, round(group.all_durations["compute"] * 1e6))
+        for name, group in dask_scheduler.task_groups.items()
+    }
