@@ -45,6 +45,7 @@ class Meter:
         self._exports = self._failures = self._rejected = 0
         #: When closing must end, once it has begun.
         self._deadline: float | None = None
+        #: Whether it worked when closing began, or has since.
         self._was_well = False
         #: Whether the last snapshot was given up.
         self._lost = False
@@ -105,6 +106,7 @@ class Meter:
         with self._changed:
             if arrived:
                 self._arrived = snapshot
+                self._was_well = True  # also if it was on its way when closing began
                 self._exports += 1
                 self._rejected += answer.rejected
             else:

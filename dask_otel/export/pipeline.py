@@ -64,9 +64,11 @@ class Pipeline:
             limits.max_waiting, limits.max_bytes, lambda kinds: self.delivery.count_lost(kinds, "queue_full")
         )
         self._in_flight = 0
-        #: When closing must end, once it has begun; whether nothing is to be sent any more.
+        #: When closing must end, once it has begun.
         self._deadline: float | None = None
+        #: Whether the collector worked when closing began, or has since.
         self._was_well = False
+        #: Whether nothing is to be sent any more.
         self._abandoned = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"dask-otel {sender.name}", daemon=True)
@@ -167,6 +169,7 @@ class Pipeline:
             if answer.meaning is Meaning.SENT:
                 with self._changed:
                     self._in_flight -= len(part)
+                    self._was_well = True  # also if it was on its way when closing began
                     self.delivery.count_sent(records, answer.rejected, answer.said)
                 self.delivery.works()
                 self.delivery.warn_of_losses()

@@ -106,7 +106,7 @@ def test_what_a_collector_that_was_away_gets(preference, monkeypatch):
         endpoint = receiver.endpoints["grpc"]
         sink = make_sink(endpoint)
         sink.put_metrics(taken(1))
-        wait_until(lambda: completed(receiver))
+        wait_until(lambda: sink.status()["metrics"][0]["exports"])
     sink.put_metrics(taken(2))
     wait_until(lambda: sink.status()["metrics"][0]["failing"])
     with Receiver(grpc_port=int(endpoint.rpartition(":")[2])) as again:
@@ -186,22 +186,28 @@ def test_when_the_next_is_wanted(monkeypatch):
     sink.close(PATIENCE)
 
 
+@pytest.mark.parametrize("first_answer", ["before it closes", "while it closes"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_last_snapshot_is_sent_though_the_collector_is_busy_for_a_moment(protocol, monkeypatch):
+def test_the_last_snapshot_is_sent_though_the_collector_is_busy_for_a_moment(protocol, first_answer, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     answers = []
     with Receiver() as receiver:
         sink = make_sink(receiver.endpoints[protocol])
-        sink.put_metrics(taken(1))
-        wait_until(lambda: completed(receiver))
         (meter,) = sink._meters
         send = meter._sender.send
 
         def busy_once(data):
             answers.append(1)
-            return module.Answer(module.Meaning.LATER, "busy") if len(answers) == 1 else send(data)
+            if len(answers) == 2:
+                return module.Answer(module.Meaning.LATER, "busy")
+            answer = send(data)
+            if first_answer == "while it closes":
+                wait_until(lambda: meter._deadline)
+            return answer
 
         monkeypatch.setattr(meter._sender, "send", busy_once)
+        sink.put_metrics(taken(1))
+        wait_until(lambda: completed(receiver) if first_answer == "while it closes" else meter.status()["exports"])
         sink.put_metrics(taken(2))
         sink.close(PATIENCE)
     assert completed(receiver) == [2, 4]

@@ -356,6 +356,20 @@ def test_closing_waits_for_a_collector_that_was_there(protocol):
     assert run.delivery.total_sent == 6
 
 
+def test_closing_waits_for_one_that_answers_while_it_closes(protocol):
+    def rule(number, names):
+        if number == 0:
+            run.wait_until(lambda: run.pipeline._deadline)
+        return Says(503, "UNAVAILABLE") if 0 < number < 4 else None
+
+    with Misbehaving(protocol, rule) as receiver, running(receiver.endpoint) as run:
+        run.put(bundle(1))
+        run.wait_until(lambda: receiver.requests)
+        run.put(bundle(2))
+    run.check(receiver)
+    assert run.delivery.total_sent == 6
+
+
 def test_closing_waits_for_one_that_asks_for_it(protocol):
     rule = in_turn(Says(503, "RESOURCE_EXHAUSTED", wait=1))
     with Misbehaving(protocol, rule) as receiver, running(receiver.endpoint) as run:
