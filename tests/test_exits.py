@@ -26,9 +26,11 @@ PROTOCOLS = ("grpc", "http/protobuf")
 SETTINGS = {
     "DASK_OTEL__TRACES__SETTLE": "1h",  # all is open at the end
     "DASK_OTEL__TRACES__LEVEL": "groups",
-    "DASK_OTEL__SHUTDOWN_TIMEOUT": "3s",
+    "DASK_OTEL__SHUTDOWN_TIMEOUT": "30s",
     "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
 }
+#: Where nothing can be sent.
+HURRY = {"DASK_OTEL__SHUTDOWN_TIMEOUT": "3s"}
 #: Processes that run at a time.
 AT_ONCE = 4
 #: Of the workflow, without tasks.
@@ -40,13 +42,13 @@ def environment(endpoint: str, protocol: str) -> dict[str, str]:
     return SETTINGS | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
 
 
-def end(way: str, endpoint: str, protocol: str, folder: Path) -> subprocess.Popen[str]:
+def end(way: str, endpoint: str, protocol: str, folder: Path, **settings: str) -> subprocess.Popen[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
     path = {"PYTHONPATH": os.pathsep.join([clean.get("PYTHONPATH", ""), str(Path(__file__).parent)])}
     return subprocess.Popen(
         [sys.executable, "-m", "support.exits", way],
         cwd=folder,
-        env=clean | environment(endpoint, protocol) | path,
+        env=clean | environment(endpoint, protocol) | settings | path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -69,7 +71,7 @@ def ends(tmp_path_factory):
     def run(way: str, protocol: str, hangs: bool) -> Ended:
         if hangs:
             with Wire("http://127.0.0.1:1", "hang") as wire:
-                return Ended(end(way, wire.endpoint, protocol, folder).communicate(timeout=120)[0], None)
+                return Ended(end(way, wire.endpoint, protocol, folder, **HURRY).communicate(timeout=120)[0], None)
         with Misbehaving(protocol) as receiver:
             return Ended(end(way, receiver.endpoint, protocol, folder).communicate(timeout=120)[0], receiver)
 
@@ -105,9 +107,8 @@ def test_a_collector_that_hangs_delays_nothing_for_longer_than_the_timeout(way, 
     assert "dask_otel - ERROR" not in log
 
 
-def test_at_the_exit_of_the_interpreter_closing_takes_no_longer_than_dask_waits(tmp_path, monkeypatch):
+def test_at_the_exit_of_the_interpreter_closing_takes_no_longer_than_dask_waits(tmp_path):
     """Dask gives itself 10 s, whatever our timeout; after that nobody would say what was lost."""
-    monkeypatch.setitem(SETTINGS, "DASK_OTEL__SHUTDOWN_TIMEOUT", "60s")
     with Misbehaving("grpc", lambda *_: Hangs()) as receiver:
         log, _ = end("interpreter_exits", receiver.endpoint, "grpc", tmp_path).communicate(timeout=60)
     assert LAST_WORD.search(log), log
@@ -127,7 +128,7 @@ def test_signals(number, protocol, tmp_path):
         spans = receiver.wait_for_trace(dask_otel.trace_id(root_id), timeout=1)
     assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
     assert code == 0
-    assert took < 3.0 + 2.0  # a heartbeat's wait, and a second; the rest is Dask's
+    assert took < 10.0  # a heartbeat's wait, and a second; the rest is Dask's, or a busy machine's
 
 
 def test_a_second_ctrl_c_does_not_wait_but_sends(tmp_path):
@@ -148,7 +149,7 @@ def test_a_second_ctrl_c_does_not_wait_but_sends(tmp_path):
 def test_a_signal_while_the_collector_hangs(protocol, tmp_path):
     with (
         Wire("http://127.0.0.1:1", "hang") as wire,
-        cluster(tmp_path, env=environment(wire.endpoint, protocol)) as processes,
+        cluster(tmp_path, env=environment(wire.endpoint, protocol) | HURRY) as processes,
     ):
         nested(processes.client)
         begin = monotonic()
@@ -158,7 +159,7 @@ def test_a_signal_while_the_collector_hangs(protocol, tmp_path):
     assert last
     assert [int(each) for each in last.groups()] == [SPANS, 0]
     assert code == 0
-    assert took < 3.0 + 3.0
+    assert took < 3.0 + 7.0
 
 
 def stop(process: Process, number: int) -> int:

@@ -32,9 +32,6 @@ class Deferral:
         self._mirror = mirror
         self._latches = latches
         self._groups = groups
-        longest = mirror.settings.max_segment
-        #: Age of a tree until which something may be left for later.
-        self._until = longest - max(BEFORE_CUT * longest, SECONDS_BEFORE_CUT)
 
     def defer(self, group: Any, change: Change) -> bool:
         """Tell of a group that has a span only how many of its tasks wait for what, if the rest can be told later.
@@ -44,7 +41,9 @@ class Deferral:
         Whether that was so; the change is latched again.
         """
         now = time()
-        if not self._mirror.forest.shows(group.span_id, str(group.name), now - self._until):
+        longest = self._mirror.settings.max_segment
+        begun = now - longest + max(BEFORE_CUT * longest, SECONDS_BEFORE_CUT)  # else it is cut before long
+        if not self._mirror.forest.shows(group.span_id, str(group.name), begun):
             return False
         if self._latches.is_latched(group):  # there is a new change already
             return False

@@ -82,18 +82,19 @@ def endless(part):
     return parts
 
 
-def test_an_answer_that_never_ends_takes_no_memory(http):
+def test_an_answer_that_never_ends_takes_no_memory(http, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     with raw_server(endless(b"x" * 65536)) as endpoint:
         begin = monotonic()
         assert send(endpoint).meaning is Meaning.SENT  # the status said so
-        assert monotonic() - begin < 1
+        assert monotonic() - begin < 30
 
 
 def test_an_answer_that_comes_byte_by_byte_takes_no_longer_than_the_timeout(http):
     with raw_server(endless(b"x"), pause=0.05) as endpoint:
         begin = monotonic()
         assert send(endpoint).meaning is Meaning.SENT
-        assert monotonic() - begin < 3
+        assert monotonic() - begin < 30  # the whole of it would take 200 s
 
 
 @pytest.mark.parametrize("body", [b"\x1f\x8b junk", b"\xff" * MAX_BODY, b"{}", b""])
@@ -231,7 +232,7 @@ def test_an_exporter_that_would_end_its_thread_does_not(error, monkeypatch):
         pipeline.put([segment()])
         while pipeline.unsent:
             threading.Event().wait(0.01)
-        pipeline.close(10)
+        pipeline.close(30)
     assert rude.calls == 3
 
 
@@ -255,7 +256,7 @@ def test_a_queue_that_becomes_empty_while_the_thread_waits_does_not_end_it():
         threading.Event().wait(0.2)
         pipeline.put([segment()])
         assert sent.wait(10)
-        pipeline.close(10)
+        pipeline.close(30)
 
 
 ABORTS = [

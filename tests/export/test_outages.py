@@ -129,7 +129,7 @@ def test_refused_half_way_and_back(protocol):
 
 
 def test_hanging(protocol, monkeypatch):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.3")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1.5")
     with Misbehaving(protocol) as receiver, Wire(receiver.endpoint, "hang") as wire, running(wire.endpoint) as run:
         run.put(bundle(1))
         run.wait_until(lambda: run.delivery.is_failing)
@@ -143,7 +143,7 @@ def test_hanging(protocol, monkeypatch):
 
 def test_takes_a_request_and_never_answers(protocol, monkeypatch):
     """Nobody can know that it has arrived: it is sent again, and the backend sees the same ids."""
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1.5")
     rule = in_turn(Hangs())
     with Misbehaving(protocol, rule) as receiver, running(receiver.endpoint) as run:
         run.put(bundle(1))

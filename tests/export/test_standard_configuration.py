@@ -128,8 +128,8 @@ def test_compression_over_grpc(signal, written, is_zipped):
 def test_a_hanging_receiver_is_asked_again_when_the_time_is_over(protocol, variables):
     with Misbehaving(protocol, in_turn(Hangs())) as receiver, running(receiver.endpoint, **variables) as run:
         arrives(receiver, run)
-        (first, _), (second, _) = receiver.requests
-        assert 0.45 < second - first < 5
+        (first, _), (second, _), *_ = receiver.requests  # more, if this machine needs half a second for one
+        assert 0.45 < second - first < 30
 
 
 def test_batches(protocol):
@@ -139,12 +139,12 @@ def test_batches(protocol):
         arrives(receiver, run, 4)
         assert [len(names) for _, names in receiver.requests] == [4]
     with Misbehaving(protocol) as receiver:
-        bsp = {"BSP_SCHEDULE_DELAY": 300, "BSP_MAX_EXPORT_BATCH_SIZE": 2}
+        bsp = {"BSP_SCHEDULE_DELAY": 1000, "BSP_MAX_EXPORT_BATCH_SIZE": 2}
         with running(receiver.endpoint, **bsp) as run:
             begin = monotonic()
             arrives(receiver, run, 5)
             assert [len(names) for _, names in receiver.requests] == [2, 2, 1]
-            assert receiver.requests[2][0] - begin >= 0.3
+            assert receiver.requests[2][0] - begin >= 1.0
 
 
 def test_queue(protocol):

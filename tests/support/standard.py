@@ -24,7 +24,7 @@ from support.misbehaving import Misbehaving
 from support.records import segment
 from support.wire import Wire
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 def make_sink():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import time
 from unittest import mock
@@ -148,8 +149,7 @@ async def test_the_slowest_runs_are_picked_over_many_sweeps(plugin, client, sche
     assert described.call_count < 60  # of 90; it would be all of them if each sweep began anew
 
 
-@mock.patch("dask_otel.watch.deferral.SECONDS_BEFORE_CUT", 0.0)
-@bridged(nthreads=[("127.0.0.1", 2)], max_segment=0.5, **NO_SWEEPS)
+@bridged(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
 async def test_a_cut_tells_all_that_was(plugin, client, scheduler, worker):
     with span("root") as root_id:
         work = Work(plugin, client, scheduler)
@@ -159,9 +159,10 @@ async def test_a_cut_tells_all_that_was(plugin, client, scheduler, worker):
         assert work.told[0] == 6
         await work.run(0.0)
         await work.sweep()
-        assert work.told == (6, 1), "too slow a machine"
-        await asyncio.sleep(0.5)
-        await work.sweep()  # cut
+        assert work.told == (6, 1)
+        mirror = plugin._watch.mirror
+        with mock.patch.object(mirror, "settings", dataclasses.replace(mirror.settings, max_segment=0.0)):
+            await work.sweep()  # cut
         assert work.told == (0, 1)
         await work.run(0.0)
         await work.end()

@@ -546,7 +546,7 @@ async def test_killed_and_restarted(plugin, client, scheduler, a, b):
     snapshot = await plugin.keeping.fresh()
     check_state(snapshot, scheduler)
     assert value(snapshot, "dask.task.finished", "work", "completed") >= done + 3
-    assert value(snapshot, "dask.worker.added") >= 2
+    await plugin.keeping.until(lambda s: value(s, "dask.worker.added") >= 2)  # the killed one may come back later
 
 
 @measured(cluster={"config": {"distributed.admin.tick.interval": "20ms"}})
