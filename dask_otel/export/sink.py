@@ -98,7 +98,7 @@ class Sink:
         """Close all, within ``timeout`` seconds in all."""
         deadline = monotonic() + timeout
         # A little less: each has a last word to say, and the process may end when this returns.
-        each = timeout - min(0.2, timeout / 10)
+        each = timeout - min(0.5, timeout / 5)
         ways_out: tuple[Pipeline | Meter, ...] = (*self._pipelines, *self._meters)
         closing = [threading.Thread(target=way.close, args=(each,), daemon=True) for way in ways_out]
         for thread in closing:

@@ -301,4 +301,5 @@ def test_closing_takes_no_longer_than_it_may(protocol, monkeypatch):
         begin = monotonic()
         sink.close(0.5)
         assert monotonic() - begin < PATIENCE
+        wait_until(log.getvalue)
     assert log.getvalue().count("could not send the last metrics with exporter 'otlp': no answer in time") == 1

@@ -104,7 +104,8 @@ async def test_group_attributes(plugin, client, scheduler, *workers):
     assert 0.019 < attributes["dask.task.duration.p50"] <= attributes["dask.task.duration.p95"]
     assert attributes["dask.task.duration.p95"] <= attributes["dask.task.duration.max"]
     tg = scheduler.task_groups["work"]
-    assert (group.start, group.end) == pytest.approx((tg.start, tg.stop), abs=1e-6)
+    assert group.end == pytest.approx(tg.stop, abs=1e-6)
+    assert group.start <= tg.start + 1e-6  # Dask's is that of the run which it was told of first
     assert attributes["dask.execute.thread_noncpu.seconds"] > 0.2
 
 
