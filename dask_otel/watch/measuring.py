@@ -23,6 +23,7 @@ from ..mirror.segments import Mirror
 from ..safety import Safety
 from .cluster import in_parts, read_activities, read_cluster
 from .delay import Delay
+from .departures import Departures
 from .pace import Pace
 
 __all__ = ["Measuring"]
@@ -60,6 +61,7 @@ class Measuring:
         #: Ids of the OTel spans that this sweep has put on their way.
         self._shown: set[int] = set()
         self.delay = Delay(scheduler, safety)
+        self._departures = Departures(scheduler.workers)
 
     def learn(self) -> None:
         """Take Dask's own counts as they are for the zero from which to count."""
@@ -79,11 +81,16 @@ class Measuring:
         with self._safety.guard("metrics"):
             self._measures.worker_added()
 
-    def worker_removed(self, *, expected: object) -> None:
-        """Count a worker that left."""
+    def worker_closes(self, worker: str, reason: object) -> None:
+        """Note that a worker has said that it closes."""
+        with self._safety.guard("metrics"):
+            self._departures.announced(worker, reason)
+
+    def worker_removed(self, worker: object, *, expected: object) -> None:
+        """Count a worker that left; ``expected`` is what Dask says of it."""
         if isinstance(expected, bool):
             with self._safety.guard("metrics"):
-                self._measures.worker_removed(expected=expected)
+                self._measures.worker_removed(expected=self._departures.is_expected(worker, expected))
 
     # What the sweep tells
 

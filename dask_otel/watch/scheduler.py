@@ -91,13 +91,15 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Note how long a graph took to take in, or that it failed, and why a worker left; called by Dask."""
-        if self._watch and topic in ("scheduler", "all"):
+        if self._watch and isinstance(msg, dict):
             with self._watch.safety.guard("log_event hook"):
-                action = msg.get("action") if isinstance(msg, dict) else None
-                if action == "update-graph":
+                action = msg.get("action")
+                if action == "update-graph" and topic == "scheduler":
                     self._watch.graph_event(msg)
-                elif action == "remove-worker":
-                    self._watch.measuring.worker_removed(expected=msg.get("expected"))
+                elif action == "closing-worker":
+                    self._watch.measuring.worker_closes(topic, msg.get("reason"))
+                elif action == "remove-worker" and topic == "all":
+                    self._watch.measuring.worker_removed(msg.get("worker"), expected=msg.get("expected"))
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """Note a new worker; called by Dask."""

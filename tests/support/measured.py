@@ -78,8 +78,9 @@ class Account(SchedulerPlugin):  # type: ignore[misc]
         #: Seconds that each run computed, by prefix, and type of error if it failed.
         self.runs: dict[tuple[str, str | None], list[float]] = defaultdict(list)
         self.workers_added = 0
-        #: Of those that left, whether that was expected.
+        #: Of those that left, whether that was expected: by Dask, or since they had begun to close.
         self.workers_removed: Counter[bool] = Counter()
+        self._closing: set[str] = set()
         self.graphs: Counter[str] = Counter()
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **details: Any) -> None:
@@ -97,7 +98,9 @@ class Account(SchedulerPlugin):  # type: ignore[misc]
 
     def log_event(self, topic: str, msg: Any) -> None:
         if topic == "all" and msg["action"] == "remove-worker":
-            self.workers_removed[msg["expected"]] += 1
+            self.workers_removed[msg["expected"] or msg["worker"] in self._closing] += 1
+        if topic in self._scheduler.workers and msg.get("status") == "closing":
+            self._closing.add(topic)
         if topic == "scheduler" and msg.get("action") == "update-graph":
             self.graphs[msg["status"]] += 1
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections import Counter, defaultdict
 from itertools import pairwise
 
 import dask
 import pytest
-from distributed import Client, Event, Nanny, Worker, span, wait
+from distributed import Client, Event, LocalCluster, Nanny, Worker, span, wait
 from distributed.metrics import context_meter
 from distributed.metrics import time as dask_time
 from distributed.scheduler import MemoryState
 from distributed.spans import Span
-from distributed.utils_test import gen_cluster, inc
+from distributed.utils_test import gen_cluster, gen_test, inc
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, TraceIdRatioBased
 from support.clusters import finished
 from support.measured import MeasuredPlugin, all_told, bounds, check_series, histogram, measured, nonzero, value, values
@@ -185,8 +187,11 @@ async def test_workers_that_come_and_go(plugin, client, scheduler, a, b):
         await b.close()
         await until(lambda: b.address not in scheduler.workers)
         snapshot = await plugin.keeping.fresh()
-        assert values(snapshot, "dask.worker.removed") == {(True,): 1, (False,): 1}
+        assert values(snapshot, "dask.worker.removed") == {(True,): 2, (False,): 0}
         await client.submit(inc, 1, workers=[c.address])
+        await scheduler.remove_worker(c.address, stimulus_id="it is lost")
+        snapshot = await plugin.keeping.fresh()
+        assert values(snapshot, "dask.worker.removed") == {(True,): 2, (False,): 1}
     await until(lambda: not scheduler.workers)
     snapshot = await plugin.keeping.fresh()
     check_state(snapshot, scheduler)
@@ -536,8 +541,9 @@ async def test_killed_and_restarted(plugin, client, scheduler, a, b):
     snapshot = await plugin.keeping.fresh()
     done = value(snapshot, "dask.task.finished", "work", "completed")
     assert done == 6
-    await a.kill(reason="test")
-    await plugin.keeping.until(lambda s: sum(values(s, "dask.worker.removed").values()) == 1)
+    os.kill(a.pid, signal.SIGKILL)
+    await plugin.keeping.until(lambda s: value(s, "dask.worker.removed", False) == 1)
+    await plugin.keeping.until(lambda s: value(s, "dask.worker.added") == 1)
     await client.restart()
     assert not scheduler.tasks
     with span("after"):
@@ -546,7 +552,21 @@ async def test_killed_and_restarted(plugin, client, scheduler, a, b):
     snapshot = await plugin.keeping.fresh()
     check_state(snapshot, scheduler)
     assert value(snapshot, "dask.task.finished", "work", "completed") >= done + 3
-    await plugin.keeping.until(lambda s: value(s, "dask.worker.added") >= 2)  # the killed one may come back later
+    snapshot = await plugin.keeping.until(lambda s: value(s, "dask.worker.added") == 3)
+    assert values(snapshot, "dask.worker.removed") == {(True,): 2, (False,): 1}
+
+
+@gen_test()
+async def test_scaled_down():
+    """Dask does not call this expected: the cluster closes its workers itself."""
+    local = {"n_workers": 3, "threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    async with LocalCluster(**local, asynchronous=True) as cluster, Client(cluster, asynchronous=True):
+        plugin = MeasuredPlugin()
+        await plugin.add_to(cluster.scheduler)
+        cluster.scale(1)
+        snapshot = await plugin.keeping.until(lambda s: sum(values(s, "dask.worker.removed").values()) == 2)
+        assert values(snapshot, "dask.worker.removed") == {(True,): 2, (False,): 0}
+        await finished(plugin)
 
 
 @measured(cluster={"config": {"distributed.admin.tick.interval": "20ms"}})
