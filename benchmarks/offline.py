@@ -26,8 +26,10 @@ class Count:
     def exporters(self):
         return ()
 
-    def close(self, timeout):
+    def close_spans(self, timeout):
         pass
+
+    close_metrics = close = close_spans
 
 
 class Plugin(OTelPlugin):

@@ -24,6 +24,10 @@ __all__ = ["Sink"]
 
 #: Finished roots that are remembered.
 MAX_FINISHED = 100
+#: Seconds from the first snapshot to the second; then twice as long each time, up to the interval.
+FIRST_PAUSE = 1.0
+#: Seconds kept for the last metrics, which say what became of the last spans; at most a quarter of the time.
+FOR_METRICS = 2.0
 
 
 class Sink:
@@ -47,8 +51,9 @@ class Sink:
         self._pipelines = pipelines
         self._meters = meters
         self._interval = interval
-        #: When the next snapshot is wanted; the first at once, so that what lives for seconds is seen, too.
+        #: When the next snapshot is wanted: the first at once, and some soon after, so that what is short-lived is seen.
         self._due = monotonic()
+        self._pause = FIRST_PAUSE
         self._sampling = sampling
         self._volume = volume
         self._redactor = redactor
@@ -73,10 +78,13 @@ class Sink:
 
     def wants_metrics(self, *, last: bool = False) -> bool:
         """Whether it is time for a snapshot, said once; for the last one it always is, if anybody wants any."""
-        if not self._meters or (monotonic() < self._due and not last):
+        now = monotonic()
+        if not self._meters or (now < self._due and not last):
             return False
-        # A late one does not make those after it late.
-        self._due += self._interval * ((monotonic() - self._due) // self._interval + 1)
+        if self._pause < self._interval:
+            self._due, self._pause = now + self._pause, 2 * self._pause
+        else:  # a late one does not make those after it late
+            self._due += self._interval * ((now - self._due) // self._interval + 1)
         return True
 
     def put_metrics(self, snapshot: Snapshot) -> None:
@@ -94,17 +102,19 @@ class Sink:
         """Number of spans that are waiting or were dropped, over all exporters."""
         return sum(pipeline.unsent for pipeline in self._pipelines)
 
+    def close_spans(self, timeout: float) -> None:
+        """Send the spans that are left, within ``timeout`` seconds less what the last metrics may need."""
+        _close(self._pipelines, timeout - (min(FOR_METRICS, timeout / 4) if self._meters else 0.0))
+
+    def close_metrics(self, timeout: float) -> None:
+        """Send the snapshot that is left, within ``timeout`` seconds."""
+        _close(self._meters, timeout)
+
     def close(self, timeout: float) -> None:
         """Close all, within ``timeout`` seconds in all."""
         deadline = monotonic() + timeout
-        # A little less: each has a last word to say, and the process may end when this returns.
-        each = timeout - min(0.5, timeout / 5)
-        ways_out: tuple[Pipeline | Meter, ...] = (*self._pipelines, *self._meters)
-        closing = [threading.Thread(target=way.close, args=(each,), daemon=True) for way in ways_out]
-        for thread in closing:
-            thread.start()
-        for thread in closing:
-            thread.join(max(0.0, deadline - monotonic()))
+        self.close_spans(timeout)
+        self.close_metrics(max(0.0, deadline - monotonic()))
 
     def title(self, span: SpanInfo, name: str) -> str:
         """Return the name of a span's segments as it may be shown."""
@@ -131,6 +141,17 @@ class Sink:
             "result": record.result,
             "tasks": record.tally.tasks,
         }
+
+
+def _close(ways_out: Sequence[Pipeline | Meter], timeout: float) -> None:
+    deadline = monotonic() + timeout
+    # A little less: each has a last word to say, and the process may end when this returns.
+    each = timeout - min(0.5, timeout / 5)
+    closing = [threading.Thread(target=way.close, args=(each,), daemon=True) for way in ways_out]
+    for thread in closing:
+        thread.start()
+    for thread in closing:
+        thread.join(max(0.0, deadline - monotonic()))
 
 
 def _counts(status: dict[str, Any], over_budget: int) -> Exporter:

@@ -14,7 +14,7 @@ class Departures:
     """Remembers which workers have said that they close.
 
     Dask calls a worker's end expected only if the scheduler has retired it by its address. ``LocalCluster.scale``,
-    ``Client.restart`` and a nanny's signals close workers themselves: these say so, and what is killed or lost does not.
+    ``Client.restart`` and a nanny close workers themselves: these say so, and what is killed or lost does not.
 
     Parameters
     ----------

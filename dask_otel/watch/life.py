@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -19,6 +18,7 @@ from ..mirror.progress import open_roots
 from ..mirror.segments import Mirror
 from ..mirror.settings import Level, MirrorSettings
 from ..safety import Safety, log
+from .blocking import HURRY, in_thread
 from .graphs import Graphs
 from .latches import Latches
 from .measuring import Measuring
@@ -31,8 +31,6 @@ __all__ = ["Watch", "WatchSettings"]
 
 #: Seconds that closing may take when the interpreter exits: Dask gives itself 10 s, of which workers may take 4.
 AT_EXIT = 4.0
-#: Seconds for the rest of closing once somebody is in a hurry.
-HURRY = 1.0
 #: Open roots that the status names.
 MAX_ROOTS = 100
 
@@ -162,7 +160,12 @@ class Watch:
         with self.safety.guard("closing"):
             self._stopped(self)
         with self.safety.guard("closing"):
-            await _in_thread(self._sink.close, max(0.0, deadline - perf_counter()))
+            if not await in_thread(self._sink.close_spans, max(0.0, deadline - perf_counter())):
+                deadline = min(deadline, perf_counter() + HURRY)
+        with self.safety.guard("closing"):
+            await self._sweeper.measure_last()
+        with self.safety.guard("closing"):
+            await in_thread(self._sink.close_metrics, max(0.0, deadline - perf_counter()))
 
     def _timeout(self) -> float:
         timeout = self._settings.shutdown_timeout
@@ -214,28 +217,3 @@ def _first_number(scheduler: Any) -> int:
     earlier = _watches.get(scheduler, 0)
     _watches[scheduler] = earlier + 1
     return earlier * 1_000_000
-
-
-async def _in_thread(function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function in a thread of its own: executors take nothing any more when the interpreter exits."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: Exception | None) -> None:
-        if not done.done():
-            done.set_exception(error) if error else done.set_result(None)
-
-    def run() -> None:
-        failed: Exception | None = None
-        try:
-            function(*arguments)
-        except Exception as error:  # noqa: BLE001 -- raised again where it is awaited
-            failed = error
-        with suppress(RuntimeError):  # the loop is closed: whoever waited is gone
-            loop.call_soon_threadsafe(settle, failed)
-
-    threading.Thread(target=run, name="dask-otel close", daemon=True).start()
-    try:
-        await asyncio.shield(done)
-    except asyncio.CancelledError:
-        await asyncio.wait({done}, timeout=HURRY)

@@ -28,4 +28,10 @@ class Sink(Protocol):
         """Say what became of the records so far."""
 
     def close(self, timeout: float) -> None:
-        """Send what is left, within ``timeout`` seconds; blocks."""
+        """Send what is left of all, within ``timeout`` seconds; blocks."""
+
+    def close_spans(self, timeout: float) -> None:
+        """Send the records that are left, within ``timeout`` seconds; blocks."""
+
+    def close_metrics(self, timeout: float) -> None:
+        """Send the last snapshot, within ``timeout`` seconds; blocks."""

@@ -112,7 +112,7 @@ class Sweeper:
             pace.raise_if_cancelled()
 
     async def close(self) -> None:
-        """Look at what changed, and send everything."""
+        """Look at what changed, and send all spans."""
         async with self._lock:
             pace = Pace()
             # Data can be scattered into a group without any hook being called.
@@ -125,9 +125,12 @@ class Sweeper:
                     await self._send(self._mirror.close(time()), pace)
                     break
             await self._measuring.count_ended(pace)
-            if self._sink.wants_metrics(last=True):
-                await self._measure(pace)
             pace.raise_if_cancelled()
+
+    async def measure_last(self) -> None:
+        """Give away the last snapshot; it says what became of the spans, if the sink has closed them."""
+        if self._sink.wants_metrics(last=True):
+            await self._measure(Pace())
 
     async def _collect(self, pace: Pace, *, may_defer: bool) -> list[Any]:
         """Feed the mirror; return the groups of which it has been told in full."""

@@ -181,8 +181,8 @@ def test_when_the_next_is_wanted(monkeypatch):
             wanted.append(now[0])
             sink.put_metrics(taken())
         now[0] += 1.0 if now[0] != 125.0 else 17.0  # a sweep that was late
-    # The first at once; a late one does not make those after it late.
-    assert wanted == [100.0, 110.0, 120.0, 142.0, 150.0, 160.0, 170.0]
+    # The first at once, some soon after; a late one does not make those after it late.
+    assert wanted == [100.0, 101.0, 103.0, 107.0, 115.0, 125.0, 142.0, 145.0, 155.0, 165.0, 175.0]
     sink.close(PATIENCE)
 
 

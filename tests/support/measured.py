@@ -29,7 +29,8 @@ class KeepingSink:
         self.snapshots: list[Snapshot] = []
         self.is_due = True
         self._arrived = asyncio.Event()
-        self.put, self.exporters, self.close = sink.put, sink.exporters, sink.close
+        self.put, self.exporters = sink.put, sink.exporters
+        self.close, self.close_spans, self.close_metrics = sink.close, sink.close_spans, sink.close_metrics
 
     def wants_metrics(self, *, last: bool = False) -> bool:
         return last or self.is_due
@@ -122,7 +123,7 @@ def measured(*, nthreads=(("127.0.0.1", 1), ("127.0.0.1", 2)), cluster=None, sam
             await plugin.add_to(scheduler)
             await test(plugin, client, scheduler, *workers)
             if plugin._watch:
-                await finished(plugin)
+                check_sent(plugin.keeping, await finished(plugin))
             check_series(plugin.keeping.snapshots)
             check_runs(plugin.last, plugin.account)
             check_outcomes(plugin.last, plugin.recorder)
@@ -223,6 +224,13 @@ def check_outcomes(snapshot: Snapshot, recorder: Recorder) -> None:
     found = values(snapshot, "dask.task.finished")
     told = {labels: n for labels, n in found.items() if labels[1] in ("completed", "erred", "upstream_failed")}
     assert nonzero(told) == seen
+
+
+def check_sent(keeping: KeepingSink, spans: Sequence[Any]) -> None:
+    """The last snapshot knows what became of the last spans."""
+    exported = values(keeping.snapshots[-1], "otel.sdk.exporter.span.exported")
+    assert nonzero(exported) == ({("memory", "dask_otel", None): len(spans)} if spans else {})
+    assert not nonzero(values(keeping.snapshots[-1], "otel.sdk.processor.span.queue.size"))
 
 
 def check_counts(snapshot: Snapshot, account: Account) -> None:

@@ -17,6 +17,7 @@ from distributed.metrics import time as dask_time
 from distributed.scheduler import MemoryState
 from distributed.spans import Span
 from distributed.utils_test import gen_cluster, gen_test, inc
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, TraceIdRatioBased
 from support.clusters import finished
 from support.measured import MeasuredPlugin, all_told, bounds, check_series, histogram, measured, nonzero, value, values
@@ -567,6 +568,21 @@ async def test_scaled_down():
         snapshot = await plugin.keeping.until(lambda s: sum(values(s, "dask.worker.removed").values()) == 2)
         assert values(snapshot, "dask.worker.removed") == {(True,): 2, (False,): 0}
         await finished(plugin)
+
+
+@gen_cluster(**SPANS)
+async def test_spans_that_are_lost_at_the_end(client, scheduler, worker):
+    plugin = MeasuredPlugin(shutdown_timeout=1.0)
+    plugin.exporter.export = lambda spans: SpanExportResult.FAILURE
+    await plugin.add_to(scheduler)
+    with span("root"):
+        await wait(client.submit(inc, 1, key="x"))
+    await plugin.before_close()
+    (exporter,) = plugin.sink.exporters()
+    assert exporter.failed == {"shutdown": 3}
+    exported = values(plugin.last, "otel.sdk.exporter.span.exported")
+    assert nonzero(exported) == {("memory", "dask_otel", "shutdown"): 3}
+    assert not nonzero(values(plugin.last, "otel.sdk.processor.span.queue.size"))
 
 
 @measured(cluster={"config": {"distributed.admin.tick.interval": "20ms"}})
