@@ -9,6 +9,7 @@ import random
 import sys
 import threading
 import time
+from asyncio import CancelledError
 from collections.abc import Callable
 from uuid import uuid4
 
@@ -77,13 +78,21 @@ def unnamed(client: Client, name: str, tasks: int) -> None:
 
 
 def person(address: str, work: Work, name: str, tasks: int, rounds: int | None) -> None:
-    """Work, think, work again; with ``rounds`` None, for ever."""
-    with Client(address, set_as_default=False, name=name) as client, client.as_current():
-        done = 0
-        while rounds is None or done < rounds:
-            work(client, name, tasks)
-            done += 1
-            time.sleep(random.uniform(0.2, 2.0))
+    """Work, think, work again; with ``rounds`` None, for ever, whatever becomes of the cluster."""
+    while True:
+        try:
+            with Client(address, set_as_default=False, name=name) as client, client.as_current():
+                done = 0
+                while rounds is None or done < rounds:
+                    work(client, name, tasks)
+                    done += 1
+                    time.sleep(random.uniform(0.2, 2.0))
+                return
+        except (Exception, CancelledError) as error:  # with the cluster, anything may fail
+            if rounds is not None:
+                raise
+            print(f"{name}: {type(error).__name__}: {error}; once more", file=sys.stderr)  # noqa: T201
+            time.sleep(2.0)
 
 
 def main(address: str, rounds: int | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .panels import Dashboard, bars, choice, lines, query, row, stacked, stat, table, total
-from .promql import RANGE, STEP, count, latest, or_zero, part_of, per_second, quantile, ratio, select
+from .promql import RANGE, STEP, at_most, count, latest, or_zero, part_of, per_second, quantile, ratio, select
 
 __all__ = ["BY_INSTANCE", "CHOOSE_CLUSTER", "INSTANCE", "cluster"]
 
@@ -19,6 +19,8 @@ BUSY = count(select("dask_span_thread_time_seconds_total"), STEP)
 INSTANCE = "dask_cluster_name, instance"
 BY_INSTANCE = "{{dask_cluster_name}} {{instance}}"
 DELAY = select("dask_scheduler_event_loop_delay_seconds")
+#: Shuffles have threads of their own, which mostly wait; what they do in tasks is told twice.
+NOT_BESIDE = 'dask_context!~"p2p[.].*"'
 HAD = count(select("dask_scheduler_thread_time_seconds_total"), STEP)
 
 
@@ -56,7 +58,7 @@ def cluster() -> Dashboard:
         stat(
             "Efficiency",
             "Part of the threads' time in which they ran tasks, in the time shown. What is left was paid for and "
-            "not used.",
+            "not used. Tasks count when they end: show a time much longer than one takes.",
             total(
                 ratio(
                     count(select("dask_span_thread_time_seconds_total"), RANGE),
@@ -126,11 +128,12 @@ def cluster() -> Dashboard:
             "Thread-seconds of workers, by what they were spent on. execute: in tasks. thread_cpu computes; "
             "thread_noncpu waits, for input and output or the interpreter lock; disk_read and disk_write spill; "
             "deserialize and network move data; executor waits for a thread and hands over; other is what is left. "
-            "failed, cancelled: for nothing. gather_dep and get_data run beside threads: the sum can exceed theirs.",
+            "failed, cancelled: for nothing. gather_dep and get_data run beside threads: the sum can exceed theirs. "
+            "Of shuffles (p2p), what ran in tasks; what ran beside them is left out, since it mostly waits.",
             [
                 query(
                     count(
-                        select("dask_activity_time_seconds_total", "dask_task_prefix=~`${prefix:regex}|`"),
+                        select("dask_activity_time_seconds_total", "dask_task_prefix=~`${prefix:regex}|`", NOT_BESIDE),
                         STEP,
                         "dask_context, dask_activity",
                     ),
@@ -141,9 +144,11 @@ def cluster() -> Dashboard:
         ),
         lines(
             "Threads: had and busy",
-            "Threads that the cluster had, and how many of them ran tasks, on average over each step.",
+            "had: threads of the cluster. at work: that run tasks at the moment. busy: thread-seconds in tasks, a "
+            "second; a task counts when it ends, so with tasks longer than a step this lags behind and overshoots.",
             [
                 query(per_second(HAD), "had"),
+                query(at_most(latest(_tasks("processing")), latest(select("dask_scheduler_thread_count"))), "at work"),
                 query(per_second(BUSY), "busy"),
             ],
             "short",

@@ -6,7 +6,7 @@ they make anything but what it did.
 
 from __future__ import annotations
 
-__all__ = ["count", "latest", "or_zero", "part_of", "per_second", "quantile", "ratio", "select"]
+__all__ = ["at_most", "count", "latest", "or_zero", "part_of", "per_second", "quantile", "ratio", "select"]
 
 #: What is chosen at the top of each dashboard.
 CLUSTER = "dask_cluster_name=~`${cluster:regex}`"
@@ -30,6 +30,11 @@ def count(selector: str, window: str, by: str = "") -> str:
 def latest(selector: str, by: str = "") -> str:
     """Return what gauges say now; a cluster that is gone is gone after a few exports, not after five minutes."""
     return f"sum{_by(by)} (last_over_time({selector}[$__rate_interval]))"
+
+
+def at_most(number: str, limit: str) -> str:
+    """Return the smaller of two numbers without labels."""
+    return f"({number} < {limit} or {limit})"
 
 
 def quantile(q: float, histogram: str, window: str, by: str = "", *matchers: str) -> str:

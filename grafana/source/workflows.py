@@ -58,7 +58,7 @@ def workflows() -> Dashboard:
         ),
         stat(
             "Share of the cluster",
-            "Part of all thread-seconds that these root spans used.",
+            "Part of all thread-seconds that these root spans used. Tasks count when they end.",
             total(ratio(count(select(BUSY, ROOT), RANGE), count(select(HAD), RANGE))),
             "percentunit",
         ),
@@ -93,9 +93,14 @@ def workflows() -> Dashboard:
         table(
             "Root spans",
             "In the time shown. Quantiles are read off buckets, so they are only as fine as those. Busy: "
-            "thread-seconds in tasks.",
+            "thread-seconds in tasks. Share: part of all that the clusters had.",
             [
                 ("Busy", count(select(BUSY, ROOT), RANGE, "dask_span_root"), "s"),
+                (
+                    "Share",
+                    f"{count(select(BUSY, ROOT), RANGE, 'dask_span_root')} / scalar({count(select(HAD), RANGE)})",
+                    "percentunit",
+                ),
                 ("Runs", count(select(RUNS, ROOT), RANGE, "dask_span_root"), "short"),
                 (
                     "Failed",
@@ -123,8 +128,8 @@ def workflows() -> Dashboard:
         row("Who used what was paid for"),
         bars(
             "Busy threads by root span",
-            "Threads that ran tasks, on average over each step. At each moment the sum can be at most the cluster's "
-            "threads.",
+            "Thread-seconds in tasks, a second. A task counts when it ends: with tasks longer than a step, this lags "
+            "behind and overshoots.",
             [
                 query(per_second(count(select(BUSY, ROOT), STEP, "dask_span_root")), "{{dask_span_root}}"),
             ],
@@ -132,7 +137,8 @@ def workflows() -> Dashboard:
         ),
         lines(
             "Efficiency",
-            "Part of the cluster's thread-seconds in which tasks of these root spans ran.",
+            "Part of the cluster's thread-seconds in which tasks of these root spans ran. Tasks count when they end: "
+            "with tasks longer than a step, this lags behind, and may be above 100 %.",
             [query(ratio(count(select(BUSY, ROOT), STEP), count(select(HAD), STEP)), "used")],
             "percentunit",
         ),
