@@ -51,7 +51,7 @@ class Sink:
         self._pipelines = pipelines
         self._meters = meters
         self._interval = interval
-        #: When the next snapshot is wanted: the first at once, and some soon after, so that what is short-lived is seen.
+        #: When the next snapshot is wanted: the first at once, and some soon after, so that what is brief is seen.
         self._due = monotonic()
         self._pause = FIRST_PAUSE
         self._sampling = sampling
