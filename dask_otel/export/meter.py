@@ -14,7 +14,7 @@ from ..safety import Safety, log
 from .answers import Answer, Meaning
 from .contact import Contact
 from .metrics import MetricFactory
-from .senders import Sender, shut_down
+from .senders import LAST_CHANCE, Sender, shut_down
 
 __all__ = ["NO_METRICS", "Meter"]
 
@@ -43,8 +43,9 @@ class Meter:
         self._arrived: Snapshot | None = None
         self._contact = Contact(sender.name, sender.target, WARN_EVERY)
         self._exports = self._failures = self._rejected = 0
-        #: When closing must end, once it has begun.
+        #: When closing must end, once it has begun, and until when it waits for a collector that was away.
         self._deadline: float | None = None
+        self._last_chance = 0.0
         #: Whether it worked when closing began, or has since.
         self._was_well = False
         #: Whether the last snapshot was given up.
@@ -62,7 +63,7 @@ class Meter:
     def close(self, timeout: float) -> None:
         """Send what is left within ``timeout`` seconds, then shut the exporter down."""
         with self._changed:
-            self._deadline = monotonic() + timeout
+            self._deadline, self._last_chance = monotonic() + timeout, monotonic() + LAST_CHANCE
             self._was_well = self._contact.is_failing is False
             self._contact.is_silent = True  # but for the last word
             self._changed.notify()
@@ -130,7 +131,8 @@ class Meter:
                 self._changed.wait_for(lambda: self._next is not waiting or self._deadline, PAUSE)
             return True
         pause = max(SHORT_PAUSE, answer.wait or 0.0)
-        if not self._was_well or monotonic() + pause >= self._deadline:
+        until = self._deadline if self._was_well else min(self._deadline, self._last_chance)
+        if monotonic() + pause >= until:
             return False
         self._changed.wait(pause)
         return True

@@ -18,7 +18,7 @@ from .conventions import kind_of
 from .delivery import Delivery
 from .limits import Limits
 from .pacing import Paced
-from .senders import Sender, shut_down
+from .senders import LAST_CHANCE, Sender, shut_down
 from .spans import SpanFactory
 from .waiting import Waiting
 
@@ -64,8 +64,9 @@ class Pipeline:
             limits.max_waiting, limits.max_bytes, lambda kinds: self.delivery.count_lost(kinds, "queue_full")
         )
         self._in_flight = 0
-        #: When closing must end, once it has begun.
+        #: When closing must end, once it has begun, and until when it waits for a collector that was away.
         self._deadline: float | None = None
+        self._last_chance = 0.0
         #: Whether the collector worked when closing began, or has since.
         self._was_well = False
         #: Whether nothing is to be sent any more.
@@ -85,7 +86,7 @@ class Pipeline:
     def close(self, timeout: float) -> None:
         """Send what is left within ``timeout`` seconds, then shut the exporter down."""
         with self._changed:
-            self._deadline = monotonic() + timeout
+            self._deadline, self._last_chance = monotonic() + timeout, monotonic() + LAST_CHANCE
             self._was_well = self.delivery.is_failing is False
             self.delivery.is_silent = True  # but for the last word
             self._changed.notify()
@@ -235,8 +236,10 @@ class Pipeline:
             if self._deadline is None:
                 self._changed.wait_for(lambda: self._deadline, seconds)
                 return True  # at once if it closes: the collector may just have come back
-            # Closing must not take long for a collector that is not there.
-            if not (self._was_well or asked) or monotonic() + seconds >= self._deadline:
+            until = self._deadline
+            if not (self._was_well or asked):  # closing must not take long for a collector that is not there
+                until, seconds = min(until, self._last_chance), BACK_OFF[0]
+            if monotonic() + seconds >= until:
                 return False
             self._changed.wait(seconds)
             return True

@@ -27,7 +27,7 @@ Exporter = SpanExporter | MetricExporter
 
 _OTLP = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 #: Seconds between two attempts of gRPC's own to connect; its default grows to two minutes, in which all requests fail.
-_CHANNEL = (("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 5000))
+_CHANNEL = (("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 1000))
 
 
 def make_senders(endpoint: str | None = None, signal: Signal = TRACES) -> list[Sender]:

@@ -146,7 +146,7 @@ class Sink:
 def _close(ways_out: Sequence[Pipeline | Meter], timeout: float) -> None:
     deadline = monotonic() + timeout
     # A little less: each has a last word to say, and the process may end when this returns.
-    each = timeout - min(0.5, timeout / 5)
+    each = timeout - min(1.0, timeout / 5)
     closing = [threading.Thread(target=way.close, args=(each,), daemon=True) for way in ways_out]
     for thread in closing:
         thread.start()

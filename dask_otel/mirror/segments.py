@@ -139,7 +139,7 @@ class Mirror:
         yield from self.forest.account(now)
         for root in list(self.forest.open_roots):
             age = now - root.segment.start if root.segment else 0.0
-            if age >= self.settings.max_segment:
+            if age >= self.settings.max_segment * (1 if root.load.unfinished else 2):  # in a pause, a run would end
                 yield from self._cut(root, now)
             elif age >= self.settings.announce and root.segment and self._wants_marker(root):
                 yield marker(root, root.segment, now)

@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["HURRY", "in_thread"]
 
 #: Seconds for the rest of closing once somebody is in a hurry.
-HURRY = 1.0
+HURRY = 2.0
 
 
 async def in_thread(function: Callable[..., None], *arguments: Any) -> bool:

@@ -197,7 +197,7 @@ class Watch:
         self._metrics.on_heartbeat = heard.set
         workers = len(self._scheduler.workers)
         # A worker's first heartbeat comes after 1 s, whatever the interval.
-        wait = min(1.2 * max(1.0, heartbeat_interval(workers)), self._timeout() / 2)
+        wait = min(1.5 * max(1.0, heartbeat_interval(workers)), self._timeout() / 2)
         deadline = perf_counter() + wait
         await self._sweeper.sweep(may_defer=False)
         while self.mirror.owes_metrics(time()) and perf_counter() < deadline:

@@ -56,10 +56,19 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self._last = time(), monotonic()
+        self._last = _clocks()
 
     def set_back(self) -> float:
         """Seconds by which the wall clock was set back since the last call; 0.0 if it was not."""
-        (wall, steady), self._last = self._last, (time(), monotonic())
+        (wall, steady), self._last = self._last, _clocks()
         step = (self._last[1] - steady) - (self._last[0] - wall)
         return step if step > LEAST_STEP else 0.0
+
+
+def _clocks() -> tuple[float, float]:
+    """Read both clocks at one moment; a thread that is held up between them would see one of them set."""
+    for _ in range(9):
+        before, wall, steady = monotonic(), time(), monotonic()
+        if steady - before < LEAST_STEP / 2:
+            break
+    return wall, steady

@@ -218,6 +218,27 @@ def test_cut_by_age_goes_on_in_a_linked_segment():
     assert segment_a.tally.tasks + segments(records)[-1].tally.tasks == 2
 
 
+def test_a_cut_waits_for_the_end_of_a_pause():
+    """Else what goes on after it would be another run; a root that only ever pauses is cut all the same."""
+    story = Story(max_segment=60, settle=5.0)
+    span = story.span("a")
+    story.begin(span, "g")
+    story.finish(span, "g", 100, 159)
+    assert story.pass_time(3) == []
+    story.begin(span, "g")
+    assert [segment.result for segment in segments(story.pass_time(1))] == ["unfinished"]
+    story.finish(span, "g", 162, 170)
+    story.pass_time(20)
+    (run,) = story.mirror.roots.drain()
+    assert (run.start, run.end) == (100.0, 170.0)
+    begin = story.now
+    while story.now < begin + 130:
+        story.begin(span, "g")
+        story.finish(span, "g", story.now, story.now)
+        story.pass_time(1)
+    assert segments(story.records)[-1].end <= begin + 125
+
+
 def test_cut_of_a_default_root_starts_a_new_trace():
     story = Story(max_segment=60)
     span = story.span("default")

@@ -28,3 +28,16 @@ def test_only_a_clock_that_is_set_back_is_noticed(clocks):
         clocks.pass_(1.0, step)
         seen.append(clock.set_back())
     assert seen == pytest.approx([0.0, 50.0, 0.0, 0.0, 0.0, 0.0, 0.5])
+
+
+def test_a_thread_that_is_held_up_between_two_clocks_has_not_been_set_back(clocks, monkeypatch):
+    clock = pace.Clock()
+    stalls = [0.0, 5.0, 0.0, 0.0]
+
+    def held_up():
+        clocks.pass_(stalls.pop(0) if stalls else 0.0)
+        return clocks.steady
+
+    monkeypatch.setattr(pace, "monotonic", held_up)
+    assert clock.set_back() == 0.0
+    assert clock.set_back() == 0.0
