@@ -88,7 +88,9 @@ def test_many_groups_at_work_at_once(jaeger, tmp_path):
 
 
 def test_the_example_of_dasks_spans_page(jaeger, tmp_path):
-    with cluster(tmp_path, env={"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"]}):
+    # A person may pause between two steps.
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"], "DASK_OTEL__TRACES__SETTLE": "5s"}
+    with cluster(tmp_path, env=env):
         root_id = spans_page(tmp_path / "data")
         spans = jaeger.trace(dask_otel.trace_id(root_id), has_root)
     check_shape(spans)
@@ -107,7 +109,7 @@ def test_the_example_of_dasks_spans_page(jaeger, tmp_path):
 
 
 def test_jaeger_killed_and_started_again(own_jaeger, tmp_path):
-    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": own_jaeger.endpoints["grpc"], "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": own_jaeger.endpoints["grpc"]}
     with cluster(tmp_path, env=env) as processes:
         before, total = nested(processes.client)
         assert total == 450

@@ -97,7 +97,7 @@ def test_killed_worker(jaeger, tmp_path):
 
 def test_what_is_left_of_a_scheduler_killed_in_the_middle(jaeger, tmp_path):
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"], "DASK_OTEL__TRACES__ANNOUNCE": "1s"}
-    with cluster(tmp_path, env=env, timeout=2) as processes:
+    with cluster(tmp_path, env=env, timeout=5) as processes:
         client = processes.client
         with span("root") as root_id:
             with span("done") as done_id:

@@ -27,7 +27,7 @@ def doctor(monkeypatch):
     for name in list(os.environ):
         if name.startswith("OTEL_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "4")
     monkeypatch.setenv("COLUMNS", "250")
 
     def run(*arguments, **variables):

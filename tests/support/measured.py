@@ -17,7 +17,7 @@ from dask_otel.measure.series import MAX_SERIES
 from dask_otel.measure.snapshot import Distribution, Snapshot
 from dask_otel.watch.life import WatchSettings
 from dask_otel.watch.sink import Sink
-from support.clusters import finished
+from support.clusters import finished, one_clock
 from support.memory import MemoryPlugin
 
 
@@ -113,7 +113,7 @@ def measured(*, nthreads=(("127.0.0.1", 1), ("127.0.0.1", 2)), cluster=None, sam
     """
 
     def decorate(test):
-        @gen_cluster(client=True, nthreads=list(nthreads), **(cluster or {}))
+        @gen_cluster(**{"client": True, "nthreads": list(nthreads), "timeout": 90} | (cluster or {}))
         async def run(client, scheduler, *workers):
             plugin = MeasuredPlugin(**settings)
             plugin.sampler = sampler
@@ -121,9 +121,10 @@ def measured(*, nthreads=(("127.0.0.1", 1), ("127.0.0.1", 2)), cluster=None, sam
             scheduler.add_plugin(plugin.recorder)
             scheduler.add_plugin(plugin.account)
             await plugin.add_to(scheduler)
-            await test(plugin, client, scheduler, *workers)
-            if plugin._watch:
-                check_sent(plugin.keeping, await finished(plugin))
+            with one_clock():
+                await test(plugin, client, scheduler, *workers)
+                if plugin._watch:
+                    check_sent(plugin.keeping, await finished(plugin))
             check_series(plugin.keeping.snapshots)
             check_runs(plugin.last, plugin.account)
             check_outcomes(plugin.last, plugin.recorder)

@@ -60,7 +60,7 @@ class Run:
         at = self.first["last_error_at"]
         self.wait_until(lambda: self.first["last_error_at"] > at)
         assert (self.first["in_flight"], self.first["dropped"]) == (1, [])
-        self.sink.close(1)
+        self.sink.close(PATIENCE)
         assert self.first["dropped"] == [{"kind": "span", "reason": "shutdown", "count": 1}]
 
 

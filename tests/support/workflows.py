@@ -34,10 +34,11 @@ def nested(client: Client) -> tuple[str, int]:
             raw = client.map(_load, range(10), key="load")
         with span("prepare", "scale"):
             scaled = client.map(_scale, raw, key="scale")
-            total = client.submit(sum, scaled, key="total").result()
+            total = client.submit(sum, scaled, key="total")
         with span("check"):
-            wait(client.map(_check, scaled, key="check"))
-    return root_id, total
+            checked = client.map(_check, scaled, key="check")
+    wait([total, *checked])  # not before: a client that is slow would end the first segment
+    return root_id, total.result()
 
 
 #: What `tree(spans, "dask.task.count", "dask.task.completed", "dask.span.result")` says of it.

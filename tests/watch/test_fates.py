@@ -11,6 +11,7 @@ from distributed import Client, Event, Reschedule, Worker, fire_and_forget, get_
 from distributed.utils_test import inc, slowinc
 from support import switches
 from support.clusters import bridged, finished, trace_of
+from support.measured import all_told
 from support.trees import tree
 
 FATES = (
@@ -80,7 +81,7 @@ async def test_failed_tasks_have_spans_with_the_exception(plugin, client, schedu
 @bridged()
 async def test_the_slowest_runs_have_spans(plugin, client, scheduler, *workers):
     with span("root"):
-        await wait([client.submit(slowinc, i, delay=0.02 * (i % 7), key=f"work-{i}") for i in range(14)])
+        await wait([client.submit(slowinc, i, delay=0.06 * (i % 7), key=f"work-{i}") for i in range(14)])
         await wait(client.map(fail, range(30), key="bad"))
     spans = await finished(plugin)
     tasks = [s for s in spans if s.attributes["dask.kind"] == "task"]
@@ -383,6 +384,7 @@ async def test_a_p2p_shuffle_has_its_own_metrics(plugin, client, scheduler, *wor
     with dask.config.set({"dataframe.shuffle.method": "p2p"}), span("root") as root_id:
         frame = dd.from_pandas(pd.DataFrame({"x": range(100)}), npartitions=4).shuffle("x")
         assert len(await client.compute(frame)) == 100
+    await all_told(workers)
     spans = await finished(plugin)
     root = next(s for s in spans if not s.parent_id).attributes
     dask_span = scheduler.extensions["spans"].spans[root_id]

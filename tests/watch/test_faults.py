@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from operator import add
 
-import dask
 import pytest
 from distributed import span
 from distributed.utils_test import captured_logger, gen_cluster, inc
@@ -109,7 +108,7 @@ def with_workload(plugin, settle):
 
 @pytest.mark.parametrize("target", FAULTS)
 def test_the_workload_does_not_notice(target, monkeypatch):
-    plugin = MemoryPlugin(settle=0.05, shutdown_timeout=2.0)
+    plugin = MemoryPlugin(settle=0.05, shutdown_timeout=10.0)
     monkeypatch.setattr(f"dask_otel.{target}", fail)
     where = FAULTS[target]
 
@@ -121,7 +120,9 @@ def test_the_workload_does_not_notice(target, monkeypatch):
     result, log = with_workload(plugin, counted)
     assert result == EXPECTED
     assert plugin.safety.failures[where, "Injected"]
-    assert log.count(f"dask-otel failed in its {where} and goes on without") == 1
+    # Each kind once: where spans are unknown, their metrics are, too.
+    kinds = sum(place == where for place, _ in plugin.safety.failures)
+    assert log.count(f"dask-otel failed in its {where} and goes on without") == kinds
 
 
 class Unsure(Sampler):
@@ -145,7 +146,7 @@ class Failing(MemoryExporter):
     ids=["exporter", "sampler"],
 )
 def test_other_people_s_code_that_fails(attribute, value, where):
-    plugin = MemoryPlugin(settle=0.05, shutdown_timeout=2.0)
+    plugin = MemoryPlugin(settle=0.05, shutdown_timeout=10.0)
     setattr(plugin, attribute, value)
 
     async def counted():
@@ -178,7 +179,7 @@ def test_a_fault_at_the_start_leaves_the_bridge_off(target, monkeypatch):
 
 def test_after_too_many_in_a_row_it_turns_itself_off_and_says_so(monkeypatch):
     monkeypatch.setattr(safety_module, "MAX_IN_A_ROW", 5)
-    plugin = MemoryPlugin(settle=0.05, sweep_interval=0.01, shutdown_timeout=2.0)
+    plugin = MemoryPlugin(settle=0.05, sweep_interval=0.01, shutdown_timeout=10.0)
     monkeypatch.setattr("dask_otel.mirror.segments.Mirror.advance", fail)
 
     async def off():
@@ -192,18 +193,22 @@ def test_after_too_many_in_a_row_it_turns_itself_off_and_says_so(monkeypatch):
 
 
 def test_what_an_exception_says_is_not_logged_if_that_may_hold_secrets(monkeypatch):
-    plugin = MemoryPlugin(settle=0.05)
+    class Discreet(MemoryPlugin):
+        def connect(self, scheduler, safety):
+            safety.tells = False  # as ``OTelPlugin.connect`` does
+            return super().connect(scheduler, safety)
+
+    plugin = Discreet(settle=0.05)
     monkeypatch.setattr("dask_otel.mirror.segments.Mirror.advance", fail)
 
     async def counted():
-        plugin.safety.tells = False
         while not plugin.safety.failures["sweep", "Injected"]:
             await asyncio.sleep(0.01)
 
-    with dask.config.set({"otel.capture.keys": False}):
-        _, log = with_workload(plugin, counted)
+    _, log = with_workload(plugin, counted)
     assert "Injected" in log
     assert "in fail" in log
+    assert SECRET not in log
 
 
 def test_failures_far_between_turn_nothing_off():
@@ -229,7 +234,7 @@ def test_a_collector_may_be_away_for_as_long_as_it_likes():
 @pytest.mark.parametrize("part", MEASURING)
 def test_a_snapshot_that_cannot_be_made_costs_no_trace_and_as_little_of_the_rest_as_can_be(part, monkeypatch):
     """A hundred failures, and more: they turn off nothing else."""
-    plugin = MeasuredPlugin(settle=0.05, shutdown_timeout=2.0, sweep_interval=0.01)
+    plugin = MeasuredPlugin(settle=0.05, sweep_interval=0.01)
     monkeypatch.setattr(f"dask_otel.measure.measures.Measures.{part}", fail)
 
     async def counted():

@@ -123,7 +123,7 @@ async def test_who_submitted(plugin, client, scheduler, *workers):
         assert root.attributes["dask.annotation.team"] == "red"
         assert "hidden" not in str(root.attributes)
         assert root.attributes["dask.collections"] == ["Future"]
-        assert 0 < root.attributes["dask.graph.update_time"] < 1
+        assert 0 < root.attributes["dask.graph.update_time"] < 30
 
 
 @bridged()
@@ -247,7 +247,7 @@ async def test_a_long_span_is_sent_in_pieces(plugin, client, scheduler, *workers
     with span("root", "child") as child_id:
         future = client.submit(hold, key="hold")
         root_id = scheduler_root(scheduler, await span_seen(scheduler, child_id))
-        first = await trace_of(plugin, root_id)
+        first = [s for s in await trace_of(plugin, root_id) if not s.attributes.get("dask.span.segment")]
         await event.set()
         await future
     assert tree(first, "dask.span.result") == [
@@ -304,8 +304,8 @@ async def test_thread_time_of_others(plugin, client, scheduler, *workers):
     await wait([*hog, *guest])
     hog_root = (await trace_of(plugin, hog_id))[-1].attributes
     guest_root = (await trace_of(plugin, guest_id))[-1].attributes
-    assert hog_root["dask.thread_time.busy"] == pytest.approx(12 * 0.3, rel=0.2)
-    assert guest_root["dask.thread_time.busy"] == pytest.approx(6 * 0.3, rel=0.3)
+    assert 12 * 0.29 < hog_root["dask.thread_time.busy"] < 3 * 12 * 0.3
+    assert 6 * 0.29 < guest_root["dask.thread_time.busy"] < 3 * 6 * 0.3
     assert 0 < guest_root["dask.thread_time.others"] <= hog_root["dask.thread_time.busy"] + 0.1
     for root in (hog_root, guest_root):
         mine = root["dask.thread_time.available"] - root["dask.thread_time.others"]
@@ -314,6 +314,7 @@ async def test_thread_time_of_others(plugin, client, scheduler, *workers):
 
 @bridged()
 async def test_a_worker_that_leaves_is_a_known_loss(plugin, client, scheduler, a, b):
+    a.periodic_callbacks["heartbeat"].stop()
     with span("root") as root_id:
         await client.submit(inc, 1, key="work", workers=[a.address], allow_other_workers=False)
         del client.futures["work"]
