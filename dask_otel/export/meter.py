@@ -50,6 +50,8 @@ class Meter:
         self._was_well = False
         #: Whether the last snapshot was given up.
         self._lost = False
+        #: Whether the backend may take metrics at all.
+        self.has_use = True
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"dask-otel metrics {sender.name}", daemon=True)
         self._thread.start()
@@ -114,6 +116,7 @@ class Meter:
                 self._failures += 1
             if not arrived or answer.said:
                 self._contact.note_error(answer.said)
+            self.has_use = not answer.knows_no_such_thing
             self._say(answer)
             # Else the next snapshot will tell whether somebody has mended it.
             again = answer.meaning is Meaning.LATER and self._may_try_again(answer)

@@ -70,7 +70,7 @@ class Pipeline:
         #: Whether the collector worked when closing began, or has since.
         self._was_well = False
         #: Whether nothing is to be sent any more.
-        self._abandoned = False
+        self.abandoned = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"dask-otel {sender.name}", daemon=True)
         self._thread.start()
@@ -93,7 +93,7 @@ class Pipeline:
         self._thread.join(timeout)
         self._say_last_word()
         is_sending = self._thread.is_alive()
-        self._abandoned = self._abandoned or is_sending
+        self.abandoned = self.abandoned or is_sending
         shut_down(self._sender, self._safety, is_sending=is_sending)
 
     def _say_last_word(self) -> None:
@@ -155,7 +155,7 @@ class Pipeline:
 
     def _deliver(self, batch: list[Record]) -> None:
         """Send a batch, in parts if need be, and count what became of each."""
-        if self._abandoned:
+        if self.abandoned:
             self._lost(batch, "shutdown")
             return
         parts = [self._convert(batch)]
@@ -209,7 +209,7 @@ class Pipeline:
         """Send a batch, again and again while the collector is away; return the answer that is the last."""
         begin = monotonic()
         longest, wait = BACK_OFF[1], BACK_OFF[0]
-        while not self._abandoned:
+        while not self.abandoned:
             answer = self._sender.broken
             with self._safety.guard(f"exporter {self.delivery.name}"):
                 answer = self._sender.send(Paced(spans))
@@ -221,7 +221,7 @@ class Pipeline:
             pause = max(wait * random.uniform(0.5, 1.0), (answer.wait or 0.0) * random.uniform(1.0, 1.1))
             wait = min(2 * wait, longest)
             if not self._wait(pause, asked=answer.wait is not None):
-                self._abandoned = True
+                self.abandoned = True
         return Answer(Meaning.LATER)
 
     def _wait(self, seconds: float, *, asked: bool) -> bool:

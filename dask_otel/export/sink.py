@@ -95,7 +95,7 @@ class Sink:
     def exporters(self) -> list[Exporter]:
         """Say what became of the spans so far."""
         over_budget = sum(self._volume.given_up.values())
-        return [_counts(pipeline.status(), over_budget) for pipeline in self._pipelines]
+        return [_counts(pipeline, over_budget) for pipeline in self._pipelines]
 
     @property
     def unsent(self) -> int:
@@ -104,7 +104,8 @@ class Sink:
 
     def close_spans(self, timeout: float) -> None:
         """Send the spans that are left, within ``timeout`` seconds less what the last metrics may need."""
-        _close(self._pipelines, timeout - (min(FOR_METRICS, timeout / 4) if self._meters else 0.0))
+        kept = min(FOR_METRICS, timeout / 4) if any(meter.has_use for meter in self._meters) else 0.0
+        _close(self._pipelines, timeout, kept)
 
     def close_metrics(self, timeout: float) -> None:
         """Send the snapshot that is left, within ``timeout`` seconds."""
@@ -143,10 +144,10 @@ class Sink:
         }
 
 
-def _close(ways_out: Sequence[Pipeline | Meter], timeout: float) -> None:
+def _close(ways_out: Sequence[Pipeline | Meter], timeout: float, kept: float = 0.0) -> None:
     deadline = monotonic() + timeout
     # A little less: each has a last word to say, and the process may end when this returns.
-    each = timeout - min(1.0, timeout / 5)
+    each = timeout - max(kept, min(1.0, timeout / 5))
     closing = [threading.Thread(target=way.close, args=(each,), daemon=True) for way in ways_out]
     for thread in closing:
         thread.start()
@@ -154,14 +155,18 @@ def _close(ways_out: Sequence[Pipeline | Meter], timeout: float) -> None:
         thread.join(max(0.0, deadline - monotonic()))
 
 
-def _counts(status: dict[str, Any], over_budget: int) -> Exporter:
+def _counts(pipeline: Pipeline, over_budget: int) -> Exporter:
+    status = pipeline.status()
     lost: dict[str, int] = {}
     for each in status["dropped"]:
         lost[each["reason"]] = lost.get(each["reason"], 0) + each["count"]
+    waiting = status["queue"]["spans"] + status["in_flight"]
+    if waiting and pipeline.abandoned:  # its thread hangs, and has not counted them yet
+        waiting, lost["shutdown"] = 0, lost.get("shutdown", 0) + waiting
     dropped = {"queue_full": lost.pop("queue_full", 0), "over_budget": over_budget}
     return Exporter(
         name=status["name"],
-        waiting=status["queue"]["spans"] + status["in_flight"],
+        waiting=waiting,
         capacity=status["queue"]["max_spans"],
         exported=sum(status["sent"].values()),
         dropped={reason: count for reason, count in dropped.items() if count},

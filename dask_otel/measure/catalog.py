@@ -57,7 +57,7 @@ METRICS = {
             _C,
             "{worker}",
             ("dask.worker.expected",),
-            "Workers that left; expected: because the cluster was scaled down or they were asked to",
+            "Workers that left; expected: because the cluster was scaled down, or they were asked to or said so",
             2,
         ),
         Metric("dask.graph.updates", _C, "{graph}", ("dask.graph.status",), "Graphs that clients submitted", 3),

@@ -41,6 +41,7 @@ async def in_thread(function: Callable[..., None], *arguments: Any) -> bool:
     try:
         await asyncio.shield(done)
     except asyncio.CancelledError:
-        await asyncio.wait({done}, timeout=HURRY)
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({done}, timeout=HURRY)
         return False
     return True

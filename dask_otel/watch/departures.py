@@ -6,8 +6,8 @@ from collections.abc import Container
 
 __all__ = ["Departures"]
 
-#: At the end of the reason for which a worker closes because it cannot go on.
-_BROKEN = "-fail-hard"
+#: At the end of the reasons for which a worker closes because it cannot go on.
+_BROKEN = ("-fail-hard", "-heartbeat-error")
 
 
 class Departures:
@@ -28,7 +28,7 @@ class Departures:
 
     def announced(self, worker: str, reason: object) -> None:
         """Note that a worker has said that it closes, and why."""
-        if worker in self._workers and not str(reason).endswith(_BROKEN):
+        if worker in self._workers and not (isinstance(reason, str) and reason.endswith(_BROKEN)):
             self._closing.add(worker)
 
     def is_expected(self, worker: object, expected: object) -> bool:

@@ -161,7 +161,7 @@ class Watch:
             self._stopped(self)
         with self.safety.guard("closing"):
             if not await in_thread(self._sink.close_spans, max(0.0, deadline - perf_counter())):
-                deadline = min(deadline, perf_counter() + HURRY)
+                deadline = min(deadline, perf_counter() + HURRY / 4)  # it has waited for that long
         with self.safety.guard("closing"):
             await self._sweeper.measure_last()
         with self.safety.guard("closing"):

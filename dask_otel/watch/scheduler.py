@@ -94,6 +94,8 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
         if self._watch and isinstance(msg, dict):
             with self._watch.safety.guard("log_event hook"):
                 action = msg.get("action")
+                if not isinstance(action, str):  # anybody can log anything
+                    return
                 if action == "update-graph" and topic == "scheduler":
                     self._watch.graph_event(msg)
                 elif action == "closing-worker":

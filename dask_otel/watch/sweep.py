@@ -129,8 +129,11 @@ class Sweeper:
 
     async def measure_last(self) -> None:
         """Give away the last snapshot; it says what became of the spans, if the sink has closed them."""
-        if self._sink.wants_metrics(last=True):
-            await self._measure(Pace())
+        async with self._lock:
+            if self._sink.wants_metrics(last=True):
+                self._read_threads()
+                self._measuring.begin_sweep()
+                await self._measure(Pace())
 
     async def _collect(self, pace: Pace, *, may_defer: bool) -> list[Any]:
         """Feed the mirror; return the groups of which it has been told in full."""

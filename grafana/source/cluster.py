@@ -18,6 +18,7 @@ BY_OUTCOME = "dask_task_outcome"
 BUSY = count(select("dask_span_thread_time_seconds_total"), STEP)
 INSTANCE = "dask_cluster_name, instance"
 BY_INSTANCE = "{{dask_cluster_name}} {{instance}}"
+THREADS = latest(select("dask_scheduler_thread_count"), INSTANCE)
 DELAY = select("dask_scheduler_event_loop_delay_seconds")
 #: Shuffles have threads of their own, which mostly wait; what they do in tasks is told twice.
 NOT_BESIDE = 'dask_context!~"p2p[.].*"'
@@ -144,11 +145,12 @@ def cluster() -> Dashboard:
         ),
         lines(
             "Threads: had and busy",
-            "had: threads of the cluster. at work: that run tasks at the moment. busy: thread-seconds in tasks, a "
-            "second; a task counts when it ends, so with tasks longer than a step this lags behind and overshoots.",
+            "had: threads of the cluster. at work: at most so many run tasks at the moment. busy: thread-seconds in "
+            "tasks, a second; a task counts when it ends, so with tasks longer than a step this lags behind and "
+            "overshoots.",
             [
                 query(per_second(HAD), "had"),
-                query(at_most(latest(_tasks("processing")), latest(select("dask_scheduler_thread_count"))), "at work"),
+                query(at_most(latest(_tasks("processing"), INSTANCE), THREADS), "at work"),
                 query(per_second(BUSY), "busy"),
             ],
             "short",

@@ -33,8 +33,8 @@ def latest(selector: str, by: str = "") -> str:
 
 
 def at_most(number: str, limit: str) -> str:
-    """Return the smaller of two numbers without labels."""
-    return f"({number} < {limit} or {limit})"
+    """Return the sum of the smaller of two numbers, each by the same labels."""
+    return f"sum ({number} < {limit} or {limit} and {number})"
 
 
 def quantile(q: float, histogram: str, window: str, by: str = "", *matchers: str) -> str:

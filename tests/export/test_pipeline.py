@@ -162,6 +162,34 @@ def test_an_exporter_that_hangs_holds_up_no_other():
     hanging.open.set()
 
 
+class Way:
+    """Notes how much time it was given."""
+
+    def __init__(self, has_use=True):
+        self.has_use = has_use
+
+    def close(self, timeout):
+        self.timeout = timeout
+
+
+@pytest.mark.parametrize(("timeout", "for_spans"), [(10.0, 8.0), (2.0, 1.5)])
+def test_the_last_metrics_have_time_left(timeout, for_spans):
+    sink = make_sink(Safety())
+    spans, metrics = Way(), Way()
+    sink._pipelines, sink._meters = [spans], [metrics]
+    sink.close(timeout)
+    assert spans.timeout == for_spans
+    assert metrics.timeout <= timeout - min(1.0, timeout / 5)
+
+
+def test_no_time_is_kept_for_a_backend_that_takes_no_metrics():
+    sink = make_sink(Safety())
+    spans = Way()
+    sink._pipelines, sink._meters = [spans], [Way(has_use=False)]
+    sink.close(10.0)
+    assert spans.timeout == 9.0
+
+
 class Sloppy(Gate):
     """An exporter that returns nothing, as some do; or raises."""
 

@@ -23,6 +23,12 @@ class Injected(Exception):
     """Ours."""
 
 
+class Odd:
+    """Neither equal nor unequal to anything, like an array; and no text."""
+
+    __eq__ = __str__ = __hash__ = lambda *args: fail()
+
+
 def fail(*args, **kwargs):
     raise Injected(SECRET)
 
@@ -261,6 +267,9 @@ def test_events_of_other_people_harm_nothing():
             scheduler.log_event("all", {"action": "remove-worker"})
             scheduler.log_event("all", {"action": "remove-worker", "expected": f"text {number}"})
             scheduler.log_event("all", "remove-worker")
+            scheduler.log_event("mine", {"action": Odd()})
+            scheduler.log_event("mine", {"action": "closing-worker"})
+            scheduler.log_event(next(iter(scheduler.workers)), {"action": "closing-worker", "reason": Odd()})
             scheduler.log_event("scheduler", {"action": "update-graph", "status": f"text {number}"})
             scheduler.log_event("scheduler", {"action": "update-graph", "status": ["a"]})
         await plugin.keeping.fresh()

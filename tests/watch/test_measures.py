@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections import Counter, defaultdict
 from itertools import pairwise
@@ -570,10 +571,12 @@ async def test_scaled_down():
         await finished(plugin)
 
 
+@pytest.mark.parametrize("hangs", [False, True])
 @gen_cluster(**SPANS)
-async def test_spans_that_are_lost_at_the_end(client, scheduler, worker):
+async def test_spans_that_are_lost_at_the_end(client, scheduler, worker, hangs):
+    goes_on = threading.Event()
     plugin = MeasuredPlugin(shutdown_timeout=1.0)
-    plugin.exporter.export = lambda spans: SpanExportResult.FAILURE
+    plugin.exporter.export = lambda spans: goes_on.wait(60 * hangs) or SpanExportResult.FAILURE
     await plugin.add_to(scheduler)
     with span("root"):
         await wait(client.submit(inc, 1, key="x"))
@@ -583,6 +586,7 @@ async def test_spans_that_are_lost_at_the_end(client, scheduler, worker):
     exported = values(plugin.last, "otel.sdk.exporter.span.exported")
     assert nonzero(exported) == {("memory", "dask_otel", "shutdown"): 3}
     assert not nonzero(values(plugin.last, "otel.sdk.processor.span.queue.size"))
+    goes_on.set()
 
 
 @measured(cluster={"config": {"distributed.admin.tick.interval": "20ms"}})
