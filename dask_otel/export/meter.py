@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from time import monotonic
 from typing import Any
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
@@ -14,7 +13,8 @@ from ..safety import Safety, log
 from .answers import Answer, Meaning
 from .contact import Contact
 from .metrics import MetricFactory
-from .senders import LAST_CHANCE, Sender, shut_down
+from .patience import Patience
+from .senders import Sender, shut_down
 
 __all__ = ["NO_METRICS", "Meter"]
 
@@ -43,11 +43,7 @@ class Meter:
         self._arrived: Snapshot | None = None
         self._contact = Contact(sender.name, sender.target, WARN_EVERY)
         self._exports = self._failures = self._rejected = 0
-        #: When closing must end, once it has begun, and until when it waits for a collector that was away.
-        self._deadline: float | None = None
-        self._last_chance = 0.0
-        #: Whether it worked when closing began, or has since.
-        self._was_well = False
+        self._patience = Patience()
         #: Whether the last snapshot was given up.
         self._lost = False
         #: Whether the backend may take metrics at all.
@@ -65,8 +61,7 @@ class Meter:
     def close(self, timeout: float) -> None:
         """Send what is left within ``timeout`` seconds, then shut the exporter down."""
         with self._changed:
-            self._deadline, self._last_chance = monotonic() + timeout, monotonic() + LAST_CHANCE
-            self._was_well = self._contact.is_failing is False
+            self._patience.begin(timeout, is_well=self._contact.is_failing is False)
             self._contact.is_silent = True  # but for the last word
             self._changed.notify()
         self._thread.join(timeout)
@@ -86,7 +81,7 @@ class Meter:
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._next or self._deadline)
+                self._changed.wait_for(lambda: self._next or self._patience.deadline)
                 snapshot = self._next
             if snapshot is None:
                 return
@@ -109,7 +104,7 @@ class Meter:
         with self._changed:
             if arrived:
                 self._arrived = snapshot
-                self._was_well = True  # also if it was on its way when closing began
+                self._patience.arrived()
                 self._exports += 1
                 self._rejected += answer.rejected
             else:
@@ -126,16 +121,15 @@ class Meter:
 
     def _may_try_again(self, answer: Answer) -> bool:
         """Wait, unless it closes and there is no time for that; whether to make another attempt."""
-        if self._deadline is None:
+        if self._patience.deadline is None:
             if answer.wait:  # it wants to be left alone for so long, also with something newer
-                self._changed.wait_for(lambda: self._deadline, answer.wait)
+                self._changed.wait_for(lambda: self._patience.deadline, answer.wait)
             else:
                 waiting = self._next
-                self._changed.wait_for(lambda: self._next is not waiting or self._deadline, PAUSE)
+                self._changed.wait_for(lambda: self._next is not waiting or self._patience.deadline, PAUSE)
             return True
         pause = max(SHORT_PAUSE, answer.wait or 0.0)
-        until = self._deadline if self._was_well else min(self._deadline, self._last_chance)
-        if monotonic() + pause >= until:
+        if not self._patience.allows(pause):
             return False
         self._changed.wait(pause)
         return True

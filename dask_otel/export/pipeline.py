@@ -18,7 +18,8 @@ from .conventions import kind_of
 from .delivery import Delivery
 from .limits import Limits
 from .pacing import Paced
-from .senders import LAST_CHANCE, Sender, shut_down
+from .patience import Patience
+from .senders import Sender, shut_down
 from .spans import SpanFactory
 from .waiting import Waiting
 
@@ -64,11 +65,7 @@ class Pipeline:
             limits.max_waiting, limits.max_bytes, lambda kinds: self.delivery.count_lost(kinds, "queue_full")
         )
         self._in_flight = 0
-        #: When closing must end, once it has begun, and until when it waits for a collector that was away.
-        self._deadline: float | None = None
-        self._last_chance = 0.0
-        #: Whether the collector worked when closing began, or has since.
-        self._was_well = False
+        self._patience = Patience()
         #: Whether nothing is to be sent any more.
         self.abandoned = False
         self._changed = threading.Condition()
@@ -86,8 +83,7 @@ class Pipeline:
     def close(self, timeout: float) -> None:
         """Send what is left within ``timeout`` seconds, then shut the exporter down."""
         with self._changed:
-            self._deadline, self._last_chance = monotonic() + timeout, monotonic() + LAST_CHANCE
-            self._was_well = self.delivery.is_failing is False
+            self._patience.begin(timeout, is_well=self.delivery.is_failing is False)
             self.delivery.is_silent = True  # but for the last word
             self._changed.notify()
         self._thread.join(timeout)
@@ -139,7 +135,7 @@ class Pipeline:
                     self._deliver(batch)
                 if self._in_flight:  # the bridge itself has failed
                     self._lost(batch[-self._in_flight :], "fault")
-            elif self._deadline is not None:
+            elif self._patience.deadline is not None:
                 return
             elif batch is None:
                 sleep(BACK_OFF[0])
@@ -147,8 +143,10 @@ class Pipeline:
     def _next_batch(self) -> list[Record]:
         """Wait for records that may leave together; empty when there is nothing more to do."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting.spans or self._deadline)
-            self._changed.wait_for(lambda: self._waiting.spans >= self._max_batch or self._deadline, self._delay)
+            self._changed.wait_for(lambda: self._waiting.spans or self._patience.deadline)
+            self._changed.wait_for(
+                lambda: self._waiting.spans >= self._max_batch or self._patience.deadline, self._delay
+            )
             batch = self._waiting.take(self._max_batch, MAX_BATCH_BYTES)
             self._in_flight = len(batch)
             return batch
@@ -170,7 +168,7 @@ class Pipeline:
             if answer.meaning is Meaning.SENT:
                 with self._changed:
                     self._in_flight -= len(part)
-                    self._was_well = True  # also if it was on its way when closing began
+                    self._patience.arrived()
                     self.delivery.count_sent(records, answer.rejected, answer.said)
                 self.delivery.works()
                 self.delivery.warn_of_losses()
@@ -233,13 +231,12 @@ class Pipeline:
             Whether the collector itself asked for the wait.
         """
         with self._changed:
-            if self._deadline is None:
-                self._changed.wait_for(lambda: self._deadline, seconds)
+            if self._patience.deadline is None:
+                self._changed.wait_for(lambda: self._patience.deadline, seconds)
                 return True  # at once if it closes: the collector may just have come back
-            until = self._deadline
-            if not (self._was_well or asked):  # closing must not take long for a collector that is not there
-                until, seconds = min(until, self._last_chance), BACK_OFF[0]
-            if monotonic() + seconds >= until:
+            if self._patience.is_short and not asked:
+                seconds = BACK_OFF[0]
+            if not self._patience.allows(seconds, asked=asked):
                 return False
             self._changed.wait(seconds)
             return True

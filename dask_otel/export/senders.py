@@ -20,11 +20,9 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from ..safety import Safety
 from .answers import Answer, Meaning, of_grpc, of_http, short
 
-__all__ = ["LAST_CHANCE", "GrpcSender", "HttpSender", "Sender", "shut_down"]
+__all__ = ["GrpcSender", "HttpSender", "Sender", "shut_down"]
 
 _SENT = Answer(Meaning.SENT)
-#: Seconds from the beginning of closing in which a collector may be found to be back; gRPC looks each second.
-LAST_CHANCE = 1.5
 #: Bytes read of an answer; there is no reason for a longer one.
 MAX_BODY = 4096
 

@@ -202,7 +202,7 @@ def test_the_last_snapshot_is_sent_though_the_collector_is_busy_for_a_moment(pro
                 return module.Answer(module.Meaning.LATER, "busy")
             answer = send(data)
             if first_answer == "while it closes":
-                wait_until(lambda: meter._deadline)
+                wait_until(lambda: meter._patience.deadline)
             return answer
 
         monkeypatch.setattr(meter._sender, "send", busy_once)

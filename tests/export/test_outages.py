@@ -15,6 +15,7 @@ from support.records import group, segment, task
 from support.wire import Wire
 
 from dask_otel.cli.receiver import Receiver
+from dask_otel.export import patience
 from dask_otel.export import pipeline as module
 from dask_otel.export.limits import Limits
 from dask_otel.export.pipeline import Pipeline
@@ -360,7 +361,7 @@ def test_closing_waits_for_a_collector_that_was_there(protocol):
 def test_closing_waits_for_one_that_answers_while_it_closes(protocol):
     def rule(number, names):
         if number == 0:
-            run.wait_until(lambda: run.pipeline._deadline)
+            run.wait_until(lambda: run.pipeline._patience.deadline)
         return Says(503, "UNAVAILABLE") if 0 < number < 4 else None
 
     with Misbehaving(protocol, rule) as receiver, running(receiver.endpoint) as run:
@@ -392,7 +393,7 @@ def test_closing_waits_for_one_that_asks_for_it(protocol):
 
 
 def test_closing_does_not_wait_long_for_one_that_was_not(protocol, monkeypatch):
-    monkeypatch.setattr(module, "LAST_CHANCE", 0.5)
+    monkeypatch.setattr(patience, "LAST_CHANCE", 0.5)
     with Misbehaving(protocol, lambda *_: Says(503, "UNAVAILABLE")) as receiver, running(receiver.endpoint) as run:
         run.put(bundle(1))
         begin = monotonic()

@@ -92,7 +92,7 @@ def test_segments_wait_for_others_to_share_a_request_with():
     for number in range(11):
         pipeline.put(together(number))
     gate.entered.wait(30)
-    assert not pipeline._deadline
+    assert not pipeline._patience.deadline
     pipeline.close(timeout=30)  # does not wait for the rest of the hour
     assert [len(names) for names in gate.names] == [20, 2]
 
