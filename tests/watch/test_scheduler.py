@@ -305,8 +305,11 @@ async def test_thread_time_of_others(plugin, client, scheduler, *workers):
     await wait([*hog, *guest])
     hog_root = (await trace_of(plugin, hog_id))[-1].attributes
     guest_root = (await trace_of(plugin, guest_id))[-1].attributes
-    assert 12 * 0.29 < hog_root["dask.thread_time.busy"] < 3 * 12 * 0.3
-    assert 6 * 0.29 < guest_root["dask.thread_time.busy"] < 3 * 6 * 0.3
+    for span_id, root, seconds in ((hog_id, hog_root, 12 * 0.3), (guest_id, guest_root, 6 * 0.3)):
+        metrics = scheduler.extensions["spans"].spans[span_id].cumulative_worker_metrics
+        theirs = sum(v for k, v in metrics.items() if k[0] == "execute" and k[-1] == "seconds" and "idle" not in k[2])
+        assert root["dask.thread_time.busy"] == pytest.approx(theirs)
+        assert theirs > 0.95 * seconds
     assert 0 < guest_root["dask.thread_time.others"] <= hog_root["dask.thread_time.busy"] + 0.1
     for root in (hog_root, guest_root):
         mine = root["dask.thread_time.available"] - root["dask.thread_time.others"]
