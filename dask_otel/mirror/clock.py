@@ -35,6 +35,8 @@ class Heartbeats:
 
     def __init__(self) -> None:
         self._last_two: dict[str, tuple[float, float]] = {}
+        #: The same of workers that have left, until ``forget_left``.
+        self._left: dict[str, tuple[float, float]] = {}
 
     def joined(self, worker: str, now: float) -> None:
         """Note a new worker. Joining carries no metrics, so it is not a heartbeat."""
@@ -46,14 +48,19 @@ class Heartbeats:
         self._last_two[worker] = (before[1] if before else 0.0, now)
 
     def left(self, worker: str) -> None:
-        """Forget a worker."""
-        self._last_two.pop(worker, None)
+        """Note that a worker has left."""
+        last_two = self._last_two.pop(worker, None)
+        if last_two:
+            self._left[worker] = last_two
+
+    def forget_left(self, worker: str) -> None:
+        """Forget a worker that has left."""
+        self._left.pop(worker, None)
 
     def shift(self, seconds: float) -> None:
         """Move all times: the clock was set."""
-        self._last_two = {
-            worker: (first + seconds, second + seconds) for worker, (first, second) in self._last_two.items()
-        }
+        for beats in (self._last_two, self._left):
+            beats.update({worker: (first + seconds, second + seconds) for worker, (first, second) in beats.items()})
 
     def is_here(self, worker: str) -> bool:
         """Whether the worker is part of the cluster."""
@@ -61,11 +68,16 @@ class Heartbeats:
 
     def has_delivered(self, worker: str, since: float) -> bool:
         """Whether two heartbeats came after ``since``."""
-        return self._last_two.get(worker, (0.0, 0.0))[0] > since
+        return self._last(worker, 0) > since
 
     def was_heard(self, worker: str, since: float) -> bool:
         """Whether a heartbeat came after ``since``; most likely it had all."""
-        return self._last_two.get(worker, (0.0, 0.0))[1] > since
+        return self._last(worker, 1) > since
+
+    def _last(self, worker: str, which: int) -> float:
+        """When the last heartbeat but one (0), or the last one (1), came; also of a worker that has just left."""
+        none = (0.0, 0.0)
+        return max(self._last_two.get(worker, none)[which], self._left.get(worker, none)[which])
 
     def is_awaited(self, worker: str, since: float, now: float) -> bool:
         """Whether metrics of a run that ended at ``since`` may still come."""
@@ -80,23 +92,23 @@ class Threads:
     def __init__(self, start: float, count: int) -> None:
         self._times = [start]
         self._counts = [count]
+        #: Thread-seconds up to each time: a sum over all changes would take longer the more workers come and go.
+        self._sums = [0.0]
 
     def add(self, time: float, count: int) -> None:
         """Note a change; times must not go backwards, an earlier one counts from the latest."""
-        self._times.append(max(time, self._times[-1]))
+        time = max(time, self._times[-1])
+        self._sums.append(self._sum(time))
+        self._times.append(time)
         self._counts.append(count)
 
     def available(self, start: float, end: float) -> float:
         """Thread-seconds that the cluster had between two times."""
-        total = 0.0
-        at = max(0, bisect_right(self._times, start) - 1)
-        for i in range(at, len(self._times)):
-            begin = max(start, self._times[i])
-            stop = min(end, self._times[i + 1]) if i + 1 < len(self._times) else end
-            if begin >= end:
-                break
-            total += (stop - begin) * self._counts[i]
-        return total
+        return max(0.0, self._sum(end) - self._sum(start))
+
+    def _sum(self, time: float) -> float:
+        at = bisect_right(self._times, time) - 1
+        return self._sums[at] + (time - self._times[at]) * self._counts[at] if at >= 0 else self._sums[0]
 
     def shift(self, seconds: float) -> None:
         """Move all times: the clock was set."""
@@ -106,7 +118,7 @@ class Threads:
         """Drop what only matters for times before ``before``."""
         keep = max(0, bisect_right(self._times, before) - 1)
         if keep:
-            del self._times[:keep], self._counts[:keep]
+            del self._times[:keep], self._counts[:keep], self._sums[:keep]
 
 
 def _state(load: Load) -> str:

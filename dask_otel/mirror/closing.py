@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .clock import Threads, fit
-from .folding import fold_groups, pick_runs
+from .folding import pick_runs
 from .groups import GroupLedger
 from .ids import group_id, marker_id, others_id, task_id
 from .ledger import Ledger
@@ -28,7 +28,7 @@ Runs = Mapping["str | None", Sequence[tuple[str, TaskRun]]]
 def close_segment(
     node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads, find: Find, level: Level
 ) -> tuple[SegmentRecord, Iterator[Record]]:
-    """Make the record of a segment, and, one at a time, those of its groups and tasks.
+    """Make the record of a segment whose groups have been folded, and, one at a time, those of its groups and tasks.
 
     Parameters
     ----------
@@ -37,17 +37,14 @@ def close_segment(
     level
         What the trace shows.
     """
-    budget = segment.budget
-    fold_groups(node, ledger, segment.number, ledger.pinned + budget.groups_beside(ledger.pinned))
-    budget.groups -= len(ledger.groups) - ledger.pinned
-    runs = pick_runs(ledger, budget) if level >= Level.TASKS else {}
+    runs = pick_runs(ledger, segment.budget) if level >= Level.TASKS else {}
     ledger.truncated_tasks += sum(_truncated(group, runs) for group in ledger.all_groups())
     if level < Level.GROUPS:
         ledger.truncated_groups += len(ledger.groups)
     record = _segment(node, segment, ledger, now, stopped, threads)
 
     def find_here(to: Dependency) -> tuple[int, int] | None:
-        if to.span_id == node.info.id and to.name in ledger.others_names and to.name not in ledger.groups:
+        if to.span_id == node.info.id and to.name in ledger.others_names:
             return segment.trace_id, others_id(node.info.id, segment.number)
         return find(to)
 
@@ -100,7 +97,7 @@ def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: 
         number=segment.number,
         result=result,
         previous_id=previous_id,
-        metrics=ledger.all_metrics(),
+        metrics=ledger.metrics,
         wall=segment.wall.until(end),
         threads_available=threads.available(segment.start, end),
         threads_others=max(0.0, segment.others_now - segment.others_at_start),
@@ -114,20 +111,16 @@ def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: 
         counted_in=tuple(ledger.counted_in),
         elsewhere=elsewhere,
         graph_failures=ledger.graph_failures,
-        truncated_groups=ledger.truncated_groups,
+        truncated_groups=ledger.left_out_groups,
         truncated_tasks=ledger.truncated_tasks,
     )
 
 
 def _inside(segment: SegmentRecord, ledger: Ledger, runs: Runs, find: Find) -> Iterator[Record]:
     """Make the records of groups and tasks."""
-    by_prefix: dict[object, Metrics] = {}
-    for key, value in ledger.metrics.items():
-        if key[0] == "execute":
-            by_prefix.setdefault(key[1], {})[key] = value
     for group in ledger.all_groups():
         alone = not group.folded and ledger.prefixes[group.prefix] == 1
-        metrics = by_prefix.get(group.prefix, {}) if alone else None
+        metrics = ledger.metrics_by_prefix.get(group.prefix, {}) if alone else None
         record = _group(segment, group, metrics, _truncated(group, runs), find)
         yield record
         for reason, run in runs.get(group.key, ()):

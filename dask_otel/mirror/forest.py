@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from .asked import Asked
-from .groups import GroupLedger
 from .ledger import Ledger
 from .model import NOBODY, SpanInfo
 from .tally import Load, Tally
@@ -30,6 +29,7 @@ class Forest:
         self.open: dict[Node, None] = {}
         self.open_roots: dict[Node, None] = {}
         self.touched: dict[Node, None] = {}
+        #: Children before their parents, as in ``touched``.
         self.at_rest: dict[Node, None] = {}
         #: Nodes with entries in a ledger but no open segment.
         self.held: dict[Node, None] = {}
@@ -114,6 +114,8 @@ class Forest:
             closed.append(each)
         for each in reversed(closed):
             self._open_one(each, at, now)
+        for each in closed:
+            self._look_at(each)
         assert node.segment
         return node.segment
 
@@ -126,16 +128,22 @@ class Forest:
         node.segment = Segment(node, start, self.busy - node.root.busy, self._max_groups)
         node.stamp_groups(node.begin_ledger(start))
         self.held.pop(node, None)
-        self.open[node] = self.touched[node] = None
+        self.open[node] = None
         if above:
             above.children[node] = None
         else:
             self.open_roots[node] = None
 
-    def drop_notes(self) -> None:
-        """Let go of what was said of spans in which nothing happens: their results were there already."""
+    def _look_at(self, node: Node) -> None:
+        """Have a node looked at by the next ``account``; to be called for children before their parents."""
+        self.touched.pop(node, None)
+        self.touched[node] = None
+
+    def drop_notes(self) -> Iterator[None]:
+        """Let go of what was said of spans in which nothing happens: their results were there already. Lazy."""
         noted, self.noted = self.noted, {}
         for node in noted:
+            yield
             if node in self.held and node.ledger and not node.ledger.has_numbers:
                 node.ledger = None
                 del self.held[node]
@@ -158,11 +166,11 @@ class Forest:
                 each.segment.saw_run(runs.run_start, runs.run_stop)
                 if active is not None:
                     each.segment.last_change = active
-                self.touched[each] = None
+                self._look_at(each)
 
     def shows(self, span_id: str, name: str, since: float) -> bool:
         """Whether a span that is open has a group, in a tree that began after ``since``."""
-        root = self.nodes[span_id].root.segment if self._open_group(span_id, name) else None
+        root = self.nodes[span_id].root.segment if self._open_ledger(span_id, name) else None
         return root is not None and root.start > since
 
     def threshold(self, span_id: str, name: str) -> float:
@@ -170,12 +178,14 @@ class Forest:
 
         Negative while there are none. It holds for as long as the group has unfinished tasks.
         """
-        group = self._open_group(span_id, name)
-        return group.picks.threshold if group and group.picks and group.unfinished else -1.0
+        ledger = self._open_ledger(span_id, name)
+        group = ledger.find(name) if ledger and ledger.is_unfinished(name) else None
+        return group.picks.threshold if group and group.picks else -1.0
 
-    def _open_group(self, span_id: str, name: str) -> GroupLedger | None:
+    def _open_ledger(self, span_id: str, name: str) -> Ledger | None:
+        """The ledger of a span that is open and has a group."""
         node = self.nodes.get(span_id)
-        return node.ledger.groups.get(name) if node and node.segment and node.ledger else None
+        return node.ledger if node and node.segment and node.ledger and node.ledger.find(name) else None
 
     def take_out(self, node: Node) -> tuple[Segment, Ledger]:
         """End a node's open segment, and hand over what it held."""
@@ -191,18 +201,17 @@ class Forest:
             node.parent.segment.children.pop(node, None)
         return segment, ledger
 
-    def account(self, now: float) -> Iterator[None]:
-        """Account for the wall time of what changed, and see what is at rest."""
+    def account(self, now: float) -> Iterator[Node]:
+        """Account for the wall time of what changed, and see what is at rest; yield each node that is open."""
         touched, self.touched = self.touched, {}
         for node in touched:
-            yield None
             if node.segment:
                 node.segment.account(now, node.load)
                 node.segment.others_now = self.busy - node.root.busy
-                if node.load.unfinished:
-                    self.at_rest.pop(node, None)
-                else:
+                self.at_rest.pop(node, None)  # to the end: children come before their parents
+                if not node.load.unfinished:
                     self.at_rest[node] = None
+                yield node
 
     def shift(self, seconds: float) -> None:
         """Move all times of what has not been sent: the clock was set."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .model import Change, Dependency
 from .tally import Tally, sum_into
 from .tasks import Picks
 
-__all__ = ["Budget", "GroupLedger"]
+__all__ = ["Budget", "GroupLedger", "UnfinishedGroup", "unfinished_group"]
 
 #: Distinct result types that folded groups name.
 MAX_TYPES = 32
@@ -31,6 +32,16 @@ class Budget:
     def groups_beside(self, pinned: int) -> int:
         """How many groups a segment may have beside those that are pinned, and have been charged for."""
         return max(0, min(self.a_segment - pinned, self.groups))
+
+
+class UnfinishedGroup(NamedTuple):
+    """A group that goes on in the next segment if this one is cut."""
+
+    name: str
+    prefix: str
+    #: Unfinished tasks.
+    tasks: int
+    dependencies: tuple[Dependency, ...]
 
 
 class GroupLedger:
@@ -80,13 +91,13 @@ class GroupLedger:
         return None if self.folded else self.name
 
     def add(self, change: Change) -> None:
-        """Add what a sweep saw."""
+        """Add what a sweep saw of this group, or of one that is folded into it."""
         self.tally.add(change)
-        self.unfinished = change.unfinished
-        self.dependencies = change.dependencies
         for tally in change.foreign.values():
             self._add_foreign(tally)
         self._add_details(change.buckets, change.types, change.picks)
+        if not self.folded:
+            self.dependencies = change.dependencies
 
     def fold(self, group: GroupLedger) -> None:
         """Take in a whole group."""
@@ -96,8 +107,6 @@ class GroupLedger:
         if group.foreign:
             self._add_foreign(group.foreign)
         self._add_details(group.buckets, group.types, group.picks)
-        if len(self.types) > MAX_TYPES:
-            self.types = dict(sorted(self.types.items(), key=lambda item: -item[1])[:MAX_TYPES])
 
     def shift(self, seconds: float) -> None:
         """Move all times: the clock was set."""
@@ -113,6 +122,13 @@ class GroupLedger:
     def _add_details(self, buckets: dict[int, int], types: dict[str, int], picks: Picks | None) -> None:
         sum_into(self.buckets, buckets)
         sum_into(self.types, types)
+        if self.folded and len(self.types) > MAX_TYPES:
+            self.types = dict(sorted(self.types.items(), key=lambda item: -item[1])[:MAX_TYPES])
         if picks:
             self.picks = self.picks or Picks()
             self.picks.add(picks)
+
+
+def unfinished_group(of: GroupLedger | Change) -> UnfinishedGroup:
+    """Say what of a group goes on in the next segment; it may be nothing."""
+    return UnfinishedGroup(of.name, of.prefix, of.unfinished, of.dependencies)

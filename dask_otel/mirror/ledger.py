@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from math import isfinite
 from typing import TypeVar
 
-from .groups import Budget, GroupLedger
+from .groups import Budget, GroupLedger, UnfinishedGroup, unfinished_group
 from .model import Change, Claim, Graph, Metrics
 from .tally import Tally, sum_into
 
@@ -24,17 +24,21 @@ class Ledger:
         #: Own groups and closed child segments together.
         self.tally = Tally()
         self.groups: dict[str, GroupLedger] = {}
-        #: The groups that are folded into one, and their names.
+        #: Those of them that may be folded: finished, and no span links to them. A set in order of insertion.
+        self.foldable: dict[GroupLedger, None] = {}
+        #: The groups that are folded into one, and their names. A folded group stays folded until the segment closes:
+        #: each group's numbers are in one place.
         self.others: GroupLedger | None = None
         self.others_names: set[str] = set()
+        #: Of the folded groups, the unfinished ones.
+        self.others_unfinished: dict[str, UnfinishedGroup] = {}
         self.pinned = 0
         #: Number of own groups by prefix: fine metrics can be told apart by prefix only.
         self.prefixes: dict[str, int] = {}
-        #: Fine metrics of this Dask span, and those of closed child segments.
+        #: Fine metrics of this Dask span and of closed child segments, summed over prefixes.
         self.metrics: Metrics = {}
-        self.child_metrics: Metrics = {}
-        #: The latter are still those of the first child, whose record must not change.
-        self._borrowed = False
+        #: Those of this Dask span by prefix: as many as there are prefixes and activities.
+        self.metrics_by_prefix: dict[object, Metrics] = {}
         #: False once metrics are known to be lost.
         self.metrics_complete = True
         #: Of the tally, tasks that only spans outside this subtree asked for, by their ids or ``NOBODY``.
@@ -45,6 +49,7 @@ class Ledger:
         self.counted_in: dict[str, tuple[int, int] | None] = {}
         self.graph_seconds = 0.0
         self.graph_failures: dict[str, int] = {}
+        #: Groups and failed tasks of closed child segments that have no span.
         self.truncated_groups = 0
         self.truncated_tasks = 0
         # Sets in order of insertion
@@ -60,6 +65,48 @@ class Ledger:
         self.prefixes[prefix] = self.prefixes.get(prefix, 0) + 1
         return group
 
+    def find(self, name: str) -> GroupLedger | None:
+        """Return where a group is counted: on its own, or among the folded ones; None if it is not."""
+        return self.others if name in self.others_names else self.groups.get(name)
+
+    def is_unfinished(self, name: str) -> bool:
+        """Whether a group that is counted here has unfinished tasks."""
+        group = self.groups.get(name)
+        return bool(group.unfinished) if group else name in self.others_unfinished
+
+    def note_unfinished(self, now: UnfinishedGroup) -> None:
+        """Note how many tasks of a group are unfinished, if the group is counted here."""
+        group = self.groups.get(now.name)
+        if group:
+            group.unfinished = now.tasks
+            if now.tasks or group.pinned:
+                self.foldable.pop(group, None)
+            else:
+                self.foldable[group] = None
+        elif self.others and now.name in self.others_names:
+            if now.tasks:
+                self.others_unfinished[now.name] = now
+            else:
+                self.others_unfinished.pop(now.name, None)
+            self.others.unfinished = len(self.others_unfinished)
+
+    def unfinished_groups(self) -> Iterator[UnfinishedGroup]:
+        """Yield the groups that have unfinished tasks."""
+        for group in self.groups.values():
+            if group.unfinished:
+                yield unfinished_group(group)
+        yield from self.others_unfinished.values()
+
+    def fold(self, group: GroupLedger, number: int) -> None:
+        """Count a group among the folded ones from now on; ``number`` is that of the segment."""
+        if self.others is None:
+            self.others = GroupLedger("", "other groups", number, group.since)
+        del self.groups[group.name]
+        self.foldable.pop(group, None)
+        self.others.fold(group)
+        self.others_names.add(group.name)
+        self.note_unfinished(unfinished_group(group))
+
     def all_groups(self) -> Iterator[GroupLedger]:
         """Yield all groups, the folded ones last and as one."""
         yield from self.groups.values()
@@ -71,13 +118,15 @@ class Ledger:
         group = self.groups[name]
         if not group.pinned and budget.groups_beside(self.pinned):
             group.pinned = True
+            self.foldable.pop(group, None)
             self.pinned += 1
             budget.groups -= 1
         return group.pinned
 
     def add_change(self, change: Change, group: GroupLedger) -> None:
-        """Count what happened to a group."""
+        """Count what happened to a group, or to one of those that are folded into it."""
         group.add(change)
+        self.note_unfinished(unfinished_group(change))
         self.tally.add(change)
         for askers, tally in change.foreign.items():
             _tally(self.foreign, askers).add(tally)
@@ -85,11 +134,20 @@ class Ledger:
     def add_metrics(self, metrics: Metrics) -> float:
         """Add fine metrics of this Dask span; return the busy thread-seconds among them."""
         # Users' own activities can be anything, and one NaN would spoil every sum that it enters.
-        finite = {key: value for key, value in metrics.items() if isfinite(value)}
-        if len(finite) < len(metrics):
-            self.metrics_complete = False
-        sum_into(self.metrics, finite)
-        return sum(value for key, value in finite.items() if key[0] == "execute" and key[-1] == "seconds")
+        busy = 0.0
+        for key, value in metrics.items():
+            if not isfinite(value):
+                self.metrics_complete = False
+                continue
+            total = key
+            if key[0] == "execute":
+                total = ("execute", None, *key[2:])
+                of_prefix = self.metrics_by_prefix.setdefault(key[1], {})
+                of_prefix[key] = of_prefix.get(key, 0) + value
+                if key[-1] == "seconds":
+                    busy += value
+            self.metrics[total] = self.metrics.get(total, 0) + value
+        return busy
 
     def add_claim(self, claim: Claim, *, is_inside: bool) -> None:
         """Count what happened to tasks that this span asked for and another one counts.
@@ -116,10 +174,10 @@ class Ledger:
     def add_child(self, child: Ledger, is_inside: Callable[[str], bool]) -> None:
         """Add all of a child segment that has closed; ``is_inside`` tells whether a span is in this one's subtree."""
         self.tally.add(child.tally)
-        self._add_child_metrics(child.all_metrics())
+        sum_into(self.metrics, child.metrics)
         self.metrics_complete &= child.metrics_complete
         self.graph_seconds += child.graph_seconds
-        self.truncated_groups += child.truncated_groups
+        self.truncated_groups += child.left_out_groups
         self.truncated_tasks += child.truncated_tasks
         sum_into(self.graph_failures, child.graph_failures)
         for askers, tally in child.foreign.items():
@@ -136,15 +194,6 @@ class Ledger:
             self.annotations.setdefault(name, {}).update(values)
         self.code = self.code or child.code
 
-    def _add_child_metrics(self, metrics: Metrics) -> None:
-        # A span with many groups has thousands, and often is its parent's only one.
-        if not self.child_metrics:
-            self.child_metrics, self._borrowed = metrics, True
-            return
-        if self._borrowed:
-            self.child_metrics, self._borrowed = dict(self.child_metrics), False
-        sum_into(self.child_metrics, metrics)
-
     def all_elsewhere(self) -> Tally | None:
         """Tasks that this subtree asked for and another one counts."""
         if not self.elsewhere:
@@ -154,20 +203,15 @@ class Ledger:
             total.add(tally)
         return total
 
-    def all_metrics(self) -> Metrics:
-        """Fine metrics of the whole subtree."""
-        if not self.child_metrics:
-            return self.metrics
-        if not self.metrics:
-            return self.child_metrics
-        total = dict(self.metrics)
-        sum_into(total, self.child_metrics)
-        return total
+    @property
+    def left_out_groups(self) -> int:
+        """Number of groups, of closed child segments too, that have no span of their own."""
+        return self.truncated_groups + len(self.others_names)
 
     @property
     def has_numbers(self) -> bool:
         """Whether anything was counted that a segment must account for."""
-        return bool(self.metrics or self.child_metrics or self.groups or self.others)
+        return bool(self.metrics or self.groups or self.others)
 
     def shift(self, seconds: float) -> None:
         """Move all times: the clock was set."""

@@ -35,7 +35,7 @@ def open_roots(forest: Forest, most: int) -> Iterator[Progress]:
         if root.segment is None:
             continue
         tasks = completed = 0
-        for node in root.open_descendants() if room > 0 else ():
+        for node in islice(root.open_below(), room):
             room -= 1
             if node.ledger:
                 tasks += node.ledger.tally.tasks

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .clock import Heartbeats, Threads
+from .clock import Threads
 from .closing import close_segment, marker
-from .folding import fold_groups
+from .folding import fold_for_closing, fold_some
 from .forest import Forest
+from .groups import unfinished_group
 from .ledger import Ledger
 from .model import Change, Claim, Dependency, Graph, Metrics, SpanInfo
+from .owed import Owed
 from .records import Record
 from .roots import RootRuns
 from .settings import Level, MirrorSettings
@@ -35,7 +37,9 @@ class Mirror:
     """
 
     def __init__(self, now: float, threads: int, settings: MirrorSettings) -> None:
-        self.heartbeats = Heartbeats()
+        #: Whose fine metrics are still to come.
+        self.owed = Owed()
+        self.heartbeats = self.owed.heartbeats
         self.threads = Threads(now, threads)
         self.settings = settings
         #: Which spans are open.
@@ -62,18 +66,15 @@ class Mirror:
         if not change.is_empty:
             change.take_back()
             ledger = self.forest.ledger(node, now)
-            group = ledger.groups.get(change.name)
-            if group is None:
-                if len(ledger.groups) >= 2 * self.settings.max_groups:
-                    fold_groups(node, ledger, node.next_number, self.settings.max_groups)
-                group = node.begin_group(ledger, change.name, change.prefix, change.since)
+            group = ledger.find(change.name) or node.begin_group(ledger, change.name, change.prefix, change.since)
             self.forest.include(ledger, (asker for askers in change.foreign for asker in askers))
             change.adopt(lambda span_id: self.forest.is_inside(span_id, node))
             ledger.add_change(change, group)
+            fold_some(node, ledger, self.settings.max_groups)
             if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
                 ledger.metrics_complete = False
-        elif node.ledger and change.name in node.ledger.groups:
-            node.ledger.groups[change.name].unfinished = change.unfinished
+        elif node.ledger:
+            node.ledger.note_unfinished(unfinished_group(change))
 
     def look(self, change: Change, now: float) -> None:
         """Take of what happened to a group only when and where tasks ran, and how many wait for what."""
@@ -116,11 +117,7 @@ class Mirror:
 
     def worker_left(self, worker: str) -> None:
         """A worker is gone: metrics that it owes are lost."""
-        for node in self.forest.open:
-            since = node.segment.owed.pop(worker, None) if node.segment else None
-            if since is not None and node.ledger and not self.heartbeats.has_delivered(worker, since):
-                node.ledger.metrics_complete = False
-        self.heartbeats.left(worker)
+        self.owed.worker_left(worker)
 
     def clock_set_back(self, seconds: float) -> None:
         """Move what has not been sent to the clock's new time, so that it keeps its durations."""
@@ -135,32 +132,36 @@ class Mirror:
 
         Lazy: each step is little work. None comes of a step that makes no record.
         """
-        self.forest.drop_notes()
-        yield from self.forest.account(now)
+        yield from self.owed.settle_left()
+        yield from self.forest.drop_notes()
+        yield from self._account(now)
+        earliest = now
         for root in list(self.forest.open_roots):
+            yield None
+            earliest = min(earliest, root.segment.start if root.segment else now)
             age = now - root.segment.start if root.segment else 0.0
             if age >= self.settings.max_segment * (1 if root.load.unfinished else 2):  # in a pause, a run would end
                 yield from self._cut(root, now)
             elif age >= self.settings.announce and root.segment and self._wants_marker(root):
                 yield marker(root, root.segment, now)
         if not taking_in_graph:
-            for node in sorted(self.forest.at_rest, key=lambda node: -node.depth):
+            for node in list(self.forest.at_rest):  # children before their parents
                 if self._may_close(node, now):
                     yield from self._close(node, now)
                 else:
                     yield None
         self.forest.forget(now)
         # A segment may start a little before the sweep that opens it.
-        starts = (root.segment.start for root in self.forest.open_roots if root.segment)
-        self.threads.forget(min(starts, default=now) - 60.0)
+        self.threads.forget(earliest - 60.0)
 
     def owes_metrics(self, now: float) -> bool:
         """Whether a worker that is still there has metrics to deliver for an open segment."""
-        return any(node.segment and node.segment.awaits_metrics(self.heartbeats, now) for node in self.forest.open)
+        return any(self.owed.is_awaited(node, now) for node in self.forest.open)
 
     def close(self, now: float) -> Iterator[Record | None]:
         """Close everything, because the cluster closes; as ``advance``."""
-        yield from self.forest.account(now)
+        yield from self.owed.settle_left()
+        yield from self._account(now)
         for node in sorted(self.forest.held, key=lambda node: node.ledger.since if node.ledger else now):
             # Without a segment before, all its work was done before the mirror was there, or never.
             if node.previous and node.ledger and node.ledger.has_numbers:
@@ -177,22 +178,30 @@ class Mirror:
         self.forest.touch(node, change, change.load, now if change.active else None)
         if node.segment:
             node.segment.sent_to.update(change.sent_to)
-            if not node.segment.await_metrics(change, self.heartbeats, now):
+            if not self.owed.after(node, change, now):
                 self.forest.ledger(node, now).metrics_complete = False
 
     def _may_close(self, node: Node, now: float) -> bool:
         segment = node.segment
         if segment is None or segment.children or now - segment.last_change < self.settings.settle:
             return False
-        return not segment.awaits_metrics(self.heartbeats, now)
+        return not self.owed.is_awaited(node, now)
 
-    def _close(self, node: Node, now: float, stopped: str = "") -> Iterator[Record]:
+    def _account(self, now: float) -> Iterator[None]:
+        """Account for what changed."""
+        for node in self.forest.account(now):
+            self.owed.after_wordless(node, now)
+            yield None
+
+    def _close(self, node: Node, now: float, stopped: str = "") -> Iterator[Record | None]:
         """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
         # Out of the way first: a segment that cannot be made must not stand in the way of others.
         segment, ledger = self.forest.take_out(node)
+        self.owed.ended(node, segment.owed)
         goes_on = stopped == "unfinished" and node.load.unfinished > 0
         ledger.metrics_complete &= segment.end_metrics(self.heartbeats, goes_on=goes_on)
         level = self._level_of(node)
+        yield from fold_for_closing(node, segment, ledger)
         record, inside = close_segment(node, segment, ledger, now, stopped, self.threads, self._find, level)
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
         above = node.parent
@@ -209,31 +218,30 @@ class Mirror:
 
     def _cut(self, root: Node, now: float) -> Iterator[Record | None]:
         """Close a tree that has grown too old, and go on in the next segments with what is unfinished."""
-        nodes = list(root.open_descendants())
+        nodes = list(root.open_below())
         unfinished = {
-            node: ([group for group in node.ledger.groups.values() if group.unfinished], node.segment)
-            for node in nodes
-            if node.ledger and node.segment and node.load.unfinished
+            node: (node.ledger, node.segment) for node in nodes if node.ledger and node.segment and node.load.unfinished
         }
-        for node in nodes:
+        for node in reversed(nodes):
             yield from self._close(node, now, stopped="unfinished")
         if root.info.is_default:
             root.trace_number += 1
-        for node in reversed(nodes):
+        for node in nodes:
             if node in unfinished:
-                groups, before = unfinished[node]
+                closed, before = unfinished[node]
                 segment = self.forest.open_segment(node, now, now)
-                segment.owed.update(before.owed)
+                self.owed.expect(node, before.owed)
                 segment.sent_to.update(before.sent_to)
                 segment.claimed = {holder: number for holder, number in before.claimed.items() if number > 0}
                 ledger = self.forest.ledger(node, now)
                 for holder in segment.claimed:
                     self._name_each_other(node, ledger, self.forest.nodes[holder])
-                for old in groups:
-                    group = node.begin_group(ledger, old.name, old.prefix, now)
-                    group.unfinished = old.unfinished
-                    group.dependencies = old.dependencies
-        yield from self.forest.account(now)
+                for each in closed.unfinished_groups():
+                    group = node.begin_group(ledger, each.name, each.prefix, now)
+                    group.dependencies = each.dependencies
+                    ledger.note_unfinished(each)
+                    yield None
+        yield from self._account(now)
 
     def _name_each_other(self, asker: Node, ledger: Ledger, holder: Node) -> None:
         self.forest.name_each_other(asker, ledger, holder, is_shown=self._level_of(holder) > Level.NOTHING)

@@ -8,13 +8,11 @@ from .clock import Heartbeats, Wall
 from .groups import Budget, GroupLedger
 from .ids import group_id, others_id, segment_id, trace_id
 from .ledger import Ledger
-from .model import Change, SpanInfo
+from .model import SpanInfo
 from .tally import Load
 
 __all__ = ["Node", "Segment"]
 
-#: Outcomes of runs that end without a word from their worker, whose metrics come all the same.
-_WORDLESS = ("retried", "rescheduled", "cancelled", "abandoned")
 #: Shared by all nodes at rest: a finished span should cost little.
 NO_LOAD = Load()
 
@@ -29,11 +27,13 @@ class Segment:
         "claimed",
         "enclosed_from",
         "enclosed_until",
+        "has_wordless_runs",
         "id",
         "last_change",
         "number",
         "others_at_start",
         "others_now",
+        "overdue",
         "owed",
         "parent_id",
         "run_start",
@@ -69,6 +69,10 @@ class Segment:
         self.claimed: dict[str, int] = {}
         #: Workers whose metrics are awaited, and since when.
         self.owed: dict[str, float] = {}
+        #: The same of workers that are no longer waited for, though their metrics have not come.
+        self.overdue: dict[str, float] = {}
+        #: Whether a run has ended without a word from its worker, whose metrics come all the same.
+        self.has_wordless_runs = False
         #: Thread-seconds used by other roots, as known when the segment began and when it last changed.
         self.others_at_start = self.others_now = others
         #: Within which tasks ran that ended since the wall time was last accounted for.
@@ -90,22 +94,10 @@ class Segment:
         self.start = min(self.start + seconds, self.enclosed_from)
         self.last_change += seconds
         self.owed = {worker: since + seconds for worker, since in self.owed.items()}
+        self.overdue = {worker: since + seconds for worker, since in self.overdue.items()}
         self.run_start += seconds if self.run_start else 0.0
         self.run_stop += seconds if self.run_stop else 0.0
         self.wall.shift(seconds)
-
-    def await_metrics(self, runs: Change, heartbeats: Heartbeats, now: float) -> bool:
-        """Expect metrics of runs that have ended; say whether those who have them are still there."""
-        owing = dict.fromkeys(runs.workers)
-        if any(runs.outcomes.get(outcome) for outcome in _WORDLESS):  # by one of these; two heartbeats will tell
-            owing |= {worker: None for worker in self.sent_to if heartbeats.is_here(worker)}
-        here = [worker for worker in owing if heartbeats.is_here(worker)]
-        self.owed.update(dict.fromkeys(here, now))
-        return len(here) == len(owing)
-
-    def awaits_metrics(self, heartbeats: Heartbeats, now: float) -> bool:
-        """Whether a worker that is still there has metrics to deliver."""
-        return any(heartbeats.is_awaited(worker, since, now) for worker, since in self.owed.items())
 
     def end_metrics(self, heartbeats: Heartbeats, *, goes_on: bool) -> bool:
         """Await only what has not come; say whether nothing is known to be lost.
@@ -116,7 +108,9 @@ class Segment:
             Whether another segment will await the rest.
         """
         self.owed = {
-            worker: since for worker, since in self.owed.items() if not heartbeats.has_delivered(worker, since)
+            worker: since
+            for worker, since in (*self.owed.items(), *self.overdue.items())
+            if not heartbeats.has_delivered(worker, since)
         }
         return goes_on or all(heartbeats.was_heard(worker, since) for worker, since in self.owed.items())
 
@@ -184,21 +178,22 @@ class Node:
             yield node
             node = node.parent
 
-    def open_descendants(self) -> Iterator[Node]:
-        """This node and all below it with an open segment, children before parents."""
-        found = []
-        stack = [self] if self.segment else []
-        while stack:  # parents before children
-            node = stack.pop()
-            found.append(node)
-            stack += node.segment.children if node.segment else ()
-        yield from reversed(found)
+    def open_below(self) -> Iterator[Node]:
+        """This node and all below it with an open segment, parents before children; lazy."""
+        level = [self] if self.segment else []
+        while level:
+            below: list[dict[Node, None]] = []
+            for node in level:
+                yield node
+                if node.segment:
+                    below.append(node.segment.children)
+            level = [node for children in below for node in children]
 
     def latest_group_span(self, name: str) -> tuple[int, int] | None:
         """Trace id and span id of a group's latest group span, if it has one or will have one."""
         number = self.group_numbers.get(name, self.first_number) - 1
         groups = self.ledger.groups if self.ledger else {}
-        if self.segment and self.ledger and name in self.ledger.others_names and name not in groups:
+        if self.segment and self.ledger and name in self.ledger.others_names:
             return self.segment.trace_id, others_id(self.info.id, self.segment.number)
         if not self.segment and name in groups:
             number -= 1  # only held; nobody knows whether it will be sent
@@ -235,7 +230,10 @@ class Node:
 
     def withdraw_group(self, group: GroupLedger) -> None:
         """Take a group's number back: its span will not be sent."""
-        self.group_numbers[group.name] -= 1
+        if group.number > self.first_number:
+            self.group_numbers[group.name] = group.number
+        else:
+            del self.group_numbers[group.name]
         if self.group_traces and group.name in self.group_traces:
             self.group_traces[group.name] = group.trace_before or 0
 

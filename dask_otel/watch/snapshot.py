@@ -95,8 +95,8 @@ class Groups:
         change.load, known.load = load.minus(known.load), load
         return True
 
-    def forget(self, changed: Container[Any]) -> None:
-        """Let go of groups that Dask has forgotten and that have not changed since they were looked at.
+    def forget(self, changed: Container[Any]) -> Iterator[None]:
+        """Let go of groups that Dask has forgotten and that have not changed since they were looked at; lazy.
 
         Not at once: what happened to a group while a sweep was on its way is seen by the next one.
         """
@@ -104,6 +104,7 @@ class Groups:
         for group in gone:
             if group not in changed:
                 self._known.pop(group, None)
+            yield
 
     def known(self) -> list[Any]:
         """All groups that may still change."""

@@ -118,6 +118,7 @@ class Sweeper:
             # Data can be scattered into a group without any hook being called.
             for group in self._groups.known():
                 self._latches.touch(group)
+                await pace.rest()
             await self._collect(pace, may_defer=False)
             # A segment that cannot be made must not take the others with it.
             for _ in range(MAX_FAILURES):
@@ -140,7 +141,8 @@ class Sweeper:
         # Drained together, at one moment. Graphs before changes: a segment knows who submitted it when it opens.
         (graphs, asks), claims = self._graphs.drain(), self._latches.claims.drain()
         changes, metrics = self._latches.drain(), self._metrics.drain()
-        self._groups.forget(changes)
+        for _ in self._groups.forget(changes):
+            await pace.rest()
         self._read_threads()
         self._measuring.begin_sweep()
         for ask, since in asks:

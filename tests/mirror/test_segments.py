@@ -159,7 +159,8 @@ def test_late_metrics_are_held_for_the_next_segment():
     story.begin(span, "g")
     story.finish(span, "g", story.now, story.now)
     story.pass_time(10)
-    assert [segment.metrics for segment in segments(story.records)] == [{key: 1.0}, {key: 4.0}]
+    total = ("execute", None, "thread-cpu", "seconds")
+    assert [segment.metrics for segment in segments(story.records)] == [{total: 1.0}, {total: 4.0}]
 
 
 def test_metrics_still_held_at_the_end_get_a_last_segment():
@@ -172,7 +173,7 @@ def test_metrics_still_held_at_the_end_get_a_last_segment():
     story.mirror.add_metrics(child, {key: 4.0}, story.now)
     story.now += 1
     last_child, last_root = segments(story.close())
-    assert last_child.metrics == last_root.metrics == {key: 4.0}
+    assert last_child.metrics == last_root.metrics == {("execute", None, "cancelled", "seconds"): 4.0}
     assert last_child.parent_id == last_root.span_id
     assert (last_child.result, last_child.number) == ("success", 1)
 
@@ -414,6 +415,8 @@ def test_metrics_of_work_that_was_done_before_the_mirror_was_there_are_no_segmen
 
 
 KEY = ("execute", "g", "thread-cpu", "seconds")
+#: The same of a segment, which sums over prefixes.
+TOTAL = ("execute", None, *KEY[2:])
 
 
 def test_a_metric_that_is_no_number_spoils_no_sum():
@@ -424,7 +427,7 @@ def test_a_metric_that_is_no_number_spoils_no_sum():
     story.finish(span, "g", 100, 101)
     story.pass_time(20)
     (segment,) = segments(story.records)
-    assert (segment.metrics, segment.metrics_complete) == ({KEY: 1.0}, False)
+    assert (segment.metrics, segment.metrics_complete) == ({TOTAL: 1.0}, False)
 
 
 def test_metrics_held_for_a_child_and_then_for_its_parent_open_the_parent_once():
@@ -438,7 +441,7 @@ def test_metrics_held_for_a_child_and_then_for_its_parent_open_the_parent_once()
     story.mirror.add_metrics(parent, {KEY: 2.0}, story.now)
     last_child, last_parent = segments(story.close())
     assert last_parent.start <= last_child.start <= last_child.end <= last_parent.end
-    assert last_parent.metrics == {KEY: 3.0}
+    assert last_parent.metrics == {TOTAL: 3.0}
 
 
 def test_a_clock_that_steps_back_leaves_children_inside():

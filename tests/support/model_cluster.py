@@ -12,7 +12,7 @@ from dask_otel.mirror.segments import Mirror
 from dask_otel.mirror.tally import FirstError, Load, Tally
 from dask_otel.mirror.tasks import Picks, TaskError, TaskRun
 
-from .model_data import AGAIN, STATES, Account, Event, Group, Latch, Task, numbers
+from .model_data import AGAIN, STATES, Account, Event, Group, Latch, Task, numbers, without_prefix
 
 
 class Cluster:
@@ -216,6 +216,7 @@ class Cluster:
             self._complete(group, latch.change)
             told = account(group.span_id)
             told.numbers.update(numbers(latch.change))
+            told.groups.update(() if latch.change.is_empty else [group.name])
             told.events += latch.events
             ran = latch.change.run_stop > latch.change.run_start
             mirror.add_change(latch.change, self.now)
@@ -231,7 +232,8 @@ class Cluster:
             self._expect(mirror, claim.asker, claim.load, ran)
         for span_id, values in metrics.items():
             self._learn(mirror, span_id)
-            account(span_id).metrics.update(values)
+            for key, value in values.items():
+                account(span_id).metrics[without_prefix(key)] += value
             mirror.add_metrics(span_id, dict(values), self.now)
         return list(latches)
 

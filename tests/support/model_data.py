@@ -19,6 +19,11 @@ def is_inside(span_id: str, above: str) -> bool:
     return span_id == above or span_id.startswith(above + "/")
 
 
+def without_prefix(key: tuple[object, ...]) -> tuple[object, ...]:
+    """The key of a fine metric, summed over prefixes."""
+    return (key[0], None, *key[2:]) if key[0] == "execute" else key
+
+
 def numbers(tally: Tally) -> Counter[str]:
     """All that adds up."""
     durations = {f"µs of {action}": micros for action, micros in tally.durations.items()}
@@ -44,7 +49,10 @@ class Account:
     #: By asker and holder.
     claims: dict[tuple[str, str], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     messages: set[str] = field(default_factory=set)
+    #: Without their prefix.
     metrics: Counter[tuple[object, ...]] = field(default_factory=Counter)
+    #: Names of the span's own groups.
+    groups: set[str] = field(default_factory=set)
     graphs: Counter[str] = field(default_factory=Counter)
     graph_seconds: float = 0.0
 

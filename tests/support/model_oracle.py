@@ -30,6 +30,8 @@ class Oracle:
         self.beats = 0
         self.accounts: dict[tuple[str, int], Account] = defaultdict(Account)
         self.closed: Counter[str] = Counter()
+        #: Spans that have been cut.
+        self.cut: set[str] = set()
         self.records: dict[Ids, Record] = {}
         self.inside: dict[Ids, list[Record]] = defaultdict(list)
         #: Of closed segments, with all below.
@@ -87,7 +89,7 @@ class Oracle:
         self._check_numbers(record, whole, groups, children)
         self._check_how_it_ended(record, whole)
         self._check_times(record)
-        self._check_what_is_left_out(record, groups, children)
+        self._check_what_is_left_out(record, own, groups, children)
         self.closed[span_id] += 1
         self.last[span_id] = record
 
@@ -143,9 +145,16 @@ class Oracle:
             assert record.metrics_complete
 
     def _check_what_is_left_out(
-        self, record: SegmentRecord, groups: list[GroupRecord], children: list[SegmentRecord]
+        self, record: SegmentRecord, told: Account, groups: list[GroupRecord], children: list[SegmentRecord]
     ) -> None:
         assert sum(group.folded > 0 for group in groups) <= 1
+        left_out = told.groups - {group.group for group in groups}
+        if record.result == "unfinished":
+            self.cut.add(record.span.id)
+        # After a cut, also groups of which nothing was told since.
+        of_span = {group.name for group in self.cluster.groups.values() if group.span_id == record.span.id}
+        most = of_span - {group.group for group in groups} if record.span.id in self.cut else left_out
+        assert len(left_out) <= sum(group.folded for group in groups) <= len(most), "number of groups"
         folded = sum(group.folded for group in groups) + sum(child.truncated_groups for child in children)
         assert record.truncated_groups == folded
         below = sum(child.truncated_tasks for child in children)
@@ -184,10 +193,8 @@ class Oracle:
             if isinstance(record, TaskRecord):
                 spent[record.reason] += 1
             elif isinstance(record, GroupRecord) and not record.folded:
-                parent = self.records[record.trace_id, record.parent_id]
-                if not (isinstance(parent, SegmentRecord) and parent.result in STOPPED):
-                    spent["groups"] += 1
-                    spent[f"groups of {parent.span_id}"] += 1
+                spent["groups"] += 1
+                spent[f"groups of {record.parent_id}"] += 1
         for spent in of_root.values():
             assert spent.pop("groups", 0) <= self.budget.groups
             assert spent.pop("erred", 0) <= self.budget.erred

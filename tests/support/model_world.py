@@ -39,6 +39,7 @@ class World:
         self._patches = (
             mock.patch("dask_otel.mirror.tree.Budget", budget),
             mock.patch("dask_otel.mirror.tasks.MAX_SLOWEST", 1),
+            mock.patch("dask_otel.mirror.folding.AT_ONCE", 1),
         )
         for patch in self._patches:
             patch.start()
