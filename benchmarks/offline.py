@@ -35,11 +35,12 @@ class Count:
 class Plugin(OTelPlugin):
     """Ours; never swept but by hand, unless an interval is given."""
 
-    def __init__(self, sweep_interval=3600.0):
+    def __init__(self, sweep_interval=3600.0, settle=0.0):
         super().__init__()
         self._sweep_interval = sweep_interval
+        self._settle = settle
 
     def connect(self, scheduler, safety):
         self.safety = safety
-        mirror = MirrorSettings(settle=0.0, announce=3600.0)
+        mirror = MirrorSettings(settle=self._settle, announce=3600.0)
         return WatchSettings(sweep_interval=self._sweep_interval, mirror=mirror), Count()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import wraps
-from itertools import cycle
 from operator import itemgetter
 
 from dask._expr import LLGExpr
-from dask._task_spec import Task
+from dask._task_spec import Task, TaskRef
 from distributed import Scheduler
 from distributed.protocol import Serialized, serialize, to_serialize
-from distributed.scheduler import heartbeat_interval
+from distributed.scheduler import ClientState, heartbeat_interval
 from meter import Meter, Replay
 from offline import Plugin
 from workers import Workers
@@ -38,12 +38,21 @@ class BridgedScheduler:
     The meter tells Dask's own work (``dask``) from the bridge's: on submission (``graphs``), in the transition hook
     (``hooks``), on heartbeats (``beats``), and in sweeps (``sweeps``). Noting the transitions for the hook counts as
     Dask's: some 6 µs a task.
+
+    Parameters
+    ----------
+    settle
+        Seconds of rest after which a segment closes.
     """
 
-    def __init__(self, workers):
+    def __init__(self, workers, settle=0.0):
         self._number_of_workers = workers
+        self._settle = settle
+        #: Longest hold of the event loop by a sweep, seconds.
+        self._hold = 0.0
         self.meter = Meter()
         self._heard = Counter()
+        self._turn = 0
 
     async def __aenter__(self):
         scheduler = self.scheduler = await Scheduler(protocol="inproc", dashboard=False, dashboard_address=":0")
@@ -57,7 +66,7 @@ class BridgedScheduler:
             await meter.wait("dask", dask_handler, *args, **message)
 
         handlers["update-graph"] = update_graph
-        self.plugin = Plugin()
+        self.plugin = Plugin(settle=self._settle)
         await scheduler.register_scheduler_plugin(self.plugin, idempotent=True)
         meter.wrap("graphs", extension, "observe_tasks")
         for name in ("update_graph", "log_event"):
@@ -73,54 +82,79 @@ class BridgedScheduler:
         self._workers = Workers(scheduler)
         for number in range(self._number_of_workers):
             self._workers.add(number)
-        self._turns = cycle(list(scheduler.workers))
         return self
 
     async def __aexit__(self, *exc):
         await self.scheduler.close()
 
-    async def run(self, keys, span):
+    def end_segments(self):
+        """From now on a segment closes as soon as its work is done."""
+        mirror = self.plugin._watch.mirror
+        mirror.settings = replace(mirror.settings, settle=0.0)
+
+    def add_worker(self):
+        """One more worker joins; returns its address."""
+        self._number_of_workers += 1
+        self.meter.call("beats", self._workers.add, self._number_of_workers)
+        return list(self.scheduler.workers)[-1]
+
+    async def remove_worker(self, address):
+        await self.meter.wait("dask", self.scheduler.remove_worker, address, stimulus_id="leave", close=False)
+
+    async def run(self, keys, span, *, segments=None, client=CLIENT, depends_on=None, **annotations):
         """Tasks in a span, from their submission until the bridge has sent it.
 
         Parameters
         ----------
         span
             The annotation; or what makes it of a key, for spans of one task each.
+        segments
+            Number of segments to wait for in the end.
+        depends_on
+            Keys by those that depend on them.
 
         Returns
         -------
-        For each task, the µs of CPU by what they were for, and the number of heartbeats and of fine metrics with them.
+        For each task, the µs of CPU by what they were for, and the number of heartbeats and of fine metrics with them;
+        and the longest hold of the event loop by a sweep, seconds (``hold``).
         """
-        segments = self.plugin.sink.segments + (len(keys) if callable(span) else 1)
+        if segments is None:
+            segments = len(keys) if callable(span) else 1
+        segments += self.plugin.sink.segments
         self.meter.seconds.clear()
         self._heard.clear()
-        await self._submit(keys, span)
+        self._hold = 0.0
+        await self._submit(keys, client, depends_on or {}, {"span": span} | annotations)
         await self._second()
-        for batch in split(self._in_turn(keys), TASKS_A_SECOND):
-            messages = [self._workers.finished(task) for task in batch]
-            self.meter.call("dask", self._finish, messages)
-            await self._second()
+        while unfinished := self._in_turn(keys):
+            for batch in split(unfinished, TASKS_A_SECOND):
+                messages = [self._workers.finished(task) for task in batch]
+                self.meter.call("dask", self._finish, messages)
+                await self._second()
         for batch in split(keys, RELEASED_A_SECOND):
-            self.meter.call("dask", self.scheduler.client_releases_keys, keys=batch, client=CLIENT)
+            self.meter.call("dask", self.scheduler.client_releases_keys, keys=batch, client=client)
             await self._second()
         while self.plugin.sink.segments < segments:
             await self._second()
         assert not self.plugin.safety.failures
         micros = {what: seconds * 1e6 / len(keys) for what, seconds in self.meter.seconds.items()}
-        return micros | {what: number / len(keys) for what, number in self._heard.items()}
+        return micros | {what: number / len(keys) for what, number in self._heard.items()} | {"hold": self._hold}
 
-    async def _submit(self, keys, span):
-        graph = Serialized(*serialize(to_serialize(LLGExpr({key: Task(key, int) for key in keys}))))
+    async def _submit(self, keys, client, depends_on, annotations):
+        if client not in self.scheduler.clients:
+            self.scheduler.clients[client] = ClientState(client)
+        tasks = {key: Task(key, max, *map(TaskRef, depends_on.get(key, ()))) for key in keys}
+        graph = Serialized(*serialize(to_serialize(LLGExpr(tasks))))
         await self.meter.wait(
             "graphs",
             self.scheduler.stream_handlers["update-graph"],
-            client=CLIENT,
+            client=client,
             expr_ser=graph,
             keys=set(keys),
             span_metadata={"collections": []},
             internal_priority={key: number for number, key in enumerate(keys)},
             submitting_task=None,
-            annotations={"span": span},
+            annotations=annotations,
         )
 
     def _in_turn(self, keys):
@@ -128,8 +162,9 @@ class BridgedScheduler:
         places = Counter()
         tasks = []
         for task in map(self.scheduler.tasks.__getitem__, keys):
-            tasks.append((places[task.processing_on], task))
-            places[task.processing_on] += 1
+            if task.processing_on:
+                tasks.append((places[task.processing_on], task))
+                places[task.processing_on] += 1
         return [task for _, task in sorted(tasks, key=itemgetter(0))]
 
     def _finish(self, messages):
@@ -142,14 +177,20 @@ class BridgedScheduler:
         workers = self.scheduler.workers
         # All at the end of the second: of a worker that sends two, the second one carries nothing.
         beats = [
-            self._workers.heartbeat(next(self._turns))
-            for _ in range(round(len(workers) / heartbeat_interval(len(workers))))
+            self._workers.heartbeat(each) for each in self._next(round(len(workers) / heartbeat_interval(len(workers))))
         ]
         self.meter.call("dask", self._hear, beats)
         heard = [(workers[beat["address"]], beat["extensions"]["spans"]) for beat in beats]
         self.meter.call("beats", self._listen_in, heard)
         self._heard.update(heartbeats=len(heard), metrics=sum(len(metrics) for _, metrics in heard))
         await self.meter.wait("sweeps", self._sweep)
+        self._hold = max(self._hold, self.plugin._watch._sweeper.cost["longest_hold"])
+
+    def _next(self, number):
+        """Whose turn it is to send heartbeats."""
+        workers = list(self.scheduler.workers)
+        self._turn += number
+        return [workers[turn % len(workers)] for turn in range(self._turn - number, self._turn)]
 
     def _listen_in(self, heard):
         for worker, metrics in heard:

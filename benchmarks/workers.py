@@ -56,6 +56,11 @@ class Workers:
             scheduler=scheduler,
         )
         scheduler.running.add(worker)
+        scheduler.aliases[worker.name] = address
+        host = scheduler.host_info.setdefault(address.split(":")[1][2:], {"addresses": set(), "nthreads": 0})
+        host["addresses"].add(address)
+        host["nthreads"] += worker.nthreads
+        scheduler.total_memory += worker.memory_limit
         scheduler.stream_comms[address] = Deaf()
         scheduler.total_nthreads += worker.nthreads
         scheduler.total_nthreads_history.append((time(), scheduler.total_nthreads))

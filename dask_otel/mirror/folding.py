@@ -13,7 +13,7 @@ from .tree import Node, Segment
 __all__ = ["fold_for_closing", "fold_some", "pick_runs"]
 
 #: Groups, at most, that are folded at a time while a segment is open.
-AT_ONCE = 64
+AT_ONCE = 200
 
 
 def fold_some(node: Node, ledger: Ledger, most: int) -> None:

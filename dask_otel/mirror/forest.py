@@ -168,10 +168,10 @@ class Forest:
                     each.segment.last_change = active
                 self._look_at(each)
 
-    def shows(self, span_id: str, name: str, since: float) -> bool:
-        """Whether a span that is open has a group, in a tree that began after ``since``."""
+    def begun(self, span_id: str, name: str) -> float | None:
+        """When the root's segment began of a span that is open and has a group; None if it is not, or has none."""
         root = self.nodes[span_id].root.segment if self._open_ledger(span_id, name) else None
-        return root is not None and root.start > since
+        return root.start if root else None
 
     def threshold(self, span_id: str, name: str) -> float:
         """Seconds above which a run is slower than all those of a group that its next span can leave out.

@@ -7,6 +7,7 @@ the end of a segment, a cut, metrics.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from typing import Any
 
 from distributed.metrics import time
@@ -15,7 +16,7 @@ from ..mirror.model import Change
 from ..mirror.segments import Mirror
 from .latches import Latches
 from .pace import Pace
-from .snapshot import Groups
+from .snapshot import MAX_DEFERRED, Groups
 
 __all__ = ["Deferral"]
 
@@ -32,26 +33,57 @@ class Deferral:
         self._mirror = mirror
         self._latches = latches
         self._groups = groups
+        #: Number of this sweep; and by number of a sweep, the groups of which it is to tell in full.
+        self._number = 0
+        self._due: dict[int, list[Any]] = {}
+        #: When the oldest root began of which a group was left: it is the first one that is cut.
+        self._oldest = inf
+
+    def begin_sweep(self, changed: int, *, may_defer: bool) -> tuple[bool, dict[Any, Change]]:
+        """Begin a sweep.
+
+        Parameters
+        ----------
+        changed
+            Number of groups that have changed.
+
+        Returns
+        -------
+        Whether anything may be left for a later sweep, and the changes that earlier ones have left for this one.
+        """
+        self._number += 1
+        due = self._due.pop(self._number, [])
+        may_defer = may_defer and changed + len(self._latches.left) > MANY_GROUPS
+        if may_defer and not self._is_cut_soon(self._oldest, time()):
+            return True, self._latches.take_left(due)
+        self._due, self._oldest = {}, inf
+        return may_defer, self._latches.take_left(list(self._latches.left))
 
     def defer(self, group: Any, change: Change) -> bool:
         """Tell of a group that has a span only how many of its tasks wait for what, if the rest can be told later.
 
         Returns
         -------
-        Whether that was so; the change is latched again.
+        Whether that was so; the change is kept.
         """
         now = time()
-        longest = self._mirror.settings.max_segment
-        begun = now - longest + max(BEFORE_CUT * longest, SECONDS_BEFORE_CUT)  # else it is cut before long
-        if not self._mirror.forest.shows(group.span_id, str(group.name), begun):
+        begun = self._mirror.forest.begun(group.span_id, str(group.name))
+        if begun is None or self._is_cut_soon(begun, now):
             return False
         if self._latches.is_latched(group):  # there is a new change already
             return False
         if not self._groups.look(group, change):
             return False
-        self._latches.put_back(group, change)
+        self._latches.leave_for_later(group, change)
+        if self._groups.times_left(group) == 1:
+            self._due.setdefault(self._number + MAX_DEFERRED, []).append(group)
+        self._oldest = min(self._oldest, begun)
         self._mirror.look(change, now)
         return True
+
+    def _is_cut_soon(self, begun: float, now: float) -> bool:
+        longest = self._mirror.settings.max_segment
+        return now - begun >= longest - max(BEFORE_CUT * longest, SECONDS_BEFORE_CUT)
 
     async def raise_thresholds(self, groups: Iterable[Any], pace: Pace) -> None:
         """Have no run picked of groups at work that would not be among the slowest in the end."""

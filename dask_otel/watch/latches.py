@@ -6,7 +6,7 @@ The transition hook runs four or five times for every task, so it does next to n
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import inf
 from typing import Any
 
@@ -53,6 +53,8 @@ class Latches:
         self._claimed = self.claims.keys
         #: By TaskGroup.
         self._changes: dict[Any, Change] = {}
+        #: Changes that a sweep has left for a later one, of groups to which nothing has happened since.
+        self._later: dict[Any, Change] = {}
         #: Keys of tasks that had finished and run again because their results are gone.
         self._provisional: set[Any] = set()
 
@@ -60,8 +62,11 @@ class Latches:
         """Have the next sweep look at a group."""
         change = self._changes.get(group)
         if change is None:
-            change = self._changes[group] = Change(time())
-            change.slow = self._thresholds.get(group, self._slow)
+            change = self._later.pop(group, None) if self._later else None
+            if change is None:
+                change = Change(time())
+                change.slow = self._thresholds.get(group, self._slow)
+            self._changes[group] = change
         return change
 
     def drain(self) -> dict[Any, Change]:
@@ -72,16 +77,25 @@ class Latches:
 
     def clock_set_back(self, seconds: float) -> None:
         """Move what was latched to the clock's new time."""
-        for change in self._changes.values():
+        for change in (*self._changes.values(), *self._later.values()):
             change.clock_set_back(seconds, time())
 
     def is_latched(self, group: Any) -> bool:
         """Whether anything was latched of a group since the last drain."""
         return group in self._changes
 
-    def put_back(self, group: Any, change: Change) -> None:
-        """Latch on in a change that was handed over; there is no new one."""
-        self._changes[group] = change
+    def leave_for_later(self, group: Any, change: Change) -> None:
+        """Keep a change that was handed over until something happens to its group again; there is no new one."""
+        self._later[group] = change
+
+    def take_left(self, groups: Iterable[Any]) -> dict[Any, Change]:
+        """Hand over, of some groups, the changes that were left for later."""
+        return {group: self._later.pop(group) for group in groups if group in self._later}
+
+    @property
+    def left(self) -> Collection[Any]:
+        """Groups whose changes were left for later."""
+        return self._later.keys()
 
     def raise_threshold(self, group: Any, seconds: float) -> None:
         """Pick no run of a group that took no longer, until the next drain: it would not have a span."""

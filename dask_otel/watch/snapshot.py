@@ -46,6 +46,18 @@ class Groups:
         #: Groups that Dask had forgotten when they were last looked at.
         self._gone: list[Any] = []
 
+    def is_as_known(self, group: Any, change: Change) -> bool:
+        """Whether a change comes to nothing: results were released, or tasks forgotten."""
+        known = self._known.get(group)
+        if known is None or change.active or change.sent_to or not change.is_plain:
+            return False
+        if (len(group), group.nbytes_total) != (known.tasks, known.nbytes):
+            return False
+        if _load(group, known.load.provisional) != known.load:
+            return False
+        self._look_whether_gone(group)
+        return True
+
     def complete(self, group: Any, change: Change) -> None:
         """Add to a change what can be read from its TaskGroup."""
         known = self._known.get(group)
@@ -72,8 +84,7 @@ class Groups:
         if len(known.dependencies) != min(len(group.dependencies), MAX_DEPENDENCIES):
             known.dependencies = _dependencies(group)
         change.dependencies = known.dependencies
-        if self._registry.get(group.name) is not group:
-            self._gone.append(group)
+        self._look_whether_gone(group)
         known.deferred = 0
 
     def look(self, group: Any, change: Change) -> bool:
@@ -94,6 +105,14 @@ class Groups:
         change.span_id = group.span_id
         change.load, known.load = load.minus(known.load), load
         return True
+
+    def _look_whether_gone(self, group: Any) -> None:
+        if self._registry.get(group.name) is not group:
+            self._gone.append(group)
+
+    def times_left(self, group: Any) -> int:
+        """How often in a row the rest of a change of a group has been left for later."""
+        return self._known[group].deferred
 
     def forget(self, changed: Container[Any]) -> Iterator[None]:
         """Let go of groups that Dask has forgotten and that have not changed since they were looked at; lazy.

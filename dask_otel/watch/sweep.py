@@ -12,7 +12,7 @@ from distributed.metrics import time
 from ..mirror.records import MarkerRecord, Record, SegmentRecord
 from ..mirror.segments import Mirror
 from ..safety import Safety, log
-from .deferral import MANY_GROUPS, Deferral
+from .deferral import Deferral
 from .graphs import Graphs
 from .latches import Latches
 from .measuring import Measuring
@@ -154,13 +154,18 @@ class Sweeper:
                 self._add_span(graph.span_id)
                 self._mirror.add_graph(graph, time())
             await pace.rest()
-        may_defer = may_defer and len(changes) > MANY_GROUPS
+        may_defer, left = self._deferral.begin_sweep(len(changes), may_defer=may_defer)
+        changes.update(left)
         told = []
         for group in list(changes):
             change = changes.pop(group)  # freed one by one: thousands at once would take milliseconds
+            is_due = left.pop(group, None) is not None
             with self._safety.guard("sweep"):
                 # Without a span, it is scattered data that no graph has used yet.
-                if group.span_id and not (may_defer and self._deferral.defer(group, change)):
+                if group.span_id and not (
+                    self._groups.is_as_known(group, change)
+                    or (may_defer and not is_due and self._deferral.defer(group, change))
+                ):
                     told.append(group)
                     self._groups.complete(group, change)
                     change.sort_runs(self._latches.intervals)

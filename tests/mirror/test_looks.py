@@ -128,14 +128,13 @@ def test_only_what_has_a_group_may_be_looked_at():
     story = Story()
     span = story.span("a")
     story.begin(span, "g")
-    shows = story.mirror.forest.shows
-    assert shows(span, "g", story.now - 1)
-    assert not shows(span, "g", story.now + 1)  # too old
-    assert not shows(span, "another", story.now - 1)
-    assert not shows("unknown", "g", story.now - 1)
+    begun = story.mirror.forest.begun
+    assert begun(span, "g") == 100.0
+    assert begun(span, "another") is None
+    assert begun("unknown", "g") is None
     story.finish(span, "g", 100.0, 101.0)
     story.pass_time(20)
-    assert not shows(span, "g", 0.0)
+    assert begun(span, "g") is None
 
 
 @pytest.mark.parametrize("delivered", [False, True])

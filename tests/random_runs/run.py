@@ -14,7 +14,7 @@ import dask
 from distributed import Client, Scheduler
 from support.memory import MemoryPlugin
 
-from dask_otel.watch import deferral, sweep
+from dask_otel.watch import deferral
 
 from . import faults, work
 from .accounts import dask_numbers
@@ -74,7 +74,7 @@ async def _run(plan: Plan) -> Outcome:
         "dataframe.shuffle.method": "p2p",
     }
     dask.config.set(settings)
-    sweep.MANY_GROUPS, deferral.SECONDS_BEFORE_CUT = plan.many_groups, 0.0
+    deferral.MANY_GROUPS, deferral.SECONDS_BEFORE_CUT = plan.many_groups, 0.0
     outcome = Outcome(plan.seed, faults=sum(step.is_fault for step in plan.steps))
     rng = random.Random(plan.seed)
     plugin = MemoryPlugin(settle=plan.settle, max_segment=plan.max_segment)

@@ -242,7 +242,8 @@ class Cluster:
         plain = change.is_plain and load.provisional == told.provisional
         if group in self.latches or not (plain and told.unfinished and load.unfinished):
             return False
-        if not mirror.forest.shows(group.span_id, group.name, self.now - 0.9 * mirror.settings.max_segment):
+        begun = mirror.forest.begun(group.span_id, group.name)
+        if begun is None or begun <= self.now - 0.9 * mirror.settings.max_segment:
             return False
         self.latches[group] = latch
         change.span_id, change.load, group.told_load = group.span_id, load.minus(told), load

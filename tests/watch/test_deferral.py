@@ -22,7 +22,7 @@ NO_SWEEPS = {"sweep_interval": 3600.0}
 
 @pytest.fixture(autouse=True)
 def _one_group_is_many():
-    with mock.patch("dask_otel.watch.sweep.MANY_GROUPS", 0):
+    with mock.patch("dask_otel.watch.deferral.MANY_GROUPS", 0):
         yield
 
 
