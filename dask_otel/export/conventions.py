@@ -213,17 +213,20 @@ def _one_or_list(values: tuple[str, ...]) -> str | list[str]:
 
 
 def _thread_time(record: SegmentRecord) -> Attributes:
-    """How much of the cluster there was, and how much of it was used."""
+    """How much of the cluster there was, and how much of it was used.
+
+    A task that secedes is busy without one of its worker's threads, so that more may be used than there was: then the
+    ratio, and what others used, mean nothing.
+    """
     busy = sum(v for k, v in record.metrics.items() if k[0] == "execute" and k[-1] == "seconds")
     mine = record.threads_available - record.threads_others
-    out: Attributes = {
-        "dask.thread_time.available": record.threads_available,
-        "dask.thread_time.others": record.threads_others,
-    }
+    out: Attributes = {"dask.thread_time.available": record.threads_available}
+    if mine >= 0:
+        out["dask.thread_time.others"] = record.threads_others
     if record.metrics:
         out["dask.thread_time.busy"] = float(busy)
-        if mine > 0:
-            out["dask.efficiency"] = min(1.0, max(0.0, busy / mine))
+        if 0 <= busy <= mine and mine > 0:
+            out["dask.efficiency"] = busy / mine
     return out
 
 

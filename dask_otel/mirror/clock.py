@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from typing import Protocol
 
 from .tally import Load
 
-__all__ = ["Heartbeats", "Threads", "Wall", "fit"]
+__all__ = ["Activity", "Happened", "Heartbeats", "Threads", "Wall", "fit"]
 
 #: A worker that has not been heard of for this long is not waited for (Dask itself waits 5 minutes).
 SILENT = 30.0
@@ -129,8 +130,55 @@ def _state(load: Load) -> str:
     return "no_worker" if load.no_worker else "idle"
 
 
+class Happened(Protocol):
+    """When something happened to tasks; 0.0 for never."""
+
+    since: float
+    began: float
+    run_start: float
+    run_stop: float
+
+
+class Activity:
+    """What has happened to a segment's tasks since its wall time was last accounted for; 0.0 for never."""
+
+    __slots__ = ("began", "run_start", "run_stop", "since")
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        #: When something happened for the first time.
+        self.since = 0.0
+        #: When a task was sent to a worker for the first time.
+        self.began = 0.0
+        #: Within which tasks ran that have ended.
+        self.run_start = self.run_stop = 0.0
+
+    def add(self, of: Happened) -> None:
+        """Note what a sweep saw."""
+        self.since = _earlier(self.since, of.since)
+        self.began = _earlier(self.began, of.began)
+        self.run_start = _earlier(self.run_start, of.run_start)
+        self.run_stop = max(self.run_stop, of.run_stop)
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        for name in self.__slots__:
+            time = getattr(self, name)
+            setattr(self, name, time + seconds if time else 0.0)
+
+
+def _earlier(one: float, other: float) -> float:
+    return min(one, other) if one and other else one or other
+
+
 class Wall:
-    """A segment's duration, divided by what its tasks were doing; exact to one sweep."""
+    """A segment's duration, divided by what its tasks were doing.
+
+    When tasks were sent to workers and when they ended is known to the moment, other changes to one sweep.
+    """
 
     __slots__ = ("_parts", "_state", "_until")
 
@@ -139,26 +187,31 @@ class Wall:
         self._state = "queued"
         self._until = start
 
-    def advance(self, now: float, load: Load, run_start: float, run_stop: float) -> None:
+    def advance(self, now: float, load: Load, activity: Activity) -> None:
         """Account for the time until now.
 
         Parameters
         ----------
         load
             The state from now on.
-        run_start, run_stop
-            The time within which tasks ran that ended since the last call; 0.0 where none did.
+        activity
+            What has happened since the last call.
         """
         now = max(now, self._until)
         before, after = self._state, _state(load)
         begin = end = now
         if before == "executing":
             begin = self._until
-        elif run_stop:
-            begin = min(max(run_start, self._until), now)
-        if after != "executing" and run_stop:
-            end = min(max(run_stop, begin), now)
-        self._parts[before] += begin - self._until
+        elif starts := [start for start in (activity.began, activity.run_start) if start]:
+            begin = min(max(min(starts), self._until), now)
+        if after != "executing" and activity.run_stop:
+            end = min(max(activity.run_stop, begin), now)
+        # Tasks that end a time of idleness wait before they run.
+        woken = begin
+        if before == "idle" and activity.since:
+            woken = min(max(activity.since, self._until), begin)
+        self._parts[before] += woken - self._until
+        self._parts["no_worker" if after == "no_worker" else "queued"] += begin - woken
         self._parts["executing"] += end - begin
         self._parts[after] += now - end
         self._state, self._until = after, now

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from .asked import Asked
+from .clock import Happened
 from .ledger import Ledger
 from .model import NOBODY, SpanInfo
-from .tally import Load, Tally
+from .tally import Load
 from .tree import Node, Segment
 
 __all__ = ["Forest"]
@@ -148,13 +149,13 @@ class Forest:
                 node.ledger = None
                 del self.held[node]
 
-    def touch(self, node: Node, runs: Tally, load: Load, active: float | None) -> None:
+    def touch(self, node: Node, happened: Happened | None, load: Load, active: float | None) -> None:
         """Have a node and those above it looked at.
 
         Parameters
         ----------
-        runs
-            Within which tasks ran.
+        happened
+            When something happened to its tasks.
         load
             By how much the load changed.
         active
@@ -163,7 +164,8 @@ class Forest:
         for each in node.lineage():
             each.load = each.load.plus(load)
             if each.segment:
-                each.segment.saw_run(runs.run_start, runs.run_stop)
+                if happened:
+                    each.segment.activity.add(happened)
                 if active is not None:
                     each.segment.last_change = active
                 self._look_at(each)

@@ -63,6 +63,7 @@ class Change(Tally):
     __slots__ = (
         "active",
         "aside",
+        "began",
         "buckets",
         "dependencies",
         "failed",
@@ -85,6 +86,8 @@ class Change(Tally):
     def __init__(self, since: float) -> None:
         super().__init__()
         self.since = since
+        #: When the first task was sent to a worker; 0.0 while none was.
+        self.began = 0.0
         #: Of times and workers of runs, what earlier looks have told of.
         self.aside: Tally | None = None
         #: Tasks entered, ran or ended; not only released, forgotten or recomputed because a worker left.
@@ -147,6 +150,7 @@ class Change(Tally):
         """Have times and workers of runs begin anew: they have been told of, while the rest is left for later."""
         self.aside = self.aside or Tally()
         self._move_runs(self, self.aside)
+        self.began = 0.0
 
     def take_back(self) -> None:
         """Have times and workers of all runs again."""
@@ -164,6 +168,7 @@ class Change(Tally):
     def clock_set_back(self, seconds: float, now: float) -> None:
         """Move what the clock said before it was set back; times of runs are put in time when they are told of."""
         self.since -= seconds if self.since > now else 0.0
+        self.began -= seconds if self.began > now else 0.0
         if self.aside and self.aside.run_stop > now:
             self.aside.shift(-seconds)
         if self.picks:
@@ -189,7 +194,7 @@ class Change(Tally):
 class Claim(Tally):
     """What happened between two sweeps to tasks that one span asked for and Dask put in another."""
 
-    __slots__ = ("asker", "holder", "load", "since")
+    __slots__ = ("asker", "began", "holder", "load", "prefix", "since")
 
     def __init__(self, asker: str, holder: str, since: float) -> None:
         super().__init__()
@@ -197,6 +202,10 @@ class Claim(Tally):
         self.asker = asker
         self.holder = holder
         self.since = since
+        #: When the first task was sent to a worker; 0.0 while none was.
+        self.began = 0.0
+        #: Of the first task that changed.
+        self.prefix = ""
         #: By how much the number of unfinished tasks changed.
         self.load = Load()
 

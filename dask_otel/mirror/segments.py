@@ -19,7 +19,6 @@ from .owed import Owed
 from .records import Record
 from .roots import RootRuns
 from .settings import Level, MirrorSettings
-from .tally import Tally
 from .tree import NO_LOAD, Node
 
 __all__ = ["Mirror"]
@@ -88,6 +87,8 @@ class Mirror:
         """Count what happened to tasks that a span asked for and Dask put in another; both must be known."""
         node, holder = self.forest.nodes[claim.asker], self.forest.nodes[claim.holder]
         segment = self.forest.open_segment(node, claim.since, now)
+        if node.ledger and not node.ledger.groups:
+            node.begin_with(claim.prefix)
         claim.put_in_time(segment.start, now)
         segment.claimed[claim.holder] = segment.claimed.get(claim.holder, 0) + claim.load.unfinished
         ledger = self.forest.ledger(node, now)
@@ -108,12 +109,11 @@ class Mirror:
         node = self.forest.nodes[graph.span_id]
         if graph.failure:
             self.forest.open_segment(node, graph.since, now)
-            if node.info.is_default and graph.prefix and not node.previous:
-                node.title = f"default: {graph.prefix}"
+            node.begin_with(graph.prefix)
         self.forest.ledger(node, now).add_graph(graph)
         self.forest.noted[node] = None
         if graph.failure:
-            self.forest.touch(node, Tally(), NO_LOAD, now)
+            self.forest.touch(node, None, NO_LOAD, now)
 
     def worker_left(self, worker: str) -> None:
         """A worker is gone: metrics that it owes are lost."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .clock import Heartbeats, Wall
+from .clock import Activity, Heartbeats, Wall
 from .groups import Budget, GroupLedger
 from .ids import group_id, others_id, segment_id, trace_id
 from .ledger import Ledger
@@ -21,6 +21,7 @@ class Segment:
     """An open segment: an episode of a Dask span that has not ended yet."""
 
     __slots__ = (
+        "activity",
         "announced",
         "budget",
         "children",
@@ -36,8 +37,6 @@ class Segment:
         "overdue",
         "owed",
         "parent_id",
-        "run_start",
-        "run_stop",
         "sent_to",
         "start",
         "trace_id",
@@ -75,14 +74,8 @@ class Segment:
         self.has_wordless_runs = False
         #: Thread-seconds used by other roots, as known when the segment began and when it last changed.
         self.others_at_start = self.others_now = others
-        #: Within which tasks ran that ended since the wall time was last accounted for.
-        self.run_start = self.run_stop = 0.0
-
-    def saw_run(self, start: float, stop: float) -> None:
-        """Note that tasks ran."""
-        if start and (not self.run_start or start < self.run_start):
-            self.run_start = start
-        self.run_stop = max(self.run_stop, stop)
+        #: What happened since the wall time was last accounted for.
+        self.activity = Activity()
 
     def enclose(self, start: float, end: float) -> None:
         """Note that a child was sent."""
@@ -95,8 +88,7 @@ class Segment:
         self.last_change += seconds
         self.owed = {worker: since + seconds for worker, since in self.owed.items()}
         self.overdue = {worker: since + seconds for worker, since in self.overdue.items()}
-        self.run_start += seconds if self.run_start else 0.0
-        self.run_stop += seconds if self.run_stop else 0.0
+        self.activity.shift(seconds)
         self.wall.shift(seconds)
 
     def end_metrics(self, heartbeats: Heartbeats, *, goes_on: bool) -> bool:
@@ -116,8 +108,8 @@ class Segment:
 
     def account(self, now: float, load: Load) -> None:
         """Account for the wall time until now."""
-        self.wall.advance(now, load, self.run_start, self.run_stop)
-        self.run_start = self.run_stop = 0.0
+        self.wall.advance(now, load, self.activity)
+        self.activity.clear()
 
 
 class Node:
@@ -212,9 +204,14 @@ class Node:
         group = ledger.group(name, prefix, number, since)
         self.group_numbers[name] = number + 1
         self._stamp(group)
-        if self.info.is_default and len(ledger.groups) == 1 and not self.previous:
-            self.title = f"default: {prefix}"
+        if len(ledger.groups) == 1:
+            self.begin_with(prefix)
         return group
+
+    def begin_with(self, prefix: str) -> None:
+        """Have the segments of work without a span named by its first tasks."""
+        if self.info.is_default and prefix and not self.previous:
+            self.title = f"default: {prefix}"
 
     def stamp_groups(self, ledger: Ledger) -> None:
         """Note in which trace groups will be sent that were held while the root may have rolled over."""

@@ -124,20 +124,32 @@ class Claims:
         if outcome and claimed.is_foreign:
             foreign = _foreign(change, claimed.askers)
             foreign.count(outcome)
-            if outcome in _FAILED and not foreign.error:
-                foreign.error = FirstError(*error_of(task.exception_blame))
+            if outcome in _FAILED:
+                foreign.error = foreign.error or FirstError(*error_of(task.exception_blame))
+                if not claimed.waiting:
+                    self._failed_for_nobody(claimed, task)
         for asker in claimed.waiting:
             claim = self._claim(asker, task.group.span_id, time())
+            claim.prefix = claim.prefix or str(task.prefix.name)
             if before:
                 claim.states[before] = claim.states.get(before, 0) - 1
             if claimed.state:
                 claim.states[state] = claim.states.get(state, 0) + 1
+            if state == "processing" and not claim.began:
+                claim.began = time()
             if outcome:
                 self._end(claim, task, outcome, details)
         if state in ("memory", "erred") or outcome in ("cancelled", "abandoned"):
             claimed.waiting = frozenset()
         elif state == "forgotten":
             del self.keys[key]
+
+    def _failed_for_nobody(self, claimed: _Claimed, task: Any) -> None:
+        """Every failure is some root's: of those who have asked before, else of work without a span."""
+        claimed.waiting = claimed.askers - {NOBODY}
+        if not claimed.waiting:
+            claimed.waiting = claimed.askers
+            self._claim(NOBODY, task.group.span_id, time()).tasks += 1
 
     def drain(self) -> list[Claim]:
         """Hand over what happened."""

@@ -123,6 +123,8 @@ class Latches:
                         self._settle_provisional(key, change, recomputed=True)
             elif finish == "processing":
                 change.sent_to[task.processing_on.address] = None
+                if not change.began:
+                    change.began = time()
             elif finish == "waiting":
                 if task.type is None:
                     change.active = True

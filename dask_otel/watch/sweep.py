@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
+from uuid import uuid4
 
 from distributed.metrics import time
 
+from ..mirror.model import NOBODY
 from ..mirror.records import MarkerRecord, Record, SegmentRecord
 from ..mirror.segments import Mirror
 from ..safety import Safety, log
@@ -173,9 +175,13 @@ class Sweeper:
                     self._add_span(group.span_id)
                     self._mirror.add_change(change, time())
             await pace.rest()
+        nobody = Ask(("default",), (str(uuid4()),))
         for claim in claims:  # after the changes: the segments that count these tasks are open now
             with self._safety.guard("sweep"):
                 self._add_span(claim.holder)
+                if claim.asker == NOBODY:  # a failure that is no other span's
+                    claim.asker = nobody.id
+                    self._add_asked(nobody, claim.since)
                 if self._mirror.forest.knows(claim.asker):  # else it ended long ago, but for a task that needed not run
                     self._mirror.add_claim(claim, time())
             await pace.rest()

@@ -134,6 +134,43 @@ def test_a_marker_is_sent_once_and_lies_in_its_segment():
     assert marker.end <= root.end
 
 
+@pytest.mark.parametrize("began", [0.2, 0.5, 0.9])
+def test_a_task_that_runs_at_the_first_sweep_was_queued_until_it_was_sent_to_a_worker(began):
+    """Once all until the first sweep was queued: up to a second, and always in favour of the queue."""
+    story = Story()
+    change = Change(100.0)
+    change.span_id = story.span("a")
+    change.name = change.prefix = "g"
+    change.active, change.tasks, change.began = True, 1, 100.0 + began
+    change.load, change.unfinished = Load(processing=1), 1
+    story.pass_time(1)
+    story.mirror.add_change(change, story.now)
+    story.pass_time(3)
+    story.finish("a", "g", 100.0 + began, 104.0)
+    story.pass_time(20)
+    (a,) = segments(story.records)
+    assert a.wall == pytest.approx({"queued": began, "executing": 4.0 - began, "no_worker": 0.0, "idle": 0.0})
+
+
+def test_what_ends_a_time_of_idleness_is_idle_until_then():
+    story = Story()
+    span = story.span("a")
+    story.begin(span, "g")
+    story.finish(span, "g", 100.0, 101.0)
+    story.pass_time(2)
+    change = Change(103.25)
+    change.span_id, change.name, change.prefix = span, "g", "g"
+    change.active, change.tasks, change.began = True, 1, 103.75
+    change.load, change.unfinished = Load(processing=1), 1
+    story.pass_time(1)
+    story.mirror.add_change(change, story.now)
+    story.pass_time(1)
+    story.finish(span, "g", 103.75, 105.0)
+    story.pass_time(20)
+    (a,) = segments(story.records)
+    assert a.wall == pytest.approx({"executing": 2.25, "queued": 0.5, "no_worker": 0.0, "idle": 2.25})
+
+
 def test_a_root_at_rest_is_not_announced():
     story = Story(announce=3, settle=30)
     span = story.span("a")

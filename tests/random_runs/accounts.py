@@ -58,9 +58,11 @@ def _identifier(text: object) -> str:
 
 
 def bridge_numbers(spans: Sequence[Any]) -> ByGroup:
-    """What the bridge sent, added up over segments."""
+    """What the bridge sent, added up over segments; without groups that were folded into one."""
     numbers: ByGroup = {}
     for each in spans:
+        if "dask.group.folded" in each.attributes:
+            continue
         key = each.attributes["dask.span.id"], each.attributes.get("dask.group.name", "")
         total = numbers.setdefault(key, Counter())
         total.update({name: value for name, value in each.attributes.items() if _COMPARED.match(name)})

@@ -53,6 +53,8 @@ class Plan:
     steps: tuple[Step, ...]
     #: Groups beyond which what happened to them may be told later; few have more than some.
     many_groups: int
+    #: Groups of a segment that are shown.
+    max_groups: int
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -76,4 +78,5 @@ class Plan:
                 for _ in range(rng.randint(5, 15))
             ),
             many_groups=rng.choice((-1, 50)),
+            max_groups=rng.choice((1, 3, 500)),
         )

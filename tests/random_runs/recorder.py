@@ -154,9 +154,11 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
         group = life.task.group
         if outcome == "erred":
             self.erred[group].append(str(life.task.key))
+        if not (life.claims or group.span_id in life.asked):
+            # Others were told what became of it when it ended first, or nobody has asked: every failure is some root's.
+            life.claims = (life.asked - {NOBODY}) or {NOBODY}
         self.may_fail |= life.asked
         self.unclean |= life.asked
-        # Others were told what became of it when it ended first.
         self.must_fail |= life.claims | (life.asked & {group.span_id})
         self._ended(life, outcome)
 

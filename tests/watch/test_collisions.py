@@ -140,7 +140,14 @@ async def test_two_clients_one_with_a_span_and_one_without(plugin, client, sched
         await event.set()
         await wait(mine)
         by_name = {spans[-1].name: spans for spans in (await traces(plugin)).values()}
-        assert set(by_name) == {"alice", "default: bobs"}
+        assert set(by_name) == {"alice", "default: bobs", "default: work"}
+        failed = by_name["default: work"][-1]  # every failure is that of some root
+        assert (failed.status, failed.attributes["error.type"]) == ("Error", "ValueError")
+        assert {n: v for n, v in failed.attributes.items() if n.startswith("dask.elsewhere.")} == {
+            "dask.elsewhere.count": 1,
+            "dask.elsewhere.completed": 0,
+            "dask.elsewhere.erred": 1,
+        }
         alice = by_name["alice"][-1].attributes
         assert alice["dask.span.includes"] == ["default"]
         assert alice["dask.client.id"] == client.id
@@ -300,6 +307,7 @@ async def test_what_fails_later_is_no_failure_of_who_counts_it(plugin, client, s
     assert roots["owner"].attributes["dask.task.erred"] == 1
     assert roots["owner"].attributes["dask.span.result"] == "success"
     assert roots["owner"].status == "Unset"
+    assert roots["guest"].attributes["dask.span.result"] == "error"  # though it had heard that its task completed
 
 
 @bridged(settle=0.1)
