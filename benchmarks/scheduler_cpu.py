@@ -24,7 +24,7 @@ from dask_otel import OTelPlugin, trace_id
 from dask_otel.cli.receiver import Receiver
 
 #: Tasks on each side; of one batch, which is one span; the prefixes over which a batch is spread, or if that is 1, the
-#: groups of one prefix.
+#: groups of one prefix, whose tasks are submitted one by one as a loop would.
 TASKS = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
 BATCH = int(sys.argv[2]) if len(sys.argv) > 2 else 1_000
 PREFIXES = int(sys.argv[3]) if len(sys.argv) > 3 else 1
@@ -72,12 +72,11 @@ def cluster():
 def batch(client, number, tasks=BATCH):
     """Run a batch of no-op tasks in one span; return the span's id."""
     with span(f"batch {number}") as span_id:
-        keys = f"noop{number}"
-        if PREFIXES > 1:
-            keys = [f"noop{n % PREFIXES}-{number}-{n}" for n in range(tasks)]
-        elif GROUPS > 1:
+        if GROUPS > 1:
             names = [f"noop-{uuid4().hex}" for _ in range(GROUPS)]
-            keys = [(names[n % GROUPS], n) for n in range(tasks)]
+            client.gather([client.submit(int, key=(names[n % GROUPS], n)) for n in range(tasks)])
+            return span_id
+        keys = [f"noop{n % PREFIXES}-{number}-{n}" for n in range(tasks)] if PREFIXES > 1 else f"noop{number}"
         client.gather(client.map(int, range(tasks), key=keys, pure=False))
     return span_id
 

@@ -62,8 +62,6 @@ class Measures:
 
     def change(self, change: Change) -> None:
         """Count what happened to a task group."""
-        if not (change.completed or change.outcomes or change.failed or change.runs):
-            return
         prefix, since = self._tables.prefix(change.prefix), self._tables.zero_at(change.since)
         finished = self._tables.numbers("dask.task.finished")
         if change.completed:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from heapq import heappush, heappushpop
+from collections.abc import Iterator
+from heapq import heappush, heappushpop, nsmallest
+from operator import itemgetter
 
-from .groups import Budget, GroupLedger
+from .groups import UNFINISHED, Budget, GroupLedger
 from .ledger import Ledger
 from .tasks import TaskRun
 from .tree import Node, Segment
@@ -18,39 +19,33 @@ AT_ONCE = 200
 
 def fold_some(node: Node, ledger: Ledger, most: int) -> None:
     """While a segment is open: fold finished groups, some at a time, since to choose them takes a look at all."""
-    if len(ledger.foldable) >= most + min(most, AT_ONCE):
-        for _ in _fold(node, ledger, node.next_number, ledger.foldable, most):
-            pass
-
-
-def _fold(node: Node, ledger: Ledger, number: int, groups: Iterable[GroupLedger], keep: int) -> Iterator[None]:
-    """Leave at most ``keep`` of some groups of segment ``number``, and fold the others.
-
-    Those are kept that have unfinished tasks, then those that failed, then those that took longest; of equal ones the
-    earlier. Lazy: each step is little work, and proportional to the logarithm of ``keep``.
-    """
-    kept: list[tuple[tuple[bool, bool, int], int, GroupLedger]] = []
-    for place, group in enumerate(list(groups)):
-        entry = _worth(group), -place, group
-        if len(kept) < keep:
-            heappush(kept, entry)
-        else:
-            _, _, least = heappushpop(kept, entry)
-            ledger.fold(least, number)
-            node.withdraw_group(least)
-        yield
+    excess = min(most, AT_ONCE)
+    if len(ledger.foldable) >= most + excess:
+        for group, _ in nsmallest(excess, ledger.foldable.items(), key=itemgetter(1)):
+            _fold(node, ledger, group, node.next_number)
 
 
 def fold_for_closing(node: Node, segment: Segment, ledger: Ledger) -> Iterator[None]:
-    """Leave no more groups than a segment that closes, and the trace, may show; also of unfinished ones."""
-    rest = [group for group in ledger.groups.values() if not group.pinned]
-    yield from _fold(node, ledger, segment.number, rest, segment.budget.groups_beside(ledger.pinned))
+    """Leave no more groups than a segment that closes, and the trace, may show; also of unfinished ones.
+
+    Unfinished groups are kept first, then those that failed, then those that took longest; of equal ones the earlier.
+    Lazy: each step is little work.
+    """
+    keep = segment.budget.groups_beside(ledger.pinned)
+    kept: list[tuple[float, int, GroupLedger]] = []
+    for place, group in enumerate([group for group in ledger.groups.values() if not group.pinned]):
+        entry = (UNFINISHED if group.unfinished else group.worth), -place, group
+        if len(kept) < keep:
+            heappush(kept, entry)
+        else:
+            _fold(node, ledger, heappushpop(kept, entry)[2], segment.number)
+        yield
     segment.budget.groups -= len(ledger.groups) - ledger.pinned
 
 
-def _worth(group: GroupLedger) -> tuple[bool, bool, int]:
-    failed = bool(group.tally.outcomes.get("erred") or group.tally.outcomes.get("upstream_failed"))
-    return bool(group.unfinished), failed, sum(group.tally.durations.values())
+def _fold(node: Node, ledger: Ledger, group: GroupLedger, number: int) -> None:
+    ledger.fold(group, number)
+    node.withdraw_group(group)
 
 
 def pick_runs(ledger: Ledger, budget: Budget) -> dict[str | None, list[tuple[str, TaskRun]]]:

@@ -172,7 +172,8 @@ class Forest:
 
     def begun(self, span_id: str, name: str) -> float | None:
         """When the root's segment began of a span that is open and has a group; None if it is not, or has none."""
-        root = self.nodes[span_id].root.segment if self._open_ledger(span_id, name) else None
+        ledger = self._open_ledger(span_id)
+        root = self.nodes[span_id].root.segment if ledger and ledger.find(name) else None
         return root.start if root else None
 
     def threshold(self, span_id: str, name: str) -> float:
@@ -180,14 +181,13 @@ class Forest:
 
         Negative while there are none. It holds for as long as the group has unfinished tasks.
         """
-        ledger = self._open_ledger(span_id, name)
+        ledger = self._open_ledger(span_id)
         group = ledger.find(name) if ledger and ledger.is_unfinished(name) else None
         return group.picks.threshold if group and group.picks else -1.0
 
-    def _open_ledger(self, span_id: str, name: str) -> Ledger | None:
-        """The ledger of a span that is open and has a group."""
+    def _open_ledger(self, span_id: str) -> Ledger | None:
         node = self.nodes.get(span_id)
-        return node.ledger if node and node.segment and node.ledger and node.ledger.find(name) else None
+        return node.ledger if node and node.segment else None
 
     def take_out(self, node: Node) -> tuple[Segment, Ledger]:
         """End a node's open segment, and hand over what it held."""

@@ -9,8 +9,10 @@ from .model import Change, Dependency
 from .tally import Tally, sum_into
 from .tasks import Picks
 
-__all__ = ["Budget", "GroupLedger", "UnfinishedGroup", "unfinished_group"]
+__all__ = ["UNFINISHED", "Budget", "GroupLedger", "UnfinishedGroup", "unfinished_group"]
 
+#: More than any sum of µs.
+_FAILED, UNFINISHED = 1e20, 1e30
 #: Distinct result types that folded groups name.
 MAX_TYPES = 32
 
@@ -90,12 +92,20 @@ class GroupLedger:
         """Its name; None for the folded groups, since a group may have any name."""
         return None if self.folded else self.name
 
+    @property
+    def worth(self) -> float:
+        """How much the group should be shown rather than folded: if it failed, else the longer it took."""
+        outcomes = self.tally.outcomes
+        failed = outcomes and (outcomes.get("erred") or outcomes.get("upstream_failed"))
+        return sum(self.tally.durations.values()) + (_FAILED if failed else 0.0)
+
     def add(self, change: Change) -> None:
         """Add what a sweep saw of this group, or of one that is folded into it."""
         self.tally.add(change)
         for tally in change.foreign.values():
             self._add_foreign(tally)
-        self._add_details(change.buckets, change.types, change.picks)
+        if change.buckets or change.types or change.picks:
+            self._add_details(change.buckets, change.types, change.picks)
         if not self.folded:
             self.dependencies = change.dependencies
 

@@ -24,8 +24,8 @@ class Ledger:
         #: Own groups and closed child segments together.
         self.tally = Tally()
         self.groups: dict[str, GroupLedger] = {}
-        #: Those of them that may be folded: finished, and no span links to them. A set in order of insertion.
-        self.foldable: dict[GroupLedger, None] = {}
+        #: Those of them that may be folded, finished and without a span that links to them, and what each is worth.
+        self.foldable: dict[GroupLedger, float] = {}
         #: The groups that are folded into one, and their names. A folded group stays folded until the segment closes:
         #: each group's numbers are in one place.
         self.others: GroupLedger | None = None
@@ -74,20 +74,20 @@ class Ledger:
         group = self.groups.get(name)
         return bool(group.unfinished) if group else name in self.others_unfinished
 
-    def note_unfinished(self, now: UnfinishedGroup) -> None:
+    def note_unfinished(self, of: GroupLedger | Change) -> None:
         """Note how many tasks of a group are unfinished, if the group is counted here."""
-        group = self.groups.get(now.name)
+        group = self.groups.get(of.name)
         if group:
-            group.unfinished = now.tasks
-            if now.tasks or group.pinned:
+            group.unfinished = of.unfinished
+            if of.unfinished or group.pinned:
                 self.foldable.pop(group, None)
             else:
-                self.foldable[group] = None
-        elif self.others and now.name in self.others_names:
-            if now.tasks:
-                self.others_unfinished[now.name] = now
+                self.foldable[group] = group.worth
+        elif self.others and of.name in self.others_names:
+            if of.unfinished:
+                self.others_unfinished[of.name] = unfinished_group(of)
             else:
-                self.others_unfinished.pop(now.name, None)
+                self.others_unfinished.pop(of.name, None)
             self.others.unfinished = len(self.others_unfinished)
 
     def unfinished_groups(self) -> Iterator[UnfinishedGroup]:
@@ -105,7 +105,7 @@ class Ledger:
         self.foldable.pop(group, None)
         self.others.fold(group)
         self.others_names.add(group.name)
-        self.note_unfinished(unfinished_group(group))
+        self.note_unfinished(group)
 
     def all_groups(self) -> Iterator[GroupLedger]:
         """Yield all groups, the folded ones last and as one."""
@@ -126,7 +126,7 @@ class Ledger:
     def add_change(self, change: Change, group: GroupLedger) -> None:
         """Count what happened to a group, or to one of those that are folded into it."""
         group.add(change)
-        self.note_unfinished(unfinished_group(change))
+        self.note_unfinished(change)
         self.tally.add(change)
         for askers, tally in change.foreign.items():
             _tally(self.foreign, askers).add(tally)

@@ -12,7 +12,6 @@ from .clock import Threads
 from .closing import close_segment, marker
 from .folding import fold_for_closing, fold_some
 from .forest import Forest
-from .groups import unfinished_group
 from .ledger import Ledger
 from .model import Change, Claim, Dependency, Graph, Metrics, SpanInfo
 from .owed import Owed
@@ -59,21 +58,24 @@ class Mirror:
         """Count what happened to a group."""
         node = self.forest.nodes[change.span_id]
         if change.active:
-            segment = self.forest.open_segment(node, min(change.since, change.run_start or change.since), now)
-            change.put_in_time(segment.start, now)
+            if not node.segment:
+                self.forest.open_segment(node, min(change.since, change.run_start or change.since), now)
+            if change.run_stop and node.segment:
+                change.put_in_time(node.segment.start, now)
         self._saw(node, change, now)
         if not change.is_empty:
             change.take_back()
             ledger = self.forest.ledger(node, now)
             group = ledger.find(change.name) or node.begin_group(ledger, change.name, change.prefix, change.since)
-            self.forest.include(ledger, (asker for askers in change.foreign for asker in askers))
-            change.adopt(lambda span_id: self.forest.is_inside(span_id, node))
+            if change.foreign:
+                self.forest.include(ledger, (asker for askers in change.foreign for asker in askers))
+                change.adopt(lambda span_id: self.forest.is_inside(span_id, node))
             ledger.add_change(change, group)
             fold_some(node, ledger, self.settings.max_groups)
             if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
                 ledger.metrics_complete = False
         elif node.ledger:
-            node.ledger.note_unfinished(unfinished_group(change))
+            node.ledger.note_unfinished(change)
 
     def look(self, change: Change, now: float) -> None:
         """Take of what happened to a group only when and where tasks ran, and how many wait for what."""
@@ -238,8 +240,8 @@ class Mirror:
                     self._name_each_other(node, ledger, self.forest.nodes[holder])
                 for each in closed.unfinished_groups():
                     group = node.begin_group(ledger, each.name, each.prefix, now)
-                    group.dependencies = each.dependencies
-                    ledger.note_unfinished(each)
+                    group.dependencies, group.unfinished = each.dependencies, each.tasks
+                    ledger.note_unfinished(group)
                     yield None
         yield from self._account(now)
 

@@ -141,12 +141,16 @@ class Tally:
         self.tasks += other.tasks
         self.completed += other.completed
         self.nbytes += other.nbytes
-        sum_into(self.outcomes, other.outcomes)
-        sum_into(self.durations, other.durations)
-        sum_into(self.workers, other.workers)
+        if other.outcomes:
+            sum_into(self.outcomes, other.outcomes)
+        if other.durations:
+            sum_into(self.durations, other.durations)
+        if other.workers:
+            sum_into(self.workers, other.workers)
         if other.run_start:
             self.hull(other.run_start, other.run_stop)
-        self.last_event = max(self.last_event, other.last_event)
+        if other.last_event > self.last_event:
+            self.last_event = other.last_event
         self.error = self.error or other.error
 
 

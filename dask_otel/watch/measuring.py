@@ -115,6 +115,8 @@ class Measuring:
 
     def change(self, change: Change) -> None:
         """Count what happened to a task group."""
+        if not (change.completed or change.outcomes or change.failed or change.runs):
+            return
         with self._safety.guard("metrics"):
             self._measures.change(change)
 

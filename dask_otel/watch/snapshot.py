@@ -70,8 +70,8 @@ class Groups:
         tasks, nbytes = len(group), group.nbytes_total
         change.tasks, known.tasks = tasks - known.tasks, tasks
         change.nbytes, known.nbytes = nbytes - known.nbytes, nbytes
-        durations = {action: round(seconds * 1e6) for action, seconds in group.all_durations.items()}
-        if durations != known.durations:
+        if change.completed or change.outcomes or not change.active:  # else tasks have only entered
+            durations = {action: round(seconds * 1e6) for action, seconds in group.all_durations.items()}
             change.durations = {
                 action: micros - known.durations.get(action, 0)
                 for action, micros in durations.items()

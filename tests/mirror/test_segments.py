@@ -505,3 +505,18 @@ def test_what_was_said_of_a_span_in_which_nothing_happens_is_not_kept():
     node = story.mirror.forest.nodes["a"]
     assert node.ledger is None
     assert not story.mirror.forest.held
+
+
+def test_a_worker_that_leaves_concerns_only_the_segments_that_wait_for_it():
+    """With 20,000 spans open, each worker that left once took a look at all of them, on the event loop."""
+    story = Story()
+    story.mirror.heartbeats.joined("other", story.now)
+    for number in range(100):
+        story.begin(story.span("root", f"span {number}"), "g", 2)
+    story.finish("root/span 7", "g", 100, 101, worker="other", unfinished=1)
+    story.mirror.worker_left("other")
+    steps = list(story.mirror.owed.settle_left())
+    assert len(steps) == 1
+    assert story.mirror.owed._waiting == {}
+    incomplete = {segment.name for segment in segments(story.close()) if not segment.metrics_complete}
+    assert incomplete == {"span 7", "root"}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.story import Story, groups, segments
 
-from dask_otel.mirror.clock import fit
+from dask_otel.mirror.clock import Threads, fit
 from dask_otel.mirror.model import Change, Claim
 from dask_otel.mirror.tally import Load
 
@@ -132,6 +132,22 @@ def test_a_marker_is_sent_once_and_lies_in_its_segment():
     assert marker.trace_id == root.trace_id
     assert root.start <= marker.start
     assert marker.end <= root.end
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 100), st.integers(0, 50)), max_size=20), st.floats(-10, 1100), st.floats(0, 1100)
+)
+def test_threads_of_a_time_are_those_of_each_of_its_parts(changes, begin, length):
+    threads, counts = Threads(0.0, 4), [(0.0, 4)]
+    for pause, count in changes:
+        counts.append((counts[-1][0] + pause, count))
+        threads.add(*counts[-1])
+    ends = [*(at for at, _ in counts[1:]), float("inf")]
+    end = begin + length
+    expected = sum(max(0.0, min(end, stop) - max(begin, at)) * n for (at, n), stop in zip(counts, ends, strict=True))
+    assert threads.available(begin, end) == pytest.approx(expected, abs=1e-6)
+    threads.forget(begin)
+    assert threads.available(begin, end) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("began", [0.2, 0.5, 0.9])
