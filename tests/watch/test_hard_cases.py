@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from time import sleep
 
 import dask
 import pytest
-from distributed import Client, span, wait
+from distributed import Client, Event, secede, span, wait
 from distributed.metrics import context_meter
 from distributed.utils_test import gen_cluster, inc
 from support.clusters import finished
@@ -232,3 +233,58 @@ async def test_annotations_that_only_look_like_spans(client, scheduler, worker, 
     with dask.annotate(span=annotation):
         await wait(client.submit(inc, 1, key="x"))
     await finished(plugin)
+
+
+def _secede_and_sleep(seconds):
+    secede()
+    sleep(seconds)
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_tasks_that_secede_use_more_threads_than_there_are(client, scheduler, worker):
+    """Once busy 20 s of 4 s that were available was an efficiency of 1.0, and the next root saw more used than was."""
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    with span("seceded"):
+        await client.gather(client.map(_secede_and_sleep, [0.5] * 10, key="away", pure=False))
+    with span("next"):
+        await client.submit(sleep, 0.01, key="next")
+    spans = await finished(plugin)
+    roots = {s.name: s.attributes for s in spans if not s.parent_id}
+    seceded = roots["seceded"]
+    assert seceded["dask.thread_time.busy"] > 4.9 > seceded["dask.thread_time.available"]
+    assert "dask.efficiency" not in seceded
+    for attributes in roots.values():
+        if "dask.thread_time.others" in attributes:
+            assert attributes["dask.thread_time.others"] <= attributes["dask.thread_time.available"]
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_a_failure_that_a_thread_submitted_is_some_roots(client, scheduler, worker):
+    """A thread does not know the span that is open where it was started, unless it is given a copy of the context."""
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    held = Event(client=client)
+    with span("workflow"):
+        first = client.submit(held.wait, key=("work", 0))
+        while "work" not in scheduler.task_groups:
+            await asyncio.sleep(0.01)
+        without = await asyncio.get_running_loop().run_in_executor(
+            None, lambda: client.submit(_fail, key=("work", 1), retries=0)
+        )
+        within = await asyncio.to_thread(client.submit, _fail, key=("work", 2))  # copies the context
+        await wait([without, within])
+    await held.set()
+    await wait(first)
+    spans = await finished(plugin)
+    roots = {s.name: s for s in spans if not s.parent_id}
+    assert set(roots) == {"workflow", "default: work"}
+    assert {name: root.status for name, root in roots.items()} == dict.fromkeys(roots, "Error")
+    assert roots["workflow"].status_message == "1 task erred; first: bad"
+    assert roots["default: work"].status_message == "1 task erred; first: bad"
+    assert roots["default: work"].attributes["dask.elsewhere.erred"] == 1
+    assert roots["default: work"].attributes["dask.span.counted_in"] == roots["workflow"].attributes["dask.span.id"]
+
+
+def _fail():
+    raise ValueError("bad")
