@@ -18,17 +18,18 @@ from pathlib import Path
 from time import monotonic, sleep
 from uuid import uuid4
 
-from distributed import Client, span
+import dask.array
+from distributed import Client, span, wait
 
 from dask_otel import OTelPlugin, trace_id
 from dask_otel.cli.receiver import Receiver
 
-#: Tasks on each side; of one batch, which is one span; the prefixes over which a batch is spread, or if that is 1, the
-#: groups of one prefix, whose tasks are submitted one by one as a loop would.
+#: Tasks on each side; of one batch, which is one span; and the prefixes over which a batch is spread. With ``arrays``
+#: in the place of the latter, a batch is arrays that a loop has built, computed together: five groups for nine tasks.
 TASKS = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
 BATCH = int(sys.argv[2]) if len(sys.argv) > 2 else 1_000
-PREFIXES = int(sys.argv[3]) if len(sys.argv) > 3 else 1
-GROUPS = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+ARRAYS = sys.argv[3:] == ["arrays"]
+PREFIXES = int(sys.argv[3]) if len(sys.argv) > 3 and not ARRAYS else 1
 WARM_UP = 2
 #: By default; OTEL_METRICS_EXPORTER=none in the environment leaves them out.
 METRICS = {"OTEL_METRIC_EXPORT_INTERVAL": "10000"}
@@ -72,13 +73,18 @@ def cluster():
 def batch(client, number, tasks=BATCH):
     """Run a batch of no-op tasks in one span; return the span's id."""
     with span(f"batch {number}") as span_id:
-        if GROUPS > 1:
-            names = [f"noop-{uuid4().hex}" for _ in range(GROUPS)]
-            client.gather([client.submit(int, key=(names[n % GROUPS], n)) for n in range(tasks)])
+        if ARRAYS:
+            wait(client.compute([array() for _ in range(tasks // 9)], optimize_graph=False))
             return span_id
         keys = [f"noop{n % PREFIXES}-{number}-{n}" for n in range(tasks)] if PREFIXES > 1 else f"noop{number}"
         client.gather(client.map(int, range(tasks), key=keys, pure=False))
     return span_id
+
+
+def array():
+    """Five layers: full, add, mul, sum, sum-aggregate."""
+    chunks = dask.array.full(2, uuid4().int % 2**60, chunks=1)
+    return ((chunks + 1) * 2).sum()
 
 
 def on(client, pid, receiver, number):
@@ -122,8 +128,8 @@ def main():
                 print(f"  pair {number}: {with_ / without:.3f}", file=sys.stderr, flush=True)
     middle, low, high = interval(pairs)
     per_task = sum(without for _, without in pairs) / TASKS * 1e6
-    print(f"{TASKS} no-op tasks with the bridge and as many without, {BATCH} a span")
-    print(f"  prefixes: {PREFIXES}, groups: {max(PREFIXES, GROUPS)}")
+    groups = BATCH // 9 * 5 if ARRAYS else PREFIXES
+    print(f"{TASKS} tasks with the bridge and as many without, {BATCH} a span, in {groups} groups")
     print(f"  CPU of a task without: {per_task:.0f} µs")
     print(f"  with the bridge / without: {middle:.3f}, 95 % interval {low:.3f} … {high:.3f}")
 

@@ -24,6 +24,8 @@ __all__ = ["Latches"]
 
 #: Stimuli by which a person asks for a task to run again.
 _ASKED_FOR = ("update-graph", "stimulus-retry")
+#: To let go of a task that is at rest changes no number.
+_SETTLED, _LET_GO = ("memory", "erred", "released"), ("released", "forgotten")
 
 
 class Latches:
@@ -55,6 +57,8 @@ class Latches:
         self._changes: dict[Any, Change] = {}
         #: Changes that a sweep has left for a later one, of groups to which nothing has happened since.
         self._later: dict[Any, Change] = {}
+        #: Groups of which tasks were forgotten; a set in order of insertion.
+        self._forgotten: dict[Any, None] = {}
         #: Keys of tasks that had finished and run again because their results are gone.
         self._provisional: set[Any] = set()
 
@@ -68,6 +72,11 @@ class Latches:
                 change.slow = self._thresholds.get(group, self._slow)
             self._changes[group] = change
         return change
+
+    def drain_forgotten(self) -> dict[Any, None]:
+        """Hand over the groups of which tasks were forgotten."""
+        forgotten, self._forgotten = self._forgotten, {}
+        return forgotten
 
     def drain(self) -> dict[Any, Change]:
         """Hand over what was latched."""
@@ -109,6 +118,10 @@ class Latches:
         # A guard would cost as much as all the rest.
         try:
             task = self._tasks[key]
+            if start in _SETTLED and finish in _LET_GO and not self._claimed:
+                if finish == "forgotten":  # perhaps the last one of its group
+                    self._forgotten[task.group] = None
+                return
             change = self._changes.get(task.group)
             if change is None:
                 change = self.touch(task.group)

@@ -5,8 +5,8 @@ Uses only what is public in ``distributed``.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
-from itertools import islice
+from collections.abc import Container, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from ..mirror.model import Change, Dependency, SpanInfo
@@ -114,14 +114,19 @@ class Groups:
         """How often in a row the rest of a change of a group has been left for later."""
         return self._known[group].deferred
 
-    def forget(self, changed: Container[Any]) -> Iterator[None]:
+    def forget(self, changed: Container[Any], forgotten: Iterable[Any]) -> Iterator[None]:
         """Let go of groups that Dask has forgotten and that have not changed since they were looked at; lazy.
+
+        Parameters
+        ----------
+        forgotten
+            Groups of which tasks were forgotten.
 
         Not at once: what happened to a group while a sweep was on its way is seen by the next one.
         """
         gone, self._gone = self._gone, []
-        for group in gone:
-            if group not in changed:
+        for group in chain(gone, forgotten):
+            if group not in changed and self._registry.get(group.name) is not group:
                 self._known.pop(group, None)
             yield
 

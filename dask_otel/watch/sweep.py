@@ -143,7 +143,7 @@ class Sweeper:
         # Drained together, at one moment. Graphs before changes: a segment knows who submitted it when it opens.
         (graphs, asks), claims = self._graphs.drain(), self._latches.claims.drain()
         changes, metrics = self._latches.drain(), self._metrics.drain()
-        for _ in self._groups.forget(changes):
+        for _ in self._groups.forget(changes, self._latches.drain_forgotten()):
             await pace.rest()
         self._read_threads()
         self._measuring.begin_sweep()
