@@ -8,7 +8,7 @@ from operator import itemgetter
 
 from .groups import UNFINISHED, Budget, GroupLedger
 from .ledger import Ledger
-from .tasks import TaskRun
+from .tasks import PickedRun, TaskRun
 from .tree import Node, Segment
 
 __all__ = ["fold_for_closing", "fold_some", "pick_runs"]
@@ -51,7 +51,7 @@ def _fold(node: Node, ledger: Ledger, group: GroupLedger, number: int) -> None:
 def pick_runs(ledger: Ledger, budget: Budget) -> dict[str | None, list[tuple[str, TaskRun]]]:
     """Choose the runs that get a span, with the reason, by group (the folded ones under None)."""
     chosen: dict[str | None, list[tuple[str, TaskRun]]] = {}
-    slowest: list[tuple[float, str | None, TaskRun]] = []
+    slowest: list[tuple[float, str | None, TaskRun | PickedRun]] = []
     for group in ledger.all_groups():
         if group.picks:
             erred = group.picks.erred[: max(0, budget.erred)]
@@ -60,6 +60,6 @@ def pick_runs(ledger: Ledger, budget: Budget) -> dict[str | None, list[tuple[str
             slowest += [(run.seconds, group.key, run) for run in group.picks.slowest]
     slowest.sort(key=lambda pick: -pick[0])
     for _, key, run in slowest[: max(0, budget.slowest)]:
-        chosen[key].append(("slowest", run))
+        chosen[key].append(("slowest", run.described()))
         budget.slowest -= 1
     return chosen

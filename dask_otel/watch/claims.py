@@ -9,7 +9,8 @@ from distributed.metrics import time
 
 from ..mirror.model import NOBODY, Change, Claim
 from ..mirror.tally import FirstError, Load, Tally
-from .outcomes import UNFINISHED, error_of, latest_run
+from ..mirror.tasks import latest_run
+from .outcomes import UNFINISHED, error_of
 
 __all__ = ["Claims"]
 

@@ -15,9 +15,10 @@ from distributed.metrics import time
 from ..mirror.buckets import Intervals
 from ..mirror.model import Change
 from ..mirror.tally import FirstError
+from ..mirror.tasks import latest_run
 from ..safety import Safety
 from .claims import Claims
-from .outcomes import UNFINISHED, error_of, latest_run, outcome_of_release
+from .outcomes import UNFINISHED, error_of, outcome_of_release
 from .runs import Runs
 
 __all__ = ["Latches"]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ast
 import pickletools
 import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["UNFINISHED", "error_of", "first_error", "latest_run", "outcome_of_release"]
+__all__ = ["UNFINISHED", "error_of", "first_error", "outcome_of_release"]
 
 #: States of tasks that have not ended, in the order of the fields of ``Load``.
 UNFINISHED = ("processing", "queued", "no-worker", "waiting")
@@ -32,13 +31,6 @@ _LOST = (
 MAX_TEXT = 4000
 #: Exceptions that the scheduler itself raises; it gives no text.
 _OWN = {"KilledWorker", "NoValidWorkerError", "NoWorkerError", "MemoryError"}
-
-
-def latest_run(startstops: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
-    """What a worker says of a run, without the runs before: it goes on writing where it still knows the task."""
-    startstops = startstops or ()
-    computes = [number for number, each in enumerate(startstops) if each["action"] == "compute"]
-    return startstops[computes[-2] + 1 :] if len(computes) > 1 else startstops
 
 
 def outcome_of_release(task: Any, start: str, stimulus_id: str) -> str | None:

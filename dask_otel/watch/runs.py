@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distributed.metrics import time
 
 from ..mirror.model import Change
 from ..mirror.tally import FirstError
-from ..mirror.tasks import MAX_ERRED, Picks, TaskError, TaskRun
-from .outcomes import latest_run
+from ..mirror.tasks import MAX_ERRED, PickedRun, Picks, TaskError
 
 __all__ = ["Runs"]
 
@@ -36,7 +35,7 @@ class Runs:
     def slow(self, key: Any, task: Any, change: Change, seconds: float, details: Mapping[str, Any]) -> None:
         """Pick a run that is slower than those that its group has shown."""
         change.picks = change.picks or Picks()
-        change.picks.add_slow(self._run(key, task, details, seconds, None))
+        change.picks.add_slow(self._run(key, task, details, seconds))
         change.slow = max(change.slow, change.picks.threshold)
 
     def erred(self, key: Any, task: Any, change: Change, error: FirstError, details: Mapping[str, Any]) -> None:
@@ -46,35 +45,31 @@ class Runs:
             traceback = details.get("traceback_text") or ""
             if len(traceback) > MAX_TRACEBACK:
                 traceback = "…" + traceback[-MAX_TRACEBACK:]
-            change.picks.add_erred(self._run(key, task, details, 0.0, TaskError(*error, traceback)))
+            run = self._run(key, task, details, 0.0)
+            if not details.get("startstops"):
+                # It failed without running, and may do so again under the same run_id: that of an earlier run, or none.
+                self._failures += 1
+                run = run._replace(run_id=-self._failures)
+            change.picks.add_erred(run.described(TaskError(*error, traceback)))
 
-    def _run(self, key: Any, task: Any, details: Mapping[str, Any], seconds: float, error: TaskError | None) -> TaskRun:
-        runs = latest_run(details.get("startstops"))
-        durations: dict[str, int] = {}
-        for run in runs:
-            micros = round((run["stop"] - run["start"]) * 1e6)
-            durations[run["action"]] = durations.get(run["action"], 0) + micros
-        run_id = task.run_id
-        if not runs:
-            # It failed without running, and may do so again under the same run_id: that of an earlier run, or none.
-            self._failures += 1
-            run_id = -self._failures
-        now = time()
+    def _run(self, key: Any, task: Any, details: Mapping[str, Any], seconds: float) -> PickedRun:
         worker = details.get("worker")
         state = self._workers.get(worker) if worker else None
-        return TaskRun(
-            key=str(key),
-            group=str(task.group.name),
-            prefix=str(task.prefix.name),
-            run_id=run_id,
-            start=min((run["start"] for run in runs), default=now),
-            stop=max((run["stop"] for run in runs), default=now),
-            seconds=seconds,
-            durations=durations,
-            worker=worker,
-            worker_name=str(state.name) if state else None,
-            thread=details.get("thread"),
-            type=details.get("typename"),
-            nbytes=details.get("nbytes"),
-            error=error,
+        return PickedRun(
+            seconds,
+            key,
+            task.group.name,
+            task.prefix.name,
+            task.run_id,
+            details.get("startstops") or _at(time()),
+            worker,
+            state.name if state else None,
+            details.get("thread"),
+            details.get("typename"),
+            details.get("nbytes"),
         )
+
+
+def _at(now: float) -> Sequence[Mapping[str, Any]]:
+    """What a worker would have said of a run that took no time."""
+    return [{"action": "", "start": now, "stop": now}]
