@@ -21,8 +21,9 @@ def fold_some(node: Node, ledger: Ledger, most: int) -> None:
     """While a segment is open: fold finished groups, some at a time, since to choose them takes a look at all."""
     excess = min(most, AT_ONCE)
     if len(ledger.foldable) >= most + excess:
-        for group, _ in nsmallest(excess, ledger.foldable.items(), key=itemgetter(1)):
+        for group, worth in nsmallest(excess, ledger.foldable.items(), key=itemgetter(1)):
             _fold(node, ledger, group, node.next_number)
+            ledger.least_worth = worth
 
 
 def fold_for_closing(node: Node, segment: Segment, ledger: Ledger) -> Iterator[None]:

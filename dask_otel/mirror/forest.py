@@ -170,11 +170,16 @@ class Forest:
                     each.segment.last_change = active
                 self._look_at(each)
 
-    def begun(self, span_id: str, name: str) -> float | None:
-        """When the root's segment began of a span that is open and has a group; None if it is not, or has none."""
-        ledger = self._open_ledger(span_id)
-        root = self.nodes[span_id].root.segment if ledger and ledger.find(name) else None
+    def begun(self, span_id: str) -> float | None:
+        """When the root's segment began of a span that is open; None if it is not."""
+        node = self.nodes.get(span_id)
+        root = node.root.segment if node and node.segment else None
         return root.start if root else None
+
+    def has_group(self, span_id: str, name: str) -> bool:
+        """Whether a span that is open has a group."""
+        ledger = self._open_ledger(span_id)
+        return bool(ledger and (ledger.find(name) or name in ledger.announced))
 
     def threshold(self, span_id: str, name: str) -> float:
         """Seconds above which a run is slower than all those of a group that its next span can leave out.

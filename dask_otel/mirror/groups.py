@@ -102,6 +102,7 @@ class GroupLedger:
     def add(self, change: Change) -> None:
         """Add what a sweep saw of this group, or of one that is folded into it."""
         self.tally.add(change)
+        self.tally.tasks += change.entered
         for tally in change.foreign.values():
             self._add_foreign(tally)
         if change.buckets or change.types or change.picks:

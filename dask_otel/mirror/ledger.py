@@ -24,6 +24,8 @@ class Ledger:
         #: Own groups and closed child segments together.
         self.tally = Tally()
         self.groups: dict[str, GroupLedger] = {}
+        #: Groups whose tasks have only entered, of which all is to be told later: prefix, and since when.
+        self.announced: dict[str, tuple[str, float]] = {}
         #: Those of them that may be folded, finished and without a span that links to them, and what each is worth.
         self.foldable: dict[GroupLedger, float] = {}
         #: The groups that are folded into one, and their names. A folded group stays folded until the segment closes:
@@ -32,6 +34,8 @@ class Ledger:
         self.others_names: set[str] = set()
         #: Of the folded groups, the unfinished ones.
         self.others_unfinished: dict[str, UnfinishedGroup] = {}
+        #: Groups that are worth no more would be folded soon.
+        self.least_worth = -1.0
         self.pinned = 0
         #: Number of own groups by prefix: fine metrics can be told apart by prefix only.
         self.prefixes: dict[str, int] = {}
@@ -61,6 +65,7 @@ class Ledger:
 
     def group(self, name: str, prefix: str, number: int, since: float) -> GroupLedger:
         """Open the ledger of one more group."""
+        self.announced.pop(name, None)
         group = self.groups[name] = GroupLedger(name, prefix, number, since)
         self.prefixes[prefix] = self.prefixes.get(prefix, 0) + 1
         return group
@@ -106,6 +111,17 @@ class Ledger:
         self.others.fold(group)
         self.others_names.add(group.name)
         self.note_unfinished(group)
+
+    def begin_among_others(self, change: Change) -> GroupLedger | None:
+        """Count a new group among the folded ones at once, if it would be folded soon; return these."""
+        if not self.others or change.unfinished or change.outcomes or sum(change.durations.values()) > self.least_worth:
+            return None
+        self.announced.pop(change.name, None)
+        self.prefixes[change.prefix] = self.prefixes.get(change.prefix, 0) + 1
+        self.others_names.add(change.name)
+        self.others.folded += 1
+        self.others.since = min(self.others.since, change.since)
+        return self.others
 
     def all_groups(self) -> Iterator[GroupLedger]:
         """Yield all groups, the folded ones last and as one."""

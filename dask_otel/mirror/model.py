@@ -66,6 +66,7 @@ class Change(Tally):
         "began",
         "buckets",
         "dependencies",
+        "entered",
         "failed",
         "foreign",
         "intervals",
@@ -92,6 +93,8 @@ class Change(Tally):
         self.aside: Tally | None = None
         #: Tasks entered, ran or ended; not only released, forgotten or recomputed because a worker left.
         self.active = False
+        #: Tasks that entered and that earlier looks have told of.
+        self.entered = 0
         #: Number of runs by bucket of compute time, see ``buckets``.
         self.buckets: dict[int, int] = {}
         #: The same by interval, until ``sort_runs``.
@@ -147,7 +150,12 @@ class Change(Tally):
         return sum(self.workers.values()) + (sum(self.aside.workers.values()) if self.aside else 0.0)
 
     def set_aside(self) -> None:
-        """Have times and workers of runs begin anew: they have been told of, while the rest is left for later."""
+        """Have times and workers of runs, and tasks that entered, begin anew: they have been told of.
+
+        The rest is left for later.
+        """
+        self.entered += self.tasks
+        self.tasks = 0
         self.aside = self.aside or Tally()
         self._move_runs(self, self.aside)
         self.began = 0.0

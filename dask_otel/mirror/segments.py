@@ -66,7 +66,9 @@ class Mirror:
         if not change.is_empty:
             change.take_back()
             ledger = self.forest.ledger(node, now)
-            group = ledger.find(change.name) or node.begin_group(ledger, change.name, change.prefix, change.since)
+            group = ledger.find(change.name) or ledger.begin_among_others(change)
+            if group is None:
+                group = node.begin_group(ledger, change.name, change.prefix, change.since)
             if change.foreign:
                 self.forest.include(ledger, (asker for askers in change.foreign for asker in askers))
                 change.adopt(lambda span_id: self.forest.is_inside(span_id, node))
@@ -78,11 +80,18 @@ class Mirror:
             node.ledger.note_unfinished(change)
 
     def look(self, change: Change, now: float) -> None:
-        """Take of what happened to a group only when and where tasks ran, and how many wait for what."""
+        """Take of what happened to a group only when and where tasks ran, how many entered, and how many wait for what.
+
+        The span must be open.
+        """
         node = self.forest.nodes[change.span_id]
-        if node.segment:
+        if node.segment and change.run_stop:
             change.put_in_time(node.segment.start, now)
         self._saw(node, change, now)
+        ledger = self.forest.ledger(node, now)
+        ledger.tally.tasks += change.tasks
+        if not ledger.find(change.name):
+            ledger.announced[change.name] = change.prefix, change.since
         change.set_aside()
 
     def add_claim(self, claim: Claim, now: float) -> None:

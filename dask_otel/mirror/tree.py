@@ -183,6 +183,8 @@ class Node:
 
     def latest_group_span(self, name: str) -> tuple[int, int] | None:
         """Trace id and span id of a group's latest group span, if it has one or will have one."""
+        if self.ledger and name in self.ledger.announced:
+            self.begin_group(self.ledger, name, *self.ledger.announced[name])
         number = self.group_numbers.get(name, self.first_number) - 1
         groups = self.ledger.groups if self.ledger else {}
         if self.segment and self.ledger and name in self.ledger.others_names:

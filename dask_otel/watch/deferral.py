@@ -60,22 +60,24 @@ class Deferral:
         return may_defer, self._latches.take_left(list(self._latches.left))
 
     def defer(self, group: Any, change: Change) -> bool:
-        """Tell of a group that has a span only how many of its tasks wait for what, if the rest can be told later.
+        """Tell of a group in an open span only how many of its tasks wait for what, if the rest can be told later.
 
         Returns
         -------
         Whether that was so; the change is kept.
         """
         now = time()
-        begun = self._mirror.forest.begun(group.span_id, str(group.name))
+        begun = self._mirror.forest.begun(group.span_id)
         if begun is None or self._is_cut_soon(begun, now):
+            return False
+        if self._groups.knows(group) and not self._mirror.forest.has_group(group.span_id, str(group.name)):
             return False
         if self._latches.is_latched(group):  # there is a new change already
             return False
         if not self._groups.look(group, change):
             return False
         self._latches.leave_for_later(group, change)
-        if self._groups.times_left(group) == 1:
+        if self._groups.begins_to_wait(group, change):
             self._due.setdefault(self._number + MAX_DEFERRED, []).append(group)
         self._oldest = min(self._oldest, begun)
         self._mirror.look(change, now)

@@ -24,7 +24,7 @@ MAX_DEFERRED = 4
 class _Known:
     """What a group's numbers were when it was last looked at."""
 
-    __slots__ = ("deferred", "dependencies", "durations", "load", "nbytes", "tasks")
+    __slots__ = ("deferred", "dependencies", "durations", "load", "nbytes", "tasks", "waits")
 
     def __init__(self) -> None:
         self.tasks = 0
@@ -34,6 +34,8 @@ class _Known:
         self.dependencies: tuple[Dependency, ...] = ()
         #: How often in a row the rest of a change has been left for later.
         self.deferred = 0
+        #: Whether what was left is more than that tasks have entered.
+        self.waits = False
 
 
 class Groups:
@@ -63,10 +65,7 @@ class Groups:
         known = self._known.get(group)
         if known is None:
             known = self._known[group] = _Known()
-        change.span_id = group.span_id
-        # Dask takes keys like (1, 2), whose group is named 1.
-        change.name = str(group.name)
-        change.prefix = str(group.prefix.name)
+        _name(group, change)
         tasks, nbytes = len(group), group.nbytes_total
         change.tasks, known.tasks = tasks - known.tasks, tasks
         change.nbytes, known.nbytes = nbytes - known.nbytes, nbytes
@@ -85,34 +84,49 @@ class Groups:
             known.dependencies = _dependencies(group)
         change.dependencies = known.dependencies
         self._look_whether_gone(group)
-        known.deferred = 0
+        known.deferred, known.waits = 0, False
 
     def look(self, group: Any, change: Change) -> bool:
-        """Add to a change only how many tasks of its group wait for what, if the rest can be told later.
+        """Add to a change only how many of its group's tasks entered, and wait for what, if the rest can be told later.
 
         Returns
         -------
         Whether that was so. If not, all should be told now: the group has come to rest, or was until now, or something
-        has happened to it other than that tasks entered and completed.
+        has happened to it other than that tasks entered and completed; or it is new and has done more than to enter.
         """
         known = self._known.get(group)
-        if known is None or known.deferred >= MAX_DEFERRED or not known.load.unfinished or not change.is_plain:
+        if not change.is_plain:
             return False
-        load = _load(group, known.load.provisional)
+        if known is None:
+            if change.completed:
+                return False
+        elif known.deferred >= MAX_DEFERRED or not known.load.unfinished:
+            return False
+        load = _load(group, known.load.provisional if known else 0)
         if not load.unfinished:
             return False
+        if known is None:
+            known = self._known[group] = _Known()
         known.deferred += 1
-        change.span_id = group.span_id
+        _name(group, change)
+        tasks = len(group)
+        change.tasks, known.tasks = tasks - known.tasks, tasks
         change.load, known.load = load.minus(known.load), load
         return True
+
+    def knows(self, group: Any) -> bool:
+        """Whether a group has been looked at."""
+        return group in self._known
+
+    def begins_to_wait(self, group: Any, change: Change) -> bool:
+        """Whether a change that was left for later begins to hold what should be told before long, said once."""
+        known = self._known[group]
+        begins, known.waits = bool(change.completed) and not known.waits, bool(change.completed)
+        return begins
 
     def _look_whether_gone(self, group: Any) -> None:
         if self._registry.get(group.name) is not group:
             self._gone.append(group)
-
-    def times_left(self, group: Any) -> int:
-        """How often in a row the rest of a change of a group has been left for later."""
-        return self._known[group].deferred
 
     def forget(self, changed: Container[Any], forgotten: Iterable[Any]) -> Iterator[None]:
         """Let go of groups that Dask has forgotten and that have not changed since they were looked at; lazy.
@@ -146,6 +160,13 @@ class Groups:
         change = Change(0.0)
         change.span_id, change.load = full.span_id, full.load
         return change
+
+
+def _name(group: Any, change: Change) -> None:
+    change.span_id = group.span_id
+    # Dask takes keys like (1, 2), whose group is named 1.
+    change.name = str(group.name)
+    change.prefix = str(group.prefix.name)
 
 
 def _load(group: Any, provisional: int) -> Load:

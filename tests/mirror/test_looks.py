@@ -128,13 +128,15 @@ def test_only_what_has_a_group_may_be_looked_at():
     story = Story()
     span = story.span("a")
     story.begin(span, "g")
-    begun = story.mirror.forest.begun
-    assert begun(span, "g") == 100.0
-    assert begun(span, "another") is None
-    assert begun("unknown", "g") is None
+    forest = story.mirror.forest
+    assert (forest.begun(span), forest.begun("unknown")) == (100.0, None)
+    assert forest.has_group(span, "g")
+    assert not forest.has_group(span, "another")
+    assert not forest.has_group("unknown", "g")
     story.finish(span, "g", 100.0, 101.0)
     story.pass_time(20)
-    assert begun(span, "g") is None
+    assert forest.begun(span) is None
+    assert not forest.has_group(span, "g")
 
 
 @pytest.mark.parametrize("delivered", [False, True])

@@ -207,7 +207,11 @@ class Cluster:
             told.graph_seconds += graph.seconds
             told.graphs.update([graph.failure] if graph.failure else [])
         for group, latch in list(latches.items()):
+            entered = latch.change.entered
             if may_defer and self._defer(mirror, group, latch):
+                told = account(group.span_id)
+                told.numbers["tasks"] += latch.change.entered - entered
+                told.groups.add(group.name)
                 del latches[group]
                 continue
             self._learn(
@@ -240,13 +244,21 @@ class Cluster:
     def _defer(self, mirror: Mirror, group: Group, latch: Latch) -> bool:
         load, told, change = group.load(), group.told_load, latch.change
         plain = change.is_plain and load.provisional == told.provisional
-        if group in self.latches or not (plain and told.unfinished and load.unfinished):
+        is_new = not group.told and not any(told) and not change.completed
+        if group in self.latches or not (plain and (is_new or told.unfinished) and load.unfinished):
             return False
-        begun = mirror.forest.begun(group.span_id, group.name)
+        if not mirror.forest.knows(group.span_id):
+            return False
+        if not is_new and not mirror.forest.has_group(group.span_id, group.name):
+            return False
+        begun = mirror.forest.begun(group.span_id)
         if begun is None or begun <= self.now - 0.9 * mirror.settings.max_segment:
             return False
         self.latches[group] = latch
-        change.span_id, change.load, group.told_load = group.span_id, load.minus(told), load
+        change.load, group.told_load = load.minus(told), load
+        change.tasks = group.totals["tasks"] - group.told["tasks"]
+        group.told["tasks"] = group.totals["tasks"]
+        self._name(group, change)
         mirror.look(change, self.now)
         self._expect(mirror, group.span_id, load.minus(told), change.run_stop > change.run_start)
         return True
@@ -272,7 +284,7 @@ class Cluster:
             assert [run.seconds for run in got] == [run.seconds for run in picks.slowest]
 
     def _complete(self, group: Group, change: Change) -> None:
-        change.span_id, change.name, change.prefix = group.span_id, group.name, group.name.partition("-")[0]
+        self._name(group, change)
         change.dependencies = group.dependencies
         new = Counter(group.totals)
         new.subtract(group.told)
@@ -281,6 +293,10 @@ class Cluster:
         group.told_durations = Counter(group.durations)
         load = group.load()
         change.load, change.unfinished, group.told_load = load.minus(group.told_load), load.unfinished, load
+
+    @staticmethod
+    def _name(group: Group, change: Change) -> None:
+        change.span_id, change.name, change.prefix = group.span_id, group.name, group.name.partition("-")[0]
 
     def _expect(self, mirror: Mirror, span_id: str, load: Load, ran: bool) -> None:
         self.unfinished[span_id] += load.unfinished
