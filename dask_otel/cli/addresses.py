@@ -159,4 +159,6 @@ async def _what_speaks(host: str, port: int) -> str | None:
             return "http" if answer.startswith(b"HTTP/") else None if answer else "hangs up"
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
     return None
