@@ -25,9 +25,13 @@ _DEFAULT_LEVELS = {"full": Level.TASKS, "segments": Level.SPANS, "off": Level.NO
 
 
 def set_up(server: Any) -> None:
-    """Set up the bridge in a Scheduler; a Worker, Nanny or Client is told that there is nothing to do."""
+    """Set up the bridge in a Scheduler; for a Worker, Nanny or Client, say where it belongs."""
     if not isinstance(server, Scheduler):
-        log.info("dask-otel has nothing to do in a %s yet: it works on the scheduler", type(server).__name__)
+        log.info(
+            "dask-otel was preloaded in a %s, where it does nothing yet. The scheduler sends the traces and metrics: "
+            "start it with --preload dask_otel",
+            type(server).__name__,
+        )
     elif OTelPlugin.name not in server.plugins:
         # Dask starts it at the end of the scheduler's own start.
         server.add_plugin(OTelPlugin())

@@ -8,15 +8,27 @@ from __future__ import annotations
 import importlib
 import logging
 import traceback
-from collections import Counter
-from contextlib import AbstractContextManager
+from collections import Counter, deque
+from contextlib import AbstractContextManager, suppress
 from types import ModuleType, TracebackType
 
-__all__ = ["Safety", "import_or_log", "log"]
+__all__ = ["Safety", "import_or_log", "log", "recent"]
 
 #: Below ``distributed``, so that Dask's own logging configuration shows it and can silence it.
 log = logging.getLogger("distributed.dask_otel")
 
+#: The last lines of the log, first line of each: ``dask-otel doctor --scheduler`` asks for them.
+recent: deque[str] = deque(maxlen=50)
+
+
+def _remember(record: logging.LogRecord) -> bool:
+    # A filter, since a handler of ours would silence Python's handler of last resort.
+    with suppress(Exception):
+        recent.append(record.getMessage().partition("\n")[0][:1000])
+    return True
+
+
+log.addFilter(_remember)
 
 #: Failures of one place in a row after which the bridge gives up.
 MAX_IN_A_ROW = 100

@@ -112,8 +112,8 @@ def test_a_worker_says_that_there_is_nothing_to_do(tmp_path):
         worker = Process("worker", processes.address, "--preload", "dask_otel", *LOOPBACK, folder=tmp_path)
         nanny = Process("worker", processes.address, "--preload-nanny", "dask_otel", *LOOPBACK, folder=tmp_path)
         try:
-            worker.wait_for("dask-otel has nothing to do in a Worker yet")
-            nanny.wait_for("dask-otel has nothing to do in a Nanny yet")
+            worker.wait_for("dask-otel was preloaded in a Worker, where it does nothing yet")
+            nanny.wait_for("dask-otel was preloaded in a Nanny, where it does nothing yet")
             processes.client.wait_for_workers(2)
         finally:
             worker.stop()
@@ -128,7 +128,7 @@ def test_a_client_says_that_there_is_nothing_to_do(tmp_path):
             Client(processes.address),
         ):
             pass
-        assert "nothing to do in a Client yet" in log.getvalue()
+        assert "preloaded in a Client, where it does nothing yet" in log.getvalue()
 
 
 def test_local_cluster(local):

@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import click
 from distributed import rpc
-from distributed.security import Security
 from opentelemetry.context import Context
 from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.trace import SpanLimits
@@ -36,7 +35,7 @@ from ..mirror.ids import marker_id, trace_id
 from ..mirror.model import SpanInfo
 from ..mirror.records import MarkerRecord
 from ..page.routes import STATUS_CALL
-from . import origins
+from . import addresses, origins, remote
 from .advice import advice
 
 __all__ = ["doctor"]
@@ -175,19 +174,28 @@ def _blame(sender: Sender, signal: Signal, answer: Answer, console: Console) -> 
 
 
 def _ask(address: str, console: Console) -> bool:
+    address = addresses.mend(address)
+    problem = addresses.wrong_address(address)
+    if problem:
+        raise click.ClickException(problem)
     try:
-        kind, status = asyncio.run(_status(address))
+        connection = addresses.connection_arguments()
+        problem = addresses.wrong_address(address, connection)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if problem:
+        raise click.ClickException(problem)
+    try:
+        kind, status, facts = asyncio.run(_status(address, connection))
     except Exception as error:
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise click.ClickException(
-            f"no scheduler answers at {address!r} ({said}); give the address that workers use, e.g. tcp://scheduler:8786"
-        ) from error
+        raise click.ClickException(asyncio.run(addresses.explain_failure(address, error))) from error
     if kind != "Scheduler":
         raise click.ClickException(f"at {address} is a {kind}, not a scheduler")
     if status is None:
-        _say(
-            console, f"the scheduler at {address} runs without dask-otel: start it with --preload dask_otel", good=False
-        )
+        cause, *others = remote.why_without(facts)
+        _say(console, f"the scheduler at {address} runs without dask-otel: {cause}", good=False)
+        for each in others:
+            console.print(Text(f"  {each}"))
         return False
     console.print(f"dask-otel {status['version']} on {status['scheduler']}\n")
     good = bool(status["on"])
@@ -207,16 +215,18 @@ def _ask(address: str, console: Console) -> bool:
     return good and not status["errors"]
 
 
-async def _status(address: str) -> tuple[str, Any]:
-    """Who is there, and what its bridge says of itself."""
-    connection = Security().get_connection_args("client")
-
-    async def ask() -> tuple[str, Any]:
-        async with rpc(address, timeout=PATIENCE, connection_args=connection) as server:
-            kind = (await server.identity())["type"]
-            return kind, await getattr(server, STATUS_CALL)() if kind == "Scheduler" else None
-
-    return await asyncio.wait_for(ask(), PATIENCE)
+async def _status(address: str, connection: dict[str, Any]) -> tuple[str, Any, remote.Facts]:
+    """Who is there, what its bridge says of itself, and what its process knows."""
+    async with rpc(address, timeout=PATIENCE / 2, connection_args=connection) as server:
+        kind = (await asyncio.wait_for(server.identity(), PATIENCE))["type"]
+        if kind != "Scheduler":
+            return kind, None, remote.Facts()
+        facts = await remote.ask_facts(server)
+        if facts.answers or facts.unknown:  # else the call would leave a traceback in the scheduler's log
+            status = await asyncio.wait_for(getattr(server, STATUS_CALL)(), PATIENCE)
+            if status or facts.unknown:
+                return kind, status, facts
+        return kind, None, await remote.ask_workers(server, facts)
 
 
 def _tell(exporter: dict[str, Any], console: Console) -> bool:

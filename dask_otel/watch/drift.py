@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import distributed
+from distributed.scheduler import DEFAULT_EXTENSIONS
 
 from ..safety import log
 
@@ -69,11 +70,18 @@ NEEDED = {
     ),
 }
 
+_NO_SPANS = "the scheduler extension 'spans'"
+
 
 def can_work(scheduler: Any) -> bool:
     """Whether a scheduler has what the watch needs; says so if not."""
     lacking = missing(scheduler)
-    if lacking:
+    if lacking == [_NO_SPANS] and "spans" in DEFAULT_EXTENSIONS:  # it is not Dask that lacks it
+        log.error(
+            "dask-otel is off: this scheduler was made with extensions= that leave out 'spans', where Dask keeps its "
+            'spans. Add "spans": distributed.spans.SpansSchedulerExtension to them.',
+        )
+    elif lacking:
         log.error(
             "dask-otel is off: distributed %s lacks %s. Upgrade dask-otel, or use a distributed that it supports.",
             distributed.__version__,
@@ -86,7 +94,7 @@ def missing(scheduler: Any) -> list[str]:
     """Name what a scheduler lacks that the watch needs."""
     lacking = [f"{path}.{name}" for path, names in NEEDED.items() for name in names if not _has(path, name)]
     if "spans" not in scheduler.extensions:
-        lacking.append("the scheduler extension 'spans'")
+        lacking.append(_NO_SPANS)
     if not inspect.iscoroutinefunction(scheduler.stream_handlers.get("update-graph")):
         lacking.append("the stream handler 'update-graph'")
     return lacking

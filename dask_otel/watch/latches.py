@@ -197,9 +197,9 @@ class Latches:
             return None
         change.active = True
         change.last_event = time()
-        error = FirstError(*error_of(blame))
         if blame is task:
             outcome = "erred"
+            error = FirstError(*error_of(blame))
             self._ran(key, task, change, details)
             for run in latest_run(details.get("startstops")):
                 if run["action"] == "compute":
@@ -208,6 +208,7 @@ class Latches:
             self._runs.erred(key, task, change, error, details)
         else:  # it depends on a task that erred
             outcome = "upstream_failed"
+            error = change.error or FirstError(*error_of(blame))  # read once for all that depend on it
         change.count(outcome)
         if not change.error and not self.claims.is_foreign(key):
             change.error = error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-import pickletools
 import re
 from typing import Any
+
+from .pickled import class_of, pickle_of
 
 __all__ = ["UNFINISHED", "error_of", "first_error", "outcome_of_release"]
 
@@ -29,8 +30,6 @@ _LOST = (
 )
 #: Characters kept of an exception's text.
 MAX_TEXT = 4000
-#: Exceptions that the scheduler itself raises; it gives no text.
-_OWN = {"KilledWorker", "NoValidWorkerError", "NoWorkerError", "MemoryError"}
 
 
 def outcome_of_release(task: Any, start: str, stimulus_id: str) -> str | None:
@@ -57,23 +56,35 @@ def outcome_of_release(task: Any, start: str, stimulus_id: str) -> str | None:
 
 
 def error_of(task: Any) -> tuple[str, str]:
-    """Type and message of the exception of a task that erred, as far as they are known without unpickling it."""
+    """Type and message of the exception of a task that erred, as far as they are known without unpickling it.
+
+    The pickle tells the type: a ``repr`` may look like anything, also like that of another type. The ``repr`` tells it
+    where the pickle does not.
+
+    Returns
+    -------
+    ``("_OTHER", text)`` where neither tells.
+    """
     if task is None:
         return "_OTHER", ""
-    if task.exception_text is None and isinstance(task.exception, bytes):
-        return _type_of_pickle(task.exception), ""
-    return first_error(task.exception_text)
-
-
-def _type_of_pickle(data: bytes) -> str:
-    for _, argument, _ in pickletools.genops(data):
-        if argument in _OWN:
-            return str(argument)
-    return "_OTHER"
+    type_, message = first_error(task.exception_text)
+    data = pickle_of(task.exception)
+    pickled = class_of(data) if data else None
+    if pickled is None or pickled.name == type_:
+        return type_, message
+    if pickled.name == "Exception" and task.exception_text is not None:
+        # Workers send ``Exception(repr)`` in the place of an exception that cannot be pickled.
+        return type_, message
+    if pickled.package == "numpy" and pickled.name.startswith("_") and type_ != "_OTHER":
+        # numpy gives its private errors the name of the public ones that they derive from.
+        return type_, message
+    return pickled.name, (task.exception_text or "")[:MAX_TEXT]
 
 
 _EXCEPTION = re.compile(r"\s*(?:[\w.]+\.)?(\w+)\s*\((.*)\)\s*", re.DOTALL)
 _BEGINNING = re.compile(r"\s*(?:[\w.]+\.)?(\w+)\s*\(")
+#: What workers make of a long exception whose type takes other arguments.
+_SHORTENED = re.compile(r"Exception\('Long error message', <class '(?:[^']*\.)?(\w+)'>, ")
 
 
 def first_error(text: str | None) -> tuple[str, str]:
@@ -84,6 +95,9 @@ def first_error(text: str | None) -> tuple[str, str]:
     ``("_OTHER", text)`` where the text does not look like ``Type(...)``; Dask gives no text at all for some.
     """
     text = text or ""
+    shortened = _SHORTENED.match(text)
+    if shortened:
+        return shortened.group(1), text[shortened.end() : MAX_TEXT]
     if len(text) > MAX_TEXT:
         beginning = _BEGINNING.match(text[:MAX_TEXT])
         return (beginning.group(1), text[beginning.end() : MAX_TEXT]) if beginning else ("_OTHER", text[:MAX_TEXT])

@@ -248,17 +248,6 @@ def test_no_scheduler_there(doctor, monkeypatch):
     assert "no scheduler answers at 'tcp://127.0.0.1:1'" in out
 
 
-@pytest.mark.parametrize(
-    "address", ["", "nowhere", "http://127.0.0.1:1", "tls://127.0.0.1:1", "ucx://127.0.0.1:1", "tcp://x..y:1"]
-)
-def test_an_address_that_is_none(doctor, monkeypatch, address):
-    monkeypatch.setattr("dask_otel.cli.doctor.PATIENCE", 0.5)
-    code, out = doctor("--scheduler", address)
-    assert code == 1
-    assert f"no scheduler answers at {address!r}" in out
-    assert "()" not in out
-
-
 def test_a_worker_s_address(doctor):
     local = {"n_workers": 1, "processes": False, "dashboard_address": "127.0.0.1:0", "protocol": "tcp"}
     with LocalCluster(**local) as cluster:

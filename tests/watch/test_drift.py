@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from unittest.mock import patch
 
 import pytest
 from distributed import Scheduler, span, wait
 from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.spans import SpansSchedulerExtension
-from distributed.utils_test import captured_logger, gen_cluster, inc, slowinc
+from distributed.utils_test import captured_logger, gen_cluster, gen_test, inc, slowinc
 from support.memory import MemoryPlugin
 
-from dask_otel.watch.drift import missing
+from dask_otel.watch.drift import can_work, missing
 
 
 class Recorder(SchedulerPlugin):
@@ -150,3 +152,31 @@ async def test_a_distributed_that_lacks_something_is_left_alone(client, schedule
     assert scheduler.stream_handlers["update-graph"] is handler
     assert "heartbeat" not in vars(scheduler.extensions["spans"])
     assert await client.submit(inc, 1) == 2
+
+
+@gen_test()
+async def test_a_person_who_chose_the_extensions_without_spans_is_told_so():
+    chosen = {name: each for name, each in DEFAULT_EXTENSIONS.items() if name != "spans"}
+    async with Scheduler(extensions=chosen, port=0, dashboard_address="127.0.0.1:0") as scheduler:
+        with captured_logger("distributed.dask_otel") as log:
+            await MemoryPlugin().add_to(scheduler)
+    assert log.getvalue() == (
+        "dask-otel is off: this scheduler was made with extensions= that leave out 'spans', where Dask keeps its "
+        'spans. Add "spans": distributed.spans.SpansSchedulerExtension to them.\n'
+    )
+    # What it advises works.
+    chosen["spans"] = SpansSchedulerExtension
+    async with Scheduler(extensions=chosen, port=0, dashboard_address="127.0.0.1:0") as scheduler:
+        assert missing(scheduler) == []
+
+
+@gen_cluster(nthreads=[])
+async def test_a_distributed_without_spans_is_another_matter(scheduler):
+    with (
+        patch.dict(DEFAULT_EXTENSIONS),
+        patch.dict(scheduler.extensions),
+        captured_logger("distributed.dask_otel") as log,
+    ):
+        del DEFAULT_EXTENSIONS["spans"], scheduler.extensions["spans"]
+        assert not can_work(scheduler)
+    assert "lacks the scheduler extension 'spans'. Upgrade dask-otel" in log.getvalue()

@@ -8,7 +8,7 @@ from time import sleep
 import dask
 import pytest
 from distributed import Client, Event, secede, span, wait
-from distributed.metrics import context_meter
+from distributed.metrics import context_meter, time
 from distributed.utils_test import gen_cluster, inc
 from support.clusters import finished
 from support.memory import MemoryPlugin
@@ -47,9 +47,27 @@ async def test_an_actor_lost_with_its_worker_is_an_error(client, scheduler, a, b
         await wait(future)
         await a.close()
         await wait(future)
-    assert tree(await finished(plugin), "dask.span.result", "dask.task.completed", "dask.task.erred")[0].startswith(
-        "root [span] dask.span.result=error dask.task.completed=1 dask.task.erred=1 Error:"
+    assert tree(await finished(plugin), "dask.span.result", "dask.task.completed", "dask.task.erred")[0] == (
+        "root [span] dask.span.result=error dask.task.completed=1 dask.task.erred=1 Error: RuntimeError: 1 task erred"
     )
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_calls_of_an_actor_count_nowhere(client, scheduler, worker):
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    with span("root"):
+        collector = await client.submit(list, actor=True, key="collector")
+        made = time()
+        for number in range(10):
+            await collector.append(number)
+        assert await collector.copy() == list(range(10))
+    spans = await finished(plugin)
+    assert tree(spans, "dask.task.completed") == [
+        "root [span] dask.task.completed=1",
+        "  collector [group] dask.task.completed=1",
+    ]
+    assert all(each.end <= made for each in spans)
 
 
 class Huge:

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from click.testing import CliRunner
+
+from dask_otel.cli.commands import dask_otel
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """`dask-otel doctor --scheduler` of an address: the exit code, and the lines it prints."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    for name in list(os.environ):
+        if name.startswith("DASK_"):
+            monkeypatch.delenv(name)
+
+    def run(address):
+        result = CliRunner().invoke(dask_otel, ["doctor", "--scheduler", address])
+        assert not result.exception or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.output.splitlines()
+
+    return run
