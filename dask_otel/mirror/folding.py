@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from heapq import heappush, heappushpop, nsmallest
+from heapq import heappush, heappushpop
 from operator import itemgetter
 
 from .groups import UNFINISHED, Budget, GroupLedger
@@ -21,7 +21,7 @@ def fold_some(node: Node, ledger: Ledger, most: int) -> None:
     """While a segment is open: fold finished groups, some at a time, since to choose them takes a look at all."""
     excess = min(most, AT_ONCE)
     if len(ledger.foldable) >= most + excess:
-        for group, worth in nsmallest(excess, ledger.foldable.items(), key=itemgetter(1)):
+        for group, worth in sorted(ledger.foldable.items(), key=itemgetter(1))[:excess]:
             _fold(node, ledger, group, node.next_number)
             ledger.least_worth = worth
 

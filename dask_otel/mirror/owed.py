@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from .clock import Heartbeats
 from .model import Change
-from .tree import Node
+from .tree import Node, Segment
 
 __all__ = ["Owed"]
 
@@ -32,9 +32,13 @@ class Owed:
         assert node.segment
         if not node.segment.has_wordless_runs and runs.outcomes:
             node.segment.has_wordless_runs = any(runs.outcomes.get(outcome) for outcome in _WORDLESS)
-        here = [worker for worker in runs.workers if self.heartbeats.is_here(worker)]
-        self.expect(node, dict.fromkeys(here, now))
-        return len(here) == len(runs.workers)
+        all_here = True
+        for worker in runs.workers:
+            if self.heartbeats.is_here(worker):
+                self._expect(node, node.segment, worker, now)
+            else:
+                all_here = False
+        return all_here
 
     def after_wordless(self, node: Node, now: float) -> None:
         """Expect metrics of all workers that were given tasks, if one has ended a run without a word."""
@@ -45,10 +49,14 @@ class Owed:
     def expect(self, node: Node, owed: dict[str, float]) -> None:
         """Expect metrics of workers, for runs that ended at some time."""
         assert node.segment
-        node.segment.owed.update(owed)
-        for worker in owed:
-            node.segment.overdue.pop(worker, None)
+        for worker, since in owed.items():
+            self._expect(node, node.segment, worker, since)
+
+    def _expect(self, node: Node, segment: Segment, worker: str, since: float) -> None:
+        if worker not in segment.owed:
+            segment.overdue.pop(worker, None)
             self._waiting.setdefault(worker, {})[node] = None
+        segment.owed[worker] = since
 
     def is_awaited(self, node: Node, now: float) -> bool:
         """Whether a worker that is still there has metrics to deliver for a node's segment."""
