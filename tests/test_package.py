@@ -108,10 +108,6 @@ def _top(name):
     return name if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists() else ""
 
 
-def test_files_are_short():
-    assert {path.name: n for path in MODULES if (n := len(path.read_text().splitlines())) > 250} == {}
-
-
 def test_a_broken_opentelemetry_leaves_a_running_scheduler_and_one_clear_line(tmp_path):
     broken = tmp_path / "broken" / "opentelemetry"
     broken.mkdir(parents=True)
