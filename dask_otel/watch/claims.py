@@ -129,6 +129,7 @@ class Claims:
                 foreign.error = foreign.error or FirstError(*error_of(task.exception_blame))
                 if not claimed.waiting:
                     self._failed_for_nobody(claimed, task)
+                    before = ""  # they have not been told that it was to run
         for asker in claimed.waiting:
             claim = self._claim(asker, task.group.span_id, time())
             claim.prefix = claim.prefix or str(task.prefix.name)

@@ -73,7 +73,8 @@ def compare(outcome: Outcome, dask: ByGroup, spans: Sequence[Any], recorder: Rec
         seen = sum(outcomes[name] for (asker, _), outcomes in recorder.elsewhere.items() if asker == NOBODY)
         sent = sum(segment.attributes.get(f"dask.elsewhere.{name}", 0) for segment in unknown)
         outcome.check("default", f"dask.elsewhere.{name}", sent, seen)
-    outcome.check("default", "not Error", [each.name for each in unknown if each.status != "Error"], [])
+    failed = [each for each in unknown if "dask.graph.cancelled" not in each.attributes]
+    outcome.check("default", "not Error", [each.name for each in failed if each.status != "Error"], [])
     lineage = recorder.lineage | {id_: tuple(_lineage(span)) for id_, span in known.items()}
     by_id: dict[str, list[Any]] = {id_: [] for id_ in lineage}
     for segment in by_kind["span"]:
