@@ -106,7 +106,8 @@ def _with_proxy(proxy: Proxy, target: str, said: str, line: str) -> str:
         return f"{named}. Look there first: is it up, and does it let them through? Or {exempt}."
     # Over TLS, a proxy only passes on what the collector says.
     if target.startswith("http://") and re.search(_OF_EITHER, said):
-        return f"{named}, which may be what answers so: look there first, or {exempt}. If it is the collector: {line}"
+        first = f"{named}, which may be what answers so: look there first, or {exempt}."
+        return f"{first} If the collector itself says so: {line}"
     return f"{line} {named}; {exempt}."
 
 

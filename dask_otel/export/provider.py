@@ -78,7 +78,8 @@ def make_senders(endpoint: str | None = None, signal: Signal = TRACES, remarks: 
     errors: list[SettingError] = []
     for name in dict.fromkeys(names):
         try:
-            senders.append(_make(signal, name, _entry_point(signal, name, setting, remarks), remarks))
+            point = _entry_point(signal, name, setting, remarks)
+            senders.append(_make(signal, "otlp" if name.lower() == "otlp" else point.name, point, remarks))
         except SettingError as error:
             errors.append(error)
     if not senders:

@@ -100,7 +100,7 @@ def _is_in(host: str, network: str) -> bool:
 
 def _address(proxy: str) -> str:
     """Host and port, if they can be told apart from a password."""
-    rest = proxy.partition("://")[2] or proxy
+    rest = proxy.partition("://")[2] if "://" in proxy else proxy
     authority = re.split("[/?#]", rest)[0]
     # A proxy has no path, so an @ behind the first slash belongs to a password.
-    return "…" if "@" in rest[len(authority) :] else shown(authority)
+    return "…" if "@" in rest[len(authority) :] else shown(authority) or "…"

@@ -213,6 +213,7 @@ def test_what_the_collector_behind_a_proxy_says(monkeypatch, protocol):
         ("http://me:12?s3cret@proxy:3128", "…"),
         ("me:s3cret@proxy:3128", "proxy:3128"),
         ("socks5://me:s3cret@[::1]:1080", "[::1]:1080"),
+        ("http://", "…"),
     ],
 )
 def test_no_password_is_shown(monkeypatch, written, shown):
