@@ -117,16 +117,17 @@ def consequence(error: SettingError) -> str:
 
 
 def check_limits() -> None:
-    """Check the standard ``OTEL_*_LIMIT`` variables; the SDK reads them when it is imported, and fails without a name.
+    """Check the one standard variable that the SDK reads when it is imported, and fails at without naming it.
 
     Raises
     ------
     SettingError
-        If one is neither empty nor a whole number from 0 up.
+        If it is neither empty nor a whole number from 0 up.
     """
-    for name, value in os.environ.items():
-        if name.startswith("OTEL_") and name.endswith("_LIMIT") and value.strip() and not value.strip().isdecimal():
-            raise SettingError(name, value, "a whole number from 0 up, or empty for no limit")
+    name = "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT"
+    value = os.environ.get(name, "").strip()
+    if value and not value.isdecimal():
+        raise SettingError(name, value, "a whole number from 0 up, or empty for the default")
 
 
 def trace_url_template() -> str:

@@ -80,7 +80,10 @@ class OTelPlugin(SchedulerWatch):
         if sink is None:
             return None
         status = sink.status()
-        ways_out = dict.fromkeys(each["target"] or each["name"] for each in status["exporters"] + status["metrics"])
+        ways_out = dict.fromkeys(
+            (each["target"] or each["name"]) + (f" through {each['proxy']}" if each["proxy"] else "")
+            for each in status["exporters"] + status["metrics"]
+        )
         log.info(
             "dask-otel %s is on and sends to %s; its page is /otel/ beside Dask's dashboard",
             __version__,

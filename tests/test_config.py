@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,8 +108,13 @@ def test_a_doubtful_wish_to_hide_something_hides_everything(wrong):
         ("otel.traces.max-segment", "0s", "a time between 1s and 7 days"),
         ("otel.sweep-interval", 0, "a time between 10ms and 1m"),
         ("otel.shutdown-timeout", "1 day", "a time between 0s and 10m"),
-        ("otel.annotations", "team", "a list of names"),
-        ("otel.annotations", [1], "a list of names"),
+        ("otel.annotations", "[team, project", "a list of names"),
+        ("otel.annotations", "team: red", "a list of names"),
+        ("otel.annotations", "team project", "a list of names"),
+        ("otel.annotations", "team,,project", "a list of names"),
+        ("otel.annotations", {"team": "red"}, "a list of names"),
+        ("otel.annotations", [["team"]], "a list of names"),
+        ("otel.annotations", ["team", None], "a list of names"),
         ("otel.trace-url", "http://jaeger", "a link with {trace_id}"),
         ("otel.trace-url", "javascript:{trace_id}", "a link with {trace_id}"),
         ("otel.cluster-name", ["a"], "a text"),
@@ -115,18 +122,27 @@ def test_a_doubtful_wish_to_hide_something_hides_everything(wrong):
         ("otel.traces.default-spans", True, "one of full, segments, off"),
         ("otel.traces.max-rate", -1, "a whole number from 0"),
         ("otel.traces.max-rate", 1.5, "a whole number from 0"),
-        ("otel.metrics.exclude", "dask.activity.io", "a list of names"),
         ("otel.metrics.exclude", ["dask.activity.oi"], "did you mean dask.activity.io?"),
+        ("otel.metrics.exclude", "dask.activity.io dask.activity", "a list of names"),
         ("otel.metrics.root-names", "(.*)", "a list of pairs"),
+        ("otel.metrics.root-names", "(.*), x", "a list of pairs"),
+        ("otel.metrics.root-names", "(a.*), (b)", "a list of pairs"),
+        ("otel.metrics.root-names", "(a.*, a)", "a list of pairs"),
+        ("otel.metrics.root-names", [["(.*)", None]], "a list of pairs"),
         ("otel.metrics.root-names", [["(.*)"]], "a list of pairs"),
-        ("otel.metrics.root-names", [[1, "x"]], "a list of pairs"),
         ("otel.metrics.task-bounds", [], "a list of at most 30 rising times"),
         ("otel.metrics.task-bounds", ["1s", "1s"], "rising times"),
         ("otel.metrics.task-bounds", ["2s", "1s"], "rising times"),
         ("otel.metrics.task-bounds", list(range(1, 32)), "at most 30"),
         ("otel.metrics.span-bounds", ["soon"], "rising times"),
         ("otel.metrics.span-bounds", [float("nan")], "rising times"),
-        ("otel.metrics.span-bounds", "1s", "rising times"),
+        ("otel.metrics.span-bounds", "", "rising times"),
+        ("otel.metrics.span-bounds", "1s 5s", "rising times"),
+        ("otel.metrics.span-bounds", "soon", "rising times"),
+        ("otel.traces.max-groups", True, "a whole number from 1 to 1000"),
+        ("otel.traces.max-groups", "1,000", "a whole number from 1 to 1000"),
+        ("otel.traces.max-groups", "many", "a whole number from 1 to 1000"),
+        ("otel.traces.max-groups", float("inf"), "a whole number from 1 to 1000"),
     ],
 )
 def test_a_bad_value_is_named_and_gets_its_default(setting, value, allowed):
@@ -151,6 +167,203 @@ def test_a_setting_that_does_not_exist_is_named(settings, named):
     loaded_, complaints = loaded(**settings)
     assert named in complaints[0]
     assert loaded_ == loaded()[0]
+
+
+NAMES = {
+    # as a person writes it in the environment: what is taken
+    "team": ("team",),
+    "team,project": ("team", "project"),
+    "team, project": ("team", "project"),
+    " team , project, ": ("team", "project"),
+    "[team, project]": ("team", "project"),
+    "[team]": ("team",),
+    "(team, project)": ("team", "project"),
+    '["team"]': ("team",),
+    "['team','project']": ("team", "project"),
+    '("team",)': ("team",),
+    '"team", "project"': ("team", "project"),
+    "'team', project": ("team", "project"),
+    '{"team"}': ("team",),
+    "- team\n- project": ("team", "project"),
+    "['my team', project]": ("my team", "project"),
+    "team, team": ("team",),
+    "[1, 2.5]": ("1", "2.5"),
+    "1": ("1",),
+    "1,2": ("1", "2"),
+    "007": ("007",),
+    "[007, on, 1.50]": ("007", "on", "1.50"),
+    "True": ("True",),
+    "": (),
+    " ": (),
+    "[]": (),
+    "()": (),
+    "null": (),
+    "None": (),
+}
+METRICS = {
+    "dask.activity.io": {"dask.activity.io"},
+    "dask.activity.io,dask.task.duration": {"dask.activity.io", "dask.task.duration"},
+    "[Dask.Activity.IO, dask.task.duration]": {"dask.activity.io", "dask.task.duration"},
+    "['dask.activity.io']": {"dask.activity.io"},
+    "": set(),
+    "null": set(),
+}
+BOUNDS = {
+    "1s": (1.0,),
+    "5": (5.0,),
+    "0.5": (0.5,),
+    "1s,5s": (1.0, 5.0),
+    "[1s, 5s]": (1.0, 5.0),
+    "(1s, 5s)": (1.0, 5.0),
+    "['1s', '5s']": (1.0, 5.0),
+    "[0.1, 1]": (0.1, 1.0),
+    "(0.1, 1)": (0.1, 1.0),
+    "0.1,1": (0.1, 1.0),
+    "100ms, 1, 1m": (0.1, 1.0, 60.0),
+    "1 s, 1 minute": (1.0, 60.0),
+    "- 1s\n- 5s": (1.0, 5.0),
+}
+PAIRS = {
+    """[["(.*)'s workflow", "workflow"]]""": [("(.*)'s workflow", "workflow")],
+    """[[(.*)'s workflow, workflow]]""": [("(.*)'s workflow", "workflow")],
+    """(("(.*)'s workflow", "workflow"),)""": [("(.*)'s workflow", "workflow")],
+    """[("a.*", "a"), ("b.*", "b")]""": [("a.*", "a"), ("b.*", "b")],
+    """[[a.*, a], [b.*, b]]""": [("a.*", "a"), ("b.*", "b")],
+    """- [a.*, a]\n- [b.*, b]""": [("a.*", "a"), ("b.*", "b")],
+    """["a.*", "a"]""": [("a.*", "a")],
+    """[[2024, 2025]]""": [("2024", "2025")],
+    """[["a ", "b"]]""": [("a ", "b")],
+    "": [],
+    "[]": [],
+    "null": [],
+}
+LEVELS = dict.fromkeys(("groups", "GROUPS", " Groups ", "'groups'"), "groups")
+DEFAULT_SPANS = dict.fromkeys(("off", "OFF", "Off ", "False", "false"), "off") | {"FULL": "full"}
+WHOLE = dict.fromkeys(("500", " 500", "'500'", "500.0", "5e2", "5E2", "0x1f4", "500."), 500)
+YES = dict.fromkeys(("true", "True", "TRUE", " yes ", "on", "ON", "1", "y", "T"), True)
+NO = dict.fromkeys(("false", "False", "FALSE", " no ", "off", "OFF", "0", "n", "F"), False)
+TEXTS = {
+    "prod": "prod",
+    " prod ": "prod",
+    "1.5": "1.5",
+    "1.50": "1.5",  # Dask has read it as a number by then
+    "'1.50'": "1.50",
+    "007": "007",
+    "42": "42",
+    "True": "True",
+    "2026-01-01": "2026-01-01",
+    "a,b": "a,b",
+    "": None,
+    "null": None,
+}
+LINK = "http://jaeger/{trace_id}"
+KINDS = [
+    ("annotations", "annotations", NAMES),
+    ("metrics.exclude", "excluded_metrics", METRICS),
+    ("metrics.task-bounds", "task_bounds", BOUNDS),
+    ("metrics.span-bounds", "span_bounds", BOUNDS),
+    ("metrics.root-names", "root_names", PAIRS),
+    ("traces.level", "level", LEVELS),
+    ("traces.default-spans", "default_spans", DEFAULT_SPANS),
+    ("traces.max-groups", "max_groups", WHOLE),
+    ("traces.max-rate", "max_rate", WHOLE),
+    ("capture.keys", "capture", YES | NO),
+    ("cluster-name", "cluster_name", TEXTS),
+    ("trace-url", "trace_url", {LINK: LINK, f" {LINK} ": LINK, "": None, "null": None}),
+]
+
+
+def in_environment(setting, written):
+    """What Dask makes of a variable."""
+    name = "DASK_OTEL__" + setting.upper().replace(".", "__").replace("-", "_")
+    return dask.config.get(f"otel.{setting}", config=dask.config.collect_env({name: written}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "field", "written", "expected"),
+    [(setting, field, *form) for setting, field, forms in KINDS for form in forms.items()],
+)
+def test_every_form_that_people_write_in_the_environment(setting, field, written, expected):
+    is_taken(setting, field, in_environment(setting, written), expected)
+
+
+@pytest.mark.parametrize(
+    ("setting", "field", "written", "expected"),
+    [
+        ("annotations", "annotations", "team", ("team",)),
+        ("annotations", "annotations", "team, project", ("team", "project")),
+        ("annotations", "annotations", "[team, project]", ("team", "project")),
+        ("annotations", "annotations", "- team\n- project", ("team", "project")),
+        ("annotations", "annotations", "\"['team', 'project']\"", ("team", "project")),
+        ("annotations", "annotations", "'[team, 007]'", ("team", "007")),
+        ("annotations", "annotations", "[my team, 1, 2.5, 2026-01-01]", ("my team", "1", "2.5", "2026-01-01")),
+        ("annotations", "annotations", "'1.50'", ("1.50",)),
+        ("annotations", "annotations", "", ()),
+        ("metrics.exclude", "excluded_metrics", "dask.activity.io", {"dask.activity.io"}),
+        ("metrics.task-bounds", "task_bounds", "1s, 5s", (1.0, 5.0)),
+        ("metrics.task-bounds", "task_bounds", "[0.1, 1s, 1m]", (0.1, 1.0, 60.0)),
+        ("metrics.task-bounds", "task_bounds", "(0.1, 1)", (0.1, 1.0)),
+        ("metrics.span-bounds", "span_bounds", "1", (1.0,)),
+        ("metrics.root-names", "root_names", "- [a.*, a]\n- [b.*, b]", [("a.*", "a"), ("b.*", "b")]),
+        ("metrics.root-names", "root_names", "'[[a.*, a], [b.*, b]]'", [("a.*", "a"), ("b.*", "b")]),
+        ("traces.level", "level", "Groups", "groups"),
+        ("traces.default-spans", "default_spans", "off", "off"),
+        ("traces.max-groups", "max_groups", "5.0e+2", 500),
+        ("cluster-name", "cluster_name", "2026.8", "2026.8"),
+    ],
+)
+def test_every_form_that_people_write_in_a_file(setting, field, written, expected):
+    is_taken(setting, field, yaml.safe_load(written), expected)
+
+
+def is_taken(setting, field, value, expected):
+    settings, complaints = loaded(**{f"otel.{setting}": value})
+    found = getattr(settings, field)
+    if field == "root_names":
+        found = [(pattern.pattern, name) for pattern, name in found]
+    elif field == "capture":
+        found = found["keys"]
+    assert (found, complaints) == (expected, [])
+    described = SCHEMA["properties"]["otel"]
+    for name in setting.split("."):
+        described = described["properties"][name]
+    if "enum" in described:  # the schema has each word in one spelling
+        value = "off" if value is False else value.strip().lower()
+    jsonschema.validate(json.loads(json.dumps(value, default=list_or_text)), described)
+
+
+def list_or_text(value):
+    return list(value) if isinstance(value, set) else str(value)
+
+
+def examples(complaint):
+    """The values that an error advises to write."""
+    allowed = complaint.partition("it must be ")[2]
+    if match := re.search(r"one of (.*)$", allowed):
+        return match[1].split(", ")
+    if match := re.search(r"e\.g\. (.*)$", allowed):
+        return match[1].split(" or ")
+    if match := re.search(r"from (\d+) to (\d+)$", allowed):
+        return list(match.groups())
+    return allowed.split(" or ")
+
+
+@pytest.mark.parametrize("setting", [setting for setting, _, _ in KINDS if setting != "cluster-name"])
+def test_what_an_error_advises_is_taken(setting):
+    _, (complaint,) = loaded(**{f"otel.{setting}": {"no": "such thing"}})
+    advised = examples(complaint)
+    assert advised
+    for example in advised:
+        for value in (in_environment(setting, example), example):
+            assert loaded(**{f"otel.{setting}": value})[1] == [], complaint
+
+
+@pytest.mark.parametrize("setting", ["sweep-interval", "shutdown-timeout", "traces.settle", "traces.max-segment"])
+def test_what_an_error_advises_of_times_is_taken(setting):
+    _, (complaint,) = loaded(**{f"otel.{setting}": "soon"})
+    limits = re.search(r"a time between (.*) and (.*), e\.g\.", complaint).groups()
+    for example in (*limits, *examples(complaint)):
+        assert loaded(**{f"otel.{setting}": in_environment(setting, example)})[1] == [], complaint
 
 
 def test_units_and_underscores():
@@ -218,10 +431,11 @@ def test_what_stands_in_the_place_of_our_settings_is_named(variable, named):
 
 @pytest.mark.parametrize("value", ["many", "-1", "1.5"])
 def test_a_bad_limit_is_named(monkeypatch, value):
-    monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", value)
-    with pytest.raises(ValueError, match=f"OTEL_SPAN_LINK_COUNT_LIMIT = '{value}' cannot be used"):
+    """The one at which the SDK's import fails; what happens to the others is tested with the standard variables."""
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", value)
+    with pytest.raises(ValueError, match=f"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT = '{value}' cannot be used"):
         config.check_limits()
-    monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", " ")
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", " ")
     config.check_limits()
 
 

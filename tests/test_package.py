@@ -69,7 +69,7 @@ ALLOWED = {
     "health": {"watch", "mirror", "safety", ""},
     "preload": {"health", "page", "watch", "measure", "mirror", "config", "errors", "safety", "", "distributed"},
     "config": {"values", "measure", "errors", "dask", "yaml"},
-    "values": {"patterns", "errors", "dask"},
+    "values": {"patterns", "errors", "dask", "yaml"},
     "patterns": set(),
     "safety": set(),
     "errors": set(),

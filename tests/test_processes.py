@@ -196,7 +196,7 @@ def test_registered_on_a_running_cluster(receiver, tmp_path):
     [
         (
             {"OTEL_TRACES_EXPORTER": "jaegre"},
-            "dask-otel is off: OTEL_TRACES_EXPORTER = 'jaegre' cannot be used: it must be one or more of console, ",
+            "dask-otel sends no spans: OTEL_TRACES_EXPORTER = 'jaegre' cannot be used: it must be one or more of ",
         ),
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "http:/collector"},
@@ -217,6 +217,32 @@ def test_a_bad_setting_gives_one_clear_line_and_the_work_goes_on(tmp_path, env, 
     (found,) = [each for each in log.splitlines() if "dask_otel - ERROR" in each]
     assert line in found
     assert "Traceback" not in log
+
+
+def test_a_bad_variable_for_traces_leaves_the_metrics(tmp_path):
+    with Receiver() as receiver:
+        env = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoints["grpc"],
+            "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE": "/no/file",
+        }
+        with cluster(tmp_path, env=env, workers=1) as processes:
+            _, total = nested(processes.client)
+            processes.client.shutdown()
+            processes.scheduler.join()
+            log = processes.scheduler.log
+        spans = receiver.wait(lambda spans: True, 1)
+        names = {name for request in receiver.metrics for name in metric_names(request)}
+    assert (total, spans) == (450, [])
+    assert "dask.task.duration" in names
+    (line,) = [each for each in log.splitlines() if "dask_otel - ERROR" in each]
+    assert "dask-otel sends no spans: OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE = '/no/file' cannot be used" in line
+    assert f"is on and sends to {receiver.endpoints['grpc']};" in log
+    assert "Traceback" not in log
+
+
+def metric_names(request):
+    scopes = [scope for resource in request.resource_metrics for scope in resource.scope_metrics]
+    return {metric.name for scope in scopes for metric in scope.metrics}
 
 
 def test_a_bad_endpoint_costs_nothing_but_the_trace(tmp_path):

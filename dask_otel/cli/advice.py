@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from ..export.proxies import Proxy
 from ..export.signals import TRACES, Signal
 
 __all__ = ["advice"]
@@ -34,10 +34,7 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         r"Domain name not found|resolv|Name or service not known|getaddrinfo",
         "The endpoint's host has no address here: is it spelled right, and known in this network?",
     ),
-    (
-        r"ProxyError|HTTP 407",
-        "Requests go through the proxy that HTTP_PROXY or HTTPS_PROXY names: mend it, or add the host to NO_PROXY.",
-    ),
+    (r"HTTP 407", "A proxy on the way wants to know who you are, but no variable names one."),
     (r"[Cc]onnection refused", "Nothing listens there: is the collector up, and host and port right?"),
     (
         r"HTTP 404|UNIMPLEMENTED",
@@ -64,7 +61,15 @@ _KNOWN: tuple[tuple[str, str], ...] = (
 )
 
 
-def advice(protocol: str, target: str, said: str, environment: Mapping[str, str], signal: Signal = TRACES) -> str:
+#: What only the collector says, or what a proxy says too, of a request that came through one.
+_OF_COLLECTOR = (
+    r"HTTP \d|UNIMPLEMENTED|UNAUTHENTICATED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|INVALID_ARGUMENT|INTERNAL"
+    r"|CERTIFICATE|certificate|WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HANDSHAKE_FAILURE|ALPN|HTTP/2|http1"
+)
+_OF_EITHER = r"HTTP (40[0357]|5\d\d|3\d\d|200)"
+
+
+def advice(protocol: str, target: str, said: str, proxy: Proxy | None = None, signal: Signal = TRACES) -> str:
     """Say what is probably wrong.
 
     Parameters
@@ -73,10 +78,14 @@ def advice(protocol: str, target: str, said: str, environment: Mapping[str, str]
         ``grpc`` or ``http/protobuf``.
     said
         As ``Answer.said``.
+    proxy
+        What requests go through.
     signal
         What could not be sent; advice must not break the other.
     """
-    line = _proxy(protocol, target, said, environment) or _line(protocol, said)
+    line = _line(protocol, said)
+    if proxy:
+        line = _with_proxy(proxy, target, said, line)
     of = "" if signal is TRACES else f"{signal.name}_"
     names = {
         "{PROTOCOL}": f"OTEL_EXPORTER_OTLP_{of}PROTOCOL",
@@ -86,6 +95,20 @@ def advice(protocol: str, target: str, said: str, environment: Mapping[str, str]
     for name, value in names.items():
         line = line.replace(name, value)
     return line
+
+
+def _with_proxy(proxy: Proxy, target: str, said: str, line: str) -> str:
+    """Name the proxy, before or behind the advice that would be given without one, or instead of it."""
+    host = urlsplit(target if "://" in target else f"//{target}").hostname or target
+    exempt = f"add {host} to {proxy.exempting} to go without it"
+    named = f"Requests go through the proxy {proxy.address} that {proxy.variable} names"
+    if not re.search(_OF_COLLECTOR, said) or "HTTP 407" in said:
+        return f"{named}. Look there first: is it up, and does it let them through? Or {exempt}."
+    # Over TLS, a proxy only passes on what the collector says.
+    if target.startswith("http://") and re.search(_OF_EITHER, said):
+        first = f"{named}, which may be what answers so: look there first, or {exempt}."
+        return f"{first} If the collector itself says so: {line}"
+    return f"{line} {named}; {exempt}."
 
 
 def _line(protocol: str, said: str) -> str:
@@ -99,12 +122,3 @@ def _line(protocol: str, said: str) -> str:
     if re.search(r"ProtocolError|BadStatusLine", said):
         return _OTHER[protocol]
     return "Ask whoever runs the collector, and show them this message."
-
-
-def _proxy(protocol: str, target: str, said: str, environment: Mapping[str, str]) -> str:
-    """gRPC does not say that it asked a proxy."""
-    names = [name for name in ("grpc_proxy", "https_proxy", "http_proxy") if environment.get(name)]
-    host = urlsplit(target).hostname or ""
-    if protocol != "grpc" or not names or host in ("localhost", "127.0.0.1") or "connect to" not in said:
-        return ""
-    return f"gRPC goes through the proxy that {names[0]} names: mend it, or add {host} to no_grpc_proxy."

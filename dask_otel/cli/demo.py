@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import OTelPlugin, config, trace_id
-from ..errors import SettingError
+from ..errors import Remarks, SettingError
 from ..export.provider import make_senders
-from ..export.variables import make_limits, otlp_protocol, sdk_disabled
+from ..export.variables import otlp_protocol, sdk_disabled
 from . import workflow
 from .receiver import Receiver, Span
 from .waterfall import waterfall
@@ -46,7 +46,7 @@ def demo(endpoint: str | None, svg: Path | None) -> None:
         console = Console(record=svg is not None, width=110)
     if endpoint is None:
         with Receiver() as receiver:
-            root_id, _ = _run_workflow(receiver.endpoints[otlp_protocol()], console)
+            root_id, _ = _run_workflow(receiver.endpoints[otlp_protocol(Remarks())], console)
             spans = receiver.wait_for_trace(trace_id(root_id), PATIENCE)
         _draw(spans, console)
         if svg:
@@ -110,7 +110,6 @@ def _check_variables() -> None:
     """Complain here of variables for which the bridge would stay off: the cluster's log is silenced."""
     try:
         config.check_limits()
-        make_limits()
         for sender in make_senders("http://localhost:4317"):
             sender.shutdown()
     except SettingError as error:

@@ -21,16 +21,15 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from .. import __version__, config
-from ..errors import SettingError
+from ..errors import Remarks, SettingError
 from ..export.answers import Answer, Meaning
+from ..export.connect import Exporters, read_variables
 from ..export.meter import NO_METRICS
-from ..export.provider import make_senders
 from ..export.resource import make_resource
-from ..export.sampling import make_sampler
 from ..export.senders import Sender
 from ..export.signals import METRICS, TRACES, Signal
 from ..export.spans import SpanFactory
-from ..export.variables import delta_kinds, make_limits, metric_interval, not_read, otlp_protocol, sdk_disabled
+from ..export.variables import not_read, otlp_protocol, sdk_disabled
 from ..mirror.ids import marker_id, trace_id
 from ..mirror.model import SpanInfo
 from ..mirror.records import MarkerRecord
@@ -68,34 +67,35 @@ def _check(endpoint: str | None, console: Console) -> bool:
     problems: list[str] = []
     config.load(lambda error: problems.append(f"{error}; the bridge {config.consequence(error)}"))
     problems += [f"{name} is set, but not read; use the other OTEL_* variables" for name in not_read()]
-    senders: list[Sender] = []
-    meters: list[Sender] = []
+    found = Exporters()
     try:
         config.check_limits()
-        make_limits()
-        if not _takes_any(make_sampler()):
-            problems.append("OTEL_TRACES_SAMPLER leaves out every trace that was tried: none would be sent")
-        senders = [] if sdk_disabled() else make_senders(endpoint)
+        if not sdk_disabled():
+            found = read_variables(endpoint)
     except SettingError as error:
         problems.append(f"{error}; the bridge stays off")
     except Exception as error:  # noqa: BLE001 -- a broken package may raise anything
         problems.append(f"an exporter cannot be loaded ({type(error).__name__}: {error}); reinstall dask-otel")
+    problems += found.remarks.problems
+    if found.spans_error and str(found.spans_error) == str(found.metrics_error):
+        problems.append(f"{found.spans_error}; the bridge stays off")
     else:
-        try:
-            metric_interval(), delta_kinds()
-            meters = [] if sdk_disabled() else make_senders(endpoint, METRICS)
-        except SettingError as error:
-            problems.append(f"{error}; no metrics are sent")
+        problems += [f"{found.spans_error}; no spans are sent"] if found.spans_error else []
+        problems += [f"{found.metrics_error}; no metrics are sent"] if found.metrics_error else []
+    if not _takes_any(found.sampler):
+        problems.append("OTEL_TRACES_SAMPLER leaves out every trace that was tried: none would be sent")
     if sdk_disabled():
         problems.append("OTEL_SDK_DISABLED is true: the bridge stays off")
-    elif os.environ.get("OTEL_TRACES_EXPORTER", "").strip() == "none" and not endpoint:
+    elif os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none" and not endpoint:
         problems.append("OTEL_TRACES_EXPORTER is none: no spans are sent")
     for problem in problems:
         _say(console, problem, good=False)
-    arrived = [_try(sender, console) for sender in senders]
-    elsewhere = {meter.target for meter in meters} - {sender.target for sender in senders}
+    for line in found.remarks.readings:
+        console.print(Text(f"· {line}"))
+    arrived = [_try(sender, console) for sender in found.spans]
+    elsewhere = {meter.target for meter in found.metrics} - {sender.target for sender in found.spans}
     if all(arrived) or elsewhere:  # else the metrics would most likely fail for the same reason
-        arrived += [_try_metrics(meter, console) for meter in meters]
+        arrived += [_try_metrics(meter, console) for meter in found.metrics]
     return not problems and all(arrived)
 
 
@@ -162,15 +162,16 @@ def _send(sender: Sender, data: Any) -> Answer:
 
 
 def _where(sender: Sender) -> str:
-    return f"exporter {sender.name}" + (f", {sender.target}" if sender.target else "")
+    through = f" through {sender.proxy}" if sender.proxy else ""
+    return f"exporter {sender.name}" + (f", {sender.target}" if sender.target else "") + through
 
 
 def _blame(sender: Sender, signal: Signal, answer: Answer, console: Console) -> None:
     """Say what came back, and what is probably wrong."""
     _say(console, f"{_where(sender)}: {answer.said}", good=False)
     known = {"otlp_proto_grpc": "grpc", "otlp_proto_http": "http/protobuf"}
-    protocol = known.get(sender.name) or otlp_protocol(signal)
-    console.print(Text("  " + advice(protocol, sender.target, answer.said, os.environ, signal)))
+    protocol = known.get(sender.name) or otlp_protocol(Remarks(), signal)
+    console.print(Text("  " + advice(protocol, sender.target, answer.said, sender.proxy, signal)))
 
 
 def _ask(address: str, console: Console) -> bool:

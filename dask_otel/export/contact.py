@@ -19,11 +19,14 @@ class Contact:
         Where it sends to; holds no secret.
     warn_every
         Seconds between two lines in the log on one topic.
+    proxy
+        What the way leads through, for a person; holds no secret.
     """
 
-    def __init__(self, name: str, target: str, warn_every: float) -> None:
+    def __init__(self, name: str, target: str, warn_every: float, proxy: str = "") -> None:
         self.name = name
         self.target = target
+        self.proxy = proxy
         self._warn_every = warn_every
         #: Whether the last request failed; None before there was one, and since when (seconds since the epoch).
         self.is_failing: bool | None = None
@@ -38,8 +41,13 @@ class Contact:
 
     @property
     def shown_target(self) -> str:
-        """Where it sends to, for a person."""
-        return self.target or "its backend"
+        """Where it sends to, and through which proxy, for a person."""
+        return (self.target or "its backend") + self.through
+
+    @property
+    def through(self) -> str:
+        """What to add to a line if there is a proxy."""
+        return f" through {self.proxy}" if self.proxy else ""
 
     def note(self, *, failing: bool) -> None:
         """Note how a request went."""
@@ -62,6 +70,7 @@ class Contact:
         return {
             "name": self.name,
             "target": self.target,
+            "proxy": self.proxy,
             "failing": self.is_failing,
             "since": self.since,
             "last_error": self.last_error,

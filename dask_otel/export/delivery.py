@@ -21,8 +21,8 @@ WARN_EVERY = 60.0
 class Delivery(Contact):
     """Counts for one exporter."""
 
-    def __init__(self, name: str, target: str = "") -> None:
-        super().__init__(name, target, WARN_EVERY)
+    def __init__(self, name: str, target: str = "", proxy: str = "") -> None:
+        super().__init__(name, target, WARN_EVERY, proxy)
         #: By kind of span.
         self.sent: Counter[str] = Counter()
         #: By kind of span and reason: queue_full, refused, invalid, too_large, rejected, shutdown, fault.

@@ -41,7 +41,7 @@ class Meter:
         self._next: Snapshot | None = None
         #: The last that has arrived.
         self._arrived: Snapshot | None = None
-        self._contact = Contact(sender.name, sender.target, WARN_EVERY)
+        self._contact = Contact(sender.name, sender.target, WARN_EVERY, str(sender.proxy or ""))
         self._exports = self._failures = self._rejected = 0
         self._patience = Patience()
         #: Whether the last snapshot was given up.
@@ -67,7 +67,12 @@ class Meter:
         self._thread.join(timeout)
         if self._lost or (self._thread.is_alive() and self._next):
             said = self._contact.last_error if self._lost else "no answer in time"
-            log.warning("dask-otel could not send the last metrics with exporter %r: %s", self._sender.name, said)
+            log.warning(
+                "dask-otel could not send the last metrics with exporter %r%s: %s",
+                self._sender.name,
+                self._contact.through,
+                said,
+            )
         shut_down(self._sender, self._safety, is_sending=self._thread.is_alive())
 
     def status(self) -> dict[str, Any]:

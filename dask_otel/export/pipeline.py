@@ -55,7 +55,7 @@ class Pipeline:
 
     def __init__(self, sender: Sender, factory: SpanFactory, safety: Safety, limits: Limits | None = None) -> None:
         limits = limits or Limits()
-        self.delivery = Delivery(sender.name, sender.target)
+        self.delivery = Delivery(sender.name, sender.target, str(sender.proxy or ""))
         self._sender = sender
         self._factory = factory
         self._safety = safety
@@ -98,9 +98,10 @@ class Pipeline:
         if left + dropped:
             summary, said = self.delivery.summary(), self.delivery.last_error
             log.warning(
-                "dask-otel could not send %d spans with exporter %r%s%s; it has sent %d%s",
+                "dask-otel could not send %d spans with exporter %r%s%s%s; it has sent %d%s",
                 left + dropped,
                 self.delivery.name,
+                self.delivery.through,
                 f": {summary}" if summary else "",
                 f"; {left} were left when the time was over" if left else "",
                 sent,

@@ -6,7 +6,11 @@ Nothing global is touched: the process's own tracer provider belongs to the user
 from __future__ import annotations
 
 import inspect
+import logging
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -14,23 +18,30 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics.export import MetricExporter
 from opentelemetry.sdk.trace.export import SpanExporter
 
-from ..errors import SettingError
+from ..errors import Remarks, SettingError
+from .proxies import find_proxy
 from .senders import GrpcSender, HttpSender, Sender
 from .signals import TRACES, Signal
 from .targets import shown
 from .tls import is_insecure, read_tls
-from .variables import otlp_compression, otlp_endpoint, otlp_headers, otlp_protocol, otlp_timeout
+from .variables import nowhere_to_go, otlp_compression, otlp_endpoint, otlp_headers, otlp_protocol, otlp_timeout
 
 __all__ = ["make_senders"]
 
 Exporter = SpanExporter | MetricExporter
 
 _OTLP = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
+#: Names in other languages, or of what has gone, and what to write instead.
+_HINTS = {
+    "logging": "console is its name in Python",
+    "stdout": "console is its name in Python",
+    "jaeger": "Jaeger takes what otlp sends",
+}
 #: Seconds between two attempts of gRPC's own to connect; its default grows to two minutes, in which all requests fail.
 _CHANNEL = (("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 1000))
 
 
-def make_senders(endpoint: str | None = None, signal: Signal = TRACES) -> list[Sender]:
+def make_senders(endpoint: str | None = None, signal: Signal = TRACES, remarks: Remarks | None = None) -> list[Sender]:
     """Make the exporters that ``OTEL_TRACES_EXPORTER``, or ``OTEL_METRICS_EXPORTER``, names.
 
     Parameters
@@ -38,60 +49,85 @@ def make_senders(endpoint: str | None = None, signal: Signal = TRACES) -> list[S
     endpoint
         Send here over OTLP, whatever the variables for exporter and endpoint say. Without a path, as
         ``OTEL_EXPORTER_OTLP_ENDPOINT``.
+    remarks
+        Gets what is worth knowing and stops nothing, such as the exporters that cannot be used beside others that can.
 
     Returns
     -------
-    None of them if the variable says ``none``.
+    None of them if the variable says ``none``, or if only the other signal has somewhere to go.
 
     Raises
     ------
     SettingError
-        If a standard variable has a value that cannot be used.
+        If no exporter can be used.
     """
+    remarks = remarks or Remarks()
     if endpoint is not None:
-        return [_make(signal, "otlp", _entry_point(signal, "otlp", "otlp"), endpoint)]
-    setting = os.environ.get(signal.exporter, "").strip() or "otlp"
-    names = [name.strip() for name in setting.split(",") if name.strip()]
-    if names == ["none"]:
+        return [_make(signal, "otlp", _entry_point(signal, "otlp", "otlp", remarks), remarks, endpoint)]
+    setting = os.environ.get(signal.exporter, "").strip()
+    if not setting and (why := nowhere_to_go(signal)):
+        remarks.reading(why)
         return []
-    if not names or "none" in names:
+    setting = setting or "otlp"
+    names = [name.strip() for name in setting.split(",") if name.strip()]
+    if {name.lower() for name in names} == {"none"}:
+        return []
+    if not names:
         raise SettingError(signal.exporter, setting, "none alone, or exporters separated by commas")
-    return [_make(signal, name, _entry_point(signal, name, setting)) for name in dict.fromkeys(names)]
+    senders: list[Sender] = []
+    errors: list[SettingError] = []
+    for name in dict.fromkeys(names):
+        try:
+            point = _entry_point(signal, name, setting, remarks)
+            senders.append(_make(signal, "otlp" if name.lower() == "otlp" else point.name, point, remarks))
+        except SettingError as error:
+            errors.append(error)
+    if not senders:
+        raise errors[0]
+    for unused in errors:
+        remarks.fall_back(unused, f"it goes on with {', '.join(sender.name for sender in senders)}")
+    return senders
 
 
-def _entry_point(signal: Signal, name: str, setting: str) -> EntryPoint:
+def _entry_point(signal: Signal, name: str, setting: str, remarks: Remarks) -> EntryPoint:
     installed = {point.name: point for point in entry_points(group=signal.group)}
+    known = name if name in installed else name.lower()
     unusable, instead = signal.unusable
-    if name == unusable:
+    if known == unusable:
         raise SettingError(signal.exporter, setting, instead)
-    resolved = _OTLP[otlp_protocol(signal)] if name == "otlp" else name
+    if known == "none":
+        raise SettingError(signal.exporter, setting, "none alone, or exporters separated by commas")
+    resolved = _OTLP[otlp_protocol(remarks, signal)] if known == "otlp" else known
     if resolved not in installed:
         allowed = ", ".join(sorted({"none", "otlp"} | set(installed) - {unusable}))
-        raise SettingError(signal.exporter, setting, f"one or more of {allowed}, separated by commas")
+        hint = _HINTS.get(known, f"there is no {name!r} here")
+        raise SettingError(signal.exporter, setting, f"one or more of {allowed}, separated by commas ({hint})")
     return installed[resolved]
 
 
-def _make(signal: Signal, name: str, point: EntryPoint, endpoint: str | None = None) -> Sender:
+def _make(signal: Signal, name: str, point: EntryPoint, remarks: Remarks, endpoint: str | None = None) -> Sender:
     exporter = _load(signal, name, point)
     if point.name not in _OTLP.values():
         return Sender(name, _start(signal, name, exporter))
     grpc = point.name == _OTLP["grpc"]
     target, tls = otlp_endpoint(signal, grpc=grpc, given=endpoint), read_tls(signal)
-    timeout = otlp_timeout(signal, grpc=grpc)
+    timeout = otlp_timeout(remarks, signal, grpc=grpc)
+    headers = otlp_headers(remarks, signal)
+    proxy = find_proxy(target, grpc=grpc)
     # Exporters report on themselves to the user's global meter provider, unless they are given another.
     parameters = inspect.signature(exporter).parameters
     options: dict[str, Any] = {"meter_provider": NoOpMeterProvider()} if "meter_provider" in parameters else {}
     options |= {
         "endpoint": target,
         "timeout": timeout,
-        "compression": _compression(signal, grpc),
-        "headers": otlp_headers(signal),
+        "compression": _compression(signal, grpc, remarks),
+        "headers": headers,
     }
     if grpc:
-        options |= {"insecure": is_insecure(target, signal), "channel_options": _CHANNEL}
+        options |= {"insecure": is_insecure(target, remarks, signal), "channel_options": _CHANNEL}
         if not options["insecure"] and not any(map(os.environ.get, _credential_providers(signal, "GRPC"))):
             options["credentials"] = tls.credentials()
-        return GrpcSender(name, _start(signal, name, exporter, **options), shown(target))
+        return GrpcSender(name, _start(signal, name, exporter, **options), shown(target), proxy)
     session = _session(signal)
     verify = tls.authorities or session.verify
     options |= {
@@ -100,7 +136,8 @@ def _make(signal: Signal, name: str, point: EntryPoint, endpoint: str | None = N
         "client_key_file": tls.key,
         "session": session,
     }
-    return HttpSender(name, _start(signal, name, exporter, **options), shown(target), session, verify, timeout)
+    started = _start(signal, name, exporter, **options)
+    return HttpSender(name, started, shown(target), session, verify, timeout, proxy, headers.skipped)
 
 
 def _load(signal: Signal, name: str, point: EntryPoint) -> type[Exporter]:
@@ -114,14 +151,30 @@ def _load(signal: Signal, name: str, point: EntryPoint) -> type[Exporter]:
 
 def _start(signal: Signal, name: str, exporter: type[Exporter], **options: Any) -> Exporter:
     try:
-        return exporter(**options)
+        with _header_warnings_left_out():
+            return exporter(**options)
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
         raise SettingError(signal.exporter, name, f"one that starts, but this one says {said}") from error
 
 
-def _compression(signal: Signal, grpc: bool) -> Any:
-    name = otlp_compression(signal, grpc=grpc)
+@contextmanager
+def _header_warnings_left_out() -> Iterator[None]:
+    """Keep a secret out of the log: exporters read the variable, too, and show an entry that they cannot use."""
+    thread, log = threading.get_ident(), logging.getLogger("opentelemetry.util.re")
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    log.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_of_others)
+
+
+def _compression(signal: Signal, grpc: bool, remarks: Remarks) -> Any:
+    name = otlp_compression(remarks, signal, grpc=grpc)
     if grpc:
         from grpc import Compression
 

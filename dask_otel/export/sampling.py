@@ -12,7 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, TraceState
 
-from ..errors import SettingError
+from ..errors import Remarks, SettingError
 from ..mirror.records import Record
 from ..safety import Safety
 from .text import MAX_NAME, clean
@@ -32,13 +32,10 @@ _GROUP = "opentelemetry_traces_sampler"
 MAX_REMEMBERED = 10_000
 
 
-def make_sampler() -> Sampler | None:
-    """Make the sampler that the variables name; None if none is named, and everything is sent.
+def make_sampler(remarks: Remarks) -> Sampler | None:
+    """Make the sampler that the variables name; None if everything is sent.
 
-    Raises
-    ------
-    SettingError
-        If they name none that exists, or one that does not take its argument.
+    As in the SDK, that is so if none is named, or one that does not exist or does not start.
     """
     name = os.environ.get("OTEL_TRACES_SAMPLER", "").strip()
     argument = os.environ.get("OTEL_TRACES_SAMPLER_ARG", "").strip()
@@ -46,8 +43,12 @@ def make_sampler() -> Sampler | None:
         return None
     make = _BUILT_IN.get(name.lower())
     if make:
-        return make(_ratio(argument) if name.lower().endswith("traceidratio") else 1.0)
-    return _from_entry_point(name, argument)
+        return make(_ratio(argument, remarks) if name.lower().endswith("traceidratio") else 1.0)
+    try:
+        return _from_entry_point(name, argument)
+    except SettingError as error:
+        remarks.fall_back(error, "parentbased_always_on is used, which sends every trace")
+        return None
 
 
 def _from_entry_point(name: str, argument: str) -> Sampler:
@@ -65,13 +66,15 @@ def _from_entry_point(name: str, argument: str) -> Sampler:
     return sampler
 
 
-def _ratio(argument: str) -> float:
+def _ratio(argument: str, remarks: Remarks) -> float:
     try:
         ratio = float(argument or 1.0)
     except ValueError:
         ratio = -1.0
     if not 0.0 <= ratio <= 1.0:
-        raise SettingError("OTEL_TRACES_SAMPLER_ARG", argument, "a ratio from 0 to 1, e.g. 0.1")
+        error = SettingError("OTEL_TRACES_SAMPLER_ARG", argument, "a ratio from 0 to 1, e.g. 0.1")
+        remarks.fall_back(error, "1.0 is used, which sends every trace")
+        return 1.0
     return ratio
 
 

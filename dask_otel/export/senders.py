@@ -8,7 +8,7 @@ exporter's own retrying: ``Pipeline`` does that, with all that waits in view.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from time import monotonic
 from typing import Any
 
@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import SpanExporter
 
 from ..safety import Safety
 from .answers import Answer, Meaning, of_grpc, of_http, short
+from .proxies import Proxy
 
 __all__ = ["GrpcSender", "HttpSender", "Sender", "shut_down"]
 
@@ -36,14 +37,19 @@ class Sender:
         Of spans or of metrics.
     target
         Where it sends to, for a person; holds no secret.
+    proxy
+        What its requests go through.
     """
 
     #: What it means if sending raises an exception.
     broken = Answer(Meaning.REFUSED, "the exporter raises an exception")
 
-    def __init__(self, name: str, exporter: SpanExporter | MetricExporter, target: str = "") -> None:
+    def __init__(
+        self, name: str, exporter: SpanExporter | MetricExporter, target: str = "", proxy: Proxy | None = None
+    ) -> None:
         self.name = name
         self.target = target
+        self.proxy = proxy
         self.exporter = exporter
 
     def send(self, data: Any) -> Answer:
@@ -87,8 +93,10 @@ class _OtlpSender(Sender):
     #: Nothing was asked, so the spans were never encoded.
     broken = Answer(Meaning.INVALID, "the exporter cannot encode it")
 
-    def __init__(self, name: str, exporter: SpanExporter | MetricExporter, target: str) -> None:
-        super().__init__(name, exporter, target)
+    def __init__(
+        self, name: str, exporter: SpanExporter | MetricExporter, target: str, proxy: Proxy | None = None
+    ) -> None:
+        super().__init__(name, exporter, target, proxy)
         self._answer: Answer | None = None
         #: The thread that sends.
         self._thread: int | None = None
@@ -123,12 +131,23 @@ class HttpSender(_OtlpSender):
     ----------
     verify
         As for ``requests``: a file of authorities, or True.
+    without
+        Names of headers, in lower case, that the exporter takes from the variable and that cannot be sent.
     """
 
     def __init__(
-        self, name: str, exporter: SpanExporter | MetricExporter, target: str, session: Any, verify: Any, timeout: float
+        self,
+        name: str,
+        exporter: SpanExporter | MetricExporter,
+        target: str,
+        session: Any,
+        verify: Any,
+        timeout: float,
+        proxy: Proxy | None = None,
+        without: Collection[str] = (),
     ) -> None:
-        super().__init__(name, exporter, target)
+        super().__init__(name, exporter, target, proxy)
+        self._without = without
         self._timeout = timeout
         #: What every request is made with. A redirected POST would become a GET: lost, and reported as sent. Without
         #: ``verify``, REQUESTS_CA_BUNDLE would win over OTEL_EXPORTER_OTLP_CERTIFICATE.
@@ -140,6 +159,9 @@ class HttpSender(_OtlpSender):
             if not self._is_ours:
                 return request(*args, **options)
             deadline = monotonic() + self._timeout
+            if self._without and options.get("headers"):
+                sent = options["headers"].items()
+                options["headers"] = {name: value for name, value in sent if name.lower() not in self._without}
             try:
                 response = _request(request, *args, **options | self._options)
                 body = _read(response, deadline)
@@ -159,8 +181,8 @@ class GrpcSender(_OtlpSender):
     The exporter's stub is a private attribute; tests on both ends of the version range hold it.
     """
 
-    def __init__(self, name: str, exporter: Any, target: str) -> None:
-        super().__init__(name, exporter, target)
+    def __init__(self, name: str, exporter: Any, target: str, proxy: Proxy | None = None) -> None:
+        super().__init__(name, exporter, target, proxy)
         self._call = exporter._client.Export
         exporter._client = self
 
@@ -208,7 +230,9 @@ def _of_error(error: Exception) -> Answer:
     if isinstance(error, RequestException) and not isinstance(error, ValueError):
         return Answer(Meaning.LATER, _reason(error))
     # Not what it says: it may hold headers or the URL.
-    return Answer(Meaning.REFUSED, f"{type(error).__name__}: the request cannot be made; look at endpoint and headers")
+    return Answer(
+        Meaning.REFUSED, f"{type(error).__name__}: the request cannot be made; look at endpoint, headers and proxy"
+    )
 
 
 def _taken_in_part(body: bytes) -> Answer:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingError
+from ..errors import Remarks, SettingError
 from .signals import TRACES, Signal
 from .variables import variable
 
@@ -71,17 +71,11 @@ def read_tls(signal: Signal = TRACES) -> Tls:
     return Tls(authorities or None, certificate or None, key or None)
 
 
-def is_insecure(endpoint: str, signal: Signal = TRACES) -> bool:
-    """Whether gRPC goes without TLS: the endpoint's scheme says, and where there is none, the variable.
-
-    Raises
-    ------
-    SettingError
-        If the variable is neither true nor false.
-    """
+def is_insecure(endpoint: str, remarks: Remarks, signal: Signal = TRACES) -> bool:
+    """Whether gRPC goes without TLS: the endpoint's scheme says, and where there is none, the variable."""
     name, value = variable("INSECURE", signal)
     if value and value.lower() not in ("true", "false"):
-        raise SettingError(name, value, "true or false")
+        remarks.fall_back(SettingError(name, value, "true or false"), "false is used")
     if endpoint.startswith(("http://", "https://")):
         return endpoint.startswith("http://")
     return value.lower() == "true"

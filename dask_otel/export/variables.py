@@ -1,4 +1,8 @@
-"""The standard ``OTEL_*`` variables, checked: the exporters would fail at them late, or silently do something else."""
+"""The standard ``OTEL_*`` variables, checked: the exporters would fail at them late, or silently do something else.
+
+As the specification wants it, a number or a word that cannot be used is ignored with a warning, here a remark. Where
+ignoring it would send data to the wrong place, or unprotected, it is an error instead, which costs one signal.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,22 @@ import os
 import re
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from ..errors import SettingError
+from opentelemetry.sdk.trace import SpanLimits
+
+from ..errors import Remarks, SettingError
 from ..measure.catalog import Kind
 from .limits import Limits
-from .signals import TRACES, Signal
+from .signals import METRICS, TRACES, Signal
 from .targets import is_endpoint, shown
 
 __all__ = [
+    "Headers",
     "delta_kinds",
     "make_limits",
+    "make_span_limits",
     "metric_interval",
     "not_read",
+    "nowhere_to_go",
     "otlp_compression",
     "otlp_endpoint",
     "otlp_headers",
@@ -40,6 +49,17 @@ _DELTAS = {
 TIMEOUT = 10
 #: Seconds; the libraries below cannot count much further.
 _LONGEST_TIMEOUT = 3600.0
+#: By variable, the parameter of ``SpanLimits`` and its default.
+_SPAN_LIMITS = {
+    "OTEL_ATTRIBUTE_COUNT_LIMIT": ("max_attributes", 128),
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": ("max_attribute_length", SpanLimits.UNSET),
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": ("max_span_attribute_length", SpanLimits.UNSET),
+    "OTEL_SPAN_EVENT_COUNT_LIMIT": ("max_events", 128),
+    "OTEL_SPAN_LINK_COUNT_LIMIT": ("max_links", 128),
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": ("max_event_attributes", 128),
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": ("max_link_attributes", 128),
+}
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 def sdk_disabled() -> bool:
@@ -58,18 +78,12 @@ def not_read() -> list[str]:
     return [name for name in names if os.environ.get(name, "").strip()]
 
 
-def make_limits() -> Limits:
-    """Read ``OTEL_BSP_*``, as far as they are set; the standard's defaults are too slow and too small for us.
-
-    Raises
-    ------
-    SettingError
-        If one has a value that cannot be used.
-    """
+def make_limits(remarks: Remarks) -> Limits:
+    """Read ``OTEL_BSP_*``, as far as they are set; the standard's defaults are too slow and too small for us."""
     ours = Limits()
-    waiting = whole("OTEL_BSP_MAX_QUEUE_SIZE", 1) or ours.max_waiting
-    batch = whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1) or ours.max_batch
-    delay = whole("OTEL_BSP_SCHEDULE_DELAY", 0)
+    waiting = whole("OTEL_BSP_MAX_QUEUE_SIZE", 1, remarks) or ours.max_waiting
+    batch = whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1, remarks) or ours.max_batch
+    delay = whole("OTEL_BSP_SCHEDULE_DELAY", 0, remarks)
     return Limits(
         max_waiting=waiting,
         max_batch=min(batch, waiting),
@@ -77,46 +91,78 @@ def make_limits() -> Limits:
     )
 
 
-def metric_interval() -> float:
-    """Return the seconds between two exports of metrics.
+def make_span_limits(remarks: Remarks) -> SpanLimits:
+    """Read ``OTEL_*_LIMIT`` as the SDK does, which fails at one that is no number."""
+    defaults = {}
+    for name, (parameter, default) in _SPAN_LIMITS.items():
+        value = os.environ.get(name, "").strip()
+        if value and not value.isdecimal():
+            error = SettingError(name, value, "a whole number from 0 up, or empty for the default")
+            remarks.fall_back(error, "the default is used")
+            defaults[parameter] = default
+    return SpanLimits(**defaults)
 
-    Raises
-    ------
-    SettingError
-        If the variable has a value that cannot be used.
-    """
-    interval = whole("OTEL_METRIC_EXPORT_INTERVAL", 100)
+
+def metric_interval(remarks: Remarks) -> float:
+    """Return the seconds between two exports of metrics."""
+    interval = whole("OTEL_METRIC_EXPORT_INTERVAL", 100, remarks)
     return 60.0 if interval is None else interval / 1000
 
 
-def delta_kinds() -> frozenset[Kind]:
-    """Return the kinds of metrics that are to count from one export to the next; ``cumulative`` unless a variable says.
-
-    Raises
-    ------
-    SettingError
-        If it says something else.
-    """
+def delta_kinds(remarks: Remarks) -> frozenset[Kind]:
+    """Return the kinds of metrics that are to count from one export to the next; none unless a variable says so."""
     name = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
     preference = os.environ.get(name, "").strip()
     kinds = _DELTAS.get(preference.lower() or "cumulative")
     if kinds is None:
-        raise SettingError(name, preference, "one of " + ", ".join(_DELTAS))
+        remarks.fall_back(SettingError(name, preference, "one of " + ", ".join(_DELTAS)), "cumulative is used")
+        return _DELTAS["cumulative"]
     return kinds
 
 
-def otlp_protocol(signal: Signal = TRACES) -> str:
+def otlp_protocol(remarks: Remarks, signal: Signal = TRACES) -> str:
     """Return the protocol of the exporter ``otlp``: ``grpc`` or ``http/protobuf``.
 
     Raises
     ------
     SettingError
-        If the variable says something else.
+        If the variable says something else, and not at least HTTP.
     """
-    name, protocol = variable("PROTOCOL", signal)
-    if protocol and protocol.lower() not in PROTOCOLS:
-        raise SettingError(name, protocol, "one of " + ", ".join(PROTOCOLS))
-    return protocol.lower() or "grpc"
+    name, written = variable("PROTOCOL", signal)
+    protocol = written.lower() or "grpc"
+    if protocol in PROTOCOLS:
+        return protocol
+    if re.fullmatch(r"http(/.*)?", protocol):
+        remarks.reading(
+            f"{name} = {written!r} is taken as http/protobuf, which has the same port and path; "
+            "Python's exporters speak no other over HTTP"
+        )
+        return "http/protobuf"
+    raise SettingError(name, written, "one of " + ", ".join(PROTOCOLS))
+
+
+def nowhere_to_go(signal: Signal) -> str:
+    """Say that an endpoint is set for the other signal only; empty if this one has its own, or the default is right.
+
+    Sending to a collector on this machine would be wrong then: the only one that is known is elsewhere. It may take one
+    signal only, and want headers that are set for that signal only.
+    """
+    other = METRICS if signal is TRACES else TRACES
+    name, value = variable("ENDPOINT", other)
+    if variable("ENDPOINT", signal)[1] or not value:
+        return ""
+    try:
+        default = "4317" if otlp_protocol(Remarks(), signal) == "grpc" else "4318"
+        parts = urlsplit(value if "://" in value else f"//{value}")
+        if parts.hostname in _LOCAL and str(parts.port) == default:
+            return ""
+    except ValueError:  # one of the two is wrong, which is said elsewhere
+        pass
+    what = "spans" if signal is TRACES else "metrics"
+    return (
+        f"no {what} are sent: only {name} is set. OTEL_EXPORTER_OTLP_{signal.name}_ENDPOINT says where {what} go, "
+        "OTEL_EXPORTER_OTLP_ENDPOINT where both go"
+    )
 
 
 def otlp_endpoint(signal: Signal = TRACES, *, grpc: bool, given: str | None = None) -> str:
@@ -147,50 +193,54 @@ def otlp_endpoint(signal: Signal = TRACES, *, grpc: bool, given: str | None = No
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + signal.path))
 
 
-def otlp_compression(signal: Signal = TRACES, *, grpc: bool) -> str:
-    """Return the compression: ``gzip`` unless the variable says ``none`` or, over HTTP, ``deflate``.
-
-    Raises
-    ------
-    SettingError
-        If it says something else.
-    """
+def otlp_compression(remarks: Remarks, signal: Signal = TRACES, *, grpc: bool) -> str:
+    """Return the compression: ``gzip`` unless the variable says ``none`` or, over HTTP, ``deflate``."""
     name, value = variable("COMPRESSION", signal)
     if value and value.lower() not in _COMPRESSIONS[grpc]:
-        allowed = ", ".join(_COMPRESSIONS[grpc])
-        raise SettingError(name, value, f"one of {allowed} over {'gRPC' if grpc else 'HTTP'}")
+        allowed = f"one of {', '.join(_COMPRESSIONS[grpc])} over {'gRPC' if grpc else 'HTTP'}"
+        remarks.fall_back(SettingError(name, value, allowed), "gzip is used")
+        return "gzip"
     return value.lower() or "gzip"
 
 
-def otlp_headers(signal: Signal = TRACES) -> dict[str, str]:
-    """Return the headers to send with each request, which may be secrets: names in lower case.
+class Headers(dict[str, str]):
+    """Headers to send with each request, which may be secrets: names in lower case."""
 
-    Raises
-    ------
-    SettingError
-        If they are not written as they should be.
-    """
+    #: Names whose values cannot be sent. Exporters read the variable, too, and some take them.
+    skipped: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        """Whether exporters are to take these and leave the variable: also if there are none."""
+        return True
+
+
+def otlp_headers(remarks: Remarks, signal: Signal = TRACES) -> Headers:
+    """Return the headers to send with each request; what is not written as it should be is left out."""
     name, value = variable("HEADERS", signal)
-    headers = {}
-    for each in filter(None, map(str.strip, value.split(","))):
+    headers, skipped = Headers(), set()
+    for number, each in enumerate(filter(None, map(str.strip, value.split(","))), 1):
         key, separator, text = each.partition("=")
         key = unquote(key.strip()).lower()
         text = unquote(text.strip())
-        if not separator or not _HEADER_NAME.fullmatch(key) or not _HEADER_VALUE.fullmatch(text):
-            raise SettingError(
-                name, "(not shown)", "name=value, separated by commas; other characters as in a URL: %20"
-            )
-        headers[key] = text
+        if separator and _HEADER_NAME.fullmatch(key) and _HEADER_VALUE.fullmatch(text):
+            headers[key] = text
+            continue
+        skipped.add(key)
+        allowed = "name=value, separated by commas; other characters as in a URL: %20"
+        remarks.fall_back(
+            SettingError(name, "(not shown)", allowed), f"entry {number} is left out, and requests lack that header"
+        )
+    headers.skipped = frozenset(skipped - set(headers))
     return headers
 
 
-def otlp_timeout(signal: Signal = TRACES, *, grpc: bool) -> float:
+def otlp_timeout(remarks: Remarks, signal: Signal = TRACES, *, grpc: bool) -> float:
     """Return the seconds that one request may take: by two variables, of which the shorter time counts.
 
     Raises
     ------
     SettingError
-        If one has a value that cannot be used.
+        If the exporter would fail at one, though it is told the time.
     """
     name, value = variable("TIMEOUT", signal)
     per_signal = f"OTEL_EXPORTER_OTLP_{signal.name}_TIMEOUT"
@@ -200,13 +250,23 @@ def otlp_timeout(signal: Signal = TRACES, *, grpc: bool) -> float:
             "",
             "a number of seconds or not set at all, since the exporter cannot take an empty one over gRPC",
         )
+    error = SettingError(name, value, f"a number of seconds above 0, at most {_LONGEST_TIMEOUT:g}")
     try:
         seconds = float(value or TIMEOUT)
     except ValueError:
+        if grpc and name == per_signal:
+            raise error from None
         seconds = 0.0
+    if _LONGEST_TIMEOUT < seconds <= 1000 * _LONGEST_TIMEOUT:
+        remarks.reading(
+            f"{name} = {value!r} is taken as milliseconds, i.e. {seconds / 1000:g} s; Python's exporters count "
+            f"seconds: write {seconds / 1000:g}"
+        )
+        seconds /= 1000
     if not 0 < seconds <= _LONGEST_TIMEOUT:
-        raise SettingError(name, value, f"a number of seconds above 0, at most {_LONGEST_TIMEOUT:g}")
-    export = whole(signal.timeout, 1)
+        remarks.fall_back(error, f"{TIMEOUT} s are used")
+        seconds = float(TIMEOUT)
+    export = whole(signal.timeout, 1, remarks)
     return seconds if export is None else min(seconds, export / 1000)
 
 
@@ -218,17 +278,13 @@ def variable(name: str, signal: Signal) -> tuple[str, str]:
     return "", ""
 
 
-def whole(name: str, least: int) -> int | None:
-    """Return the whole number that a variable says; None if it says nothing.
-
-    Raises
-    ------
-    SettingError
-        If it says something else.
-    """
+def whole(name: str, least: int, remarks: Remarks) -> int | None:
+    """Return the whole number that a variable says; None if it says nothing, or something else."""
     value = os.environ.get(name, "").strip()
     if not value:
         return None
     if not (value.isascii() and value.isdecimal()) or len(value) > 12 or int(value) < least:
-        raise SettingError(name, value[:50], f"a whole number from {least} up, of at most 12 digits")
+        error = SettingError(name, value[:50], f"a whole number from {least} up, of at most 12 digits")
+        remarks.fall_back(error, "the default is used")
+        return None
     return int(value)

@@ -99,8 +99,8 @@ def test_version_and_help():
     ("variable", "value"),
     [
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "udp"),
-        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
-        ("OTEL_SPAN_LINK_COUNT_LIMIT", "x"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/no/file"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "x"),
     ],
 )
 def test_a_bad_variable_is_named(variable, value):

@@ -139,11 +139,7 @@ def test_only_the_latest_snapshot_waits(monkeypatch):
     [
         ({"OTEL_METRICS_EXPORTER": "prometheus"}, "--web.enable-otlp-receiver"),
         ({"OTEL_METRICS_EXPORTER": "jaegre"}, "OTEL_METRICS_EXPORTER = 'jaegre' cannot be used"),
-        ({"OTEL_METRIC_EXPORT_INTERVAL": "10s"}, "OTEL_METRIC_EXPORT_INTERVAL = '10s' cannot be used"),
-        ({"OTEL_METRIC_EXPORT_INTERVAL": "5"}, "a whole number from 100 up"),
-        ({"OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "both"}, "one of cumulative, delta, lowmemory"),
         ({"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "udp"}, "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL = 'udp'"),
-        ({"OTEL_METRIC_EXPORT_TIMEOUT": "soon"}, "OTEL_METRIC_EXPORT_TIMEOUT = 'soon'"),
     ],
 )
 def test_what_is_wrong_with_metrics_leaves_the_traces_on(variables, line, monkeypatch):
