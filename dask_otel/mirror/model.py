@@ -196,7 +196,7 @@ class Change(Tally):
     @property
     def is_empty(self) -> bool:
         """Nothing to count: a release, a change of state only."""
-        return not (self.active or self.tasks or self.nbytes or self.durations)
+        return not (self.active or self.tasks or self.entered or self.nbytes or self.durations)
 
 
 class Claim(Tally):

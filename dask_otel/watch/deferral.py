@@ -39,13 +39,13 @@ class Deferral:
         #: When the oldest root began of which a group was left: it is the first one that is cut.
         self._oldest = inf
 
-    def begin_sweep(self, changed: int, *, may_defer: bool) -> tuple[bool, dict[Any, Change]]:
+    def begin_sweep(self, changes: dict[Any, Change], *, may_defer: bool) -> tuple[bool, dict[Any, Change]]:
         """Begin a sweep.
 
         Parameters
         ----------
-        changed
-            Number of groups that have changed.
+        changes
+            Of groups to which something has happened.
 
         Returns
         -------
@@ -53,18 +53,24 @@ class Deferral:
         """
         self._number += 1
         due = self._due.pop(self._number, [])
-        may_defer = may_defer and changed + len(self._latches.left) > MANY_GROUPS
-        if may_defer and not self._is_cut_soon(self._oldest, time()):
+        may_defer = may_defer and len(changes) + len(self._latches.left) > MANY_GROUPS
+        now = time()
+        is_cut_soon = self._is_cut_soon(self._oldest, now)
+        if may_defer and not is_cut_soon:
             return True, self._latches.take_left(due)
-        self._due, self._oldest = {}, inf
-        return may_defer, self._latches.take_left(list(self._latches.left))
+        self._due = {}
+        left = self._latches.take_left(list(self._latches.left))
+        if is_cut_soon:
+            self._oldest = inf
+            left |= {group: _entered(now) for group in self._groups.entered if group not in changes}
+        return may_defer, left
 
     def defer(self, group: Any, change: Change) -> bool:
         """Tell of a group in an open span only how many of its tasks wait for what, if the rest can be told later.
 
         Returns
         -------
-        Whether that was so; the change is kept.
+        Whether that was so; what is left is kept.
         """
         now = time()
         begun = self._mirror.forest.begun(group.span_id)
@@ -76,11 +82,14 @@ class Deferral:
             return False
         if not self._groups.look(group, change):
             return False
-        self._latches.leave_for_later(group, change)
-        if self._groups.begins_to_wait(group, change):
-            self._due.setdefault(self._number + MAX_DEFERRED, []).append(group)
         self._oldest = min(self._oldest, begun)
         self._mirror.look(change, now)
+        if not change.completed:
+            self._groups.keep_entered(group, change)
+            return True
+        self._latches.leave_for_later(group, change)
+        if self._groups.begins_to_wait(group):
+            self._due.setdefault(self._number + MAX_DEFERRED, []).append(group)
         return True
 
     def _is_cut_soon(self, begun: float, now: float) -> bool:
@@ -95,3 +104,10 @@ class Deferral:
                 if threshold >= 0.0:
                     self._latches.raise_threshold(group, threshold)
                 await pace.rest()
+
+
+def _entered(now: float) -> Change:
+    """Say nothing more of a group than that tasks have entered, which has been kept."""
+    change = Change(now)
+    change.active = True
+    return change

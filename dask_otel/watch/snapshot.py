@@ -24,7 +24,7 @@ MAX_DEFERRED = 4
 class _Known:
     """What a group's numbers were when it was last looked at."""
 
-    __slots__ = ("deferred", "dependencies", "durations", "load", "nbytes", "tasks", "waits")
+    __slots__ = ("deferred", "dependencies", "durations", "entered", "load", "nbytes", "since", "tasks", "waits")
 
     def __init__(self) -> None:
         self.tasks = 0
@@ -34,8 +34,11 @@ class _Known:
         self.dependencies: tuple[Dependency, ...] = ()
         #: How often in a row the rest of a change has been left for later.
         self.deferred = 0
-        #: Whether what was left is more than that tasks have entered.
+        #: Whether a change waits that holds more than that tasks have entered.
         self.waits = False
+        #: If it holds no more, that is all that is kept of it: number of tasks, and since when.
+        self.entered = 0
+        self.since = 0.0
 
 
 class Groups:
@@ -47,11 +50,13 @@ class Groups:
         self._known: dict[Any, _Known] = {}
         #: Groups that Dask had forgotten when they were last looked at.
         self._gone: list[Any] = []
+        #: Groups of which only that tasks have entered was left for later; a set in order of insertion.
+        self.entered: dict[Any, None] = {}
 
     def is_as_known(self, group: Any, change: Change) -> bool:
         """Whether a change comes to nothing: results were released, or tasks forgotten."""
         known = self._known.get(group)
-        if known is None or change.active or change.sent_to or not change.is_plain:
+        if known is None or known.entered or change.active or change.sent_to or not change.is_plain:
             return False
         if (len(group), group.nbytes_total) != (known.tasks, known.nbytes):
             return False
@@ -65,6 +70,7 @@ class Groups:
         known = self._known.get(group)
         if known is None:
             known = self._known[group] = _Known()
+        self._take_entered(group, known, change)
         _name(group, change)
         tasks, nbytes = len(group), group.nbytes_total
         change.tasks, known.tasks = tasks - known.tasks, tasks
@@ -108,6 +114,7 @@ class Groups:
         if known is None:
             known = self._known[group] = _Known()
         known.deferred += 1
+        self._take_entered(group, known, change)
         _name(group, change)
         tasks = len(group)
         change.tasks, known.tasks = tasks - known.tasks, tasks
@@ -118,11 +125,24 @@ class Groups:
         """Whether a group has been looked at."""
         return group in self._known
 
-    def begins_to_wait(self, group: Any, change: Change) -> bool:
-        """Whether a change that was left for later begins to hold what should be told before long, said once."""
+    def begins_to_wait(self, group: Any) -> bool:
+        """Note that the rest of a change is left for later; whether it is the first one since all was told."""
         known = self._known[group]
-        begins, known.waits = bool(change.completed) and not known.waits, bool(change.completed)
+        begins, known.waits = not known.waits, True
         return begins
+
+    def keep_entered(self, group: Any, change: Change) -> None:
+        """Keep of a change that holds no more how many tasks entered, and since when."""
+        known = self._known[group]
+        known.entered, known.since = change.entered, change.since
+        self.entered[group] = None
+
+    def _take_entered(self, group: Any, known: _Known, change: Change) -> None:
+        if known.entered:
+            change.entered += known.entered
+            change.since = min(change.since, known.since)
+            known.entered = 0
+            self.entered.pop(group, None)
 
     def _look_whether_gone(self, group: Any) -> None:
         if self._registry.get(group.name) is not group:

@@ -156,7 +156,7 @@ class Sweeper:
                 self._add_span(graph.span_id)
                 self._mirror.add_graph(graph, time())
             await pace.rest()
-        may_defer, left = self._deferral.begin_sweep(len(changes), may_defer=may_defer)
+        may_defer, left = self._deferral.begin_sweep(changes, may_defer=may_defer)
         changes.update(left)
         told = []
         for group in list(changes):

@@ -174,6 +174,38 @@ async def test_a_cut_tells_all_that_was(plugin, client, scheduler, worker):
     assert root_id in scheduler.extensions["spans"].spans
 
 
+@pytest.mark.parametrize("is_cut", [False, True], ids=["closed", "cut"])
+def test_a_group_whose_tasks_have_only_entered_is_told_of_in_the_end(is_cut):
+    @bridged(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
+    async def run(plugin, client, scheduler, worker):
+        with span("root"):
+            work = Work(plugin, client, scheduler)
+            await work.begin()
+            later = [client.submit(str, work.last, key=("later", number)) for number in range(3)]
+            while "later" not in scheduler.task_groups or scheduler.task_groups["later"].states["waiting"] < 3:
+                await asyncio.sleep(0.01)
+            await work.sweep(MAX_DEFERRED + 2)
+            mirror = plugin._watch.mirror
+            (root,) = mirror.forest.open_roots
+            assert set(root.ledger.groups) == {"work"}
+            assert set(root.ledger.announced) == {"later"}
+            assert (root.ledger.tally.tasks, root.load.unfinished) == (4, 4)
+            if is_cut:
+                with mock.patch.object(mirror, "settings", dataclasses.replace(mirror.settings, max_segment=0.0)):
+                    await work.sweep()
+                assert set(root.ledger.groups) == {"work", "later"}
+                await work.end()
+                await wait(later)
+        spans = [s for s in await finished(plugin) if s.attributes.get("dask.group.name") == "later"]
+        groups = [s for s in spans if s.attributes["dask.kind"] == "group"]
+        assert [(s.attributes["dask.task.count"], s.attributes["dask.task.completed"]) for s in groups] == (
+            [(3, 0), (0, 3)] if is_cut else [(3, 0)]
+        )
+        await work.end()
+
+    run()
+
+
 @measured(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
 async def test_a_sweep_for_metrics_tells_all(plugin, client, scheduler, worker):
     """``measured`` compares them with what Dask says."""
