@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -28,6 +29,8 @@ Exporter = SpanExporter | MetricExporter
 _OTLP = {"grpc": "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
 #: Seconds between two attempts of gRPC's own to connect; its default grows to two minutes, in which all requests fail.
 _CHANNEL = (("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 1000))
+#: Channels to one target share the connection, and the wait after it could not be made. One with this shares nothing.
+_UNSHARED = (("grpc.use_local_subchannel_pool", 1),)
 
 
 def make_senders(endpoint: str | None = None, signal: Signal = TRACES) -> list[Sender]:
@@ -88,10 +91,12 @@ def _make(signal: Signal, name: str, point: EntryPoint, endpoint: str | None = N
         "headers": otlp_headers(signal),
     }
     if grpc:
-        options |= {"insecure": is_insecure(target, signal), "channel_options": _CHANNEL}
+        options["insecure"] = is_insecure(target, signal)
         if not options["insecure"] and not any(map(os.environ.get, _credential_providers(signal, "GRPC"))):
             options["credentials"] = tls.credentials()
-        return GrpcSender(name, _start(signal, name, exporter, **options), shown(target))
+        start = partial(_start, signal, name, exporter, **options)
+        again = partial(start, channel_options=_CHANNEL + _UNSHARED)
+        return GrpcSender(name, start(channel_options=_CHANNEL), shown(target), again)
     session = _session(signal)
     verify = tls.authorities or session.verify
     options |= {

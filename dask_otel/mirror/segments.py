@@ -154,9 +154,16 @@ class Mirror:
         starts = (root.segment.start for root in self.forest.open_roots if root.segment)
         self.threads.forget(min(starts, default=now) - 60.0)
 
-    def owes_metrics(self, now: float) -> bool:
-        """Whether a worker that is still there has metrics to deliver for an open segment."""
-        return any(node.segment and node.segment.awaits_metrics(self.heartbeats, now) for node in self.forest.open)
+    def owing(self, now: float) -> set[str]:
+        """Return the workers that are still there and have metrics to deliver for an open segment."""
+        owing: set[str] = set()
+        for node in self.forest.open:
+            if len(owing) == self.heartbeats.workers:  # all; many segments may await the same
+                break
+            for worker, since in node.segment.owed.items() if node.segment else ():
+                if worker not in owing and self.heartbeats.is_awaited(worker, since, now):
+                    owing.add(worker)
+        return owing
 
     def close(self, now: float) -> Iterator[Record | None]:
         """Close everything, because the cluster closes; as ``advance``."""
