@@ -15,7 +15,7 @@ from .meter import Meter
 from .metrics import MetricFactory
 from .pipeline import Pipeline
 from .privacy import Capture, Redactor
-from .provider import make_senders
+from .provider import import_exporters, make_senders
 from .resource import make_resource
 from .sampling import Sampling, make_sampler
 from .signals import METRICS
@@ -24,7 +24,7 @@ from .spans import SpanFactory
 from .variables import delta_kinds, make_limits, metric_interval, not_read, sdk_disabled
 from .volume import Volume
 
-__all__ = ["connect"]
+__all__ = ["connect", "import_exporters"]
 
 
 def connect(

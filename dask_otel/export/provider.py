@@ -5,6 +5,7 @@ Nothing global is touched: the process's own tracer provider belongs to the user
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 from functools import partial
@@ -17,12 +18,12 @@ from opentelemetry.sdk.trace.export import SpanExporter
 
 from ..errors import SettingError
 from .senders import GrpcSender, HttpSender, Sender
-from .signals import TRACES, Signal
+from .signals import METRICS, TRACES, Signal
 from .targets import shown
 from .tls import is_insecure, read_tls
-from .variables import otlp_compression, otlp_endpoint, otlp_headers, otlp_protocol, otlp_timeout
+from .variables import otlp_compression, otlp_endpoint, otlp_headers, otlp_protocol, otlp_timeout, sdk_disabled
 
-__all__ = ["make_senders"]
+__all__ = ["import_exporters", "make_senders"]
 
 Exporter = SpanExporter | MetricExporter
 
@@ -51,15 +52,29 @@ def make_senders(endpoint: str | None = None, signal: Signal = TRACES) -> list[S
     SettingError
         If a standard variable has a value that cannot be used.
     """
+    return [_make(signal, name, point, endpoint) for name, point in _named(signal, endpoint)]
+
+
+def import_exporters(endpoint: str | None = None) -> None:
+    """Import what ``make_senders`` will need; raises as that does, and does nothing else."""
+    for signal in () if sdk_disabled() else (TRACES, METRICS):
+        for name, point in _named(signal, endpoint):
+            _load(signal, name, point)
+            if point.name == _OTLP["http/protobuf"]:
+                importlib.import_module("requests")  # the exporter waits for its first use
+
+
+def _named(signal: Signal, endpoint: str | None) -> list[tuple[str, EntryPoint]]:
+    """Name the exporters, with where they are found."""
     if endpoint is not None:
-        return [_make(signal, "otlp", _entry_point(signal, "otlp", "otlp"), endpoint)]
+        return [("otlp", _entry_point(signal, "otlp", "otlp"))]
     setting = os.environ.get(signal.exporter, "").strip() or "otlp"
     names = [name.strip() for name in setting.split(",") if name.strip()]
     if names == ["none"]:
         return []
     if not names or "none" in names:
         raise SettingError(signal.exporter, setting, "none alone, or exporters separated by commas")
-    return [_make(signal, name, _entry_point(signal, name, setting)) for name in dict.fromkeys(names)]
+    return [(name, _entry_point(signal, name, setting)) for name in dict.fromkeys(names)]
 
 
 def _entry_point(signal: Signal, name: str, setting: str) -> EntryPoint:
