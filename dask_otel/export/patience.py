@@ -9,9 +9,9 @@ from .answers import Answer, Meaning
 __all__ = ["LAST_CHANCE", "Patience"]
 
 #: Seconds from the beginning of closing for a collector that had been failing, or cannot be reached any more.
-LAST_CHANCE = 0.75
-#: Seconds between two attempts in that time.
-SHORT_PAUSE = 0.25
+LAST_CHANCE = 0.6
+#: Seconds between two attempts in that time: a connection that was idle may have been dropped, and one more will do.
+SHORT_PAUSE = 0.1
 
 
 class Patience:

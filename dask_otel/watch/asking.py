@@ -10,6 +10,8 @@ import asyncio
 import pickle
 from typing import Any
 
+import dask
+
 __all__ = ["ask_for_heartbeats"]
 
 #: The function's name is in the worker's log, at level INFO. A heartbeat may be on its way that was drawn up before
@@ -34,6 +36,8 @@ _FUNCTION = pickle.dumps(_Function(), protocol=4)
 
 async def ask_for_heartbeats(scheduler: Any, worker: str) -> bool:
     """Have a worker send what it knows; return whether it has. Takes as long as the worker likes."""
+    if "run" in dask.config.get("distributed.worker.blocked-handlers", ()):  # it would log an error
+        return False
     try:
         response = await scheduler.rpc(worker).run(function=_FUNCTION)
     except asyncio.CancelledError:

@@ -187,9 +187,13 @@ def test_when_the_next_is_wanted(monkeypatch):
     sink.close(PATIENCE)
 
 
+@pytest.mark.parametrize("was_reached", [True, False], ids=["is busy", "has dropped the connection"])
 @pytest.mark.parametrize("first_answer", ["before it closes", "while it closes"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_last_snapshot_is_sent_though_the_collector_is_busy_for_a_moment(protocol, first_answer, monkeypatch):
+def test_the_last_snapshot_is_sent_though_something_is_wrong_for_a_moment(
+    protocol, first_answer, was_reached, monkeypatch
+):
+    monkeypatch.setattr(module, "LAST_CHANCE", PATIENCE)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     answers = []
     with Receiver() as receiver:
@@ -197,16 +201,16 @@ def test_the_last_snapshot_is_sent_though_the_collector_is_busy_for_a_moment(pro
         (meter,) = sink._meters
         send = meter._sender.send
 
-        def busy_once(data):
+        def once_not(data):
             answers.append(1)
             if len(answers) == 2:
-                return module.Answer(module.Meaning.LATER, "busy")
+                return module.Answer(module.Meaning.LATER, "not now", was_reached=was_reached)
             answer = send(data)
             if first_answer == "while it closes":
                 wait_until(lambda: meter._patience.deadline)
             return answer
 
-        monkeypatch.setattr(meter._sender, "send", busy_once)
+        monkeypatch.setattr(meter._sender, "send", once_not)
         sink.put_metrics(taken(1))
         wait_until(lambda: completed(receiver) if first_answer == "while it closes" else meter.status()["exports"])
         sink.put_metrics(taken(2))

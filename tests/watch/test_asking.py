@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import pickletools
 
+import dask
 import pytest
 from distributed import Worker, span
-from distributed.utils_test import gen_cluster, inc, slowinc
+from distributed.utils_test import captured_logger, gen_cluster, inc, slowinc
 from support.memory import MemoryPlugin
 from support.misbehaving import Misbehaving
 from support.processes import cluster
@@ -137,11 +138,12 @@ async def test_nobody_is_asked_where_nothing_is_owed(client, scheduler, worker, 
     assert not plugin.safety.failures
 
 
-@gen_cluster(
-    client=True, nthreads=TWO, config={"distributed.worker.blocked-handlers": ["run"], "otel.shutdown-timeout": "1h"}
-)
-async def test_workers_that_may_not_be_asked_are_waited_for(client, scheduler, a, b):
-    with pytest.MonkeyPatch.context() as patch:
+@pytest.mark.parametrize("who", ["the worker refuses", "the configuration says so"])
+@gen_cluster(client=True, nthreads=TWO)
+async def test_workers_that_may_not_be_asked_are_waited_for(client, scheduler, a, b, who):
+    blocked = {"distributed.worker.blocked-handlers": ["run"]} if who == "the configuration says so" else {}
+    a.blocked_handlers = b.blocked_handlers = ["run"]
+    with pytest.MonkeyPatch.context() as patch, dask.config.set(blocked), captured_logger("distributed.core") as log:
         asked = note_asks(patch)
         patch.setattr(life, "heartbeat_interval", lambda workers: 600.0)
         plugin = MemoryPlugin(settle=600.0, shutdown_timeout=3600.0)
@@ -149,6 +151,7 @@ async def test_workers_that_may_not_be_asked_are_waited_for(client, scheduler, a
         root_id = await work(client, a, b)
         await scheduler.close()
     assert asked == dict.fromkeys([a.address, b.address], False)
+    assert ("explicitly disallowed" in log.getvalue()) is not bool(blocked)
     check_complete(scheduler, root_id, root_of(plugin))
 
 
