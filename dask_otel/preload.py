@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
+import sys
+from contextlib import suppress
 from typing import Any
 
 import distributed
@@ -20,6 +24,7 @@ from .watch.sink import Sink
 
 __all__ = ["OTelPlugin", "set_up"]
 
+_EXPORT = "dask_otel.export.connect"
 _LEVELS = {"spans": Level.SPANS, "groups": Level.GROUPS, "tasks": Level.TASKS}
 _DEFAULT_LEVELS = {"full": Level.TASKS, "segments": Level.SPANS, "off": Level.NOTHING}
 
@@ -35,6 +40,11 @@ def set_up(server: Any) -> None:
     elif OTelPlugin.name not in server.plugins:
         # Dask starts it at the end of the scheduler's own start.
         server.add_plugin(OTelPlugin())
+
+
+def _import_exporters(endpoint: str | None) -> None:
+    with suppress(Exception):  # whoever needs them says what is wrong
+        importlib.import_module(_EXPORT).import_exporters(endpoint)
 
 
 class OTelPlugin(SchedulerWatch):
@@ -54,6 +64,11 @@ class OTelPlugin(SchedulerWatch):
         self._endpoint = endpoint
         self._settings: config.Settings | None = None
 
+    async def prepare(self) -> None:
+        """Import OpenTelemetry and its exporters in a thread: that takes a tenth of a second and more."""
+        if _EXPORT not in sys.modules:
+            await asyncio.to_thread(_import_exporters, self._endpoint)
+
     def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink] | None:
         """Read the settings and make the sink."""
         settings = config.load(lambda error: log.error("dask-otel %s: %s", config.consequence(error), error))
@@ -61,7 +76,7 @@ class OTelPlugin(SchedulerWatch):
         safety.tells = all(settings.capture.values())
         try:
             config.check_limits()
-            export = import_or_log("dask_otel.export.connect")
+            export = import_or_log(_EXPORT)
             if export is None:
                 return None
             sink: Any = export.connect(

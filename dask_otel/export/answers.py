@@ -45,6 +45,8 @@ class Answer:
     wait: float | None = None
     #: Spans of a batch, or points of metrics, that was taken which the collector rejected all the same.
     rejected: int = 0
+    #: False if nobody was there to answer: no connection could be made, or it was lost.
+    was_reached: bool = True
 
     @property
     def knows_no_such_thing(self) -> bool:

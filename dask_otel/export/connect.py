@@ -18,7 +18,7 @@ from .meter import Meter
 from .metrics import MetricFactory
 from .pipeline import Pipeline
 from .privacy import Capture, Redactor
-from .provider import make_senders
+from .provider import import_exporters, make_senders
 from .resource import make_resource
 from .sampling import Sampling, make_sampler
 from .senders import Sender
@@ -28,7 +28,7 @@ from .spans import SpanFactory
 from .variables import delta_kinds, make_limits, make_span_limits, metric_interval, not_read, sdk_disabled
 from .volume import Volume
 
-__all__ = ["Exporters", "connect", "read_variables"]
+__all__ = ["Exporters", "connect", "import_exporters", "read_variables"]
 
 
 @dataclass

@@ -27,6 +27,8 @@ NO_METRICS = (
 #: Seconds before another attempt, and while the cluster closes.
 PAUSE = 15.0
 SHORT_PAUSE = 0.5
+#: Seconds that closing waits for a collector that had been failing: an idle cluster has nothing else to send.
+LAST_CHANCE = 0.2
 #: Seconds between two lines in the log.
 WARN_EVERY = 600.0
 
@@ -44,6 +46,8 @@ class Meter:
         self._contact = Contact(sender.name, sender.target, WARN_EVERY, str(sender.proxy or ""))
         self._exports = self._failures = self._rejected = 0
         self._patience = Patience()
+        #: The one that ends it all: closing follows.
+        self._last: Snapshot | None = None
         #: Whether the last snapshot was given up.
         self._lost = False
         #: Whether the backend may take metrics at all.
@@ -52,19 +56,42 @@ class Meter:
         self._thread = threading.Thread(target=self._run, name=f"dask-otel metrics {sender.name}", daemon=True)
         self._thread.start()
 
-    def put(self, snapshot: Snapshot) -> None:
-        """Take a snapshot in the place of one that has not left; never blocks."""
+    @property
+    def is_failing(self) -> bool | None:
+        """Whether the last request failed; None before there was one."""
+        return self._contact.is_failing
+
+    def put(self, snapshot: Snapshot, *, last: bool = False) -> None:
+        """Take a snapshot in the place of one that has not left; never blocks.
+
+        Parameters
+        ----------
+        last
+            Whether it is the last one, and ``close`` follows.
+        """
         with self._changed:
             self._next = snapshot
+            if last:
+                self._last = snapshot
             self._changed.notify()
 
-    def close(self, timeout: float) -> None:
-        """Send what is left within ``timeout`` seconds, then shut the exporter down."""
+    def close(self, timeout: float, *, give_up: bool = False) -> None:
+        """Send what is left within ``timeout`` seconds, then shut the exporter down.
+
+        Parameters
+        ----------
+        give_up
+            Whether not to try: nobody is there.
+        """
         with self._changed:
-            self._patience.begin(timeout, is_well=self._contact.is_failing is False)
+            if give_up:
+                self._lost = self._lost or self._next is not None or self._contact.is_failing is True
+                self._next, timeout = None, 0.0
+            self._patience.begin(timeout, is_failing=self.is_failing, last_chance=LAST_CHANCE)
             self._contact.is_silent = True  # but for the last word
             self._changed.notify()
-        self._thread.join(timeout)
+        while self._thread.is_alive() and (left := self._patience.left()):
+            self._thread.join(left)
         if self._lost or (self._thread.is_alive() and self._next):
             said = self._contact.last_error if self._lost else "no answer in time"
             log.warning(
@@ -88,13 +115,17 @@ class Meter:
             with self._changed:
                 self._changed.wait_for(lambda: self._next or self._patience.deadline)
                 snapshot = self._next
+                closes = self._patience.deadline is not None or self._last is not None
             if snapshot is None:
                 return
+            if closes and self.is_failing:  # the collector may just have come back
+                with self._safety.guard(f"exporter {self._sender.name}"):
+                    self._sender.reconnect()
             answer = Answer(Meaning.INVALID, "it cannot be encoded")
             with self._safety.guard(f"exporter {self._sender.name}"):
                 answer = self._send(snapshot)
             with self._safety.guard("metrics"):
-                self._take(snapshot, answer)
+                self._take(snapshot, answer, closes=closes)
                 continue
             self._next = None  # else it would be taken again at once
 
@@ -103,8 +134,14 @@ class Meter:
         shown = deltas(snapshot, self._arrived, kinds) if kinds else snapshot
         return self._sender.send(self._factory.data(shown))
 
-    def _take(self, snapshot: Snapshot, answer: Answer) -> None:
-        """Note what was answered, and wait before another attempt if there is to be one."""
+    def _take(self, snapshot: Snapshot, answer: Answer, *, closes: bool) -> None:
+        """Note what was answered, and wait before another attempt if there is to be one.
+
+        Parameters
+        ----------
+        closes
+            Whether the attempt was made because the cluster closes.
+        """
         arrived = answer.meaning is Meaning.SENT
         with self._changed:
             if arrived:
@@ -119,25 +156,28 @@ class Meter:
             self.has_use = not answer.knows_no_such_thing
             self._say(answer)
             # Else the next snapshot will tell whether somebody has mended it.
-            again = answer.meaning is Meaning.LATER and self._may_try_again(answer)
+            again = answer.meaning is Meaning.LATER and self._may_try_again(answer, closes=closes)
             if self._next is snapshot and not again:
                 self._next = None
                 self._lost = not arrived and not answer.knows_no_such_thing
 
-    def _may_try_again(self, answer: Answer) -> bool:
+    def _may_try_again(self, answer: Answer, *, closes: bool) -> bool:
         """Wait, unless it closes and there is no time for that; whether to make another attempt."""
-        if self._patience.deadline is None:
+        if closes:
+            self._changed.wait_for(lambda: self._patience.deadline)  # it follows at once
+        elif self._patience.deadline is None:
             if answer.wait:  # it wants to be left alone for so long, also with something newer
                 self._changed.wait_for(lambda: self._patience.deadline, answer.wait)
             else:
                 waiting = self._next
                 self._changed.wait_for(lambda: self._next is not waiting or self._patience.deadline, PAUSE)
             return True
-        pause = max(SHORT_PAUSE, answer.wait or 0.0)
-        if not self._patience.allows(pause):
-            return False
-        self._changed.wait(pause)
-        return True
+        elif answer.wait is None:
+            return True
+        pause = self._patience.pause(max(SHORT_PAUSE, answer.wait or 0.0), answer)
+        if pause is not None:
+            self._changed.wait(pause)
+        return pause is not None
 
     def _say(self, answer: Answer) -> None:
         """Log what a person should know, and note how it went."""

@@ -83,10 +83,11 @@ class Pipeline:
     def close(self, timeout: float) -> None:
         """Send what is left within ``timeout`` seconds, then shut the exporter down."""
         with self._changed:
-            self._patience.begin(timeout, is_well=self.delivery.is_failing is False)
+            self._patience.begin(timeout, is_failing=self.is_failing)
             self.delivery.is_silent = True  # but for the last word
             self._changed.notify()
-        self._thread.join(timeout)
+        while self._thread.is_alive() and (left := self._patience.left()):
+            self._thread.join(left)
         self._say_last_word()
         is_sending = self._thread.is_alive()
         self.abandoned = self.abandoned or is_sending
@@ -107,6 +108,11 @@ class Pipeline:
                 sent,
                 f"; what was said last: {said}" if said else "",
             )
+
+    @property
+    def is_failing(self) -> bool | None:
+        """Whether the last request failed; None before there was one."""
+        return self.delivery.is_failing
 
     @property
     def _left(self) -> int:
@@ -209,6 +215,10 @@ class Pipeline:
         begin = monotonic()
         longest, wait = BACK_OFF[1], BACK_OFF[0]
         while not self.abandoned:
+            closes = self._patience.deadline is not None
+            if closes and self.is_failing:  # the collector may just have come back
+                with self._safety.guard(f"exporter {self.delivery.name}"):
+                    self._sender.reconnect()
             answer = self._sender.broken
             with self._safety.guard(f"exporter {self.delivery.name}"):
                 answer = self._sender.send(Paced(spans))
@@ -219,28 +229,28 @@ class Pipeline:
                 return answer
             pause = max(wait * random.uniform(0.5, 1.0), (answer.wait or 0.0) * random.uniform(1.0, 1.1))
             wait = min(2 * wait, longest)
-            if not self._wait(pause, asked=answer.wait is not None):
+            if not self._wait(pause, answer, closes=closes):
                 self.abandoned = True
         return Answer(Meaning.LATER)
 
-    def _wait(self, seconds: float, *, asked: bool) -> bool:
+    def _wait(self, seconds: float, answer: Answer, *, closes: bool) -> bool:
         """Wait before another attempt; False if none is to be made because the cluster closes.
 
         Parameters
         ----------
-        asked
-            Whether the collector itself asked for the wait.
+        closes
+            Whether closing had begun before the last attempt.
         """
         with self._changed:
             if self._patience.deadline is None:
                 self._changed.wait_for(lambda: self._patience.deadline, seconds)
-                return True  # at once if it closes: the collector may just have come back
-            if self._patience.is_short and not asked:
-                seconds = BACK_OFF[0]
-            if not self._patience.allows(seconds, asked=asked):
-                return False
-            self._changed.wait(seconds)
-            return True
+                return True  # at once if it closes
+            if not closes and answer.wait is None:
+                return True
+            pause = self._patience.pause(seconds, answer)
+            if pause is not None:
+                self._changed.wait(pause)
+            return pause is not None
 
 
 def _is_about_the_batch(answer: Answer) -> bool:

@@ -5,12 +5,14 @@ Nothing global is touched: the process's own tracer provider belongs to the user
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -21,12 +23,20 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from ..errors import Remarks, SettingError
 from .proxies import find_proxy
 from .senders import GrpcSender, HttpSender, Sender
-from .signals import TRACES, Signal
+from .signals import METRICS, TRACES, Signal
 from .targets import shown
 from .tls import is_insecure, read_tls
-from .variables import nowhere_to_go, otlp_compression, otlp_endpoint, otlp_headers, otlp_protocol, otlp_timeout
+from .variables import (
+    nowhere_to_go,
+    otlp_compression,
+    otlp_endpoint,
+    otlp_headers,
+    otlp_protocol,
+    otlp_timeout,
+    sdk_disabled,
+)
 
-__all__ = ["make_senders"]
+__all__ = ["import_exporters", "make_senders"]
 
 Exporter = SpanExporter | MetricExporter
 
@@ -39,6 +49,8 @@ _HINTS = {
 }
 #: Seconds between two attempts of gRPC's own to connect; its default grows to two minutes, in which all requests fail.
 _CHANNEL = (("grpc.initial_reconnect_backoff_ms", 500), ("grpc.max_reconnect_backoff_ms", 1000))
+#: Channels to one target share the connection, and the wait after it could not be made. One with this shares nothing.
+_UNSHARED = (("grpc.use_local_subchannel_pool", 1),)
 
 
 def make_senders(endpoint: str | None = None, signal: Signal = TRACES, remarks: Remarks | None = None) -> list[Sender]:
@@ -89,6 +101,20 @@ def make_senders(endpoint: str | None = None, signal: Signal = TRACES, remarks: 
     return senders
 
 
+def import_exporters(endpoint: str | None = None) -> None:
+    """Import what ``make_senders`` will need, and do nothing else; that says what cannot be imported."""
+    for signal in () if sdk_disabled() else (TRACES, METRICS):
+        setting = "otlp" if endpoint is not None else os.environ.get(signal.exporter, "").strip()
+        if not setting and nowhere_to_go(signal):
+            continue
+        for name in filter(None, map(str.strip, (setting or "otlp").split(","))):
+            with suppress(SettingError):
+                point = _entry_point(signal, name, setting, Remarks())
+                _load(signal, name, point)
+                if point.name == _OTLP["http/protobuf"]:
+                    importlib.import_module("requests")  # the exporter waits for its first use
+
+
 def _entry_point(signal: Signal, name: str, setting: str, remarks: Remarks) -> EntryPoint:
     installed = {point.name: point for point in entry_points(group=signal.group)}
     known = name if name in installed else name.lower()
@@ -124,10 +150,12 @@ def _make(signal: Signal, name: str, point: EntryPoint, remarks: Remarks, endpoi
         "headers": headers,
     }
     if grpc:
-        options |= {"insecure": is_insecure(target, remarks, signal), "channel_options": _CHANNEL}
+        options["insecure"] = is_insecure(target, remarks, signal)
         if not options["insecure"] and not any(map(os.environ.get, _credential_providers(signal, "GRPC"))):
             options["credentials"] = tls.credentials()
-        return GrpcSender(name, _start(signal, name, exporter, **options), shown(target), proxy)
+        start = partial(_start, signal, name, exporter, **options)
+        again = partial(start, channel_options=_CHANNEL + _UNSHARED)
+        return GrpcSender(name, start(channel_options=_CHANNEL), shown(target), proxy, again)
     session = _session(signal)
     verify = tls.authorities or session.verify
     options |= {

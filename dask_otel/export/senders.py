@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -62,6 +63,9 @@ class Sender:
         except BaseException as error:  # it must not end the thread
             raise RuntimeError(f"the exporter raised {type(error).__name__}") from error
         return Answer(Meaning.REFUSED, "the exporter says FAILURE") if failed else _SENT
+
+    def reconnect(self) -> None:
+        """See to it that the next request tries to connect, however short ago that has failed."""
 
     def shutdown(self) -> None:
         """Shut the exporter down; may raise anything."""
@@ -179,12 +183,30 @@ class GrpcSender(_OtlpSender):
     """Sends through the standard OTLP exporter over gRPC.
 
     The exporter's stub is a private attribute; tests on both ends of the version range hold it.
+
+    Parameters
+    ----------
+    again
+        Makes another such exporter, whose channel shares nothing with the first one's.
     """
 
-    def __init__(self, name: str, exporter: Any, target: str, proxy: Proxy | None = None) -> None:
+    def __init__(self, name: str, exporter: Any, target: str, proxy: Proxy | None, again: Callable[[], Any]) -> None:
         super().__init__(name, exporter, target, proxy)
-        self._call = exporter._client.Export
+        self._again = again
+        self._call = self._listen_to(exporter)
+
+    def _listen_to(self, exporter: Any) -> Callable[..., Any]:
+        """Stand in for an exporter's stub, and return its call."""
+        call: Callable[..., Any] = exporter._client.Export
         exporter._client = self
+        return call
+
+    def reconnect(self) -> None:
+        """Use a new channel: one that could not connect fails all requests until it has waited for its back-off."""
+        exporter = self._again()
+        self.exporter, before = exporter, self.exporter
+        self._call = self._listen_to(exporter)
+        before.shutdown()
 
     def Export(self, request: Any, **options: Any) -> Any:  # noqa: N802 -- the stub's name for it
         """Stand in for the exporter's stub."""
@@ -193,7 +215,8 @@ class GrpcSender(_OtlpSender):
         try:
             response = self._call(request, **options)
         except RpcError as error:
-            self._heard(of_grpc(error.code().name, error.details() or "", _retry_delay(error)))
+            answer = of_grpc(error.code().name, error.details() or "", _retry_delay(error))
+            self._heard(replace(answer, was_reached=_has_answered(error, answer)))
         except Exception as error:  # noqa: BLE001 -- headers that gRPC does not take, for instance
             self._heard(_of_error(error))
         self._heard(_rejected(response))
@@ -225,10 +248,11 @@ def _read(response: Any, deadline: float) -> bytes:
 
 def _of_error(error: Exception) -> Answer:
     """Say what an exception means that was raised on the way to the collector."""
+    from requests import ConnectionError as NoConnection
     from requests import RequestException
 
     if isinstance(error, RequestException) and not isinstance(error, ValueError):
-        return Answer(Meaning.LATER, _reason(error))
+        return Answer(Meaning.LATER, _reason(error), was_reached=not isinstance(error, NoConnection))
     # Not what it says: it may hold headers or the URL.
     return Answer(
         Meaning.REFUSED, f"{type(error).__name__}: the request cannot be made; look at endpoint, headers and proxy"
@@ -248,6 +272,14 @@ def _rejected(response: Any) -> Answer:
     # ``rejected_spans`` or ``rejected_data_points``
     rejected = next((value for field, value in partial.ListFields() if field.number == 1), 0)
     return Answer(Meaning.SENT, short(partial.error_message), rejected=max(0, rejected))
+
+
+def _has_answered(error: Any, answer: Answer) -> bool:
+    """Whether a status came from the collector; gRPC itself gives the same one where there is no connection."""
+    if not answer.said.startswith("UNAVAILABLE"):
+        return True
+    describe = getattr(error, "debug_error_string", None)
+    return describe is None or "received from peer" in (describe() or "received from peer")
 
 
 def _retry_delay(error: Any) -> float | None:

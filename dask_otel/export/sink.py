@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -77,9 +78,13 @@ class Sink:
         return records if self._pipelines else []
 
     def wants_metrics(self, *, last: bool = False) -> bool:
-        """Whether it is time for a snapshot, said once; for the last one it always is, if anybody wants any."""
+        """Whether it is time for a snapshot, said once.
+
+        For the last one it always is, if there is anybody to send it to; ask when the spans are closed.
+        """
         now = monotonic()
-        if not self._meters or (now < self._due and not last):
+        meters = [meter for meter in self._meters if not self._gives_up(meter)] if last else self._meters
+        if not meters or (now < self._due and not last):
             return False
         if self._pause < self._interval:
             self._due, self._pause = now + self._pause, 2 * self._pause
@@ -87,10 +92,11 @@ class Sink:
             self._due += self._interval * ((now - self._due) // self._interval + 1)
         return True
 
-    def put_metrics(self, snapshot: Snapshot) -> None:
-        """Give a snapshot to all; never blocks."""
+    def put_metrics(self, snapshot: Snapshot, *, last: bool = False) -> None:
+        """Give a snapshot to all; never blocks. After the last one, ``close_metrics`` follows."""
         for meter in self._meters:
-            meter.put(snapshot)
+            if not (last and self._gives_up(meter)):
+                meter.put(snapshot, last=last)
 
     def exporters(self) -> list[Exporter]:
         """Say what became of the spans so far."""
@@ -102,14 +108,25 @@ class Sink:
         """Number of spans that are waiting or were dropped, over all exporters."""
         return sum(pipeline.unsent for pipeline in self._pipelines)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether nobody is known to be there: what was sent last has failed, everywhere."""
+        ways_out: list[Pipeline | Meter] = [*self._pipelines, *(meter for meter in self._meters if meter.has_use)]
+        known = [way.is_failing for way in ways_out]
+        return any(known) and False not in known
+
+    def _gives_up(self, meter: Meter) -> bool:
+        """Whether closing makes no attempt to send the last metrics, since neither they nor spans have arrived."""
+        return bool(meter.is_failing and self._pipelines and all(pipeline.is_failing for pipeline in self._pipelines))
+
     def close_spans(self, timeout: float) -> None:
         """Send the spans that are left, within ``timeout`` seconds less what the last metrics may need."""
         kept = min(FOR_METRICS, timeout / 4) if any(meter.has_use for meter in self._meters) else 0.0
-        _close(self._pipelines, timeout, kept)
+        _close([pipeline.close for pipeline in self._pipelines], timeout, kept)
 
     def close_metrics(self, timeout: float) -> None:
         """Send the snapshot that is left, within ``timeout`` seconds."""
-        _close(self._meters, timeout)
+        _close([partial(meter.close, give_up=self._gives_up(meter)) for meter in self._meters], timeout)
 
     def close(self, timeout: float) -> None:
         """Close all, within ``timeout`` seconds in all."""
@@ -144,11 +161,11 @@ class Sink:
         }
 
 
-def _close(ways_out: Sequence[Pipeline | Meter], timeout: float, kept: float = 0.0) -> None:
+def _close(closes: Sequence[Callable[[float], None]], timeout: float, kept: float = 0.0) -> None:
     deadline = monotonic() + timeout
     # A little less: each has a last word to say, and the process may end when this returns.
     each = timeout - max(kept, min(1.0, timeout / 5))
-    closing = [threading.Thread(target=way.close, args=(each,), daemon=True) for way in ways_out]
+    closing = [threading.Thread(target=close, args=(each,), daemon=True) for close in closes]
     for thread in closing:
         thread.start()
     for thread in closing:

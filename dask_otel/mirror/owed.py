@@ -76,6 +76,18 @@ class Owed:
                 segment.overdue[worker] = since
         return is_awaited
 
+    def awaited(self, now: float) -> set[str]:
+        """Return the workers that are still there and have metrics to deliver for any segment."""
+        return {
+            worker
+            for worker, nodes in self._waiting.items()
+            if any(
+                self.heartbeats.is_awaited(worker, node.segment.owed[worker], now)
+                for node in nodes
+                if node.segment and worker in node.segment.owed
+            )
+        }
+
     def worker_left(self, worker: str) -> None:
         """A worker is gone: metrics that it owes are lost. The next sweep will see to that."""
         self.heartbeats.left(worker)

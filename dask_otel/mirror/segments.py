@@ -165,9 +165,9 @@ class Mirror:
         # A segment may start a little before the sweep that opens it.
         self.threads.forget(earliest - 60.0)
 
-    def owes_metrics(self, now: float) -> bool:
-        """Whether a worker that is still there has metrics to deliver for an open segment."""
-        return any(self.owed.is_awaited(node, now) for node in self.forest.open)
+    def owing(self, now: float) -> set[str]:
+        """Return the workers that are still there and have metrics to deliver for an open segment."""
+        return self.owed.awaited(now)
 
     def close(self, now: float) -> Iterator[Record | None]:
         """Close everything, because the cluster closes; as ``advance``."""

@@ -18,6 +18,7 @@ from ..mirror.progress import open_roots
 from ..mirror.segments import Mirror
 from ..mirror.settings import Level, MirrorSettings
 from ..safety import Safety, log
+from .asking import ask_for_heartbeats
 from .blocking import HURRY, in_thread
 from .graphs import Graphs
 from .latches import Latches
@@ -31,6 +32,8 @@ __all__ = ["Watch", "WatchSettings"]
 
 #: Seconds that closing may take when the interpreter exits: Dask gives itself 10 s, of which workers may take 4.
 AT_EXIT = 4.0
+#: Seconds for what takes a moment, mostly, and is not worth a longer wait.
+MOMENT = 0.2
 #: Open roots that the status names.
 MAX_ROOTS = 100
 
@@ -192,20 +195,41 @@ class Watch:
         return "it has failed too often in a row, see the log" if self.safety.gave_up else ""
 
     async def _await_metrics(self) -> None:
-        """Give workers that are still there a heartbeat interval to deliver."""
+        """Ask workers for the metrics that they owe; of those that do not answer, wait for the next heartbeats."""
+        await self._sweeper.sweep(may_defer=False)
+        since = time()
+        owing = self.mirror.owing(since)
+        if not owing:
+            return
+        deadline = perf_counter() + self._wait_for_metrics()
         heard = asyncio.Event()
         self._metrics.on_heartbeat = heard.set
-        workers = len(self._scheduler.workers)
+        asked = {asyncio.create_task(ask_for_heartbeats(self._scheduler, worker)): worker for worker in owing}
+        for ask in asked:
+            ask.add_done_callback(lambda _: heard.set())
+        try:
+            while owing and (left := deadline - perf_counter()) > 0:
+                await asyncio.wait_for(heard.wait(), left)
+                heard.clear()
+                ended = {ask: worker for ask, worker in asked.items() if ask.done() and not ask.cancelled()}
+                answered = {worker for ask, worker in ended.items() if ask.result()}
+                owing = {each for each in owing - answered if self.mirror.heartbeats.is_awaited(each, since, time())}
+            # A heartbeat has arrived before its worker hears of that, and it would log that the scheduler is gone.
+            await asyncio.wait(asked, timeout=MOMENT)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            for ask in asked:
+                ask.cancel()
+            await asyncio.wait(asked, timeout=MOMENT)
+
+    def _wait_for_metrics(self) -> float:
+        """Seconds in which workers may deliver their metrics."""
+        if self._sink.is_away:  # it is not worth a wait: most likely they would go nowhere
+            return MOMENT
         # A worker's first heartbeat comes after 1 s, whatever the interval.
-        wait = min(1.5 * max(1.0, heartbeat_interval(workers)), self._timeout() / 2)
-        deadline = perf_counter() + wait
-        await self._sweeper.sweep(may_defer=False)
-        while self.mirror.owes_metrics(time()) and perf_counter() < deadline:
-            heard.clear()
-            try:
-                await asyncio.wait_for(heard.wait(), deadline - perf_counter())
-            except asyncio.TimeoutError:
-                return
+        interval: float = heartbeat_interval(len(self._scheduler.workers))
+        return min(1.5 * max(1.0, interval), self._timeout() / 2)
 
 
 #: How many watches a scheduler has had.

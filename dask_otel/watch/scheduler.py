@@ -38,11 +38,19 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
     def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink] | None:
         """Read the settings and make the sink; None if the watch is to stay off."""
 
+    async def prepare(self) -> None:
+        """Do first what would hold the event loop for long: the scheduler may be at work."""
+
     async def start(self, scheduler: Any) -> None:
         """Start watching; called by Dask. Never raises."""
         safety = Safety()
+        before = scheduler.plugins.get(self.name)
         with safety.guard("start"):
-            connected = self.connect(scheduler, safety) if can_work(scheduler) else None
+            await self.prepare()
+        with safety.guard("start"):
+            now = scheduler.plugins.get(self.name)
+            came_first = now is not before and now is not self  # Dask will not add this one
+            connected = self.connect(scheduler, safety) if can_work(scheduler) and not came_first else None
             if connected:
                 _make_place(scheduler)
                 self.sink = connected[1]

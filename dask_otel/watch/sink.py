@@ -19,10 +19,17 @@ class Sink(Protocol):
         """Take records that should leave together; return those that are on their way to a backend."""
 
     def wants_metrics(self, *, last: bool = False) -> bool:
-        """Whether it is time for a snapshot, said once; for the last one it always is, if anybody wants any."""
+        """Whether it is time for a snapshot, said once.
 
-    def put_metrics(self, snapshot: Snapshot) -> None:
-        """Take a snapshot."""
+        For the last one it always is, if there is anybody to send it to; ask when the spans are closed.
+        """
+
+    def put_metrics(self, snapshot: Snapshot, *, last: bool = False) -> None:
+        """Take a snapshot. After the last one, ``close_metrics`` follows."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether nobody is known to be there: what was sent last has failed, everywhere."""
 
     def exporters(self) -> Iterable[Exporter]:
         """Say what became of the records so far."""

@@ -136,7 +136,7 @@ class Sweeper:
             if self._sink.wants_metrics(last=True):
                 self._read_threads()
                 self._measuring.begin_sweep()
-                await self._measure(Pace())
+                await self._measure(Pace(), last=True)
 
     async def _collect(self, pace: Pace, *, may_defer: bool) -> list[Any]:
         """Feed the mirror; return the groups of which it has been told in full."""
@@ -206,11 +206,11 @@ class Sweeper:
                 together = []
             await pace.rest()
 
-    async def _measure(self, pace: Pace) -> None:
+    async def _measure(self, pace: Pace, *, last: bool = False) -> None:
         with self._safety.guard("metrics"):
             snapshot = await self._measuring.snapshot(pace)
             if snapshot:
-                self._sink.put_metrics(snapshot)
+                self._sink.put_metrics(snapshot, last=last)
 
     def _add_span(self, span_id: str) -> None:
         unknown = []

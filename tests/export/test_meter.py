@@ -10,6 +10,7 @@ import pytest
 from distributed.utils_test import captured_logger
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from support.misbehaving import Misbehaving
+from support.records import segment
 from support.snapshots import everything, points, snapshot
 from support.wire import Wire
 
@@ -182,9 +183,13 @@ def test_when_the_next_is_wanted(monkeypatch):
     sink.close(PATIENCE)
 
 
+@pytest.mark.parametrize("was_reached", [True, False], ids=["is busy", "has dropped the connection"])
 @pytest.mark.parametrize("first_answer", ["before it closes", "while it closes"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_last_snapshot_is_sent_though_the_collector_is_busy_for_a_moment(protocol, first_answer, monkeypatch):
+def test_the_last_snapshot_is_sent_though_something_is_wrong_for_a_moment(
+    protocol, first_answer, was_reached, monkeypatch
+):
+    monkeypatch.setattr(module, "LAST_CHANCE", PATIENCE)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     answers = []
     with Receiver() as receiver:
@@ -192,21 +197,82 @@ def test_the_last_snapshot_is_sent_though_the_collector_is_busy_for_a_moment(pro
         (meter,) = sink._meters
         send = meter._sender.send
 
-        def busy_once(data):
+        def once_not(data):
             answers.append(1)
             if len(answers) == 2:
-                return module.Answer(module.Meaning.LATER, "busy")
+                return module.Answer(module.Meaning.LATER, "not now", was_reached=was_reached)
             answer = send(data)
             if first_answer == "while it closes":
                 wait_until(lambda: meter._patience.deadline)
             return answer
 
-        monkeypatch.setattr(meter._sender, "send", busy_once)
+        monkeypatch.setattr(meter._sender, "send", once_not)
         sink.put_metrics(taken(1))
         wait_until(lambda: completed(receiver) if first_answer == "while it closes" else meter.status()["exports"])
         sink.put_metrics(taken(2))
         sink.close(PATIENCE)
     assert completed(receiver) == [2, 4]
+
+
+def sends_while_closing(meter):
+    """Have the attempts counted that begin from now on."""
+    send, counted = meter._sender.send, []
+    meter._sender.send = lambda data: counted.append(1) or send(data)
+    return counted
+
+
+@pytest.mark.parametrize("traces", [True, False], ids=["spans failed too", "no spans are sent"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_how_often_the_last_snapshot_is_tried_where_nobody_is(protocol, traces, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    if traces:
+        monkeypatch.delenv("OTEL_TRACES_EXPORTER")
+    with Wire("http://127.0.0.1:1") as wire, captured_logger("distributed.dask_otel") as log:
+        wire.stop()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", wire.endpoint)
+        sink = make_sink()
+        (meter,) = sink._meters
+        sink.put([segment()])
+        sink.put_metrics(taken(1))
+        wait_until(lambda: meter.is_failing and all(pipeline.is_failing for pipeline in sink._pipelines))
+        attempts = sends_while_closing(meter)
+        sink.close_spans(PATIENCE)
+        assert sink.wants_metrics(last=True) is not traces
+        sink.put_metrics(taken(2), last=True)
+        sink.close_metrics(PATIENCE)
+    assert len(attempts) == (0 if traces else 1)
+    assert not meter._thread.is_alive()
+    assert log.getvalue().count("could not send the last metrics with exporter 'otlp'") == 1
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_one_that_comes_back_when_closing_begins_gets_the_last_snapshot(protocol, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    with Receiver() as receiver, Wire(receiver.endpoints[protocol]) as wire:
+        wire.stop()
+        sink = make_sink(wire.endpoint)
+        sink.put_metrics(taken(1))
+        wait_until(lambda: sink._meters[0].is_failing)
+        wire.start()
+        sink.put_metrics(taken(2), last=True)
+        sink.close_metrics(PATIENCE)
+    assert completed(receiver) == [4]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_closing_does_not_wait_for_metrics_where_they_had_failed(protocol, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
+    with Wire("http://127.0.0.1:1") as wire, captured_logger("distributed.dask_otel") as log:
+        wire.stop()
+        sink = make_sink(wire.endpoint)
+        sink.put_metrics(taken(1))
+        wait_until(lambda: sink._meters[0].is_failing)
+        wire.mode = "hang"
+        wire.start()
+        sink.put_metrics(taken(2), last=True)
+        sink.close_metrics(3600.0)
+    assert log.getvalue().count("could not send the last metrics with exporter 'otlp': no answer in time") == 1
 
 
 class Answering(Receiver):

@@ -9,17 +9,20 @@ from time import monotonic
 
 import pytest
 from distributed.utils_test import captured_logger
+from opentelemetry.sdk.metrics.export import MetricsData
 from support.memory import FACTORY
 from support.misbehaving import Hangs, Misbehaving, Rejects, Says, in_turn
 from support.records import group, segment, task
 from support.wire import Wire
 
 from dask_otel.cli.receiver import Receiver
-from dask_otel.export import patience
+from dask_otel.export import patience, provider
 from dask_otel.export import pipeline as module
+from dask_otel.export.answers import Meaning
 from dask_otel.export.limits import Limits
 from dask_otel.export.pipeline import Pipeline
 from dask_otel.export.provider import make_senders
+from dask_otel.export.signals import METRICS
 from dask_otel.safety import Safety
 
 PATIENCE = 30.0
@@ -382,6 +385,88 @@ def test_one_that_comes_back_when_closing_begins(protocol):
         wire.start()
     run.check(receiver)
     assert run.delivery.total_sent == 6
+
+
+def test_a_channel_that_has_just_failed_to_connect_is_not_waited_for(monkeypatch):
+    """It fails all requests until its back-off is over; a new one asks who is there."""
+    never = (("grpc.initial_reconnect_backoff_ms", 600_000), ("grpc.max_reconnect_backoff_ms", 600_000))
+    monkeypatch.setattr(provider, "_CHANNEL", never)
+    monkeypatch.setattr(module, "BACK_OFF", (0.02, 0.1))
+    with Misbehaving("grpc") as receiver, Wire(receiver.endpoint) as wire:
+        wire.stop()
+        (other,) = make_senders(wire.endpoint, METRICS)  # shares its channel's connection, as metrics do
+        assert other.send(MetricsData([])).meaning is Meaning.LATER
+        with running(wire.endpoint) as run:
+            run.put(bundle(1))
+            run.wait_until(lambda: run.delivery.is_failing)
+            wire.start()
+        other.shutdown()
+    run.check(receiver)
+    assert run.delivery.total_sent == 3
+
+
+def attempts_while_closing(run):
+    """Have the attempts counted that begin after closing has begun."""
+    send, counted = run.pipeline._sender.send, []
+
+    def counting(spans):
+        if run.pipeline._patience.deadline:
+            counted.append(len(spans))
+        return send(spans)
+
+    run.pipeline._sender.send = counting
+    return counted
+
+
+def test_one_attempt_is_made_where_nobody_has_been_there(protocol):
+    with Misbehaving(protocol) as receiver, Wire(receiver.endpoint) as wire:
+        wire.stop()
+        with running(wire.endpoint, max_batch=3) as run:
+            run.put(bundle(1), bundle(2))
+            run.wait_until(lambda: run.delivery.is_failing)
+            attempts = attempts_while_closing(run)
+    assert attempts == [3]  # and none for the batch that waits behind it
+    assert run.delivery.total_dropped == 6
+
+
+def test_one_attempt_is_made_where_closing_is_the_first_to_ask(protocol):
+    with Misbehaving(protocol) as receiver, Wire(receiver.endpoint) as wire:
+        wire.stop()
+        with running(wire.endpoint, delay=3600.0) as run:
+            attempts = attempts_while_closing(run)
+            run.put(bundle(1))
+    assert attempts == [3]
+
+
+def test_one_that_worked_and_cannot_be_reached_for_a_moment(protocol, monkeypatch):
+    monkeypatch.setattr(patience, "LAST_CHANCE", PATIENCE)
+    with Misbehaving(protocol) as receiver, Wire(receiver.endpoint) as wire, running(wire.endpoint) as run:
+        run.put(bundle(1))
+        run.settle()
+        wire.stop()
+        attempts = attempts_while_closing(run)
+        run.pipeline._delay = 3600.0
+        run.put(bundle(2))
+        closing = threading.Thread(target=run.pipeline.close, args=(PATIENCE,))
+        closing.start()
+        run.wait_until(lambda: len(attempts) > 1)
+        wire.start()
+        closing.join()
+    run.check(receiver)
+    assert run.delivery.total_sent == 6
+
+
+def test_closing_does_not_wait_for_an_attempt_at_one_that_had_failed(protocol, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
+    with Wire("http://127.0.0.1:1") as wire:
+        wire.stop()
+        with running(wire.endpoint, close=3600.0) as run:
+            run.put(bundle(1))
+            run.wait_until(lambda: run.delivery.is_failing)
+            wire.mode = "hang"
+            wire.start()
+        assert run.pipeline.abandoned
+    assert "3 were left when the time was over" in run.log.getvalue()
 
 
 def test_closing_waits_for_one_that_asks_for_it(protocol):

@@ -163,13 +163,15 @@ def test_an_exporter_that_hangs_holds_up_no_other():
 
 
 class Way:
-    """Notes how much time it was given."""
+    """Notes how much time it was given, and whether not to try."""
 
-    def __init__(self, has_use=True):
+    def __init__(self, has_use=True, is_failing=False):
         self.has_use = has_use
+        self.is_failing = is_failing
 
-    def close(self, timeout):
+    def close(self, timeout, *, give_up=False):
         self.timeout = timeout
+        self.gave_up = give_up
 
 
 @pytest.mark.parametrize(("timeout", "for_spans"), [(10.0, 8.0), (2.0, 1.5)])
@@ -180,6 +182,31 @@ def test_the_last_metrics_have_time_left(timeout, for_spans):
     sink.close(timeout)
     assert spans.timeout == for_spans
     assert metrics.timeout <= timeout - min(1.0, timeout / 5)
+
+
+@pytest.mark.parametrize(
+    ("spans", "metrics", "is_away", "gives_up"),
+    [
+        ([True], True, True, True),
+        ([True, True], True, True, True),
+        ([True, False], True, False, False),
+        ([True], False, False, False),
+        ([True], None, True, False),  # what is on its way may arrive
+        ([False], True, False, False),  # perhaps elsewhere
+        ([None], True, True, False),
+        ([], True, True, False),
+        ([None], None, False, False),
+        ([False], False, False, False),
+    ],
+)
+def test_whether_anybody_is_there(spans, metrics, is_away, gives_up):
+    sink = make_sink(Safety())
+    way = Way(is_failing=metrics)
+    sink._pipelines, sink._meters = [Way(is_failing=failing) for failing in spans], [way]
+    assert sink.is_away is is_away
+    assert sink.wants_metrics(last=True) is not gives_up
+    sink.close(10.0)
+    assert way.gave_up is gives_up
 
 
 def test_no_time_is_kept_for_a_backend_that_takes_no_metrics():

@@ -35,9 +35,13 @@ class KeepingSink:
     def wants_metrics(self, *, last: bool = False) -> bool:
         return last or self.is_due
 
-    def put_metrics(self, snapshot: Snapshot) -> None:
+    def put_metrics(self, snapshot: Snapshot, *, last: bool = False) -> None:
         self.snapshots.append(snapshot)
         self._arrived.set()
+
+    @property
+    def is_away(self) -> bool:
+        return self._sink.is_away
 
     async def until(self, condition: Callable[[Snapshot], Any]) -> Snapshot:
         """Return the first snapshot from now on of which something holds."""
