@@ -48,6 +48,8 @@ class Meter:
         self._patience = Patience()
         #: The one that ends it all: closing follows.
         self._last: Snapshot | None = None
+        #: Whether requests failed before that one.
+        self._failed_before: bool | None = None
         #: Whether the last snapshot was given up.
         self._lost = False
         #: Whether the backend may take metrics at all.
@@ -72,7 +74,7 @@ class Meter:
         with self._changed:
             self._next = snapshot
             if last:
-                self._last = snapshot
+                self._last, self._failed_before = snapshot, self.is_failing
             self._changed.notify()
 
     def close(self, timeout: float, *, give_up: bool = False) -> None:
@@ -87,7 +89,9 @@ class Meter:
             if give_up:
                 self._lost = self._lost or self._next is not None or self._contact.is_failing is True
                 self._next, timeout = None, 0.0
-            self._patience.begin(timeout, is_failing=self.is_failing, last_chance=LAST_CHANCE)
+            # The first attempt to send the last one may have failed already: that is no earlier failure.
+            is_failing = self._failed_before if self._last and self.is_failing else self.is_failing
+            self._patience.begin(timeout, is_failing=is_failing, last_chance=LAST_CHANCE)
             self._contact.is_silent = True  # but for the last word
             self._changed.notify()
         while self._thread.is_alive() and (left := self._patience.left()):

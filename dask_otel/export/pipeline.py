@@ -173,11 +173,11 @@ class Pipeline:
             answer = self._send([span for _, span in part])
             requests += 1
             if answer.meaning is Meaning.SENT:
+                self.delivery.works()  # first: closing may begin at any time, and asks whether it does
                 with self._changed:
                     self._in_flight -= len(part)
                     self._patience.arrived()
                     self.delivery.count_sent(records, answer.rejected, answer.said)
-                self.delivery.works()
                 self.delivery.warn_of_losses()
             elif _is_about_the_batch(answer) and len(part) > 1 and requests < MAX_REQUESTS:
                 half = len(part) // 2

@@ -214,6 +214,22 @@ def test_the_last_snapshot_is_sent_though_something_is_wrong_for_a_moment(
     assert completed(receiver) == [2, 4]
 
 
+def test_a_failure_to_send_the_last_snapshot_is_no_earlier_one(monkeypatch):
+    """However soon it came: a collector that worked until then is waited for."""
+    monkeypatch.setattr(module, "LAST_CHANCE", 0.0)
+    with Receiver() as receiver:
+        sink = make_sink(receiver.endpoints["grpc"])
+        (meter,) = sink._meters
+        sink.put_metrics(taken(1))
+        wait_until(lambda: meter.is_failing is False)
+        send, answers = meter._sender.send, iter([module.Answer(module.Meaning.LATER, "busy")])
+        monkeypatch.setattr(meter._sender, "send", lambda data: next(answers, None) or send(data))
+        sink.put_metrics(taken(2), last=True)
+        wait_until(lambda: meter.is_failing)
+        sink.close_metrics(PATIENCE)
+    assert completed(receiver) == [2, 4]
+
+
 def sends_while_closing(meter):
     """Have the attempts counted that begin from now on."""
     send, counted = meter._sender.send, []
@@ -240,8 +256,9 @@ def test_how_often_the_last_snapshot_is_tried_where_nobody_is(protocol, traces, 
         assert sink.wants_metrics(last=True) is not traces
         sink.put_metrics(taken(2), last=True)
         sink.close_metrics(PATIENCE)
-    assert len(attempts) == (0 if traces else 1)
+        meter._thread.join(PATIENCE)  # nobody waits for it where it has nothing to do
     assert not meter._thread.is_alive()
+    assert len(attempts) == (0 if traces else 1)
     assert log.getvalue().count("could not send the last metrics with exporter 'otlp'") == 1
 
 

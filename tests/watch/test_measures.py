@@ -451,6 +451,7 @@ async def test_roots(plugin, client, scheduler, *workers):
         gone = client.submit(event.wait, key="gone")
         await until(lambda: "gone" in scheduler.tasks)
         await client.cancel(gone)
+        await until(lambda: "gone" not in scheduler.tasks)  # closing does not wait for it
     spans = await finished(plugin)
     check_root_runs(plugin, spans)
     counts = {labels: sum(p.counts) for labels, p in values(plugin.last, "dask.span.duration").items()}
