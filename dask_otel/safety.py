@@ -17,14 +17,15 @@ __all__ = ["Safety", "import_or_log", "log", "recent"]
 #: Below ``distributed``, so that Dask's own logging configuration shows it and can silence it.
 log = logging.getLogger("distributed.dask_otel")
 
-#: The last lines of the log, first line of each: ``dask-otel doctor --scheduler`` asks for them.
-recent: deque[str] = deque(maxlen=50)
+#: The last lines of the log, when they were logged (seconds since the epoch) and the first line of each: ``dask-otel
+#: doctor --scheduler`` asks for those of a scheduler's own time, since a process may have had others before.
+recent: deque[tuple[float, str]] = deque(maxlen=50)
 
 
 def _remember(record: logging.LogRecord) -> bool:
     # A filter, since a handler of ours would silence Python's handler of last resort.
     with suppress(Exception):
-        recent.append(record.getMessage().partition("\n")[0][:1000])
+        recent.append((record.created, record.getMessage().partition("\n")[0][:1000]))
     return True
 
 

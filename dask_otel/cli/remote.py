@@ -73,7 +73,10 @@ _QUESTION = """(lambda f: setattr(f, "__name__", "dask_otel_doctor") or f)(lambd
     or __import__("importlib.util").util.find_spec("dask_otel") is not None,
     "version": getattr(__import__("sys").modules.get("dask_otel"), "__version__", None),
     "python": __import__("sys").executable,
-    "log": [str(each) for each in getattr(__import__("sys").modules.get("dask_otel.safety"), "recent", ())],
+    "log": [
+        str(line) for at, line in getattr(__import__("sys").modules.get("dask_otel.safety"), "recent", ())
+        if at >= dask_scheduler.time_started
+    ],
 })""".replace("STATUS_CALL", repr(STATUS_CALL))
 _QUESTION_TO_WORKERS = """(lambda f: setattr(f, "__name__", "dask_otel_doctor") or f)(
     lambda dask_worker: [str(each.name) for each in dask_worker.preloads]

@@ -12,6 +12,7 @@ from support.processes import LOOPBACK, Process, cluster
 
 from dask_otel.cli import remote
 from dask_otel.cli.remote import VARIABLE, Facts, why_without
+from dask_otel.safety import log
 
 LOCAL = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0", "protocol": "tcp"}
 ASKS = f"start it with --preload dask_otel, or with {VARIABLE}=dask_otel"
@@ -150,7 +151,11 @@ def test_workers_that_have_it_instead(ask, tmp_path):
 
 
 class TestLocal:
-    """A cluster in a person's own process."""
+    """A cluster in a person's own process, in which there was another one before."""
+
+    @pytest.fixture(autouse=True)
+    def _earlier_cluster(self):
+        log.error("dask-otel turns itself off: this is about an earlier cluster")
 
     def check(self, ask, cluster, *lines):
         code, out = ask(cluster.scheduler_address)
