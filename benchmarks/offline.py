@@ -14,6 +14,7 @@ class Count:
     """A sink that counts, and keeps nothing."""
 
     records = segments = 0
+    is_away = False
 
     def put(self, records):
         self.records += len(records)

@@ -13,7 +13,14 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 @pytest.mark.parametrize(
     "command",
-    ["scale.py --rounds 1 --sizes 1 --only workers", "hooks.py", "conservation.py", "metrics.py"],
+    [
+        "scale.py --rounds 1 --sizes 1 --only workers",
+        "growth.py --rounds 1 --sizes 1 --only groups",
+        "growth.py --rounds 1 --sizes 1 --only workers",
+        "hooks.py",
+        "conservation.py",
+        "metrics.py",
+    ],
 )
 def test_it_runs(command):
     name, *arguments = command.split()
