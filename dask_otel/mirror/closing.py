@@ -13,7 +13,7 @@ from .model import Dependency, Metrics
 from .records import Failure, GroupRecord, Link, MarkerRecord, Record, SegmentRecord, TaskRecord
 from .settings import Level
 from .tally import Tally
-from .tasks import TaskRun
+from .tasks import PickedRun, TaskRun
 from .tree import Node, Segment
 from .verdict import failure_of_group, verdict
 
@@ -22,7 +22,7 @@ __all__ = ["close_segment", "marker"]
 #: Tells the trace and span id of a group's span.
 Find = Callable[[Dependency], "tuple[int, int] | None"]
 #: Runs that get a span, by group, with the reason.
-Runs = Mapping["str | None", Sequence[tuple[str, TaskRun]]]
+Runs = Mapping["str | None", Sequence["tuple[str, TaskRun | PickedRun]"]]
 
 
 def close_segment(
@@ -124,7 +124,7 @@ def _inside(segment: SegmentRecord, ledger: Ledger, runs: Runs, find: Find) -> I
         record = _group(segment, group, metrics, _truncated(group, runs), find)
         yield record
         for reason, run in runs.get(group.key, ()):
-            yield _task(record, run, reason)
+            yield _task(record, run.described(), reason)
 
 
 def _group(

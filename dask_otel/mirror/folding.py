@@ -49,9 +49,9 @@ def _fold(node: Node, ledger: Ledger, group: GroupLedger, number: int) -> None:
     node.withdraw_group(group)
 
 
-def pick_runs(ledger: Ledger, budget: Budget) -> dict[str | None, list[tuple[str, TaskRun]]]:
+def pick_runs(ledger: Ledger, budget: Budget) -> dict[str | None, list[tuple[str, TaskRun | PickedRun]]]:
     """Choose the runs that get a span, with the reason, by group (the folded ones under None)."""
-    chosen: dict[str | None, list[tuple[str, TaskRun]]] = {}
+    chosen: dict[str | None, list[tuple[str, TaskRun | PickedRun]]] = {}
     slowest: list[tuple[float, str | None, TaskRun | PickedRun]] = []
     for group in ledger.all_groups():
         if group.picks:
@@ -61,6 +61,6 @@ def pick_runs(ledger: Ledger, budget: Budget) -> dict[str | None, list[tuple[str
             slowest += [(run.seconds, group.key, run) for run in group.picks.slowest]
     slowest.sort(key=lambda pick: -pick[0])
     for _, key, run in slowest[: max(0, budget.slowest)]:
-        chosen[key].append(("slowest", run.described()))
+        chosen[key].append(("slowest", run))
         budget.slowest -= 1
     return chosen

@@ -232,6 +232,7 @@ class Ledger:
     def shift(self, seconds: float) -> None:
         """Move all times: the clock was set."""
         self.since += seconds
+        self.announced = {name: (prefix, since + seconds) for name, (prefix, since) in self.announced.items()}
         tallies: Iterable[Tally] = (self.tally, *self.elsewhere.values())
         for tally in tallies:
             tally.shift(seconds)

@@ -88,6 +88,14 @@ class Owed:
             )
         }
 
+    def worker_joined(self, worker: str, now: float) -> None:
+        """A worker is new; one that was there before under its address owes nothing any more."""
+        if worker in self._left:
+            self._left.remove(worker)
+            for _ in self._settle(worker):
+                pass
+        self.heartbeats.joined(worker, now)
+
     def worker_left(self, worker: str) -> None:
         """A worker is gone: metrics that it owes are lost. The next sweep will see to that."""
         self.heartbeats.left(worker)
@@ -97,12 +105,15 @@ class Owed:
         """Wait no longer for workers that have left; lazy."""
         left, self._left = self._left, []
         for worker in left:
-            for node in self._waiting.pop(worker, {}):
-                if node.segment and node.ledger and worker in node.segment.owed:
-                    since = node.segment.owed.pop(worker)
-                    node.ledger.metrics_complete &= self.heartbeats.has_delivered(worker, since)
-                yield
-            self.heartbeats.forget_left(worker)
+            yield from self._settle(worker)
+
+    def _settle(self, worker: str) -> Iterator[None]:
+        for node in self._waiting.pop(worker, {}):
+            if node.segment and node.ledger and worker in node.segment.owed:
+                since = node.segment.owed.pop(worker)
+                node.ledger.metrics_complete &= self.heartbeats.has_delivered(worker, since)
+            yield
+        self.heartbeats.forget_left(worker)
 
     def ended(self, node: Node, workers: Iterable[str]) -> None:
         """A node's segment waits no more."""

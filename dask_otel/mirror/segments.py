@@ -126,6 +126,10 @@ class Mirror:
         if graph.failure:
             self.forest.touch(node, None, NO_LOAD, now)
 
+    def worker_joined(self, worker: str, now: float) -> None:
+        """A worker is new."""
+        self.owed.worker_joined(worker, now)
+
     def worker_left(self, worker: str) -> None:
         """A worker is gone: metrics that it owes are lost."""
         self.owed.worker_left(worker)

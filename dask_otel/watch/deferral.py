@@ -6,9 +6,9 @@ the end of a segment, a cut, metrics.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from distributed.metrics import time
 
@@ -18,7 +18,7 @@ from .latches import Latches
 from .pace import Pace
 from .snapshot import MAX_DEFERRED, Groups
 
-__all__ = ["Deferral"]
+__all__ = ["Deferral", "Due", "entered_only"]
 
 #: Groups that have changed; of fewer, all is told at once.
 MANY_GROUPS = 50
@@ -39,31 +39,32 @@ class Deferral:
         #: When the oldest root began of which a group was left: it is the first one that is cut.
         self._oldest = inf
 
-    def begin_sweep(self, changes: dict[Any, Change], *, may_defer: bool) -> tuple[bool, dict[Any, Change]]:
-        """Begin a sweep.
+    def begin_sweep(self, changed: int, *, may_defer: bool) -> Due:
+        """Begin a sweep; say what earlier ones have left for this one.
 
         Parameters
         ----------
-        changes
-            Of groups to which something has happened.
-
-        Returns
-        -------
-        Whether anything may be left for a later sweep, and the changes that earlier ones have left for this one.
+        changed
+            Number of groups to which something has happened.
         """
         self._number += 1
         due = self._due.pop(self._number, [])
-        may_defer = may_defer and len(changes) + len(self._latches.left) > MANY_GROUPS
-        now = time()
-        is_cut_soon = self._is_cut_soon(self._oldest, now)
+        may_defer = may_defer and changed + len(self._latches.left) > MANY_GROUPS
+        is_cut_soon = self._is_cut_soon(self._oldest, time())
         if may_defer and not is_cut_soon:
-            return True, self._latches.take_left(due)
+            return Due(may_defer, frozenset(due), self._latches.take_left(due), [])
         self._due = {}
-        left = self._latches.take_left(list(self._latches.left))
+        left = self._latches.take_all_left()
+        entered: list[Any] = []
         if is_cut_soon:
             self._oldest = inf
-            left |= {group: _entered(now) for group in self._groups.entered if group not in changes}
-        return may_defer, left
+            entered = list(self._groups.entered)
+        return Due(may_defer, left.keys(), left, entered)
+
+    def clock_set_back(self, seconds: float) -> None:
+        """Move what was kept to the clock's new time, as roots move."""
+        self._oldest -= seconds
+        self._groups.clock_set_back(seconds, time())
 
     def defer(self, group: Any, change: Change) -> bool:
         """Tell of a group in an open span only how many of its tasks wait for what, if the rest can be told later.
@@ -106,7 +107,20 @@ class Deferral:
                 await pace.rest()
 
 
-def _entered(now: float) -> Change:
+class Due(NamedTuple):
+    """What a sweep has to tell of besides what has just happened."""
+
+    #: Whether anything may be left for a later sweep.
+    may_defer: bool
+    #: Groups of which all is to be told, whatever has happened to them.
+    groups: Collection[Any]
+    #: Changes that were left for this sweep.
+    left: dict[Any, Change]
+    #: Groups of which only that tasks have entered is to be told.
+    entered: list[Any]
+
+
+def entered_only(now: float) -> Change:
     """Say nothing more of a group than that tasks have entered, which has been kept."""
     change = Change(now)
     change.active = True

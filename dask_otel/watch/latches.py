@@ -98,6 +98,11 @@ class Latches:
         """Keep a change that was handed over until something happens to its group again; there is no new one."""
         self._later[group] = change
 
+    def take_all_left(self) -> dict[Any, Change]:
+        """Hand over all changes that were left for later."""
+        later, self._later = self._later, {}
+        return later
+
     def take_left(self, groups: Iterable[Any]) -> dict[Any, Change]:
         """Hand over, of some groups, the changes that were left for later."""
         return {group: self._later.pop(group) for group in groups if group in self._later}

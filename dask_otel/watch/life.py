@@ -34,6 +34,8 @@ __all__ = ["Watch", "WatchSettings"]
 AT_EXIT = 4.0
 #: Seconds for what takes a moment, mostly, and is not worth a longer wait.
 MOMENT = 0.2
+#: Workers that are asked for their metrics at a time.
+ASKED_AT_A_TIME = 100
 #: Open roots that the status names.
 MAX_ROOTS = 100
 
@@ -202,25 +204,35 @@ class Watch:
         if not owing:
             return
         deadline = perf_counter() + self._wait_for_metrics()
-        heard = asyncio.Event()
-        self._metrics.on_heartbeat = heard.set
-        asked = {asyncio.create_task(ask_for_heartbeats(self._scheduler, worker)): worker for worker in owing}
-        for ask in asked:
-            ask.add_done_callback(lambda _: heard.set())
+        delivered = asyncio.Event()
+
+        def has_delivered(worker: str) -> None:
+            owing.discard(worker)
+            if not owing:
+                delivered.set()
+
+        def heard(worker: str) -> None:
+            if worker in owing and not self.mirror.heartbeats.is_awaited(worker, since, time()):
+                has_delivered(worker)
+
+        async def ask(worker: str) -> None:
+            async with at_a_time:
+                if worker in owing and await ask_for_heartbeats(self._scheduler, worker):
+                    has_delivered(worker)
+
+        self._metrics.on_heartbeat = heard
+        at_a_time = asyncio.Semaphore(ASKED_AT_A_TIME)
+        asked = [asyncio.create_task(ask(worker)) for worker in owing]
         try:
-            while owing and (left := deadline - perf_counter()) > 0:
-                await asyncio.wait_for(heard.wait(), left)
-                heard.clear()
-                ended = {ask: worker for ask, worker in asked.items() if ask.done() and not ask.cancelled()}
-                answered = {worker for ask, worker in ended.items() if ask.result()}
-                owing = {each for each in owing - answered if self.mirror.heartbeats.is_awaited(each, since, time())}
+            await asyncio.wait_for(delivered.wait(), max(0.0, deadline - perf_counter()))
             # A heartbeat has arrived before its worker hears of that, and it would log that the scheduler is gone.
             await asyncio.wait(asked, timeout=MOMENT)
         except asyncio.TimeoutError:
             pass
         finally:
-            for ask in asked:
-                ask.cancel()
+            self._metrics.on_heartbeat = None
+            for each in asked:
+                each.cancel()
             await asyncio.wait(asked, timeout=MOMENT)
 
     def _wait_for_metrics(self) -> float:

@@ -31,8 +31,8 @@ class MetricsTap:
         self._heartbeats = heartbeats
         self._safety = safety
         self._metrics: dict[str, Metrics] = {}
-        #: Called after each heartbeat.
-        self.on_heartbeat: Callable[[], None] | None = None
+        #: Called after each heartbeat, with the worker's address.
+        self.on_heartbeat: Callable[[str], None] | None = None
         self._listening = False
         self._original = extension.heartbeat
         self._undo: Callable[[], None] = lambda: None
@@ -67,4 +67,4 @@ class MetricsTap:
                 key = (context, *rest)
                 metrics[key] = metrics.get(key, 0) + value
             if self.on_heartbeat:
-                self.on_heartbeat()
+                self.on_heartbeat(ws.address)

@@ -115,7 +115,7 @@ class SchedulerWatch(SchedulerPlugin):  # type: ignore[misc]
         """Note a new worker; called by Dask."""
         if self._watch:
             with self._watch.safety.guard("add_worker hook"):
-                self._watch.mirror.heartbeats.joined(worker, time())
+                self._watch.mirror.worker_joined(worker, time())
                 self._watch.measuring.worker_added()
 
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:

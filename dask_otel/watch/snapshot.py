@@ -5,7 +5,7 @@ Uses only what is public in ``distributed``.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -131,6 +131,12 @@ class Groups:
         begins, known.waits = not known.waits, True
         return begins
 
+    def clock_set_back(self, seconds: float, now: float) -> None:
+        """Move what was kept to the clock's new time."""
+        for group in self.entered:
+            known = self._known[group]
+            known.since -= seconds if known.since > now else 0.0
+
     def keep_entered(self, group: Any, change: Change) -> None:
         """Keep of a change that holds no more how many tasks entered, and since when."""
         known = self._known[group]
@@ -148,20 +154,30 @@ class Groups:
         if self._registry.get(group.name) is not group:
             self._gone.append(group)
 
-    def forget(self, changed: Container[Any], forgotten: Iterable[Any]) -> Iterator[None]:
+    def forget(
+        self, has_changed: Callable[[Any], bool], forgotten: Iterable[Any], touch: Callable[[Any], object]
+    ) -> Iterator[None]:
         """Let go of groups that Dask has forgotten and that have not changed since they were looked at; lazy.
 
         Parameters
         ----------
+        has_changed
+            Whether something has happened to a group, also while this goes on: then it is still to be told of.
         forgotten
             Groups of which tasks were forgotten.
+        touch
+            Has the next sweep look at a group: data may have been scattered into it without a word.
 
         Not at once: what happened to a group while a sweep was on its way is seen by the next one.
         """
         gone, self._gone = self._gone, []
         for group in chain(gone, forgotten):
-            if group not in changed and self._registry.get(group.name) is not group:
-                self._known.pop(group, None)
+            if self._registry.get(group.name) is not group and not has_changed(group):
+                known = self._known.get(group)
+                if known and (known.entered or (known.tasks, known.nbytes) != (len(group), group.nbytes_total)):
+                    touch(group)
+                else:
+                    self._known.pop(group, None)
             yield
 
     def known(self) -> list[Any]:

@@ -14,7 +14,7 @@ from ..mirror.model import NOBODY
 from ..mirror.records import MarkerRecord, Record, SegmentRecord
 from ..mirror.segments import Mirror
 from ..safety import Safety, log
-from .deferral import Deferral
+from .deferral import Deferral, entered_only
 from .graphs import Graphs
 from .latches import Latches
 from .measuring import Measuring
@@ -143,7 +143,11 @@ class Sweeper:
         # Drained together, at one moment. Graphs before changes: a segment knows who submitted it when it opens.
         (graphs, asks), claims = self._graphs.drain(), self._latches.claims.drain()
         changes, metrics = self._latches.drain(), self._metrics.drain()
-        for _ in self._groups.forget(changes, self._latches.drain_forgotten()):
+        for _ in self._groups.forget(
+            lambda group: group in changes or self._latches.is_latched(group),
+            self._latches.drain_forgotten(),
+            self._latches.touch,
+        ):
             await pace.rest()
         self._read_threads()
         self._measuring.begin_sweep()
@@ -156,17 +160,21 @@ class Sweeper:
                 self._add_span(graph.span_id)
                 self._mirror.add_graph(graph, time())
             await pace.rest()
-        may_defer, left = self._deferral.begin_sweep(changes, may_defer=may_defer)
-        changes.update(left)
+        due = self._deferral.begin_sweep(len(changes), may_defer=may_defer)
         told = []
-        for group in list(changes):
-            change = changes.pop(group)  # freed one by one: thousands at once would take milliseconds
-            is_due = left.pop(group, None) is not None
+        for group in [*changes, *due.left, *due.entered]:
+            is_due = group in due.groups
+            # Freed one by one: thousands at once would take milliseconds.
+            change = changes.pop(group, None) or due.left.pop(group, None)
+            if change is None:
+                if group not in self._groups.entered:  # told of just now
+                    continue
+                change = entered_only(time())
             with self._safety.guard("sweep"):
                 # Without a span, it is scattered data that no graph has used yet.
                 if group.span_id and not (
                     self._groups.is_as_known(group, change)
-                    or (may_defer and not is_due and self._deferral.defer(group, change))
+                    or (due.may_defer and not is_due and self._deferral.defer(group, change))
                 ):
                     told.append(group)
                     self._groups.complete(group, change)
@@ -235,6 +243,7 @@ class Sweeper:
         if seconds:
             log.warning("dask-otel: the clock was set back by %.1f s; times of open spans move with it", seconds)
             self._latches.clock_set_back(seconds)
+            self._deferral.clock_set_back(seconds)
             self._mirror.clock_set_back(seconds)
             self._measuring.clock_set_back(seconds)
         return seconds > 0.0

@@ -520,3 +520,18 @@ def test_a_worker_that_leaves_concerns_only_the_segments_that_wait_for_it():
     assert story.mirror.owed._waiting == {}
     incomplete = {segment.name for segment in segments(story.close()) if not segment.metrics_complete}
     assert incomplete == {"span 7", "root"}
+
+
+def test_a_worker_that_comes_back_under_its_address_owes_for_what_it_runs_then():
+    story = Story()
+    span = story.span("a")
+    story.begin(span, "g")
+    story.finish(span, "g", 100, 101)
+    story.pass_time(3)
+    story.mirror.worker_left(WORKER)
+    story.mirror.worker_joined(WORKER, story.now)
+    story.begin(span, "g")
+    story.finish(span, "g", 101, 102)
+    story.pass_time(20)
+    (segment,) = segments(story.records)
+    assert segment.metrics_complete

@@ -51,7 +51,7 @@ class World:
                 self.mirror.heartbeats.beat(each, self.cluster.now)
             self.oracle.beats += 1
         elif how == "joins":
-            self.mirror.heartbeats.joined(worker, self.cluster.now)
+            self.mirror.worker_joined(worker, self.cluster.now)
             self.workers.add(worker)
         else:
             self.mirror.worker_left(worker)

@@ -100,6 +100,20 @@ async def test_a_group_at_work_is_told_of_now_and_then_and_when_it_rests(plugin,
 
 
 @bridged(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
+async def test_a_group_to_which_something_happens_when_it_is_due_is_told_of(plugin, client, scheduler, worker):
+    with span("root"):
+        work = Work(plugin, client, scheduler)
+        await work.begin()
+        await work.run(0.0)
+        await work.sweep(MAX_DEFERRED)
+        assert work.told == (0, 1)
+        await work.run(0.0)
+        await work.sweep()
+        assert work.told == (2, 1)
+        await work.end()
+
+
+@bridged(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
 async def test_what_went_wrong_is_told_at_once(plugin, client, scheduler, worker):
     with span("root"):
         work = Work(plugin, client, scheduler)
@@ -250,4 +264,10 @@ async def test_a_clock_that_is_set_back_is_no_reason_to_wait(plugin, client, sch
             await work.sweep()
         moved.assert_called_once_with(1.0)
         assert work.told == (1, 1)
+        await work.run(0.0)
+        await work.sweep()
+        (root,) = plugin._watch.mirror.forest.open_roots
+        with mock.patch.object(sweeper._clock, "set_back", return_value=1.0):
+            await work.sweep()
+        assert sweeper._deferral._oldest == root.segment.start  # else it would be cut too soon
         await work.end()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from time import sleep
+from unittest import mock
 
 import dask
 import pytest
 from distributed import Client, Event, secede, span, wait
 from distributed.metrics import context_meter, time
 from distributed.utils_test import gen_cluster, inc
-from support.clusters import finished
+from support.clusters import bridged, finished
 from support.memory import MemoryPlugin
 from support.trees import tree
 
 import dask_otel
+from dask_otel.watch.pace import Pace
 
 ONE_WORKER = {"client": True, "nthreads": [("127.0.0.1", 2)]}
 
@@ -306,3 +308,69 @@ async def test_a_failure_that_a_thread_submitted_is_some_roots(client, scheduler
 
 def _fail():
     raise ValueError("bad")
+
+
+@bridged(sweep_interval=3600.0)
+async def test_data_that_is_scattered_into_a_group_and_forgotten(plugin, client, scheduler, *workers):
+    """No hook is called when it comes; when it goes, its numbers were once never read."""
+    sweep = plugin._watch._sweeper.sweep
+    held = Event(client=client)
+    with span("root"):
+        first = client.submit(bytes, 1000, key=("mixed", 0))
+        open_until_then = client.submit(held.wait, key="hold")
+    await first
+    await sweep()
+    scattered = await client.scatter({("mixed", 1): b"y" * 100_000})
+    group = scheduler.task_groups["mixed"]
+    del first, scattered
+    while "mixed" in scheduler.task_groups:
+        await asyncio.sleep(0.01)
+    await sweep()
+    await held.set()
+    await open_until_then
+    (sent,) = [s for s in await finished(plugin) if s.attributes.get("dask.group.name") == "mixed" and _is_group(s)]
+    assert sent.attributes["dask.task.count"] == len(group) == 2
+    assert sent.attributes["dask.output.size"] == group.nbytes_total > 100_000
+
+
+@bridged(sweep_interval=3600.0)
+async def test_a_group_that_ends_while_others_are_being_forgotten(plugin, client, scheduler, *workers):
+    """Thousands that are forgotten at once take some time, in which more may happen; it was once counted twice."""
+    sweep = plugin._watch._sweeper.sweep
+    held = Event(client=client)
+    with span("root"):
+        tasks = [client.submit(bytes, 1000, key=("group", 0)), client.submit(held.wait, key=("group", 1))]
+        other = client.submit(bytes, 5, key="other")
+    await wait([tasks[0], other])
+    while scheduler.tasks[("group", 1)].state != "processing":
+        await asyncio.sleep(0.01)
+    group = scheduler.task_groups["group"]
+    await sweep()
+    await sweep()
+    del other
+    tasks.pop(0)
+    while ("group", 0) in scheduler.tasks or "other" in scheduler.tasks:
+        await asyncio.sleep(0.01)
+    rest, meanwhile = Pace.rest, [True]
+
+    async def rest_for_long(self):
+        if meanwhile:
+            meanwhile.clear()
+            await held.set()
+            await tasks[0]
+            tasks.clear()
+            while "group" in scheduler.task_groups:
+                await asyncio.sleep(0.01)
+        await rest(self)
+
+    with mock.patch.object(Pace, "rest", rest_for_long):
+        await sweep()
+    await sweep()
+    assert not any(node.load.unfinished for node in plugin._watch.mirror.forest.open)
+    (sent,) = [s for s in await finished(plugin) if s.attributes.get("dask.group.name") == "group" and _is_group(s)]
+    assert sent.attributes["dask.task.count"] == sent.attributes["dask.task.completed"] == len(group) == 2
+    assert sent.attributes["dask.output.size"] == group.nbytes_total
+
+
+def _is_group(sent):
+    return sent.attributes["dask.kind"] == "group"
