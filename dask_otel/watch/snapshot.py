@@ -139,9 +139,10 @@ class Groups:
 
     def keep_entered(self, group: Any, change: Change) -> None:
         """Keep of a change that holds no more how many tasks entered, and since when."""
-        known = self._known[group]
-        known.entered, known.since = change.entered, change.since
-        self.entered[group] = None
+        if change.entered:
+            known = self._known[group]
+            known.entered, known.since = change.entered, change.since
+            self.entered[group] = None
 
     def _take_entered(self, group: Any, known: _Known, change: Change) -> None:
         if known.entered:

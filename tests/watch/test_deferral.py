@@ -204,12 +204,16 @@ def test_a_group_whose_tasks_have_only_entered_is_told_of_in_the_end(is_cut):
             assert set(root.ledger.groups) == {"work"}
             assert set(root.ledger.announced) == {"later"}
             assert (root.ledger.tally.tasks, root.load.unfinished) == (4, 4)
+            groups = plugin._watch._sweeper._groups
+            assert [group.name for group in groups.entered] == ["later"]
             if is_cut:
                 with mock.patch.object(mirror, "settings", dataclasses.replace(mirror.settings, max_segment=0.0)):
                     await work.sweep()
                 assert set(root.ledger.groups) == {"work", "later"}
                 await work.end()
                 await wait(later)
+                await work.sweep()
+                assert not groups.entered
         spans = [s for s in await finished(plugin) if s.attributes.get("dask.group.name") == "later"]
         groups = [s for s in spans if s.attributes["dask.kind"] == "group"]
         assert [(s.attributes["dask.task.count"], s.attributes["dask.task.completed"]) for s in groups] == (
@@ -270,4 +274,16 @@ async def test_a_clock_that_is_set_back_is_no_reason_to_wait(plugin, client, sch
         with mock.patch.object(sweeper._clock, "set_back", return_value=1.0):
             await work.sweep()
         assert sweeper._deferral._oldest == root.segment.start  # else it would be cut too soon
+        await work.end()
+
+
+@bridged(nthreads=[("127.0.0.1", 2)], **NO_SWEEPS)
+async def test_a_group_that_only_moves_on_is_not_kept_as_one_whose_tasks_entered(plugin, client, scheduler, worker):
+    """It was told of once more in the end, from zero, when Dask had forgotten it."""
+    with span("root"):
+        work = Work(plugin, client, scheduler)
+        await work.begin()
+        plugin._watch.latches.touch(work.group).sent_to[worker.address] = None
+        await work.sweep()
+        assert not plugin._watch._sweeper._groups.entered
         await work.end()
