@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import gc
 import re
+import warnings
 
 import dask
 import pytest
 from distributed import LocalCluster
 from distributed.security import Security
 
+#: Attempts to connect that Dask gives up leave their sockets open.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed <socket:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 LOCAL = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0", "protocol": "tcp"}
+
+
+@pytest.fixture(autouse=True)
+def _collect_what_dask_leaves_open():
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.mark.parametrize(

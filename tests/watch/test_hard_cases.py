@@ -177,8 +177,17 @@ async def test_giving_up_on_closing_does_not_stop_it(client, scheduler, worker):
     await plugin.add_to(scheduler)
     with span("root") as root_id:
         await client.submit(inc, 1, key="x")
-    with pytest.raises(asyncio.TimeoutError):
-        await asyncio.wait_for(plugin.before_close(), 0.01)
+    go_on = asyncio.Event()
+    sweep = plugin._watch._sweeper.sweep
+
+    async def sweep_later(**options):
+        await go_on.wait()
+        await sweep(**options)
+
+    with mock.patch.object(plugin._watch._sweeper, "sweep", sweep_later):
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(plugin.before_close(), 0.01)
+        go_on.set()
     assert tree(await asyncio.to_thread(plugin.exporter.wait_for_trace, dask_otel.trace_id(root_id)))
     await finished(plugin)
 
