@@ -246,7 +246,7 @@ async def test_tasks_that_never_need_to_run_are_counted(client, scheduler, worke
 
 @gen_cluster(**ONE_WORKER)
 async def test_spans_nested_deeper_than_the_stack(client, scheduler, worker):
-    plugin = MemoryPlugin()
+    plugin = MemoryPlugin(shutdown_timeout=60.0)  # 1,200 spans that name 1,200 tags
     await plugin.add_to(scheduler)
     with span(*(f"level {number}" for number in range(1200))):
         await client.submit(inc, 1, key="x")
