@@ -63,11 +63,6 @@ class Heartbeats:
         for beats in (self._last_two, self._left):
             beats.update({worker: (first + seconds, second + seconds) for worker, (first, second) in beats.items()})
 
-    @property
-    def workers(self) -> int:
-        """Number of workers that are part of the cluster."""
-        return len(self._last_two)
-
     def is_here(self, worker: str) -> bool:
         """Whether the worker is part of the cluster."""
         return worker in self._last_two

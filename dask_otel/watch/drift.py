@@ -7,7 +7,6 @@ import inspect
 from typing import Any
 
 import distributed
-from distributed.scheduler import DEFAULT_EXTENSIONS
 
 from ..safety import log
 
@@ -76,7 +75,8 @@ _NO_SPANS = "the scheduler extension 'spans'"
 def can_work(scheduler: Any) -> bool:
     """Whether a scheduler has what the watch needs; says so if not."""
     lacking = missing(scheduler)
-    if lacking == [_NO_SPANS] and "spans" in DEFAULT_EXTENSIONS:  # it is not Dask that lacks it
+    defaults = getattr(distributed.scheduler, "DEFAULT_EXTENSIONS", ())  # Dask promises it to nobody
+    if lacking == [_NO_SPANS] and "spans" in defaults:  # it is not Dask that lacks it
         log.error(
             "dask-otel is off: this scheduler was made with extensions= that leave out 'spans', where Dask keeps its "
             'spans. Add "spans": distributed.spans.SpansSchedulerExtension to them.',
