@@ -18,10 +18,10 @@ from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from dask_otel.cli.receiver import Receiver
-from dask_otel.export.limits import Limits
-from dask_otel.export.pipeline import Pipeline
-from dask_otel.export.provider import make_senders
-from dask_otel.export.spans import SpanFactory
+from dask_otel.otlp.environment import Limits
+from dask_otel.otlp.exporter import SpanExportThread
+from dask_otel.otlp.spans import SpanFactory
+from dask_otel.otlp.transport import make_senders
 from dask_otel.safety import Safety
 
 TICK = 0.002
@@ -37,7 +37,7 @@ async def lags(done) -> list[float]:
     return found
 
 
-async def measure(pipeline: Pipeline, records: int) -> tuple[list[float], list[float], float]:
+async def measure(pipeline: SpanExportThread, records: int) -> tuple[list[float], list[float], float]:
     """Lag without and with a burst, and how long it took."""
     bundles = [bundle(number) for number in range(records // (GROUPS + 1))]  # the sweep's work, which it paces itself
     end = perf_counter() + 2.0
@@ -82,7 +82,7 @@ def main():
     endpoint = endpoints.get()["grpc"]
     (sender,) = make_senders(endpoint)
     factory = SpanFactory(Resource({"service.name": "burst"}), InstrumentationScope("dask_otel"), SpanLimits())
-    pipeline = Pipeline(sender, factory, Safety(), Limits(max_waiting=10**6, max_bytes=10**10))
+    pipeline = SpanExportThread(sender, factory, Safety(), Limits(max_waiting=10**6, max_bytes=10**10))
     print("| round | lag p50 / p99 / max without, ms | with the burst, ms | p99 moved by, ms | sent in, s |")
     print("|---|---|---|---|---|")
     moved = []

@@ -148,8 +148,8 @@ def main() -> None:
             for protocol in ("grpc", "http/protobuf"):
                 preload = [] if case.collector == "none" else ["dask_otel"]
                 # Short where some are to be sent, or to fail, before the cluster closes.
-                settle = "1h" if case.collector == "healthy" else "100ms"
-                settings = {"distributed.scheduler.preload": preload, "otel.traces.settle": settle}
+                idle_timeout = "1h" if case.collector == "healthy" else "100ms"
+                settings = {"distributed.scheduler.preload": preload, "otel.traces.idle-timeout": idle_timeout}
                 with collector(case, protocol) as wire, dask.config.set(settings):
                     close = close_scheduler if case.left == "task" else close_cluster
                     took.setdefault((case, protocol), []).append(close(case, wire))

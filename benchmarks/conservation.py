@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterator
 from time import perf_counter, process_time
 
-from dask_otel.mirror.model import Change, SpanInfo
-from dask_otel.mirror.segments import Mirror
-from dask_otel.mirror.settings import MirrorSettings
+from dask_otel.spantree.build import SpanTreeSettings
+from dask_otel.spantree.events import Change, SpanInfo
+from dask_otel.spantree.lifecycle import SpanTree
 
 GROUPS, ACTIVITIES, ROUNDS = 500, 20, 31
 
@@ -48,23 +48,23 @@ def timed(work) -> tuple[float, float]:
 
 def once(results: dict[str, list[tuple[float, float]]]) -> None:
     """One segment, in a span below another."""
-    mirror = Mirror(99.0, 4, MirrorSettings())
-    mirror.add_span(SpanInfo("root", ("root",), None, 99.0))
-    mirror.add_span(SpanInfo("child", ("root", "child"), "root", 99.0))
+    span_tree = SpanTree(99.0, 4, SpanTreeSettings())
+    span_tree.add_span(SpanInfo("root", ("root",), None, 99.0))
+    span_tree.add_span(SpanInfo("child", ("root", "child"), "root", 99.0))
     prepared, heartbeat = list(changes("child")), metrics()
 
     def add() -> Iterator[None]:
         for change in prepared:
-            mirror.add_change(change, 102.0)
+            span_tree.add_change(change, 102.0)
             yield
 
     def beat() -> Iterator[None]:
-        mirror.add_metrics("child", heartbeat, 102.0)
+        span_tree.add_metrics("child", heartbeat, 102.0)
         yield
 
     results["changes of 500 groups"].append(timed(add()))
     results["10,000 metrics of a heartbeat"].append(timed(beat()))
-    results["closing, up to the root"].append(timed(mirror.close(103.0)))
+    results["closing, up to the root"].append(timed(span_tree.close(103.0)))
 
 
 if __name__ == "__main__":

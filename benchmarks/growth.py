@@ -19,7 +19,7 @@ from uuid import uuid4
 import dask
 from simulated import CONFIG, BridgedScheduler
 
-from dask_otel.watch import pace
+from dask_otel.scheduler import pace
 
 PARTS = ("graphs", "hooks", "beats", "sweeps")
 WORKERS = 16
@@ -168,8 +168,8 @@ async def measure(axis, number_of_sizes, rounds):
     for number in range(rounds):
         for size in reversed(results) if number % 2 else results:
             async with AsyncExitStack() as stack:
-                settle = 3600.0 if axis in ("again", "workers") else 0.0
-                scheduler = await stack.enter_async_context(BridgedScheduler(WORKERS, settle=settle))
+                idle_timeout = 3600.0 if axis in ("again", "workers") else 0.0
+                scheduler = await stack.enter_async_context(BridgedScheduler(WORKERS, idle_timeout=idle_timeout))
                 # For the first time, everything takes longer.
                 await scheduler.run([f"load-{number}" for number in range(200)], one_span(), segments=0)
                 gc.collect()

@@ -11,8 +11,8 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.scheduler import TaskGroup, TaskPrefix, TaskState, WorkerState
 
 from dask_otel.safety import Safety
-from dask_otel.watch.latches import Latches
-from dask_otel.watch.scheduler import SchedulerWatch
+from dask_otel.scheduler.inbox import Inbox
+from dask_otel.scheduler.plugin import BridgePlugin
 
 TASKS = 20_000
 GROUPS = 20
@@ -26,14 +26,14 @@ class Empty(SchedulerPlugin):
         pass
 
 
-class Hooks(SchedulerWatch):
+class Hooks(BridgePlugin):
     """Our plugin with latches, but no sweep."""
 
     def __init__(self, tasks):
         super().__init__()
         self.safety = Safety()
-        self.latches = Latches(SimpleNamespace(tasks=tasks, workers={}), self.safety, 0)
-        self.transition = self.latches.transition
+        self.inbox = Inbox(SimpleNamespace(tasks=tasks, workers={}), self.safety, 0)
+        self.transition = self.inbox.transition
 
 
 def worker_state(address):
@@ -97,7 +97,7 @@ def main():
     bodies, calls = [], []
     for _ in range(ROUNDS):
         without, with_ = replay(empty, transitions), replay(ours, transitions)
-        ours.latches.drain()
+        ours.inbox.drain()
         calls.append(without / TASKS * 1e6)
         bodies.append((with_ - without) / TASKS * 1e6)
     assert not ours.safety.failures

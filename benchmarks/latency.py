@@ -37,7 +37,7 @@ def one(client, jaeger, number) -> float:
 
 
 def main() -> None:
-    env = {"DASK_OTEL__TRACES__SETTLE": f"{SETTLE}s", "DASK_OTEL__SWEEP_INTERVAL": "1s"}
+    env = {"DASK_OTEL__TRACES__IDLE_TIMEOUT": f"{SETTLE}s", "DASK_OTEL__SWEEP_INTERVAL": "1s"}
     with tempfile.TemporaryDirectory() as folder:
         jaeger = OwnJaeger(find("jaeger"), Path(folder))
         env["OTEL_EXPORTER_OTLP_ENDPOINT"] = jaeger.endpoints["grpc"]

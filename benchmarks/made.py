@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dask_otel.mirror.model import SpanInfo
-from dask_otel.mirror.records import Failure, GroupRecord, Record, SegmentRecord, TaskRecord
-from dask_otel.mirror.tally import Tally
-from dask_otel.mirror.tasks import TaskError, TaskRun
+from dask_otel.spantree.counts import Tally
+from dask_otel.spantree.events import SpanInfo, TaskError, TaskRun
+from dask_otel.spantree.records import Failure, GroupRecord, Record, SegmentRecord, TaskRecord
 
 __all__ = ["GROUPS", "bundle"]
 

@@ -28,13 +28,13 @@ async def run(spans, tasks):
     options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": ":0"}
     async with LocalCluster(**options, asynchronous=True) as cluster, Client(cluster, asynchronous=True) as client:
         await cluster.scheduler.register_scheduler_plugin(plugin, idempotent=True)
-        mirror = plugin._watch.mirror
+        span_tree = plugin._bridge.span_tree
         tracemalloc.start()
         before = kept()
         for number in range(spans):
             with span(f"span {number}"):
                 await client.gather(client.map(int, range(tasks), key=f"group{number}", pure=False))
-        while mirror.forest.open or cluster.scheduler.task_groups:
+        while span_tree.forest.open or cluster.scheduler.task_groups:
             await asyncio.sleep(0.1)
         await asyncio.sleep(0.5)
         after = kept()

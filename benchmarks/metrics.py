@@ -18,38 +18,36 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from support.snapshots import everything
 
 from dask_otel.cli.receiver import Receiver
-from dask_otel.export.metrics import MetricFactory
-from dask_otel.export.pacing import SLICE
-from dask_otel.export.provider import make_senders
-from dask_otel.export.resource import make_resource
-from dask_otel.export.signals import METRICS
-from dask_otel.measure.measures import Measures
-from dask_otel.measure.settings import MeasureSettings
-from dask_otel.measure.snapshot import Snapshot
+from dask_otel.metrics.recorder import Recorder
+from dask_otel.metrics.registry import MetricSettings
+from dask_otel.metrics.snapshot import Snapshot
+from dask_otel.otlp.environment import METRICS, make_resource
+from dask_otel.otlp.metrics import MetricFactory
+from dask_otel.otlp.transport import SLICE, make_senders
 
 SERIES = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
 ROUNDS = 50
 
 
-def filled() -> Measures:
+def filled() -> Recorder:
     """Measures of a cluster that has done all kinds of things, with about so many series."""
-    measures = Measures(900.0, MeasureSettings())
+    recorder = Recorder(900.0, MetricSettings())
     number = 0
-    while count(measures) < SERIES and number < 200:
-        everything(measures, prefix=f"prefix-{number}", root=f"root-{number}", error=f"Error{number}")
+    while count(recorder) < SERIES and number < 200:
+        everything(recorder, prefix=f"prefix-{number}", root=f"root-{number}", error=f"Error{number}")
         for activity in range(12):
             key = ("execute", f"prefix-{number}", f"activity-{activity}", "seconds")
-            measures.activity(key, key, 1.0)
+            recorder.activity(key, key, 1.0)
         number += 1
-    return measures
+    return recorder
 
 
-def count(measures: Measures) -> int:
-    return sum(len(each.points) for each in measures.measured())
+def count(recorder: Recorder) -> int:
+    return sum(len(each.points) for each in recorder.measured())
 
 
 def main() -> None:
-    measures = filled()
+    recorder = filled()
     resource = make_resource(service_name="bench", instance_id="id", version="1", cluster_name="bench")
     factory = MetricFactory(resource, InstrumentationScope("dask_otel"), lambda name, value: value)
     with Receiver() as receiver:
@@ -60,7 +58,7 @@ def main() -> None:
         def export() -> None:
             for _ in range(ROUNDS):
                 begin = perf_counter()
-                snapshot = Snapshot(1000.0, list(measures.measured()))
+                snapshot = Snapshot(1000.0, list(recorder.measured()))
                 on_loop.append(perf_counter() - begin)
                 begin = thread_time()
                 sender.send(factory.data(snapshot))
@@ -71,7 +69,7 @@ def main() -> None:
         thread.join()
         sender.shutdown()
         size = len(receiver.metrics[-1].SerializeToString())
-    print(f"{count(measures)} series, {size / 1e3:.0f} kB before compression, {ROUNDS} exports over gRPC:")
+    print(f"{count(recorder)} series, {size / 1e3:.0f} kB before compression, {ROUNDS} exports over gRPC:")
     print(f"  event loop, to take the snapshot: {median(on_loop) * 1e3:.2f} ms (in pieces of one metric)")
     print(
         f"  exporter's thread, CPU: {median(in_thread) * 1e3:.1f} ms (budget 20), with rests every {SLICE * 1e3:g} ms"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dask_otel.mirror.records import SegmentRecord
-from dask_otel.mirror.settings import MirrorSettings
 from dask_otel.preload import OTelPlugin
-from dask_otel.watch.life import WatchSettings
+from dask_otel.scheduler.runtime import BridgeSettings
+from dask_otel.spantree.build import SpanTreeSettings
+from dask_otel.spantree.records import SegmentRecord
 
 __all__ = ["Count", "Plugin"]
 
@@ -36,12 +36,12 @@ class Count:
 class Plugin(OTelPlugin):
     """Ours; never swept but by hand, unless an interval is given."""
 
-    def __init__(self, sweep_interval=3600.0, settle=0.0):
+    def __init__(self, sweep_interval=3600.0, idle_timeout=0.0):
         super().__init__()
         self._sweep_interval = sweep_interval
-        self._settle = settle
+        self._idle_timeout = idle_timeout
 
     def connect(self, scheduler, safety):
         self.safety = safety
-        mirror = MirrorSettings(settle=self._settle, announce=3600.0)
-        return WatchSettings(sweep_interval=self._sweep_interval, mirror=mirror), Count()
+        span_tree = SpanTreeSettings(idle_timeout=self._idle_timeout, pending_span_after=3600.0)
+        return BridgeSettings(sweep_interval=self._sweep_interval, span_tree=span_tree), Count()

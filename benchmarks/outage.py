@@ -16,9 +16,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from dask_otel.export.pipeline import Pipeline
-from dask_otel.export.provider import make_senders
-from dask_otel.export.spans import SpanFactory
+from dask_otel.otlp.exporter import SpanExportThread
+from dask_otel.otlp.spans import SpanFactory
+from dask_otel.otlp.transport import make_senders
 from dask_otel.safety import Safety
 
 #: Failed tasks of each segment, besides its 49 groups.
@@ -35,7 +35,7 @@ def measure(kind: str) -> str:
     logging.disable(logging.CRITICAL)
     (sender,) = make_senders("http://127.0.0.1:1")
     factory = SpanFactory(Resource({"service.name": "outage"}), InstrumentationScope("dask_otel"), SpanLimits())
-    pipeline = Pipeline(sender, factory, Safety())
+    pipeline = SpanExportThread(sender, factory, Safety())
     number = 0
     pipeline.put(bundle(number))  # the first failure loads what there is to load
     while pipeline.delivery.is_failing is None:

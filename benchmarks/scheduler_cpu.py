@@ -44,7 +44,7 @@ def cpu(pid):
 @contextmanager
 def cluster():
     """A scheduler, one worker, a client."""
-    env = os.environ | {"PYTHONHASHSEED": "0", "DASK_OTEL__TRACES__SETTLE": "500ms"} | METRICS
+    env = os.environ | {"PYTHONHASHSEED": "0", "DASK_OTEL__TRACES__IDLE_TIMEOUT": "500ms"} | METRICS
     loopback = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
 

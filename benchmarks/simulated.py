@@ -41,13 +41,13 @@ class BridgedScheduler:
 
     Parameters
     ----------
-    settle
+    idle_timeout
         Seconds of rest after which a segment closes.
     """
 
-    def __init__(self, workers, settle=0.0):
+    def __init__(self, workers, idle_timeout=0.0):
         self._number_of_workers = workers
-        self._settle = settle
+        self._idle_timeout = idle_timeout
         #: Longest hold of the event loop by a sweep, seconds.
         self._hold = 0.0
         self.meter = Meter()
@@ -66,12 +66,12 @@ class BridgedScheduler:
             await meter.wait("dask", dask_handler, *args, **message)
 
         handlers["update-graph"] = update_graph
-        self.plugin = Plugin(settle=self._settle)
+        self.plugin = Plugin(idle_timeout=self._idle_timeout)
         await scheduler.register_scheduler_plugin(self.plugin, idempotent=True)
         meter.wrap("graphs", extension, "observe_tasks")
         for name in ("update_graph", "log_event"):
             meter.wrap("graphs", self.plugin, name)
-        self._sweep = self.plugin._watch._sweeper.sweep
+        self._sweep = self.plugin._bridge._sweeper.sweep
         # The hook and the tap hear of everything a little later.
         self._replay = Replay(scheduler.tasks, self.plugin.transition, meter)
         scheduler.add_plugin(self._replay, name="replay")
@@ -89,8 +89,8 @@ class BridgedScheduler:
 
     def end_segments(self):
         """From now on a segment closes as soon as its work is done."""
-        mirror = self.plugin._watch.mirror
-        mirror.settings = replace(mirror.settings, settle=0.0)
+        span_tree = self.plugin._bridge.span_tree
+        span_tree.settings = replace(span_tree.settings, idle_timeout=0.0)
 
     def add_worker(self):
         """One more worker joins; returns its address."""
@@ -184,7 +184,7 @@ class BridgedScheduler:
         self.meter.call("beats", self._listen_in, heard)
         self._heard.update(heartbeats=len(heard), metrics=sum(len(metrics) for _, metrics in heard))
         await self.meter.wait("sweeps", self._sweep)
-        self._hold = max(self._hold, self.plugin._watch._sweeper.cost["longest_hold"])
+        self._hold = max(self._hold, self.plugin._bridge._sweeper.cost["longest_hold"])
 
     def _next(self, number):
         """Whose turn it is to send heartbeats."""

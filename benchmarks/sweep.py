@@ -70,13 +70,13 @@ async def main():
             futures = [future for number in range(SPANS) for future in submit(client, number)]
             while len(scheduler.task_groups) < SPANS * GROUPS_PER_SPAN:
                 await asyncio.sleep(0.1)
-            watch = plugin._watch
-            sweep = watch._sweeper.sweep
+            bridge = plugin._bridge
+            sweep = bridge._sweeper.sweep
             await sweep()
             groups = list(scheduler.task_groups.values())
-            print(f"{len(watch.mirror.forest.open)} live spans, {len(groups)} live groups (budget 5 ms):")
+            print(f"{len(bridge.span_tree.forest.open)} live spans, {len(groups)} live groups (budget 5 ms):")
             await measure("nothing changed", sweep)
-            await measure("every group changed", sweep, lambda: [*map(watch.latches.touch, groups)])
+            await measure("every group changed", sweep, lambda: [*map(bridge.inbox.touch, groups)])
             keys = [future.key for future in futures]
             await client.cancel(futures)
             while any(key in scheduler.tasks for key in keys):

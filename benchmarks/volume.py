@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster, span
 from distributed.utils_test import inc
 from support.misbehaving import Misbehaving
 
-from dask_otel.cli import workflow
+from dask_otel.cli import demo as workflow
 
 LEVELS = {
     "spans": {"otel.traces.level": "spans"},
@@ -70,7 +70,7 @@ def measure(work, settings):
     """Spans, bytes, and tasks that ran."""
     with Counting("grpc") as receiver:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.endpoint
-        config = {"distributed.scheduler.preload": ["dask_otel"], "otel.traces.settle": "300ms"}
+        config = {"distributed.scheduler.preload": ["dask_otel"], "otel.traces.idle-timeout": "300ms"}
         with (
             dask.config.set(config | settings),
             LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,

@@ -50,7 +50,7 @@ def trace_id(root_span_id: str | None = None) -> str:
     ValueError
         If no id is given and there is no span around the caller.
     """
-    from .mirror.ids import trace_id as hashed
+    from .identity import trace_id as hashed
 
     return f"{hashed(_root_span_id() if root_span_id is None else root_span_id):032x}"
 

@@ -13,7 +13,7 @@ class SettingError(ValueError):
     Parameters
     ----------
     setting
-        As the person wrote it: ``otel.traces.settle`` or an environment variable.
+        As the person wrote it: ``otel.traces.idle-timeout`` or an environment variable.
     value
         What they wrote.
     allowed

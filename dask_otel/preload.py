@@ -13,18 +13,18 @@ from distributed import Scheduler
 
 from . import __version__, config
 from .errors import SettingError
-from .health import Health
-from .measure.settings import MeasureSettings
-from .mirror.settings import Level, MirrorSettings
-from .page.routes import install
+from .metrics.registry import MetricSettings
 from .safety import Safety, import_or_log, log
-from .watch.life import Watch, WatchSettings
-from .watch.scheduler import SchedulerWatch
-from .watch.sink import Sink
+from .scheduler.plugin import BridgePlugin
+from .scheduler.runtime import BridgeSettings, SchedulerBridge
+from .scheduler.sweep import Output
+from .spantree.build import Level, SpanTreeSettings
+from .status.page import install
+from .status.report import StatusReport
 
 __all__ = ["OTelPlugin", "set_up"]
 
-_EXPORT = "dask_otel.export.connect"
+_EXPORT = "dask_otel.otlp.exporter"
 _LEVELS = {"spans": Level.SPANS, "groups": Level.GROUPS, "tasks": Level.TASKS}
 _DEFAULT_LEVELS = {"full": Level.TASKS, "segments": Level.SPANS, "off": Level.NOTHING}
 
@@ -47,7 +47,7 @@ def _import_exporters(endpoint: str | None) -> None:
         importlib.import_module(_EXPORT).import_exporters(endpoint)
 
 
-class OTelPlugin(SchedulerWatch):
+class OTelPlugin(BridgePlugin):
     """Scheduler plugin that sends Dask's spans as OpenTelemetry traces.
 
     For a cluster that runs without the preload: ``client.register_plugin(dask_otel.OTelPlugin())``. Numbers then count
@@ -69,7 +69,7 @@ class OTelPlugin(SchedulerWatch):
         if _EXPORT not in sys.modules:
             await asyncio.to_thread(_import_exporters, self._endpoint)
 
-    def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink] | None:
+    def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, Output] | None:
         """Read the settings and make the sink."""
         settings = config.load(lambda error: log.error("dask-otel %s: %s", config.consequence(error), error))
         self._settings = settings
@@ -104,37 +104,37 @@ class OTelPlugin(SchedulerWatch):
             __version__,
             ", ".join(ways_out),
         )
-        mirror = MirrorSettings(
-            settle=settings.settle,
+        span_tree = SpanTreeSettings(
+            idle_timeout=settings.idle_timeout,
             max_segment=settings.max_segment,
-            announce=settings.announce,
+            pending_span_after=settings.pending_span_after,
             max_groups=settings.max_groups,
             level=_LEVELS[settings.level],
             default_level=_DEFAULT_LEVELS[settings.default_spans],
         )
-        measure = MeasureSettings(
+        measure = MetricSettings(
             task_bounds=settings.task_bounds,
             span_bounds=settings.span_bounds,
             root_names=settings.root_names,
             excluded=settings.excluded_metrics,
         )
-        watch = WatchSettings(
+        bridge = BridgeSettings(
             sweep_interval=settings.sweep_interval,
             shutdown_timeout=settings.shutdown_timeout,
             annotations=settings.annotations,
-            mirror=mirror,
+            span_tree=span_tree,
             measure=measure,
         )
-        return watch, sink
+        return bridge, sink
 
-    def started(self, scheduler: Any, watch: Watch) -> None:
+    def started(self, scheduler: Any, bridge: SchedulerBridge) -> None:
         """Put the page on the scheduler's HTTP server."""
         if self._settings:
-            health = Health(
+            health = StatusReport(
                 scheduler.id,
-                watch,
+                bridge,
                 self.sink,
-                watch.safety,
+                bridge.safety,
                 cluster_name=self._settings.cluster_name,
                 trace_url=self._settings.trace_url,
             )

@@ -14,7 +14,7 @@ import yaml
 
 import dask_otel
 from dask_otel import config
-from dask_otel.measure.settings import SPAN_BOUNDS, TASK_BOUNDS
+from dask_otel.metrics.registry import SPAN_BOUNDS, TASK_BOUNDS
 
 PACKAGE = Path(dask_otel.__file__).parent
 DEFAULTS = yaml.safe_load((PACKAGE / "otel.yaml").read_text())
@@ -55,9 +55,9 @@ def test_defaults():
         annotations=(),
         sweep_interval=1.0,
         shutdown_timeout=10.0,
-        settle=5.0,
+        idle_timeout=5.0,
         max_segment=3600.0,
-        announce=15.0,
+        pending_span_after=15.0,
         max_groups=500,
         level="tasks",
         default_spans="full",
@@ -97,14 +97,14 @@ def test_a_doubtful_wish_to_hide_something_hides_everything(wrong):
 @pytest.mark.parametrize(
     ("setting", "value", "allowed"),
     [
-        ("otel.traces.settle", "-1s", "a time between 0s and 1h"),
-        ("otel.traces.settle", -1, "a time between 0s and 1h"),
-        ("otel.traces.settle", "2h", "a time between 0s and 1h"),
-        ("otel.traces.settle", "soon", "a time between"),
-        ("otel.traces.settle", None, "a time between"),
-        ("otel.traces.settle", [5], "a time between"),
-        ("otel.traces.settle", True, "a time between"),
-        ("otel.traces.settle", float("nan"), "a time between"),
+        ("otel.traces.idle-timeout", "-1s", "a time between 0s and 1h"),
+        ("otel.traces.idle-timeout", -1, "a time between 0s and 1h"),
+        ("otel.traces.idle-timeout", "2h", "a time between 0s and 1h"),
+        ("otel.traces.idle-timeout", "soon", "a time between"),
+        ("otel.traces.idle-timeout", None, "a time between"),
+        ("otel.traces.idle-timeout", [5], "a time between"),
+        ("otel.traces.idle-timeout", True, "a time between"),
+        ("otel.traces.idle-timeout", float("nan"), "a time between"),
         ("otel.traces.max-segment", "0s", "a time between 1s and 7 days"),
         ("otel.sweep-interval", 0, "a time between 10ms and 1m"),
         ("otel.shutdown-timeout", "1 day", "a time between 0s and 10m"),
@@ -156,10 +156,13 @@ def test_a_bad_value_is_named_and_gets_its_default(setting, value, allowed):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"otel.traces.setle": "5s"}, "otel.traces.setle = '5s' cannot be used: it must be one of the settings settle"),
-        ({"otel.traces.setle": "5s"}, "did you mean otel.traces.settle?"),
+        (
+            {"otel.traces.idle-timout": "5s"},
+            "otel.traces.idle-timout = '5s' cannot be used: it must be one of the settings idle-timeout",
+        ),
+        ({"otel.traces.idle-timout": "5s"}, "did you mean otel.traces.idle-timeout?"),
         ({"otel.cluster": "x"}, "did you mean otel.cluster-name?"),
-        ({"otel.traces": "5s"}, "otel.traces = '5s' cannot be used: it must be a mapping of settle"),
+        ({"otel.traces": "5s"}, "otel.traces = '5s' cannot be used: it must be a mapping of idle-timeout"),
         ({"otel": 5}, "otel = 5 cannot be used: it must be a mapping"),
     ],
 )
@@ -358,7 +361,7 @@ def test_what_an_error_advises_is_taken(setting):
             assert loaded(**{f"otel.{setting}": value})[1] == [], complaint
 
 
-@pytest.mark.parametrize("setting", ["sweep-interval", "shutdown-timeout", "traces.settle", "traces.max-segment"])
+@pytest.mark.parametrize("setting", ["sweep-interval", "shutdown-timeout", "traces.idle-timeout", "traces.max-segment"])
 def test_what_an_error_advises_of_times_is_taken(setting):
     _, (complaint,) = loaded(**{f"otel.{setting}": "soon"})
     limits = re.search(r"a time between (.*) and (.*), e\.g\.", complaint).groups()
@@ -368,10 +371,10 @@ def test_what_an_error_advises_of_times_is_taken(setting):
 
 def test_units_and_underscores():
     settings, complaints = loaded(
-        **{"otel.traces.settle": "500ms", "otel.traces.max_segment": 90, "otel.cluster_name": 7}
+        **{"otel.traces.idle-timeout": "500ms", "otel.traces.max_segment": 90, "otel.cluster_name": 7}
     )
     assert complaints == []
-    assert (settings.settle, settings.max_segment, settings.cluster_name) == (0.5, 90.0, "7")
+    assert (settings.idle_timeout, settings.max_segment, settings.cluster_name) == (0.5, 90.0, "7")
 
 
 def test_cluster_name_of_dask_gateway(monkeypatch):
@@ -382,9 +385,9 @@ def test_cluster_name_of_dask_gateway(monkeypatch):
 
 def test_environment():
     code = "from dask_otel import config; print(config.load(print))"
-    env = os.environ | {"DASK_OTEL__TRACES__SETTLE": "7s", "DASK_OTEL__ANNOTATIONS": "['team']"}
+    env = os.environ | {"DASK_OTEL__TRACES__IDLE_TIMEOUT": "7s", "DASK_OTEL__ANNOTATIONS": "['team']"}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-    assert "settle=7.0" in out
+    assert "idle_timeout=7.0" in out
     assert "annotations=('team',)" in out
 
 
@@ -414,9 +417,9 @@ def test_a_configuration_that_was_cleared_means_the_defaults():
 
 @pytest.mark.parametrize("value", ["", " ", "1e400s"])
 def test_a_time_that_dask_cannot_parse(value):
-    settings, complaints = loaded(**{"otel.traces.settle": value})
+    settings, complaints = loaded(**{"otel.traces.idle-timeout": value})
     assert len(complaints) == 1
-    assert settings.settle == 5.0
+    assert settings.idle_timeout == 5.0
 
 
 @pytest.mark.parametrize(("variable", "named"), [("DASK_OTEL", "otel = "), ("DASK_OTEL__TRACES", "otel.traces = ")])
@@ -426,7 +429,7 @@ def test_what_stands_in_the_place_of_our_settings_is_named(variable, named):
         [sys.executable, "-c", code], env=os.environ | {variable: "off"}, capture_output=True, text=True, check=True
     )
     assert f"{named}'off' cannot be used: it must be a mapping of" in done.stdout
-    assert "settle=5.0" in done.stdout
+    assert "idle_timeout=5.0" in done.stdout
 
 
 @pytest.mark.parametrize("value", ["many", "-1", "1.5"])

@@ -10,22 +10,19 @@ import yaml
 from support.dashboards import load
 from support.memory import MemoryExporter, make_sink
 from support.names import prometheus_name
-from support.records import group, marker, segment, task
+from support.records import group, pending, segment, task
 
 import dask_otel
-from dask_otel.cli.commands import dask_otel as commands
-from dask_otel.export.conventions import attributes
-from dask_otel.export.limits import Limits
-from dask_otel.export.pipeline import MAX_REQUESTS
-from dask_otel.export.resource import make_resource
-from dask_otel.export.senders import Sender
-from dask_otel.health import Health
-from dask_otel.measure.catalog import METRICS
-from dask_otel.measure.names import MAX_NAMES, UNUSED
-from dask_otel.measure.series import MAX_SERIES
-from dask_otel.measure.tables import MAX_ACTIVITIES, MAX_ERRORS
+from dask_otel.cli.main import dask_otel as commands
+from dask_otel.config import MAX_BOUNDS
+from dask_otel.metrics.registry import MAX_ACTIVITIES, MAX_ERRORS, MAX_NAMES, MAX_SERIES, UNUSED
+from dask_otel.otlp.environment import Limits, make_resource
+from dask_otel.otlp.exporter import MAX_REQUESTS
+from dask_otel.otlp.spans import attributes
+from dask_otel.otlp.transport import Sender
 from dask_otel.safety import MAX_IN_A_ROW, Safety
-from dask_otel.values import MAX_BOUNDS
+from dask_otel.schema import METRICS
+from dask_otel.status.report import StatusReport
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,8 +72,8 @@ def test_attribute_tables_list_exactly_what_is_emitted(headings, records):
     assert len(names) == len(set(names))
 
 
-def test_a_marker_has_what_every_span_has():
-    assert set(attributes(marker())) | {"error.type"} == set(documented("Every span"))
+def test_a_pending_span_has_what_every_span_has():
+    assert set(attributes(pending())) | {"error.type"} == set(documented("Every span"))
 
 
 def test_resource_table_lists_exactly_what_is_emitted(monkeypatch):
@@ -150,14 +147,14 @@ def test_settings_table():
 
 
 def test_status_table_lists_exactly_what_the_status_says():
-    class Watch:
+    class Bridge:
         why_ended = ""
 
         def status(self):
             return {"open_segments": 0, "open": [], "sweep": {}}
 
     sink = make_sink(Sender("memory", MemoryExporter()), Safety())
-    status = Health("id", Watch(), sink, Safety(), cluster_name=None, trace_url=None).status()
+    status = StatusReport("id", Bridge(), sink, Safety(), cluster_name=None, trace_url=None).status()
     sink.close(1)
     rows = tables((ROOT / "docs/health.md").read_text(encoding="utf-8"))["status.json"]
     assert [name for row in rows for name in re.findall(r"`(\w+)`", row[0])] == list(status)

@@ -24,7 +24,7 @@ import dask_otel
 
 PROTOCOLS = ("grpc", "http/protobuf")
 SETTINGS = {
-    "DASK_OTEL__TRACES__SETTLE": "1h",  # all is open at the end
+    "DASK_OTEL__TRACES__IDLE_TIMEOUT": "1h",  # all is open at the end
     "DASK_OTEL__TRACES__LEVEL": "groups",
     "DASK_OTEL__SHUTDOWN_TIMEOUT": "30s",
     "OTEL_EXPORTER_OTLP_TIMEOUT": "60",

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_otel.measure.names import MAX_LABEL
-from dask_otel.patterns import LONGEST, is_quick
+from dask_otel.config import LONGEST, is_quick
+from dask_otel.metrics.registry import MAX_LABEL
 
 QUICK = ["(.*)'s workflow", "(.*) (.*)", "x{1,3}y*", "(?:ab)+", "[a-z]+-\\d+", "a(b|c)d", "(?P<who>.*)'s (?P<what>.+)"]
 SLOW = [

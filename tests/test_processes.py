@@ -18,7 +18,11 @@ from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
 import dask_otel
 from dask_otel.cli.receiver import Receiver, Span
 
-PRELOAD = {"distributed.scheduler.preload": ["dask_otel"], "otel.traces.settle": "300ms", "otel.sweep-interval": "50ms"}
+PRELOAD = {
+    "distributed.scheduler.preload": ["dask_otel"],
+    "otel.traces.idle-timeout": "300ms",
+    "otel.sweep-interval": "50ms",
+}
 
 
 @pytest.fixture
@@ -203,11 +207,11 @@ def test_registered_on_a_running_cluster(receiver, tmp_path):
             "dask-otel is off: OTEL_EXPORTER_OTLP_ENDPOINT = 'http:/collector' cannot be used: it must be a URL like ",
         ),
         (
-            {"DASK_OTEL__TRACES__SETTLE": "-5s"},
-            "dask-otel uses the default: otel.traces.settle = '-5s' cannot be used: it must be a time between 0s",
+            {"DASK_OTEL__TRACES__IDLE_TIMEOUT": "-5s"},
+            "dask-otel uses the default: otel.traces.idle-timeout = '-5s' cannot be used: it must be a time between 0s",
         ),
     ],
-    ids=["exporter", "endpoint", "settle"],
+    ids=["exporter", "endpoint", "idle_timeout"],
 )
 def test_a_bad_setting_gives_one_clear_line_and_the_work_goes_on(tmp_path, env, line):
     with cluster(tmp_path, env=env, workers=1) as processes:

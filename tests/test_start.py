@@ -79,7 +79,7 @@ async def test_two_that_are_registered_at_once(client, scheduler, worker):
     await asyncio.gather(*adding)
     first, second = plugins
     assert scheduler.plugins[first.name] is first
-    assert first._watch
+    assert first._bridge
     assert second.safety is None  # it has not even connected
     assert await client.submit(inc, 1) == 2
     await first.before_close()
@@ -95,5 +95,5 @@ async def test_one_that_cannot_prepare_starts_all_the_same(client, scheduler):
 
     plugin = Broken()
     await plugin.add_to(scheduler)
-    assert plugin._watch
+    assert plugin._bridge
     await plugin.before_close()

@@ -14,7 +14,7 @@ def main() -> None:
     """Run the command line; what it needs beyond the bridge is the extra ``cli``."""
     try:
         config.check_limits()  # the SDK fails without a name when it is imported
-        from .commands import dask_otel
+        from .main import dask_otel
     except SettingError as error:
         sys.exit(str(error))
     except ImportError as error:

@@ -1,10 +1,18 @@
-"""``dask-otel demo``: a workflow on a local cluster, and the trace it made."""
+"""The demo's workflow: a dataset written to and read from Parquet, nested spans, a step that fails and one that
+is retried.
+
+Dask's documentation shows these spans on its page "Spans"; here each ``compute()`` stands inside its span, because a
+DataFrame keeps only the span that is active then.
+
+``dask-otel demo``: a workflow on a local cluster, and the trace it made.
+"""
 
 from __future__ import annotations
 
 import logging
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +22,70 @@ from urllib.request import urlopen
 
 import click
 import dask
-from distributed import Client, LocalCluster
+import dask.dataframe as dd
+import pandas as pd
+from dask.datasets import timeseries
+from distributed import Client, LocalCluster, span
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .. import OTelPlugin, config, trace_id
 from ..errors import Remarks, SettingError
-from ..export.provider import make_senders
-from ..export.variables import otlp_protocol, sdk_disabled
-from . import workflow
+from ..otlp.environment import otlp_protocol, sdk_disabled
+from ..otlp.transport import make_senders
 from .receiver import Receiver, Span
 from .waterfall import waterfall
 
-__all__ = ["demo"]
+__all__ = ["STEPS", "demo", "run"]
+
+STEPS = ("data load", "ML preprocessing", "Model training", "Quality gate")
+
+
+def run(client: Client, folder: Path) -> Iterator[str]:
+    """Run the workflow; yields the root span's id first, then the name of each step that is done.
+
+    Parameters
+    ----------
+    folder
+        Where to write the dataset; about 30 MB.
+    """
+    # Dask warns that building a DataFrame drops annotations; computing it does not.
+    warnings.filterwarnings("ignore", message="Dask annotations .* detected")
+    with span("Alice's workflow") as root_id:
+        yield root_id
+        with span("data load"):
+            timeseries(end="2000-01-15", partition_freq="1d", freq="1s", seed=1).to_parquet(folder)
+            yield STEPS[0]
+        with span("ML preprocessing"):
+            means = dd.read_parquet(folder).groupby("name")[["x", "y"]].mean().compute()
+            yield STEPS[1]
+        with span("Model training"):
+            # The last one fails once, on purpose: Dask runs it again.
+            failed = folder.with_suffix(".failed")
+            models = client.map(_train, range(4), means=means, failed=failed, key="train", retries=1)
+            client.gather(models)
+            yield STEPS[2]
+        with span("Quality gate"):
+            scores = client.map(_check_rows, models, key="check")
+            client.gather(scores, errors="skip")
+            yield STEPS[3]
+
+
+def _train(seed: int, means: pd.DataFrame, failed: Path) -> float:
+    if seed == 3 and not failed.exists():
+        failed.touch()
+        raise ConnectionError("the feature store did not answer")
+    score = 0.0
+    for _ in range(1500):
+        score += float(means.sample(frac=0.5, random_state=seed)["x"].std())
+    return score / 1500 + seed
+
+
+def _check_rows(score: float) -> float:
+    if score > 3:
+        raise ValueError(f"score {score:.1f} is not plausible")
+    return score
+
 
 #: Seconds that the trace may take to arrive once the workflow is done.
 PATIENCE = 60.0
@@ -77,7 +136,7 @@ def _run_workflow(endpoint: str, console: Console) -> tuple[str, int]:
             client.register_plugin(OTelPlugin(endpoint))
             plugin = cluster.scheduler.plugins[OTelPlugin.name]
             done("local cluster started")
-            steps = workflow.run(client, Path(folder) / "dataset")
+            steps = run(client, Path(folder) / "dataset")
             root_id = next(steps)
             for name in steps:
                 done(name)
@@ -92,7 +151,7 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
     """Show how far we are; yields a function that is told what has been done."""
     columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=len(workflow.STEPS) + 2)
+        task = progress.add_task("starting", total=len(STEPS) + 2)
         yield lambda name: progress.update(task, advance=1, description=name)
 
 

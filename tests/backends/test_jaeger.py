@@ -19,10 +19,10 @@ from support.workflows import (
 )
 
 import dask_otel
-from dask_otel.export.pipeline import Pipeline
-from dask_otel.export.provider import make_senders
-from dask_otel.export.resource import make_resource
-from dask_otel.export.spans import SpanFactory
+from dask_otel.otlp.environment import make_resource
+from dask_otel.otlp.exporter import SpanExportThread
+from dask_otel.otlp.spans import SpanFactory
+from dask_otel.otlp.transport import make_senders
 from dask_otel.safety import Safety
 
 pytestmark = pytest.mark.backend
@@ -89,7 +89,7 @@ def test_many_groups_at_work_at_once(jaeger, tmp_path):
 
 def test_the_example_of_dasks_spans_page(jaeger, tmp_path):
     # A person may pause between two steps.
-    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"], "DASK_OTEL__TRACES__SETTLE": "5s"}
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"], "DASK_OTEL__TRACES__IDLE_TIMEOUT": "5s"}
     with cluster(tmp_path, env=env):
         root_id = spans_page(tmp_path / "data")
         spans = jaeger.trace(dask_otel.trace_id(root_id), has_root)
@@ -127,7 +127,7 @@ def test_jaeger_killed_and_started_again(own_jaeger, tmp_path):
 def test_closing_the_scheduler_sends_what_is_open(jaeger, tmp_path):
     env = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"],
-        "DASK_OTEL__TRACES__SETTLE": "1h",
+        "DASK_OTEL__TRACES__IDLE_TIMEOUT": "1h",
     }
     with cluster(tmp_path, env=env) as processes:
         root_id, _ = nested(processes.client)
@@ -142,7 +142,7 @@ def test_a_trace_of_a_hundred_thousand_tasks_opens(jaeger):
     (sender,) = make_senders(jaeger.endpoints["grpc"])
     resource = make_resource(service_name="dask-scheduler", instance_id="large", version="1", cluster_name=None)
     factory = SpanFactory(resource, InstrumentationScope("dask_otel"), SpanLimits())
-    pipeline = Pipeline(sender, factory, Safety())
+    pipeline = SpanExportThread(sender, factory, Safety())
     pipeline.put(records)
     pipeline.close(timeout=60)
     assert pipeline.unsent == 0

@@ -59,7 +59,7 @@ def stack(prometheus, tmp_path_factory):
             "OTEL_METRIC_EXPORT_INTERVAL": COMPOSE["scheduler"]["environment"]["OTEL_METRIC_EXPORT_INTERVAL"],
             "DASK_OTEL__CLUSTER_NAME": "proof",
             "DASK_OTEL__TRACES__MAX_RATE": "1000",
-            "DASK_OTEL__TRACES__SETTLE": "3s",  # the workload may pause between two steps
+            "DASK_OTEL__TRACES__IDLE_TIMEOUT": "3s",  # the workload may pause between two steps
         }
         try:
             with cluster(folder, env=env) as processes:

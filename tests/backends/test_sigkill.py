@@ -12,7 +12,7 @@ from support.trees import check_shape, check_sums, tree
 from support.workflows import hang, hang_once, one, slow
 
 import dask_otel
-from dask_otel.mirror.ids import marker_id, segment_id
+from dask_otel.identity import pending_id, segment_id
 
 pytestmark = pytest.mark.backend
 
@@ -96,7 +96,7 @@ def test_killed_worker(jaeger, tmp_path):
 
 
 def test_what_is_left_of_a_scheduler_killed_in_the_middle(jaeger, tmp_path):
-    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"], "DASK_OTEL__TRACES__ANNOUNCE": "1s"}
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"], "DASK_OTEL__TRACES__PENDING_SPAN_AFTER": "1s"}
     with cluster(tmp_path, env=env, timeout=5) as processes:
         client = processes.client
         with span("root") as root_id:
@@ -118,7 +118,7 @@ def test_what_is_left_of_a_scheduler_killed_in_the_middle(jaeger, tmp_path):
     assert set(by_name) == {"root (running)", "done", "quick"}
     reserved = f"{segment_id(root_id, 0):016x}"
     assert by_name["root (running)"].parent_id == by_name["done"].parent_id == reserved
-    assert by_name["root (running)"].span_id == f"{marker_id(root_id, 0):016x}"
+    assert by_name["root (running)"].span_id == f"{pending_id(root_id, 0):016x}"
     assert by_name["root (running)"].seconds >= 1
     assert by_name["done"].attributes["dask.span.result"] == "success"
     assert by_name["done"].attributes["dask.span.id"] == done_id

@@ -5,7 +5,7 @@ import os
 import pytest
 from click.testing import CliRunner
 
-from dask_otel.cli.commands import dask_otel
+from dask_otel.cli.main import dask_otel
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 from support.misbehaving import Misbehaving, Says
 from support.wire import Wire
 
-from dask_otel.cli.commands import dask_otel
+from dask_otel.cli.main import dask_otel
 from dask_otel.cli.receiver import Receiver
 
 PROTOCOLS = ("grpc", "http/protobuf")
@@ -167,11 +167,13 @@ def test_an_endpoint_of_one_signal_only_is_no_fault(doctor, signal, other):
 
 
 def test_where_each_value_comes_from(doctor, tmp_path, monkeypatch):
-    (tmp_path / "otel.yaml").write_text("otel: {traces: {settle: 7s, announce: 20s}}")
+    (tmp_path / "otel.yaml").write_text("otel: {traces: {idle-timeout: 7s, pending-span-after: 20s}}")
     with Misbehaving("grpc") as receiver:
         monkeypatch.setattr(dask.config, "paths", [str(tmp_path)])
-        monkeypatch.setenv("DASK_OTEL__TRACES__ANNOUNCE", "30s")
-        with dask.config.set({"otel.traces.settle": "7s", "otel.traces.announce": "30s", "otel.traces.max-groups": 7}):
+        monkeypatch.setenv("DASK_OTEL__TRACES__PENDING_SPAN_AFTER", "30s")
+        with dask.config.set(
+            {"otel.traces.idle-timeout": "7s", "otel.traces.pending-span-after": "30s", "otel.traces.max-groups": 7}
+        ):
             code, out = doctor(
                 "--endpoint",
                 receiver.endpoint,
@@ -179,8 +181,8 @@ def test_where_each_value_comes_from(doctor, tmp_path, monkeypatch):
                 OTEL_EXPORTER_OTLP_ENDPOINT="http://user:planted-secret@elsewhere:4317",
             )
     assert code == 0, out
-    assert re.search(rf"otel.traces.settle +7s +{re.escape(str(tmp_path))}/otel.yaml", out)
-    assert re.search(r"otel.traces.announce +30s +environment, DASK_OTEL__TRACES__ANNOUNCE", out)
+    assert re.search(rf"otel.traces.idle-timeout +7s +{re.escape(str(tmp_path))}/otel.yaml", out)
+    assert re.search(r"otel.traces.pending-span-after +30s +environment, DASK_OTEL__TRACES__PENDING_SPAN_AFTER", out)
     assert re.search(r"otel.traces.max-groups +7 +dask.config.set", out)
     assert re.search(r"otel.sweep-interval +1s +default", out)
     assert re.search(r"OTEL_EXPORTER_OTLP_ENDPOINT +http://elsewhere:4317 +environment", out)
@@ -276,10 +278,10 @@ def test_a_doubtful_wish_to_hide_something_is_said_to_hide_everything(doctor):
 
 
 def test_a_bad_setting_is_named_and_everything_else_is_tried(doctor):
-    with Misbehaving("grpc") as receiver, dask.config.set({"otel.traces.settle": "soon"}):
+    with Misbehaving("grpc") as receiver, dask.config.set({"otel.traces.idle-timeout": "soon"}):
         code, out = doctor("--endpoint", receiver.endpoint)
     assert code == 1
-    assert "otel.traces.settle = 'soon' cannot be used" in out
+    assert "otel.traces.idle-timeout = 'soon' cannot be used" in out
     assert "a test span has arrived" in out
 
 
@@ -365,7 +367,7 @@ def test_what_is_wrong_with_a_live_cluster_is_said_and_is_the_exit_code(doctor, 
     local = {"n_workers": 1, "processes": False, "dashboard_address": "127.0.0.1:0", "protocol": "tcp"}
     settings = {
         "distributed.scheduler.preload": ["dask_otel"],
-        "otel.traces.settle": "50ms",
+        "otel.traces.idle-timeout": "50ms",
         "otel.sweep-interval": "50ms",
     }
     with Misbehaving("grpc", lambda *_: fault) as receiver:

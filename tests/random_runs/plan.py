@@ -48,7 +48,7 @@ class Plan:
     #: Seconds between heartbeats that are sent besides Dask's own: segments close earlier.
     pulse: float
     #: Settings of the bridge.
-    settle: float
+    idle_timeout: float
     max_segment: float
     steps: tuple[Step, ...]
     #: Groups beyond which what happened to them may be told later; few have more than some.
@@ -67,7 +67,7 @@ class Plan:
             allowed_failures=rng.choice((0, 1)),
             no_workers_timeout=rng.choice((None, "300ms")),
             pulse=rng.choice((0.05, 0.3)),
-            settle=rng.choice((0.05, 0.3)),
+            idle_timeout=rng.choice((0.05, 0.3)),
             max_segment=rng.choice((0.5, 3600.0)),
             steps=tuple(
                 Step(

@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster, span
 from distributed.utils_test import inc
 
 SETTINGS = {
-    "otel.traces.settle": "200ms",
+    "otel.traces.idle-timeout": "200ms",
     "otel.sweep-interval": "100ms",
     "distributed.scheduler.dashboard.status.task-stream-length": 1,
     "distributed.diagnostics.computations.max-history": 1,
@@ -50,7 +50,7 @@ def main(bridge: bool) -> None:
                 last = monotonic()
                 gc.collect()
                 say({"roots": roots, "rss": process.memory_info().rss} | (state(plugin) if plugin else {}))
-        while plugin and plugin._watch.status()["open_segments"]:
+        while plugin and plugin._bridge.status()["open_segments"]:
             sleep(0.1)
         end = state(plugin) if plugin else {}
     # The bridge has closed: what it could not send by then is lost.
@@ -71,8 +71,8 @@ def work(client: Client, number: int) -> None:
 
 def state(plugin) -> dict:
     """How the bridge is doing."""
-    watch = plugin._watch.status()
-    return {"sweep": watch["sweep"].get("seconds", 0.0), "open": watch["open_segments"]} | totals(plugin)
+    bridge = plugin._bridge.status()
+    return {"sweep": bridge["sweep"].get("seconds", 0.0), "open": bridge["open_segments"]} | totals(plugin)
 
 
 def totals(plugin) -> dict:

@@ -1,12 +1,11 @@
-"""A large trace, made by the mirror from a story: 100,000 tasks in 3,000 groups."""
+"""A large trace, made by the span tree from a story: 100,000 tasks in 3,000 groups."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dask_otel.mirror.model import Change, Dependency
-from dask_otel.mirror.records import Record
-from dask_otel.mirror.tasks import Picks, TaskError, TaskRun
+from dask_otel.spantree.events import Change, Dependency, Picks, TaskError, TaskRun
+from dask_otel.spantree.records import Record
 from support.story import Story
 
 GROUPS, TASKS = 3000, 100_000
@@ -43,9 +42,9 @@ def large_trace(groups: int = GROUPS, tasks: int = TASKS, children: int = 3, **s
         for task in range(5):
             change.picks.add_slow(_run(name, 100 + task, story.now, None))
         story.now += 5
-        story.mirror.add_change(change, story.now)
+        story.span_tree.add_change(change, story.now)
         metrics = {("execute", change.prefix, activity, "seconds"): 1.2345 * number for activity in ACTIVITIES}
-        story.mirror.add_metrics(span, dict(metrics), story.now)
+        story.span_tree.add_metrics(span, dict(metrics), story.now)
     return story.close()
 
 

@@ -12,11 +12,11 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.utils_test import gen_cluster
 from random_runs.recorder import Recorder
 
-from dask_otel.measure.catalog import Kind
-from dask_otel.measure.series import MAX_SERIES
-from dask_otel.measure.snapshot import Distribution, Snapshot
-from dask_otel.watch.life import WatchSettings
-from dask_otel.watch.sink import Sink
+from dask_otel.metrics.registry import MAX_SERIES
+from dask_otel.metrics.snapshot import HistogramPoint, Snapshot
+from dask_otel.scheduler.runtime import BridgeSettings
+from dask_otel.scheduler.sweep import Output
+from dask_otel.schema import Kind
 from support.clusters import finished, one_clock
 from support.memory import MemoryPlugin
 
@@ -24,7 +24,7 @@ from support.memory import MemoryPlugin
 class KeepingSink:
     """A sink that wants metrics at every sweep, unless told otherwise; records go where they went."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Output) -> None:
         self._sink = sink
         self.snapshots: list[Snapshot] = []
         self.is_due = True
@@ -62,7 +62,7 @@ class MeasuredPlugin(MemoryPlugin):
 
     keeping: KeepingSink
 
-    def connect(self, scheduler: Any, safety: Any) -> tuple[WatchSettings, Any]:
+    def connect(self, scheduler: Any, safety: Any) -> tuple[BridgeSettings, Any]:
         self.scheduler = scheduler
         settings, sink = super().connect(scheduler, safety)
         self.keeping = KeepingSink(sink)
@@ -127,7 +127,7 @@ def measured(*, nthreads=(("127.0.0.1", 1), ("127.0.0.1", 2)), cluster=None, sam
             await plugin.add_to(scheduler)
             with one_clock():
                 await test(plugin, client, scheduler, *workers)
-                if plugin._watch:
+                if plugin._bridge:
                     check_sent(plugin.keeping, await finished(plugin))
             check_series(plugin.keeping.snapshots)
             check_runs(plugin.last, plugin.account)
@@ -153,7 +153,7 @@ def values(snapshot: Snapshot, name: str) -> dict[Any, Any]:
     """Return the points of a metric by labels: numbers, or whole distributions."""
     for measured_ in snapshot.measured:
         if measured_.metric.name == name:
-            return {p.labels: p if isinstance(p, Distribution) else p.value for p in measured_.points}
+            return {p.labels: p if isinstance(p, HistogramPoint) else p.value for p in measured_.points}
     return {}
 
 

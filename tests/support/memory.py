@@ -14,21 +14,19 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from dask_otel.cli.receiver import Inbox, Span
-from dask_otel.export.limits import Limits
-from dask_otel.export.pipeline import Pipeline
-from dask_otel.export.privacy import Capture, Redactor
-from dask_otel.export.resource import make_resource
-from dask_otel.export.sampling import Sampling
-from dask_otel.export.senders import Sender
-from dask_otel.export.sink import Sink
-from dask_otel.export.spans import SpanFactory
-from dask_otel.export.volume import Volume
-from dask_otel.mirror.settings import MirrorSettings
+from dask_otel.otlp.environment import Limits, make_resource
+from dask_otel.otlp.exporter import SpanExportThread, TelemetryOutput
+from dask_otel.otlp.queue import RateLimiter
+from dask_otel.otlp.sampling import Sampling
+from dask_otel.otlp.spans import SpanFactory
+from dask_otel.otlp.transport import Sender
 from dask_otel.preload import OTelPlugin
+from dask_otel.privacy import Capture, Redactor
 from dask_otel.safety import Safety
-from dask_otel.watch.life import WatchSettings
+from dask_otel.scheduler.runtime import BridgeSettings
+from dask_otel.spantree.build import SpanTreeSettings
 
-MIRROR = {field.name for field in fields(MirrorSettings)}
+MIRROR = {field.name for field in fields(SpanTreeSettings)}
 SCOPE = InstrumentationScope("dask_otel", "test")
 #: Makes spans as they are, for tests of the way out.
 FACTORY = SpanFactory(Resource({"service.name": "test"}), SCOPE, SpanLimits())
@@ -41,14 +39,14 @@ def make_sink(
     sampler: Any = None,
     max_rate: int = 0,
     capture: Capture | None = None,
-) -> Sink:
+) -> TelemetryOutput:
     """What ``connect`` makes of the variables, made of parts: senders, then the safety."""
     *senders, safety = senders_and_safety
     redactor = Redactor(capture or Capture())
     sampling = Sampling(sampler, redactor.tags, safety)
     factory = SpanFactory(resource or Resource({"service.name": "test"}), SCOPE, SpanLimits(), redactor, sampling.known)
-    pipelines = [Pipeline(sender, factory, safety, limits or Limits(delay=0.0)) for sender in senders]
-    return Sink(pipelines, sampling, Volume(max_rate), redactor)
+    pipelines = [SpanExportThread(sender, factory, safety, limits or Limits(delay=0.0)) for sender in senders]
+    return TelemetryOutput(pipelines, sampling, RateLimiter(max_rate), redactor)
 
 
 class MemoryExporter(SpanExporter):
@@ -78,16 +76,16 @@ class MemoryPlugin(OTelPlugin):
         self.settings = settings
         self.safety: Safety | None = None
 
-    def connect(self, scheduler: Any, safety: Safety) -> tuple[WatchSettings, Sink]:
+    def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, TelemetryOutput]:
         self.safety = safety
         resource = make_resource(
             service_name="dask-scheduler", instance_id=scheduler.id, version=distributed.__version__, cluster_name=None
         )
         self.sink = make_sink(Sender("memory", self.exporter), safety, resource=resource, sampler=self.sampler)
-        mirror = {name: self.settings[name] for name in set(self.settings) & MIRROR}
-        watch = {name: value for name, value in self.settings.items() if name not in MIRROR}
-        settings = MirrorSettings(**({"settle": 0.3, "announce": 86400.0} | mirror))
-        return WatchSettings(**({"sweep_interval": 0.05} | watch), mirror=settings), self.sink
+        span_tree = {name: self.settings[name] for name in set(self.settings) & MIRROR}
+        bridge = {name: value for name, value in self.settings.items() if name not in MIRROR}
+        settings = SpanTreeSettings(**({"idle_timeout": 0.3, "pending_span_after": 86400.0} | span_tree))
+        return BridgeSettings(**({"sweep_interval": 0.05} | bridge), span_tree=settings), self.sink
 
     async def add_to(self, scheduler: Any) -> None:
         await scheduler.register_scheduler_plugin(self, idempotent=True)

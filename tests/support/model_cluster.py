@@ -1,4 +1,4 @@
-"""A cluster that runs nothing: it tells the mirror what the watch would tell of Dask, and remembers what it told."""
+"""A cluster that runs nothing: it tells the span tree what the watch would tell of Dask, and remembers what it told."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import count
 
-from dask_otel.mirror.groups import GroupLedger
-from dask_otel.mirror.model import NOBODY, Change, Claim, Graph, SpanInfo
-from dask_otel.mirror.segments import Mirror
-from dask_otel.mirror.tally import FirstError, Load, Tally
-from dask_otel.mirror.tasks import Picks, TaskError, TaskRun
+from dask_otel.spantree.counts import FirstError, Load, Tally
+from dask_otel.spantree.events import NOBODY, Change, Claim, Graph, Picks, SpanInfo, TaskError, TaskRun
+from dask_otel.spantree.ledger import GroupLedger
+from dask_otel.spantree.lifecycle import SpanTree
 
 from .model_data import AGAIN, STATES, Account, Event, Group, Latch, Task, numbers, without_prefix
 
@@ -22,7 +21,7 @@ class Cluster:
         self.now = 1_000_000.0
         self.spans: dict[str, SpanInfo] = {}
         self.groups: dict[tuple[str, str], Group] = {}
-        self.latches: dict[Group, Latch] = {}
+        self.inbox: dict[Group, Latch] = {}
         #: Seconds above which a run is worth telling of.
         self.thresholds: dict[Group, float] = {}
         #: All that a group's next span could show.
@@ -128,7 +127,7 @@ class Cluster:
 
     def set_clock_back(self, seconds: float) -> None:
         """The watch has noticed."""
-        for latch in self.latches.values():
+        for latch in self.inbox.values():
             latch.change.clock_set_back(seconds, self.now)
 
     def release(self, task: Task) -> None:
@@ -174,9 +173,9 @@ class Cluster:
 
     def touch(self, group: Group) -> Latch:
         """Have it looked at."""
-        latch = self.latches.get(group)
+        latch = self.inbox.get(group)
         if latch is None:
-            latch = self.latches[group] = Latch(Change(self.now))
+            latch = self.inbox[group] = Latch(Change(self.now))
             latch.change.slow = self.thresholds.get(group, -1.0)
         return latch
 
@@ -186,7 +185,7 @@ class Cluster:
     # What is told
 
     def tell(
-        self, mirror: Mirror, account: Callable[[str], Account], meanwhile: Callable[[], None], *, may_defer: bool
+        self, span_tree: SpanTree, account: Callable[[str], Account], meanwhile: Callable[[], None], *, may_defer: bool
     ) -> list[Group]:
         """Tell everything, in the order of a sweep, but what may be left for later; things happen meanwhile.
 
@@ -194,28 +193,28 @@ class Cluster:
         -------
         The groups of which all has been told.
         """
-        latches, self.latches = self.latches, {}
+        inbox, self.inbox = self.inbox, {}
         self.thresholds = {}
         claims, self.claims = self.claims, {}
         graphs, self.graphs = self.graphs, []
         metrics, self.metrics = self.metrics, {}
         meanwhile()
         for graph in graphs:
-            self._learn(mirror, graph.span_id)
-            mirror.add_graph(graph, self.now)
+            self._learn(span_tree, graph.span_id)
+            span_tree.add_graph(graph, self.now)
             told = account(graph.span_id)
             told.graph_seconds += graph.seconds
             told.graphs.update([graph.failure] if graph.failure else [])
-        for group, latch in list(latches.items()):
+        for group, latch in list(inbox.items()):
             entered = latch.change.entered
-            if may_defer and self._defer(mirror, group, latch):
+            if may_defer and self._defer(span_tree, group, latch):
                 told = account(group.span_id)
                 told.numbers["tasks"] += latch.change.entered - entered
                 told.groups.add(group.name)
-                del latches[group]
+                del inbox[group]
                 continue
             self._learn(
-                mirror, group.span_id, *filter(None, {each for askers in latch.change.foreign for each in askers})
+                span_tree, group.span_id, *filter(None, {each for askers in latch.change.foreign for each in askers})
             )
             self._complete(group, latch.change)
             told = account(group.span_id)
@@ -223,59 +222,59 @@ class Cluster:
             told.groups.update(() if latch.change.is_empty else [group.name])
             told.events += latch.events
             ran = latch.change.run_stop > latch.change.run_start
-            mirror.add_change(latch.change, self.now)
-            self._check_picks(mirror, group, latch)
-            self._expect(mirror, group.span_id, latch.change.load, ran)
+            span_tree.add_change(latch.change, self.now)
+            self._check_picks(span_tree, group, latch)
+            self._expect(span_tree, group.span_id, latch.change.load, ran)
         for claim in claims.values():
-            self._learn(mirror, claim.asker, claim.holder)
+            self._learn(span_tree, claim.asker, claim.holder)
             told = account(claim.asker)
             told.claims[claim.asker, claim.holder].update(numbers(claim))
             told.messages.update([claim.error.message] if claim.error else [])
             ran = claim.run_stop > claim.run_start
-            mirror.add_claim(claim, self.now)
-            self._expect(mirror, claim.asker, claim.load, ran)
+            span_tree.add_claim(claim, self.now)
+            self._expect(span_tree, claim.asker, claim.load, ran)
         for span_id, values in metrics.items():
-            self._learn(mirror, span_id)
+            self._learn(span_tree, span_id)
             for key, value in values.items():
                 account(span_id).metrics[without_prefix(key)] += value
-            mirror.add_metrics(span_id, dict(values), self.now)
-        return list(latches)
+            span_tree.add_metrics(span_id, dict(values), self.now)
+        return list(inbox)
 
-    def _defer(self, mirror: Mirror, group: Group, latch: Latch) -> bool:
+    def _defer(self, span_tree: SpanTree, group: Group, latch: Latch) -> bool:
         load, told, change = group.load(), group.told_load, latch.change
         plain = change.is_plain and load.provisional == told.provisional
         is_new = not group.told and not any(told) and not change.completed
-        if group in self.latches or not (plain and (is_new or told.unfinished) and load.unfinished):
+        if group in self.inbox or not (plain and (is_new or told.unfinished) and load.unfinished):
             return False
-        if not mirror.forest.knows(group.span_id):
+        if not span_tree.forest.knows(group.span_id):
             return False
-        if not is_new and not mirror.forest.has_group(group.span_id, group.name):
+        if not is_new and not span_tree.forest.has_group(group.span_id, group.name):
             return False
-        begun = mirror.forest.begun(group.span_id)
-        if begun is None or begun <= self.now - 0.9 * mirror.settings.max_segment:
+        begun = span_tree.forest.begun(group.span_id)
+        if begun is None or begun <= self.now - 0.9 * span_tree.settings.max_segment:
             return False
-        self.latches[group] = latch
+        self.inbox[group] = latch
         change.load, group.told_load = load.minus(told), load
         change.tasks = group.totals["tasks"] - group.told["tasks"]
         group.told["tasks"] = group.totals["tasks"]
         self._name(group, change)
-        mirror.look(change, self.now)
-        self._expect(mirror, group.span_id, load.minus(told), change.run_stop > change.run_start)
+        span_tree.look(change, self.now)
+        self._expect(span_tree, group.span_id, load.minus(told), change.run_stop > change.run_start)
         return True
 
-    def set_thresholds(self, mirror: Mirror, groups: Iterable[Group]) -> None:
+    def set_thresholds(self, span_tree: SpanTree, groups: Iterable[Group]) -> None:
         """At the end of a sweep, learn which runs will not be among the slowest."""
         for group in groups:
-            threshold = mirror.forest.threshold(group.span_id, group.name)
+            threshold = span_tree.forest.threshold(group.span_id, group.name)
             if threshold >= 0.0:
                 self.thresholds[group] = threshold
-                if group in self.latches:
-                    change = self.latches[group].change
+                if group in self.inbox:
+                    change = self.inbox[group].change
                     change.slow = max(change.slow, threshold)
 
-    def _check_picks(self, mirror: Mirror, group: Group, latch: Latch) -> None:
+    def _check_picks(self, span_tree: SpanTree, group: Group, latch: Latch) -> None:
         """Whatever was not told of: the slowest runs of the group are those that they would be."""
-        ledger = mirror.forest.nodes[group.span_id].ledger
+        ledger = span_tree.forest.nodes[group.span_id].ledger
         counted = ledger.groups.get(group.name) if ledger else None
         if counted:
             picks = self.picks.setdefault(counted, Picks())
@@ -298,18 +297,18 @@ class Cluster:
     def _name(group: Group, change: Change) -> None:
         change.span_id, change.name, change.prefix = group.span_id, group.name, group.name.partition("-")[0]
 
-    def _expect(self, mirror: Mirror, span_id: str, load: Load, ran: bool) -> None:
+    def _expect(self, span_tree: SpanTree, span_id: str, load: Load, ran: bool) -> None:
         self.unfinished[span_id] += load.unfinished
-        segment = mirror.forest.nodes[span_id].segment
+        segment = span_tree.forest.nodes[span_id].segment
         if segment and segment.id not in self.opened:
             self.opened.add(segment.id)
             assert segment.start <= self.now + 1.0, "begins in the future"  # by more than a clock is adjusted
         if segment and ran and self.now > segment.start:
             self.lasting.add(segment.id)
 
-    def _learn(self, mirror: Mirror, *span_ids: str) -> None:
+    def _learn(self, span_tree: SpanTree, *span_ids: str) -> None:
         for span_id in span_ids:
             info = self.spans[span_id]
-            if not mirror.forest.knows(span_id):
-                self._learn(mirror, *filter(None, [info.parent_id]))
-                mirror.add_span(info)
+            if not span_tree.forest.knows(span_id):
+                self._learn(span_tree, *filter(None, [info.parent_id]))
+                span_tree.add_span(info)

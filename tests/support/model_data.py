@@ -1,13 +1,12 @@
-"""Task groups and tasks of no cluster, and accounts of what the mirror was told of them."""
+"""Task groups and tasks of no cluster, and accounts of what the span tree was told of them."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from dask_otel.mirror.model import Change, Dependency
-from dask_otel.mirror.tally import Load, Tally
-from dask_otel.mirror.tasks import Picks
+from dask_otel.spantree.counts import Load, Tally
+from dask_otel.spantree.events import Change, Dependency, Picks
 
 STATES = ("processing", "queued", "no_worker", "waiting")
 #: Outcomes after which the task runs again.

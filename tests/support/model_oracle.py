@@ -1,14 +1,14 @@
-"""What must hold of the records, given what the mirror was told."""
+"""What must hold of the records, given what the span tree was told."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
 
-from dask_otel.mirror.groups import Budget
-from dask_otel.mirror.ids import segment_id
-from dask_otel.mirror.records import GroupRecord, MarkerRecord, Record, SegmentRecord, TaskRecord
-from dask_otel.mirror.segments import Mirror
+from dask_otel.identity import segment_id
+from dask_otel.spantree.ledger import Budget
+from dask_otel.spantree.lifecycle import SpanTree
+from dask_otel.spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord, TaskRecord
 
 from .model_cluster import Cluster
 from .model_data import Account, is_inside, numbers
@@ -26,7 +26,7 @@ class Oracle:
         self.budget = budget
         #: Whether the clock never went back, and no worker left.
         self.steady = self.all_stay = True
-        #: How often all workers have sent heartbeats since the mirror was last told of a group.
+        #: How often all workers have sent heartbeats since the span tree was last told of a group.
         self.beats = 0
         self.accounts: dict[tuple[str, int], Account] = defaultdict(Account)
         self.closed: Counter[str] = Counter()
@@ -165,7 +165,7 @@ class Oracle:
             assert group.truncated_tasks == group.tally.outcomes.get("erred", 0) - shown
             assert all(group.start <= task.start <= task.end <= group.end for task in tasks)
 
-    def check_end(self, mirror: Mirror) -> None:
+    def check_end(self, span_tree: SpanTree) -> None:
         """Check what can be told only when all is there."""
         for ids in self.inside:
             assert not self.inside[ids] or ids in self.records, ("parent missing", self.inside[ids])
@@ -173,18 +173,18 @@ class Oracle:
             for link in record.links:
                 assert link[:2] in self.records, ("link to nowhere", record, link)
         for (span_id, _), account in self.accounts.items():
-            # What never had a segment was done before the mirror was there, or never.
+            # What never had a segment was done before the span tree was there, or never.
             assert not (self.closed[span_id] and (+account.numbers or account.metrics)), ("lost", span_id, account)
             assert not account.events or not self.closed[span_id]
         self._check_budgets()
-        forest = mirror.forest
+        forest = span_tree.forest
         assert not {**forest.open, **forest.open_roots, **forest.touched, **forest.at_rest}
         assert not any(node.previous and node.ledger.has_numbers for node in forest.held)
 
     def _check_budgets(self) -> None:
         of_root: dict[Ids, Counter[str]] = defaultdict(Counter)
         for record in self.records.values():
-            if isinstance(record, MarkerRecord):
+            if isinstance(record, PendingRecord):
                 continue
             root = record
             while root.parent_id is not None:

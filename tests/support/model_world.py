@@ -1,4 +1,4 @@
-"""A cluster, a mirror that is told of it, and an oracle that hears of both."""
+"""A cluster, a span tree that is told of it, and an oracle that hears of both."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from unittest import mock
 
-from dask_otel.mirror.groups import Budget
-from dask_otel.mirror.segments import Mirror
-from dask_otel.mirror.settings import MirrorSettings
+from dask_otel.spantree.build import SpanTreeSettings
+from dask_otel.spantree.ledger import Budget
+from dask_otel.spantree.lifecycle import SpanTree
 
 from .model_cluster import Cluster
 from .model_oracle import Oracle
@@ -28,7 +28,7 @@ class World:
 
     def __init__(self, cluster: Cluster, max_groups: int, times: Mapping[str, float]) -> None:
         self.cluster = cluster
-        self.mirror = Mirror(cluster.now, 2, MirrorSettings(max_groups=max_groups, **times))
+        self.span_tree = SpanTree(cluster.now, 2, SpanTreeSettings(max_groups=max_groups, **times))
         self.oracle = Oracle(cluster, max_groups, BUDGET)
         self.workers: set[str] = set()
         #: By how much the clock was set back since the last sweep.
@@ -37,9 +37,9 @@ class World:
         self.intact = True
         budget = partial(Budget, groups=BUDGET.groups, erred=BUDGET.erred, slowest=BUDGET.slowest)
         self._patches = (
-            mock.patch("dask_otel.mirror.tree.Budget", budget),
-            mock.patch("dask_otel.mirror.tasks.MAX_SLOWEST", 1),
-            mock.patch("dask_otel.mirror.folding.AT_ONCE", 1),
+            mock.patch("dask_otel.spantree.tree.Budget", budget),
+            mock.patch("dask_otel.spantree.events.MAX_SLOWEST", 1),
+            mock.patch("dask_otel.spantree.build.FOLDED_AT_ONCE", 1),
         )
         for patch in self._patches:
             patch.start()
@@ -48,16 +48,16 @@ class World:
         """A worker joins or leaves, or all beat."""
         if how == "beats":
             for each in sorted(self.workers):
-                self.mirror.heartbeats.beat(each, self.cluster.now)
+                self.span_tree.heartbeats.beat(each, self.cluster.now)
             self.oracle.beats += 1
         elif how == "joins":
-            self.mirror.worker_joined(worker, self.cluster.now)
+            self.span_tree.worker_joined(worker, self.cluster.now)
             self.workers.add(worker)
         else:
-            self.mirror.worker_left(worker)
+            self.span_tree.worker_left(worker)
             self.workers.discard(worker)
             self.oracle.all_stay = False
-        self.mirror.threads.add(self.cluster.now, 2 * len(self.workers))
+        self.span_tree.threads.add(self.cluster.now, 2 * len(self.workers))
 
     def set_clock_back(self, seconds: float) -> None:
         """The next sweep will notice, if it is by more than a little."""
@@ -78,17 +78,17 @@ class World:
         self.intact = False  # unless it gets to the end
         if self.behind > LEAST_STEP:
             self.cluster.set_clock_back(self.behind)
-            self.mirror.clock_set_back(self.behind)
+            self.span_tree.clock_set_back(self.behind)
             may_defer = False
         self.behind = 0.0
-        told = self.cluster.tell(self.mirror, self.oracle.account, meanwhile, may_defer=may_defer)
+        told = self.cluster.tell(self.span_tree, self.oracle.account, meanwhile, may_defer=may_defer)
         if told:
             self.oracle.beats = 0
-        for step, record in enumerate(self.mirror.advance(self.cluster.now, taking_in_graph=busy)):
+        for step, record in enumerate(self.span_tree.advance(self.cluster.now, taking_in_graph=busy)):
             self.oracle.take(record)
             if step == after:
                 then()
-        self.cluster.set_thresholds(self.mirror, told)
+        self.cluster.set_thresholds(self.span_tree, told)
         self.intact = True
 
     def close(self) -> None:
@@ -96,9 +96,9 @@ class World:
         try:
             if self.intact:
                 self.sweep(True)
-                for record in self.mirror.close(self.cluster.now):
+                for record in self.span_tree.close(self.cluster.now):
                     self.oracle.take(record)
-                self.oracle.check_end(self.mirror)
+                self.oracle.check_end(self.span_tree)
         finally:
             for patch in self._patches:
                 patch.stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dask_otel.measure.catalog import METRICS, Kind, Metric
+from dask_otel.schema import METRICS, Kind, Metric
 
 
 def prometheus_name(metric: Metric) -> str:

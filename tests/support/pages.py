@@ -10,7 +10,7 @@ from tornado.httpclient import AsyncHTTPClient
 
 from dask_otel.preload import OTelPlugin
 
-FAST = {"otel.traces.settle": "100ms", "otel.sweep-interval": "50ms"}
+FAST = {"otel.traces.idle-timeout": "100ms", "otel.sweep-interval": "50ms"}
 
 
 def with_page(test, **settings):

@@ -17,7 +17,7 @@ from distributed import Client
 PATIENCE = 60.0
 LOOPBACK = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
 FAST = {
-    "DASK_OTEL__TRACES__SETTLE": "500ms",
+    "DASK_OTEL__TRACES__IDLE_TIMEOUT": "500ms",
     "DASK_OTEL__SWEEP_INTERVAL": "100ms",
     "DASK_LOGGING__DISTRIBUTED": "info",
 }

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dask_otel.mirror.model import SpanInfo
-from dask_otel.mirror.records import Failure, GroupRecord, Link, MarkerRecord, SegmentRecord, TaskRecord
-from dask_otel.mirror.tally import OUTCOMES, FirstError, Tally
-from dask_otel.mirror.tasks import TaskError, TaskRun
+from dask_otel.spantree.counts import OUTCOMES, FirstError, Tally
+from dask_otel.spantree.events import SpanInfo, TaskError, TaskRun
+from dask_otel.spantree.records import Failure, GroupRecord, Link, PendingRecord, SegmentRecord, TaskRecord
 
 FAILURE = Failure("ValueError", "boom", erred=2, upstream_failed=2, graphs=1)
 INFO = SpanInfo("dask-id", ("Alice's workflow", "data load"), "parent", 100.0)
@@ -122,5 +121,5 @@ def task(**changes: Any) -> TaskRecord:
     return TaskRecord(**(values | changes))
 
 
-def marker() -> MarkerRecord:
-    return MarkerRecord(INFO, 1, 8, 2, "data load (running)", 100.0, 101.0, (), None)
+def pending() -> PendingRecord:
+    return PendingRecord(INFO, 1, 8, 2, "data load (running)", 100.0, 101.0, (), None)

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from dask_otel.measure.measures import Measures
-from dask_otel.measure.snapshot import Snapshot
-from dask_otel.measure.state import Cluster, Exporter
-from dask_otel.mirror.model import Change, SpanInfo
-from dask_otel.mirror.roots import RootRun
+from dask_otel.metrics.recorder import Recorder
+from dask_otel.metrics.snapshot import Cluster, ExporterCounts, Snapshot
+from dask_otel.spantree.events import Change, SpanInfo
+from dask_otel.spantree.records import RootRun
 
 CLUSTER = Cluster(
     tasks={"processing": 3, "memory": 0},
@@ -26,35 +25,35 @@ CLUSTER = Cluster(
 )
 
 
-def everything(measures: Measures, *, prefix: str = "inc", root: str = "etl", error: str = "ValueError") -> None:
+def everything(recorder: Recorder, *, prefix: str = "inc", root: str = "etl", error: str = "ValueError") -> None:
     """Something of all that can be measured."""
     change = Change(inf)  # after the latest sweep
     change.prefix, change.completed, change.outcomes = prefix, 2, {"erred": 1}
     change.workers = {"w": 3.0}
     change.runs, change.failed = {5: 2}, {error: ({5: 1}, 1.0)}
-    measures.change(change)
+    recorder.change(change)
     run = RootRun(SpanInfo("id", (root,), None, 0.0), 10.0, 14.0, "success", 1, 2)
-    measures.root_ended(run, {2})
-    measures.busy(root, 2.5)
-    measures.open_roots({root: 1})
-    measures.graph("OK")
-    measures.worker_added()
-    measures.worker_removed(expected=False)
-    measures.threads(8.0)
-    measures.swept(0.001)
+    recorder.root_ended(run, {2})
+    recorder.busy(root, 2.5)
+    recorder.open_roots({root: 1})
+    recorder.graph("OK")
+    recorder.worker_added()
+    recorder.worker_removed(expected=False)
+    recorder.threads(8.0)
+    recorder.swept(0.001)
     for (context, of, name, unit), total in {
         ("execute", prefix, "thread_cpu", "seconds"): 2.0,
         ("execute", prefix, "disk_read", "bytes"): 50.0,
         ("get_data", None, "memory_read", "bytes"): 100.0,
     }.items():
-        measures.activity((context, of, name), (context, of, name, unit), total)
-    measures.cluster(CLUSTER, 0.02)
-    exporter = Exporter("otlp", 1, 50_000, 10, dropped={"queue_full": 2}, failed={"refused": 3})
-    measures.bridge([exporter], {"sweep": 1})
+        recorder.activity((context, of, name), (context, of, name, unit), total)
+    recorder.cluster(CLUSTER, 0.02)
+    exporter = ExporterCounts("otlp", 1, 50_000, 10, dropped={"queue_full": 2}, failed={"refused": 3})
+    recorder.bridge([exporter], {"sweep": 1})
 
 
-def snapshot(measures: Measures, at: float = 1000.0) -> Snapshot:
-    return Snapshot(at, list(measures.measured()))
+def snapshot(recorder: Recorder, at: float = 1000.0) -> Snapshot:
+    return Snapshot(at, list(recorder.measured()))
 
 
 class Point(NamedTuple):

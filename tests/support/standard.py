@@ -17,8 +17,8 @@ import pytest
 import trustme
 from distributed.utils_test import captured_logger
 
-from dask_otel.export.connect import connect
-from dask_otel.export.privacy import Capture
+from dask_otel.otlp.exporter import connect
+from dask_otel.privacy import Capture
 from dask_otel.safety import Safety
 from support.misbehaving import Misbehaving
 from support.records import segment

@@ -1,14 +1,14 @@
-"""Tells the mirror a story, with a clock that the test turns; no cluster, no OpenTelemetry."""
+"""Tells the span tree a story, with a clock that the test turns; no cluster, no OpenTelemetry."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from dask_otel.mirror.model import Change, SpanInfo
-from dask_otel.mirror.records import GroupRecord, Record, SegmentRecord
-from dask_otel.mirror.segments import Mirror
-from dask_otel.mirror.settings import MirrorSettings
-from dask_otel.mirror.tally import FirstError, Load
+from dask_otel.spantree.build import SpanTreeSettings
+from dask_otel.spantree.counts import FirstError, Load
+from dask_otel.spantree.events import Change, SpanInfo
+from dask_otel.spantree.lifecycle import SpanTree
+from dask_otel.spantree.records import GroupRecord, Record, SegmentRecord
 
 WORKER = "tcp://worker"
 
@@ -18,17 +18,17 @@ class Story:
 
     def __init__(self, *, threads: int = 4, **settings: Any) -> None:
         self.now = 100.0
-        self.mirror = Mirror(self.now, threads, MirrorSettings(**({"announce": 86400.0} | settings)))
-        self.mirror.heartbeats.joined(WORKER, self.now)
+        self.span_tree = SpanTree(self.now, threads, SpanTreeSettings(**({"pending_span_after": 86400.0} | settings)))
+        self.span_tree.heartbeats.joined(WORKER, self.now)
         self.records: list[Record] = []
 
     def span(self, *tags: str) -> str:
         """Add a Dask span; its id is its path."""
         parent = "/".join(tags[:-1]) if len(tags) > 1 else None
-        if parent is not None and not self.mirror.forest.knows(parent):
+        if parent is not None and not self.span_tree.forest.knows(parent):
             self.span(*tags[:-1])
         span_id = "/".join(tags)
-        self.mirror.add_span(SpanInfo(span_id, tags, parent, self.now))
+        self.span_tree.add_span(SpanInfo(span_id, tags, parent, self.now))
         return span_id
 
     def change(
@@ -65,7 +65,7 @@ class Story:
         if outcome:
             change.count(outcome)
             change.last_event = self.now
-        self.mirror.add_change(change, self.now)
+        self.span_tree.add_change(change, self.now)
 
     def begin(self, span_id: str, group: str, tasks: int = 1, **kwargs) -> None:
         """Tasks enter and are processed."""
@@ -76,7 +76,7 @@ class Story:
         self.change(span_id, group, run=(start, stop), completed=tasks, load=Load(processing=-tasks), **kwargs)
 
     def beat(self, worker: str = WORKER) -> None:
-        self.mirror.heartbeats.beat(worker, self.now)
+        self.span_tree.heartbeats.beat(worker, self.now)
 
     def pass_time(self, seconds: float, *, step: float = 1.0, beats: bool = True) -> list[Record]:
         """Sweep once a second."""
@@ -86,12 +86,12 @@ class Story:
             self.now = min(until, self.now + step)
             if beats:
                 self.beat()
-            new += filter(None, self.mirror.advance(self.now))
+            new += filter(None, self.span_tree.advance(self.now))
         self.records += new
         return new
 
     def close(self) -> list[Record]:
-        new = list(filter(None, self.mirror.close(self.now)))
+        new = list(filter(None, self.span_tree.close(self.now)))
         self.records += new
         return new
 

@@ -1,1 +1,0 @@
-"""Writes OpenTelemetry: records become OTel spans and leave through the standard exporters."""

@@ -1,0 +1,1 @@
+"""The metrics of the cluster: values are recorded, snapshots come out. Imports neither Dask nor OpenTelemetry."""

@@ -1,0 +1,1 @@
+"""Converts records and metric snapshots to OpenTelemetry and exports them."""

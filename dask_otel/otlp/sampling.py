@@ -1,0 +1,134 @@
+"""Which traces are sent, by the standard variables ``OTEL_TRACES_SAMPLER`` and ``OTEL_TRACES_SAMPLER_ARG``."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, ParentBased, Sampler, TraceIdRatioBased
+from opentelemetry.trace import SpanKind, TraceState
+
+from ..errors import Remarks, SettingError
+from ..safety import Safety
+from ..schema import MAX_NAME, clean
+from ..spantree.records import Record
+
+__all__ = ["Decided", "Sampling", "make_sampler"]
+
+_BUILT_IN: dict[str, Callable[[float], Sampler]] = {
+    "always_on": lambda ratio: ALWAYS_ON,
+    "always_off": lambda ratio: ALWAYS_OFF,
+    "traceidratio": TraceIdRatioBased,
+    "parentbased_always_on": lambda ratio: ParentBased(ALWAYS_ON),
+    "parentbased_always_off": lambda ratio: ParentBased(ALWAYS_OFF),
+    "parentbased_traceidratio": lambda ratio: ParentBased(TraceIdRatioBased(ratio)),
+}
+_GROUP = "opentelemetry_traces_sampler"
+#: Traces whose decision is remembered. The built-in samplers would decide the same again.
+MAX_REMEMBERED = 10_000
+
+
+def make_sampler(remarks: Remarks) -> Sampler | None:
+    """Make the sampler that the variables name; None if everything is sent.
+
+    As in the SDK, that is so if none is named, or one that does not exist or does not start.
+    """
+    name = os.environ.get("OTEL_TRACES_SAMPLER", "").strip()
+    argument = os.environ.get("OTEL_TRACES_SAMPLER_ARG", "").strip()
+    if not name:
+        return None
+    make = _BUILT_IN.get(name.lower())
+    if make:
+        return make(_ratio(argument, remarks) if name.lower().endswith("traceidratio") else 1.0)
+    try:
+        return _from_entry_point(name, argument)
+    except SettingError as error:
+        remarks.fall_back(error, "parentbased_always_on is used, which sends every trace")
+        return None
+
+
+def _from_entry_point(name: str, argument: str) -> Sampler:
+    """A factory that takes the argument as text; the SDK finds these for its own provider only."""
+    installed = {point.name: point for point in entry_points(group=_GROUP)}
+    if name not in installed:
+        allowed = ", ".join(sorted({*_BUILT_IN, *installed}))
+        raise SettingError("OTEL_TRACES_SAMPLER", name, f"one of {allowed}")
+    try:
+        sampler: Any = installed[name].load()(argument)
+    except Exception as error:
+        raise SettingError("OTEL_TRACES_SAMPLER", name, f"one that starts, but this one says: {error}") from error
+    if not isinstance(sampler, Sampler):
+        raise SettingError("OTEL_TRACES_SAMPLER", name, f"a Sampler, but this one makes a {type(sampler).__name__}")
+    return sampler
+
+
+def _ratio(argument: str, remarks: Remarks) -> float:
+    try:
+        ratio = float(argument or 1.0)
+    except ValueError:
+        ratio = -1.0
+    if not 0.0 <= ratio <= 1.0:
+        error = SettingError("OTEL_TRACES_SAMPLER_ARG", argument, "a ratio from 0 to 1, e.g. 0.1")
+        remarks.fall_back(error, "1.0 is used, which sends every trace")
+        return 1.0
+    return ratio
+
+
+class Decided(NamedTuple):
+    """What a sampler decided of a trace."""
+
+    takes: bool
+    #: For the root's spans.
+    attributes: Mapping[str, Any] = {}
+    #: For all its spans.
+    state: TraceState | None = None
+
+
+_TAKEN = Decided(takes=True)
+
+
+class Sampling:
+    """Decides once per trace, when its first span is about to leave: by its id, and the root's name.
+
+    Parameters
+    ----------
+    shown
+        Says how a root's tags may be shown, also to a sampler.
+    """
+
+    def __init__(
+        self, sampler: Sampler | None, shown: Callable[[tuple[str, ...]], tuple[str, ...]], safety: Safety
+    ) -> None:
+        self._safety = safety
+        self._sampler = sampler
+        self._shown = shown
+        self._decisions: OrderedDict[int, Decided] = OrderedDict()
+
+    def decided(self, record: Record) -> Decided:
+        """What was decided of the trace of a record."""
+        if self._sampler is None:
+            return _TAKEN
+        decided = self._decisions.get(record.trace_id)
+        if decided is None:
+            decided = _TAKEN  # if the sampler fails
+            with self._safety.guard("sampler"):
+                decided = self._decide(self._sampler, record)
+            self._decisions[record.trace_id] = decided
+            if len(self._decisions) > MAX_REMEMBERED:
+                self._decisions.popitem(last=False)
+        return decided
+
+    def known(self, trace_id: int) -> Decided:
+        """What was decided of a trace that is sent, as far as it is remembered; for other threads."""
+        return self._decisions.get(trace_id, _TAKEN)
+
+    def _decide(self, sampler: Sampler, record: Record) -> Decided:
+        root = clean(self._shown(record.span.tags)[0], MAX_NAME)
+        # Not None: that would be whatever span is current here.
+        result = sampler.should_sample(Context(), record.trace_id, root, SpanKind.INTERNAL, {"dask.span.root": root})
+        takes = result.decision is Decision.RECORD_AND_SAMPLE
+        return Decided(takes, dict(result.attributes or {}), result.trace_state)

@@ -1,1 +1,0 @@
-"""The bridge's page on the scheduler's own HTTP server."""

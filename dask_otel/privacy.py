@@ -1,0 +1,134 @@
+"""Takes out of a record what a person does not want to be shown: the settings ``otel.capture.*``."""
+
+from __future__ import annotations
+
+import builtins
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from secrets import token_bytes
+from typing import Any
+
+from .spantree.events import SpanInfo, TaskRun
+from .spantree.records import Failure, GroupRecord, Record, SegmentRecord, TaskRecord
+
+__all__ = ["Capture", "Redactor"]
+
+_BUILT_IN_ERRORS = {
+    name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
+} | {"_OTHER", "KilledWorker", "CancelledError", "TimeoutError"}
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What may be shown."""
+
+    #: What exceptions say.
+    message: bool = True
+    traceback: bool = True
+    #: Keys of tasks, and names of groups and prefixes, which are parts of them.
+    keys: bool = True
+    #: Tags of spans.
+    tags: bool = True
+    #: File and line that submitted.
+    code: bool = True
+    #: Names of types of results and collections, and of exceptions that are not Python's own.
+    types: bool = True
+
+
+class Redactor:
+    """Puts pseudonyms in the place of names, the same one for the same name as long as the scheduler lives."""
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+        #: Else names that are easy to guess could be found by trying.
+        self._salt = token_bytes(16)
+
+    def __call__(self, record: Record) -> Record:
+        """Return a record without what is not to be shown; the same one if all is."""
+        if self._capture == Capture():
+            return record
+        changes: dict[str, Any] = {"span": self._span(record.span), "failure": self._failure(record.failure)}
+        if isinstance(record, SegmentRecord):
+            changes |= self._segment(record)
+        elif isinstance(record, GroupRecord):
+            changes |= self._group(record)
+        elif isinstance(record, TaskRecord):
+            changes |= {"name": self._key(record.name), "run": self._run(record.run)}
+        else:
+            changes["name"] = f"{self.tags(record.span.tags)[-1]} (running)"
+        return replace(record, **changes)
+
+    def tags(self, tags: tuple[str, ...]) -> tuple[str, ...]:
+        """Return a span's tags, or pseudonyms for them."""
+        if self._capture.tags or tags == ("default",):
+            return tags
+        return tuple(self._pseudonym("span", tag) for tag in tags)
+
+    def title(self, span: SpanInfo, name: str) -> str:
+        """Return the name of a span's segments, or a pseudonym; that of a default root is ``default: <prefix>``."""
+        if span.is_default:
+            return name if self._capture.keys else "default"
+        return self.tags(span.tags)[-1]
+
+    def label(self, name: str, value: str) -> str:
+        """Return the value of a metric's label, or a pseudonym."""
+        if name == "dask.span.root":
+            return self.tags((value,))[0]
+        if name == "dask.task.prefix":
+            return self._key(value)
+        return self._error_type(value) if name == "error.type" else value
+
+    def _span(self, span: SpanInfo) -> SpanInfo:
+        return replace(span, tags=self.tags(span.tags))
+
+    def _segment(self, record: SegmentRecord) -> dict[str, Any]:
+        return {
+            "name": self.title(record.span, record.name),
+            "code": record.code if self._capture.code else None,
+            "includes": tuple(self._path(path) for path in record.includes),
+            "collections": record.collections if self._capture.types else (),
+        }
+
+    def _group(self, record: GroupRecord) -> dict[str, Any]:
+        changes: dict[str, Any] = {
+            "types": record.types if self._capture.types else {},
+            "dependencies": tuple(map(self._key, record.dependencies)),
+        }
+        if not record.folded:  # else it is called "other groups"
+            changes |= {"name": self._key(record.name), "group": self._key(record.group)}
+        return changes
+
+    def _run(self, run: TaskRun) -> TaskRun:
+        error = run.error
+        if error:
+            error = error._replace(
+                type=self._error_type(error.type),
+                message=error.message if self._capture.message else "",
+                traceback=error.traceback if self._capture.traceback else "",
+            )
+        return run._replace(
+            key=self._key(run.key),
+            group=self._key(run.group),
+            prefix=self._key(run.prefix),
+            type=run.type if self._capture.types else None,
+            error=error,
+        )
+
+    def _failure(self, failure: Failure | None) -> Failure | None:
+        if failure is None:
+            return None
+        message = failure.message if self._capture.message else ""
+        return failure._replace(type=self._error_type(failure.type), message=message)
+
+    def _error_type(self, name: str) -> str:
+        return name if self._capture.types or name in _BUILT_IN_ERRORS else "_OTHER"
+
+    def _key(self, name: str) -> str:
+        return name if self._capture.keys else self._pseudonym("tasks", name)
+
+    def _path(self, path: str) -> str:
+        return path if self._capture.tags or path == "default" else self._pseudonym("path", path)
+
+    def _pseudonym(self, kind: str, name: str) -> str:
+        data = name.encode("utf-8", "surrogatepass")
+        return f"{kind} {blake2b(data, digest_size=4, key=self._salt).hexdigest()}"

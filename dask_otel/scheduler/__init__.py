@@ -1,0 +1,1 @@
+"""Reads Dask on the scheduler: hooks, the periodic sweep, start and shutdown."""

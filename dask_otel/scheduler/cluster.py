@@ -1,0 +1,339 @@
+"""How late the scheduler's event loop is: by Dask's own ticks.
+
+Whether workers leave because they were asked to.
+
+Reads how the cluster is, and Dask's own counts, for the metrics.
+
+Tells the measures what the hooks and the sweep saw, and makes snapshots of them.
+
+What fails here costs nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator
+from itertools import islice
+from time import monotonic
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import dask.config
+from dask.utils import parse_timedelta
+from distributed.metrics import time
+
+from ..metrics.recorder import Recorder
+from ..metrics.registry import MetricSettings
+from ..metrics.snapshot import ActivityKey, Cluster, ExporterCounts, Snapshot
+from ..safety import Safety
+from ..schema import identifier
+from ..spantree.events import Change
+from ..spantree.lifecycle import SpanTree
+from ..spantree.records import Record
+from .compat import wrap
+from .pace import Pace
+
+__all__ = ["ClusterMetrics", "Delay", "Departures", "in_parts", "read_activities", "read_cluster"]
+
+
+class Delay:
+    """Listens in on ``Server.digest_metric``, which is told of every tick. Dask's own maximum is reset by others.
+
+    Parameters
+    ----------
+    scheduler
+        ``distributed.Scheduler``
+    """
+
+    def __init__(self, scheduler: Any, safety: Safety) -> None:
+        self._scheduler = scheduler
+        self._safety = safety
+        #: Seconds from one tick to the next, if nothing is in the way.
+        self._regular = float(parse_timedelta(dask.config.get("distributed.admin.tick.interval"), default="ms"))
+        self._longest = 0.0
+        self._original = scheduler.digest_metric
+        self._undo: Callable[[], None] = lambda: None
+
+    def install(self) -> None:
+        """Begin to listen."""
+        self._original = self._scheduler.digest_metric
+        self._undo = wrap(self._scheduler, "digest_metric", self._digest)
+
+    def remove(self) -> None:
+        """Stop listening."""
+        self._undo()
+
+    def drain(self) -> float:
+        """By how many seconds a tick was late at worst since the last call."""
+        longest, self._longest = self._longest, 0.0
+        return max(0.0, longest - self._regular)
+
+    def _digest(self, name: Any, value: float) -> None:
+        self._original(name, value)
+        if name == "tick-duration":
+            with self._safety.guard("metrics"):
+                self._longest = max(self._longest, value)
+
+
+#: At the end of the reasons for which a worker closes because it cannot go on.
+_BROKEN = ("-fail-hard", "-heartbeat-error")
+
+
+class Departures:
+    """Remembers which workers have said that they close.
+
+    Dask calls a worker's end expected only if the scheduler has retired it by its address. ``LocalCluster.scale``,
+    ``Client.restart`` and a nanny close workers themselves: these say so, and what is killed or lost does not.
+
+    Parameters
+    ----------
+    workers
+        ``Scheduler.workers``; anybody can log events of others.
+    """
+
+    def __init__(self, workers: Container[str]) -> None:
+        self._workers = workers
+        self._closing: set[str] = set()
+
+    def announced(self, worker: str, reason: object) -> None:
+        """Note that a worker has said that it closes, and why."""
+        if worker in self._workers and not (isinstance(reason, str) and reason.endswith(_BROKEN)):
+            self._closing.add(worker)
+
+    def is_expected(self, worker: object, expected: object) -> bool:
+        """Say whether a worker that has left was asked to; ``expected`` is what Dask says of it."""
+        announced = str(worker) in self._closing
+        self._closing.discard(str(worker))
+        return announced or expected is True
+
+
+#: Things that are looked at in one step, within a tenth of a slice.
+AT_ONCE = 100
+#: What is counted also where there is none.
+_STATES = ("released", "waiting", "no-worker", "queued", "processing", "memory", "erred")
+_STATUSES = ("running", "paused", "closing_gracefully")
+
+Item = TypeVar("Item")
+
+
+async def read_cluster(scheduler: Any, pace: Pace) -> Cluster:
+    """Count tasks, workers and memory; takes about a microsecond for each task group, and three for each worker."""
+    tasks = Counter(dict.fromkeys(_STATES, 0))
+    for groups in in_parts(list(scheduler.task_groups.values())):
+        for group in groups:
+            for state, count in group.states.items():
+                tasks[state] += count
+        await pace.rest()
+    # Those that the scheduler does not know any more.
+    del tasks["forgotten"]
+    workers = Counter(dict.fromkeys(_STATUSES, 0))
+    managed = unmanaged = spilled = limit = 0
+    for some in in_parts(list(scheduler.workers.values())):
+        for worker in some:
+            memory = worker.memory
+            workers[worker.status.name] += 1
+            managed += memory.managed
+            unmanaged += memory.unmanaged
+            spilled += memory.spilled
+            limit += worker.memory_limit or 0
+        await pace.rest()
+    return Cluster(
+        tasks=tasks,
+        workers=workers,
+        threads=scheduler.total_nthreads,
+        clients=len(scheduler.clients) - ("fire-and-forget" in scheduler.clients),
+        managed=managed,
+        unmanaged=unmanaged,
+        spilled=spilled,
+        limit=limit or None,
+    )
+
+
+async def read_activities(scheduler: Any, recorder: Recorder, safety: Safety, pace: Pace) -> None:
+    """Tell what has come to Dask's fine metrics, about two microseconds for each."""
+    for some in in_parts(list(scheduler.cumulative_worker_metrics.items())):
+        for key, total in some:
+            with safety.guard("metrics"):  # users may add what they like
+                activity = _activity(key)
+                if activity:
+                    recorder.activity(key, activity, total)
+        await pace.rest()
+
+
+def _activity(key: Any) -> ActivityKey | None:
+    """Read ``("execute", prefix, activity, unit)``, ``("p2p", where, activity, unit)``, or three: context, …"""
+    if not isinstance(key, tuple):  # of the worker, not of an activity
+        return None
+    if len(key) == 4 and key[0] == "execute":
+        return "execute", str(key[1]), identifier(key[2]), str(key[3])
+    if len(key) == 4 and key[0] == "p2p":
+        return f"p2p.{identifier(key[1])}", None, identifier(key[2]), str(key[3])
+    return (identifier(key[0]), None, identifier(key[1]), str(key[2])) if len(key) == 3 else None
+
+
+def in_parts(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Divide things into parts that are little work."""
+    rest = iter(items)
+    while part := list(islice(rest, AT_ONCE)):
+        yield part
+
+
+#: How a graph may have been taken in, as Dask's events say.
+_GRAPH_STATUSES = ("OK", "error", "cancelled")
+
+
+class ClusterMetrics:
+    """Measures one scheduler.
+
+    Parameters
+    ----------
+    exporters
+        Says what became of the spans.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        span_tree: SpanTree,
+        settings: MetricSettings,
+        exporters: Callable[[], Iterable[ExporterCounts]],
+        safety: Safety,
+    ) -> None:
+        self._scheduler = scheduler
+        self._span_tree = span_tree
+        self._exporters = exporters
+        self._safety = safety
+        #: Until when the cluster's threads have been counted, also by a clock that nobody sets.
+        self._until, self._steady = time(), monotonic()
+        self._recorder = _recorder_of(scheduler, settings, self._until)
+        #: Not itself: what measures a scheduler must not keep it alive.
+        self._token = self._recorder.owner = object()
+        #: Ids of the OTel spans that this sweep has put on their way.
+        self._shown: set[int] = set()
+        self.delay = Delay(scheduler, safety)
+        self._departures = Departures(scheduler.workers)
+
+    def learn(self) -> None:
+        """Take Dask's own counts as they are for the zero from which to count."""
+        for key, total in self._scheduler.cumulative_worker_metrics.items():
+            self._recorder.learn_activity(key, total)
+
+    # What the hooks tell
+
+    def graph(self, status: object) -> None:
+        """Count a graph that was submitted."""
+        if status in _GRAPH_STATUSES:  # anybody can log events
+            with self._safety.guard("metrics"):
+                self._recorder.graph(str(status))
+
+    def worker_added(self) -> None:
+        """Count a worker that joined."""
+        with self._safety.guard("metrics"):
+            self._recorder.worker_added()
+
+    def worker_closes(self, worker: str, reason: object) -> None:
+        """Note that a worker has said that it closes."""
+        with self._safety.guard("metrics"):
+            self._departures.announced(worker, reason)
+
+    def worker_removed(self, worker: object, *, expected: object) -> None:
+        """Count a worker that left; ``expected`` is what Dask says of it."""
+        if isinstance(expected, bool):
+            with self._safety.guard("metrics"):
+                self._recorder.worker_removed(expected=self._departures.is_expected(worker, expected))
+
+    # What the sweep tells
+
+    def begin_sweep(self) -> None:
+        """Note that a sweep begins, in which the number of threads has been read."""
+        if self._is_latest:
+            with self._safety.guard("metrics"):
+                now, steady = time(), monotonic()
+                self._recorder.begin_sweep(now)
+                seconds = self._span_tree.threads.available(self._until, now)
+                # A clock that was set forward gives the cluster no more of them.
+                passed = min(1.0, (steady - self._steady) / (now - self._until)) if now > self._until else 0.0
+                self._recorder.threads(seconds * passed)
+                self._until, self._steady = now, steady
+
+    def clock_set_back(self, seconds: float) -> None:
+        """Count on from the clock's new time."""
+        self._until -= seconds
+        if self._is_latest:
+            with self._safety.guard("metrics"):
+                self._recorder.shift(-seconds)
+
+    def change(self, change: Change) -> None:
+        """Count what happened to a task group."""
+        if not (change.completed or change.outcomes or change.failed or change.runs):
+            return
+        with self._safety.guard("metrics"):
+            self._recorder.change(change)
+
+    def busy(self, span_id: str, seconds: float) -> None:
+        """Count busy thread-seconds of a Dask span."""
+        with self._safety.guard("metrics"):
+            self._recorder.busy(self._span_tree.forest.root_of(span_id).tags[0], seconds)
+
+    def sent(self, records: Iterable[Record]) -> None:
+        """Note records that are on their way to a backend."""
+        with self._safety.guard("metrics"):
+            self._shown.update(record.span_id for record in records if record.parent_id is None)
+            self._recorder.tasks_shown(records)
+
+    async def count_ended(self, pace: Pace) -> None:
+        """Count the runs of roots that this sweep has ended."""
+        for run in self._span_tree.roots.drain():
+            with self._safety.guard("metrics"):
+                self._recorder.root_ended(run, self._shown)
+            await pace.rest()
+        self._shown.clear()
+
+    def swept(self, seconds: float) -> None:
+        """Count a sweep, by the time for which it held the event loop."""
+        with self._safety.guard("metrics"):
+            self._recorder.swept(seconds)
+
+    # What comes out
+
+    async def snapshot(self, pace: Pace) -> Snapshot | None:
+        """Say how everything is now; None if another watch does."""
+        if not self._is_latest:
+            return None
+        self._recorder.begin_snapshot()
+        with self._safety.guard("metrics"):
+            self._recorder.cluster(await read_cluster(self._scheduler, pace), self.delay.drain())
+        await read_activities(self._scheduler, self._recorder, self._safety, pace)
+        roots: Counter[str] = Counter()
+        for some in in_parts(list(self._span_tree.forest.open_roots)):
+            roots.update(root.info.tags[0] for root in some)
+            await pace.rest()
+        with self._safety.guard("metrics"):
+            self._recorder.open_roots(roots)
+        with self._safety.guard("metrics"):
+            errors: Counter[str] = Counter()
+            for (where, _), count in self._safety.failures.items():
+                errors[where] += count
+            self._recorder.bridge(self._exporters(), errors)
+        measured = []
+        for each in self._recorder.measured():
+            measured.append(each)
+            await pace.rest()
+        return Snapshot(time(), measured)
+
+    @property
+    def _is_latest(self) -> bool:
+        return self._recorder.owner is self._token
+
+
+#: Of each scheduler, which they must not keep alive: counters must not go backwards if the bridge is registered again.
+_recorder: WeakKeyDictionary[Any, Recorder] = WeakKeyDictionary()
+
+
+def _recorder_of(scheduler: Any, settings: MetricSettings, now: float) -> Recorder:
+    recorder = _recorder.get(scheduler)
+    if recorder and recorder.settings == settings:
+        recorder.begin_again(now)
+    else:
+        recorder = _recorder[scheduler] = Recorder(now, settings)
+    return recorder

@@ -1,0 +1,132 @@
+"""What the watch needs of ``distributed``, much of it promised to nobody: looked for before anything is touched.
+
+Listening in on methods of Dask's objects: one object's, never a class's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import distributed
+
+from ..safety import log
+
+__all__ = ["NEEDED", "can_work", "missing", "wrap"]
+
+#: Attributes by class.
+NEEDED = {
+    "distributed.scheduler.Scheduler": (
+        "_active_graph_updates",
+        "clients",
+        "cumulative_worker_metrics",
+        "digest_metric",
+        "extensions",
+        "id",
+        "plugins",
+        "stream_handlers",
+        "task_groups",
+        "tasks",
+        "total_nthreads",
+        "total_nthreads_history",
+        "workers",
+    ),
+    "distributed.scheduler.TaskState": (
+        "annotations",
+        "exception",
+        "exception_blame",
+        "exception_text",
+        "group",
+        "has_lost_dependencies",
+        "prefix",
+        "processing_on",
+        "run_id",
+        "state",
+        "type",
+        "waiters",
+        "who_wants",
+    ),
+    "distributed.scheduler.TaskGroup": (
+        "all_durations",
+        "dependencies",
+        "name",
+        "nbytes_total",
+        "prefix",
+        "span_id",
+        "states",
+    ),
+    "distributed.scheduler.TaskPrefix": ("name",),
+    "distributed.scheduler.WorkerState": ("address", "memory", "memory_limit", "name", "status"),
+    "distributed.scheduler.MemoryState": ("managed", "spilled", "unmanaged"),
+    "distributed.spans.Span": ("enqueued", "id", "name", "parent"),
+    "distributed.spans.SpansSchedulerExtension": ("heartbeat", "observe_tasks", "spans"),
+    "distributed.diagnostics.plugin.SchedulerPlugin": (
+        "add_worker",
+        "before_close",
+        "log_event",
+        "remove_worker",
+        "start",
+        "transition",
+        "update_graph",
+    ),
+}
+
+_NO_SPANS = "the scheduler extension 'spans'"
+
+
+def can_work(scheduler: Any) -> bool:
+    """Whether a scheduler has what the watch needs; says so if not."""
+    lacking = missing(scheduler)
+    defaults = getattr(distributed.scheduler, "DEFAULT_EXTENSIONS", ())  # Dask promises it to nobody
+    if lacking == [_NO_SPANS] and "spans" in defaults:  # it is not Dask that lacks it
+        log.error(
+            "dask-otel is off: this scheduler was made with extensions= that leave out 'spans', where Dask keeps its "
+            'spans. Add "spans": distributed.spans.SpansSchedulerExtension to them.',
+        )
+    elif lacking:
+        log.error(
+            "dask-otel is off: distributed %s lacks %s. Upgrade dask-otel, or use a distributed that it supports.",
+            distributed.__version__,
+            ", ".join(lacking),
+        )
+    return not lacking
+
+
+def missing(scheduler: Any) -> list[str]:
+    """Name what a scheduler lacks that the watch needs."""
+    lacking = [f"{path}.{name}" for path, names in NEEDED.items() for name in names if not _has(path, name)]
+    if "spans" not in scheduler.extensions:
+        lacking.append(_NO_SPANS)
+    if not inspect.iscoroutinefunction(scheduler.stream_handlers.get("update-graph")):
+        lacking.append("the stream handler 'update-graph'")
+    return lacking
+
+
+def _has(path: str, name: str) -> bool:
+    module, _, class_name = path.rpartition(".")
+    class_ = getattr(importlib.import_module(module), class_name, None)
+    if not isinstance(class_, type):
+        return False
+    return hasattr(class_, name) or any(name in vars(each).get("__annotations__", {}) for each in class_.__mro__)
+
+
+def wrap(target: Any, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
+    """Put a wrapper in the place of an object's method.
+
+    Returns
+    -------
+    What puts back what was there, which may be somebody else's wrapper. If somebody has wrapped ours since, it stays.
+    """
+    before = vars(target).get(name)
+    setattr(target, name, wrapper)
+
+    def undo() -> None:
+        if vars(target).get(name) == wrapper:
+            if before is None:
+                delattr(target, name)
+            else:
+                setattr(target, name, before)
+
+    return undo

@@ -1,0 +1,148 @@
+"""The scheduler plugin: hooks that do next to nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.metrics import time
+
+from ..safety import Safety
+from .compat import can_work
+from .runtime import BridgeSettings, SchedulerBridge
+from .sweep import Output
+
+__all__ = ["BridgePlugin"]
+
+
+class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
+    """Mirrors a scheduler's spans into a sink.
+
+    All state is made in :meth:`start`, so that the plugin can be sent to a running cluster.
+    """
+
+    name = "dask-otel"
+    idempotent = True
+
+    def __init__(self) -> None:
+        #: Set while the watch is on.
+        self._bridge: SchedulerBridge | None = None
+        #: Where records go; stays after the watch has stopped.
+        self.sink: Output | None = None
+
+    @abstractmethod
+    def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, Output] | None:
+        """Read the settings and make the sink; None if the watch is to stay off."""
+
+    async def prepare(self) -> None:
+        """Do first what would hold the event loop for long: the scheduler may be at work."""
+
+    async def start(self, scheduler: Any) -> None:
+        """Start watching; called by Dask. Never raises."""
+        safety = Safety()
+        before = scheduler.plugins.get(self.name)
+        with safety.guard("start"):
+            await self.prepare()
+        with safety.guard("start"):
+            now = scheduler.plugins.get(self.name)
+            came_first = now is not before and now is not self  # Dask will not add this one
+            connected = self.connect(scheduler, safety) if can_work(scheduler) and not came_first else None
+            if connected:
+                _make_place(scheduler)
+                self.sink = connected[1]
+                self._bridge = SchedulerBridge(
+                    scheduler,
+                    safety,
+                    *connected,
+                    is_registered=partial(_is_registered, self, scheduler),
+                    stopped=partial(self.stopped, scheduler),
+                )
+                _bridges[scheduler] = ref(self._bridge)
+                self.transition = self._bridge.inbox.transition  # type: ignore[method-assign]
+                with safety.guard("page"):
+                    self.started(scheduler, self._bridge)
+        if self._bridge is None:
+            with safety.guard("start"):
+                if self.sink:
+                    self.sink.close(0.0)
+            # Dask may add the plugin only after this returns.
+            asyncio.get_running_loop().call_soon(_withdraw, self, scheduler)
+
+    def started(self, scheduler: Any, bridge: SchedulerBridge) -> None:
+        """Do what is to be done once the watch is on; a failure costs nothing else."""
+
+    async def before_close(self) -> None:
+        """Send everything; called by Dask when the scheduler closes, while its workers may still be there."""
+        if self._bridge:
+            # Whoever gives up waiting must not stop it half-way.
+            await asyncio.shield(self._bridge.close())
+
+    def stopped(self, scheduler: Any, bridge: SchedulerBridge) -> None:
+        """Forget a watch that has ended, and unregister: the hooks would do nothing from now on."""
+        if self._bridge is bridge:  # else the plugin has been started anew
+            self._bridge = None
+            _withdraw(self, scheduler)
+            self.__dict__.pop("transition", None)
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any) -> None:
+        """Do nothing; while the watch is on, ``Inbox.transition`` takes this one's place and saves a call."""
+
+    def update_graph(self, scheduler: Any, *, tasks: Any, annotations: Any, stimulus_id: str, **kwargs: Any) -> None:
+        """Note a graph; called by Dask when it has been taken in."""
+        if self._bridge:
+            with self._bridge.safety.guard("update_graph hook"):
+                self._bridge.graph(tasks, annotations, stimulus_id)
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Note how long a graph took to take in, or that it failed, and why a worker left; called by Dask."""
+        if self._bridge and isinstance(msg, dict):
+            with self._bridge.safety.guard("log_event hook"):
+                action = msg.get("action")
+                if not isinstance(action, str):  # anybody can log anything
+                    return
+                if action == "update-graph" and topic == "scheduler":
+                    self._bridge.graph_event(msg)
+                elif action == "closing-worker":
+                    self._bridge.cluster_metrics.worker_closes(topic, msg.get("reason"))
+                elif action == "remove-worker" and topic == "all":
+                    self._bridge.cluster_metrics.worker_removed(msg.get("worker"), expected=msg.get("expected"))
+
+    def add_worker(self, scheduler: Any, worker: str) -> None:
+        """Note a new worker; called by Dask."""
+        if self._bridge:
+            with self._bridge.safety.guard("add_worker hook"):
+                self._bridge.span_tree.worker_joined(worker, time())
+                self._bridge.cluster_metrics.worker_added()
+
+    def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
+        """Note that a worker left; called by Dask."""
+        if self._bridge:
+            with self._bridge.safety.guard("remove_worker hook"):
+                self._bridge.span_tree.worker_left(worker)
+
+
+#: The latest watch of each scheduler, which it must not keep alive.
+_bridges: WeakKeyDictionary[Any, ref[SchedulerBridge]] = WeakKeyDictionary()
+
+
+def _make_place(scheduler: Any) -> None:
+    """End an earlier watch that has not noticed yet that its plugin is gone: wrappers must not pile up."""
+    earlier = _bridges.get(scheduler, lambda: None)()
+    if earlier and not earlier.why_ended:
+        earlier.detach()
+        earlier.close("another bridge has taken its place")
+
+
+def _is_registered(plugin: BridgePlugin, scheduler: Any) -> bool:
+    """Whether the scheduler has the plugin, under whatever name."""
+    return any(each is plugin for each in scheduler.plugins.values())
+
+
+def _withdraw(plugin: BridgePlugin, scheduler: Any) -> None:
+    """Unregister a plugin that stays off, so that it costs nothing."""
+    for name in [name for name, each in scheduler.plugins.items() if each is plugin]:
+        del scheduler.plugins[name]

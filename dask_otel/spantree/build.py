@@ -1,0 +1,348 @@
+"""What the span tree needs to be told; times in seconds.
+
+Keeps a trace bounded, whatever the graph: groups that are too many become one span that carries their sums.
+
+How it ended: of the tasks that were asked for here, wherever Dask counts them.
+
+Makes the records of a segment that closes. The ledger goes into them; nobody writes to it any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from heapq import heappush, heappushpop
+from operator import itemgetter
+
+from ..identity import group_id, others_id, pending_id, task_id
+from .counts import FirstError, Tally, sum_into
+from .events import Dependency, Metrics, PickedRun, TaskRun
+from .ledger import UNFINISHED, Budget, GroupLedger, Ledger
+from .records import Failure, GroupRecord, Link, PendingRecord, Record, SegmentRecord, TaskRecord
+from .timing import Threads, fit
+from .tree import Node, Segment
+
+__all__ = [
+    "Level",
+    "SpanTreeSettings",
+    "close_segment",
+    "failure_of_group",
+    "fold_for_closing",
+    "fold_some",
+    "pending_span",
+    "pick_runs",
+    "verdict",
+]
+
+
+class Level(IntEnum):
+    """What a trace shows, each with all before."""
+
+    NOTHING = 0
+    SPANS = 1
+    GROUPS = 2
+    TASKS = 3
+
+
+@dataclass(frozen=True)
+class SpanTreeSettings:
+    """How to cut what happens into segments, and how much of it to show."""
+
+    #: How long a subtree must be at rest before its segment closes.
+    idle_timeout: float = 5.0
+    #: Age at which a segment is cut.
+    max_segment: float = 3600.0
+    #: Age at which a root that is at work sends a pending span.
+    pending_span_after: float = 15.0
+    #: Group spans a segment.
+    max_groups: int = 500
+    #: What traces show.
+    level: Level = Level.TASKS
+    #: What those of work without a span show, if that is less.
+    default_level: Level = Level.TASKS
+
+    def level_of(self, *, is_default: bool) -> Level:
+        """What a trace shows, that of work without a span or another."""
+        return min(self.level, self.default_level) if is_default else self.level
+
+
+#: Groups, at most, that are folded at a time while a segment is open.
+FOLDED_AT_ONCE = 200
+
+
+def fold_some(node: Node, ledger: Ledger, most: int) -> None:
+    """While a segment is open: fold finished groups, some at a time, since to choose them takes a look at all."""
+    excess = min(most, FOLDED_AT_ONCE)
+    if len(ledger.foldable) >= most + excess:
+        for group, worth in sorted(ledger.foldable.items(), key=itemgetter(1))[:excess]:
+            _fold(node, ledger, group, node.next_number)
+            ledger.least_worth = worth
+
+
+def fold_for_closing(node: Node, segment: Segment, ledger: Ledger) -> Iterator[None]:
+    """Leave no more groups than a segment that closes, and the trace, may show; also of unfinished ones.
+
+    Unfinished groups are kept first, then those that failed, then those that took longest; of equal ones the earlier.
+    Lazy: each step is little work.
+    """
+    keep = segment.budget.groups_beside(ledger.pinned)
+    kept: list[tuple[float, int, GroupLedger]] = []
+    for place, group in enumerate([group for group in ledger.groups.values() if not group.pinned]):
+        entry = (UNFINISHED if group.unfinished else group.worth), -place, group
+        if len(kept) < keep:
+            heappush(kept, entry)
+        else:
+            _fold(node, ledger, heappushpop(kept, entry)[2], segment.number)
+        yield
+    segment.budget.groups -= len(ledger.groups) - ledger.pinned
+
+
+def _fold(node: Node, ledger: Ledger, group: GroupLedger, number: int) -> None:
+    ledger.fold(group, number)
+    node.withdraw_group(group)
+
+
+def pick_runs(ledger: Ledger, budget: Budget) -> dict[str | None, list[tuple[str, TaskRun | PickedRun]]]:
+    """Choose the runs that get a span, with the reason, by group (the folded ones under None)."""
+    chosen: dict[str | None, list[tuple[str, TaskRun | PickedRun]]] = {}
+    slowest: list[tuple[float, str | None, TaskRun | PickedRun]] = []
+    for group in ledger.all_groups():
+        if group.picks:
+            erred = group.picks.erred[: max(0, budget.erred)]
+            budget.erred -= len(erred)
+            chosen[group.key] = [("erred", run) for run in erred]
+            slowest += [(run.seconds, group.key, run) for run in group.picks.slowest]
+    slowest.sort(key=lambda pick: -pick[0])
+    for _, key, run in slowest[: max(0, budget.slowest)]:
+        chosen[key].append(("slowest", run))
+        budget.slowest -= 1
+    return chosen
+
+
+def verdict(ledger: Ledger, elsewhere: Tally | None, stopped: str) -> tuple[str, Failure | None]:
+    """Result of a segment, and why its status is Error if it is.
+
+    Parameters
+    ----------
+    elsewhere
+        All that it asked for and others count.
+    stopped
+        Why it closes, if its work is not done.
+    """
+    counts = _counts(ledger.tally, 1)
+    for tally in ledger.foreign.values():
+        sum_into(counts, _counts(tally, -1))
+    if elsewhere:
+        sum_into(counts, _counts(elsewhere, 1))
+    error = ledger.tally.error or (elsewhere.error if elsewhere else None)
+    failure = _failure(counts, error, ledger.graph_failures.get("error", 0))
+    return stopped or _result(counts, failure, ledger.graph_failures), failure
+
+
+def failure_of_group(group: GroupLedger) -> Failure | None:
+    """Why the status of a group span is Error, if it is."""
+    counts = _counts(group.tally, 1)
+    if group.foreign:
+        sum_into(counts, _counts(group.foreign, -1))
+    return _failure(counts, group.tally.error, 0)
+
+
+def _counts(tally: Tally, sign: int) -> dict[str, int]:
+    numbers = {"tasks": tally.tasks, "completed": tally.completed, **tally.outcomes}
+    return {name: sign * number for name, number in numbers.items()}
+
+
+def _failure(counts: Mapping[str, int], error: FirstError | None, graphs: int) -> Failure | None:
+    erred, upstream = max(0, counts.get("erred", 0)), max(0, counts.get("upstream_failed", 0))
+    if not (erred or upstream or graphs):
+        return None
+    return Failure(error.type if error else "_OTHER", error.message if error else "", erred, upstream, graphs)
+
+
+def _result(counts: Mapping[str, int], failure: Failure | None, graph_failures: Mapping[str, int]) -> str:
+    if failure:
+        return "error"
+    if counts.get("lost", 0) > 0 and counts["completed"] < counts["tasks"]:
+        return "lost"
+    if counts.get("cancelled", 0) > 0 or graph_failures.get("cancelled"):
+        return "cancelled"
+    if counts.get("abandoned", 0) > 0 and counts["completed"] <= 0:
+        return "cancelled"
+    return "success"
+
+
+#: Tells the trace and span id of a group's span.
+Find = Callable[[Dependency], "tuple[int, int] | None"]
+#: Runs that get a span, by group, with the reason.
+Runs = Mapping["str | None", Sequence["tuple[str, TaskRun | PickedRun]"]]
+
+
+def close_segment(
+    node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads, find: Find, level: Level
+) -> tuple[SegmentRecord, Iterator[Record]]:
+    """Make the record of a segment whose groups have been folded, and, one at a time, those of its groups and tasks.
+
+    Parameters
+    ----------
+    stopped
+        Why it closes, if its work is not done.
+    level
+        What the trace shows.
+    """
+    runs = pick_runs(ledger, segment.budget) if level >= Level.TASKS else {}
+    ledger.truncated_tasks += sum(_truncated(group, runs) for group in ledger.all_groups())
+    if level < Level.GROUPS:
+        ledger.truncated_groups += len(ledger.groups)
+    record = _segment(node, segment, ledger, now, stopped, threads)
+
+    def find_here(to: Dependency) -> tuple[int, int] | None:
+        if to.span_id == node.info.id and to.name in ledger.others_names:
+            return segment.trace_id, others_id(node.info.id, segment.number)
+        return find(to)
+
+    if level < Level.GROUPS:
+        return record, iter(())
+    return record, _inside(record, ledger, runs, find_here)
+
+
+def pending_span(root: Node, segment: Segment, now: float) -> PendingRecord:
+    """Say of a root that it is running: it can be found before it ends, and should it never end."""
+    segment.pending_sent = True
+    segment.enclose(segment.start, now)
+    return PendingRecord(
+        span=root.info,
+        trace_id=segment.trace_id,
+        span_id=pending_id(root.info.id, segment.number),
+        parent_id=segment.id,
+        name=f"{root.title} (running)",
+        start=segment.start,
+        end=now,
+        links=(),
+        failure=None,
+    )
+
+
+def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads) -> SegmentRecord:
+    elsewhere = ledger.all_elsewhere()
+    end = _end(node, segment, ledger.tally, elsewhere, now, stopped)
+    links = [Link(*at, "counted_in") for at in ledger.counted_in.values() if at and at[0] != segment.trace_id]
+    previous_id = None
+    if node.previous:
+        previous_trace, previous_span = node.previous
+        # A span without parent must not link into its own trace: Jaeger would take the link for its parent.
+        if segment.parent_id is None and previous_trace == segment.trace_id:
+            previous_id = previous_span
+        else:
+            links.append(Link(previous_trace, previous_span, "continues"))
+    result, failure = verdict(ledger, elsewhere, stopped if node.load.unfinished else "")
+    return SegmentRecord(
+        span=node.info,
+        trace_id=segment.trace_id,
+        span_id=segment.id,
+        parent_id=segment.parent_id,
+        name=node.title,
+        start=segment.start,
+        end=end,
+        links=tuple(links),
+        failure=failure,
+        tally=ledger.tally,
+        number=segment.number,
+        result=result,
+        previous_id=previous_id,
+        metrics=ledger.metrics,
+        wall=segment.wall.until(end),
+        threads_available=threads.available(segment.start, end),
+        threads_others=max(0.0, segment.others_now - segment.others_at_start),
+        metrics_complete=ledger.metrics_complete,
+        clients=tuple(ledger.clients),
+        graph_seconds=ledger.graph_seconds,
+        collections=tuple(ledger.collections),
+        annotations={name: tuple(values) for name, values in ledger.annotations.items()},
+        code=ledger.code,
+        includes=tuple(ledger.includes),
+        counted_in=tuple(ledger.counted_in),
+        elsewhere=elsewhere,
+        graph_failures=ledger.graph_failures,
+        truncated_groups=ledger.left_out_groups,
+        truncated_tasks=ledger.truncated_tasks,
+    )
+
+
+def _inside(segment: SegmentRecord, ledger: Ledger, runs: Runs, find: Find) -> Iterator[Record]:
+    """Make the records of groups and tasks."""
+    for group in ledger.all_groups():
+        alone = not group.folded and ledger.prefixes[group.prefix] == 1
+        metrics = ledger.metrics_by_prefix.get(group.prefix, {}) if alone else None
+        record = _group(segment, group, metrics, _truncated(group, runs), find)
+        yield record
+        for reason, run in runs.get(group.key, ()):
+            yield _task(record, run.described(), reason)
+
+
+def _group(
+    segment: SegmentRecord, group: GroupLedger, metrics: Metrics | None, truncated: int, find: Find
+) -> GroupRecord:
+    dependencies = sorted(set(group.dependencies), key=lambda dependency: dependency.name)
+    found = (find(dependency) for dependency in dependencies)
+    start, end = _group_times(group, segment)
+    span_id = segment.span.id
+    return GroupRecord(
+        span=segment.span,
+        trace_id=segment.trace_id,
+        span_id=others_id(span_id, group.number) if group.folded else group_id(span_id, group.name, group.number),
+        parent_id=segment.span_id,
+        name=group.prefix,
+        start=start,
+        end=end,
+        links=tuple(Link(*ids, "dependency") for ids in dict.fromkeys(found) if ids),
+        failure=failure_of_group(group),
+        tally=group.tally,
+        group=group.name,
+        dependencies=tuple(dict.fromkeys(dependency.name for dependency in dependencies)),
+        types=group.types,
+        buckets=group.buckets,
+        metrics=metrics,
+        folded=group.folded,
+        truncated_tasks=truncated,
+    )
+
+
+def _task(group: GroupRecord, run: TaskRun, reason: str) -> TaskRecord:
+    start, end = fit(run.start, run.stop, group.start, group.end)
+    return TaskRecord(
+        span=group.span,
+        trace_id=group.trace_id,
+        span_id=task_id(group.span.id, run.key, run.run_id),
+        parent_id=group.span_id,
+        name=run.prefix,
+        start=start,
+        end=end,
+        links=(),
+        failure=Failure(run.error.type, run.error.message) if run.error else None,
+        run=run,
+        reason=reason,
+    )
+
+
+def _truncated(group: GroupLedger, runs: Runs) -> int:
+    """Count the failed tasks that get no span."""
+    shown = sum(reason == "erred" for reason, _ in runs.get(group.key, ()))
+    return group.tally.outcomes.get("erred", 0) - shown
+
+
+def _end(node: Node, segment: Segment, tally: Tally, elsewhere: Tally | None, now: float, stopped: str) -> float:
+    """When the work ended, not when that was noticed; never outside the children or in the future."""
+    if stopped and node.load.unfinished:
+        return max(now, segment.start, segment.enclosed_until)
+    ended = max(tally.end, elsewhere.end if elsewhere else 0.0, segment.start)
+    return max(min(ended, max(now, segment.start)), segment.enclosed_until)
+
+
+def _group_times(group: GroupLedger, segment: SegmentRecord) -> tuple[float, float]:
+    """From the first start of a run to the last stop, within the segment."""
+    start = group.tally.run_start or group.since
+    end = max(group.tally.end, start)
+    if group.unfinished:  # the segment was cut, or the cluster closed
+        end = max(end, segment.end)
+    return fit(start, end, segment.start, segment.end)

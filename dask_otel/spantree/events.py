@@ -1,0 +1,411 @@
+"""Single runs of tasks that are worth a span of their own: failures, and the slowest of each group.
+
+What goes into the span tree, as plain data.
+
+Times are seconds since the epoch by the scheduler's clock, durations of tasks integer microseconds (as Dask
+itself counts them), sizes bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from .counts import Intervals, Load, Tally, sum_into
+
+__all__ = [
+    "MAX_ERRED",
+    "MAX_SLOWEST",
+    "NOBODY",
+    "Change",
+    "Claim",
+    "Dependency",
+    "Graph",
+    "Metrics",
+    "PickedRun",
+    "Picks",
+    "SpanInfo",
+    "TaskError",
+    "TaskRun",
+    "latest_run",
+]
+
+#: Task spans a group.
+MAX_ERRED = 20
+MAX_SLOWEST = 5
+
+
+class TaskError(NamedTuple):
+    """The exception that a task raised."""
+
+    type: str
+    message: str
+    traceback: str
+
+
+class TaskRun(NamedTuple):
+    """One run of one task."""
+
+    key: str
+    group: str
+    prefix: str
+    #: Dask's own; negative for a failure without a run, such as a task that no worker can take.
+    run_id: int
+    #: Seconds since the epoch; equal where there was no run.
+    start: float
+    stop: float
+    #: Seconds of compute.
+    seconds: float
+    #: µs by action.
+    durations: Mapping[str, int]
+    #: Address and name.
+    worker: str | None
+    worker_name: str | None
+    thread: int | None
+    #: Of the result.
+    type: str | None
+    nbytes: int | None
+    error: TaskError | None
+
+    def described(self) -> TaskRun:
+        """Return all that its span says."""
+        return self
+
+    def shift(self, seconds: float) -> TaskRun:
+        """Return it at another time."""
+        return self._replace(start=self.start + seconds, stop=self.stop + seconds)
+
+
+def latest_run(startstops: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
+    """What a worker says of a run, without the runs before: it goes on writing where it still knows the task."""
+    startstops = startstops or ()
+    computes = [number for number, each in enumerate(startstops) if each["action"] == "compute"]
+    return startstops[computes[-2] + 1 :] if len(computes) > 1 else startstops
+
+
+class PickedRun(NamedTuple):
+    """A run that is among the slowest so far, as a worker has told of it.
+
+    Most of them will not have a span in the end: of a group with few tasks all are picked, and there may be thousands
+    of such groups.
+    """
+
+    #: Of compute.
+    seconds: float
+    key: object
+    group: object
+    prefix: object
+    run_id: int
+    #: ``action``, ``start`` and ``stop`` of each thing that was done; also of earlier runs that the worker remembers.
+    startstops: Sequence[Mapping[str, Any]]
+    worker: str | None
+    worker_name: object
+    thread: int | None
+    type: str | None
+    nbytes: int | None
+    #: By how much the clock was set since.
+    moved: float = 0.0
+
+    @property
+    def stop(self) -> float:
+        """When it ended, seconds since the epoch."""
+        return max((each["stop"] for each in self.startstops), default=0.0) + self.moved
+
+    def shift(self, seconds: float) -> PickedRun:
+        """Return it at another time."""
+        return self._replace(moved=self.moved + seconds)
+
+    def described(self, error: TaskError | None = None) -> TaskRun:
+        """Return all that its span says."""
+        runs = latest_run(self.startstops)
+        durations: dict[str, int] = {}
+        for run in runs:
+            if run["action"]:
+                micros = round((run["stop"] - run["start"]) * 1e6)
+                durations[run["action"]] = durations.get(run["action"], 0) + micros
+        return TaskRun(
+            key=str(self.key),
+            group=str(self.group),
+            prefix=str(self.prefix),
+            run_id=self.run_id,
+            start=min(run["start"] for run in runs) + self.moved,
+            stop=max(run["stop"] for run in runs) + self.moved,
+            seconds=self.seconds,
+            durations=durations,
+            worker=self.worker,
+            worker_name=None if self.worker_name is None else str(self.worker_name),
+            thread=self.thread,
+            type=self.type,
+            nbytes=self.nbytes,
+            error=error,
+        )
+
+
+class Picks:
+    """The runs picked from one group."""
+
+    __slots__ = ("erred", "slowest")
+
+    def __init__(self) -> None:
+        #: The first ones.
+        self.erred: list[TaskRun] = []
+        self.slowest: list[TaskRun | PickedRun] = []
+
+    def add_erred(self, run: TaskRun) -> None:
+        """Keep a failed run, unless there are enough."""
+        if len(self.erred) < MAX_ERRED:
+            self.erred.append(run)
+
+    def add_slow(self, run: TaskRun | PickedRun) -> None:
+        """Keep a run if it is among the slowest."""
+        if len(self.slowest) == MAX_SLOWEST and run.seconds <= self.slowest[-1].seconds:
+            return
+        self.slowest.append(run)
+        if len(self.slowest) >= MAX_SLOWEST:
+            self.slowest.sort(key=attrgetter("seconds"), reverse=True)
+            del self.slowest[MAX_SLOWEST:]
+
+    @property
+    def threshold(self) -> float:
+        """Seconds that a run must take to be among the slowest, or more; negative while any is."""
+        return self.slowest[-1].seconds if len(self.slowest) == MAX_SLOWEST else -1.0
+
+    def add(self, other: Picks) -> None:
+        """Take over what another group's, or another sweep's, picks add."""
+        for failed in other.erred:
+            self.add_erred(failed)
+        for slow in other.slowest:
+            self.add_slow(slow)
+
+    def shift(self, seconds: float, after: float = -inf) -> None:
+        """Move the times of runs that ended after a time: the clock was set."""
+        self.erred = [run.shift(seconds) if run.stop > after else run for run in self.erred]
+        self.slowest = [run.shift(seconds) if run.stop > after else run for run in self.slowest]
+
+
+#: Fine performance metrics: ``("execute", prefix, activity, unit)`` or ``("p2p", where, activity, unit)``.
+Metrics = dict[tuple[object, ...], float]
+
+#: Types of errors that are told apart in one change.
+MAX_ERRORS = 32
+#: Stands for the span that was asked for where none was.
+NOBODY = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SpanInfo:
+    """What never changes about a Dask span."""
+
+    id: str
+    #: ``Span.name``: the tags from the root down.
+    tags: tuple[str, ...]
+    parent_id: str | None
+    #: When it first appeared on the scheduler.
+    enqueued: float
+
+    @property
+    def is_default(self) -> bool:
+        """True for the span that Dask gives to work without a span."""
+        return self.tags == ("default",)
+
+    @property
+    def path(self) -> str:
+        """The tags, joined."""
+        return " / ".join(self.tags)
+
+
+class Dependency(NamedTuple):
+    """A group that another one depends on."""
+
+    span_id: str
+    name: str
+
+
+class Change(Tally):
+    """What happened to one task group of Dask's between two sweeps.
+
+    The hooks write into it what would otherwise vanish; the sweep adds what can be read from the group.
+    """
+
+    __slots__ = (
+        "active",
+        "aside",
+        "began",
+        "buckets",
+        "dependencies",
+        "entered",
+        "failed",
+        "foreign",
+        "intervals",
+        "load",
+        "name",
+        "picks",
+        "prefix",
+        "provisional",
+        "runs",
+        "sent_to",
+        "since",
+        "slow",
+        "span_id",
+        "types",
+        "unfinished",
+    )
+
+    def __init__(self, since: float) -> None:
+        super().__init__()
+        self.since = since
+        #: When the first task was sent to a worker; 0.0 while none was.
+        self.began = 0.0
+        #: Of times and workers of runs, what earlier looks have told of.
+        self.aside: Tally | None = None
+        #: Tasks entered, ran or ended; not only released, forgotten or recomputed because a worker left.
+        self.active = False
+        #: Tasks that entered and that earlier looks have told of.
+        self.entered = 0
+        #: Number of runs by bucket of compute time, see ``buckets``.
+        self.buckets: dict[int, int] = {}
+        #: The same by interval, until ``sort_runs``.
+        self.intervals: dict[int, int] = {}
+        #: Number of runs by bar of a histogram of compute times, without those that failed; and of those, with the
+        #: seconds that they computed, by type of error.
+        self.runs: dict[int, int] = {}
+        self.failed: dict[str, tuple[dict[int, int], float]] = {}
+        #: Number of results by type name.
+        self.types: dict[str, int] = {}
+        #: Of all tasks of the change, those that only other spans asked for, by these spans' ids or ``NOBODY``.
+        self.foreign: dict[frozenset[str], Tally] = {}
+        #: Addresses of workers that were given tasks; a set in order of insertion.
+        self.sent_to: dict[str, None] = {}
+        #: Runs worth a span, and the seconds that one must take to be among them.
+        self.picks: Picks | None = None
+        self.slow = -1.0
+        #: By how much the number of provisional tasks changed.
+        self.provisional = 0
+        self.span_id = ""
+        self.name = ""
+        self.prefix = ""
+        self.dependencies: tuple[Dependency, ...] = ()
+        #: By how much the group's load changed.
+        self.load = Load()
+        #: Unfinished tasks of the group now.
+        self.unfinished = 0
+
+    def run_failed(self, error: str, interval: int, seconds: float) -> None:
+        """Say of a run that is among the intervals that it failed."""
+        if error not in self.failed and len(self.failed) >= MAX_ERRORS:
+            error = "_OTHER"
+        counts, total = self.failed.get(error) or ({}, 0.0)
+        counts[interval] = counts.get(interval, 0) + 1
+        self.failed[error] = counts, total + seconds
+
+    def sort_runs(self, intervals: Intervals) -> None:
+        """Sort the runs by interval into buckets and bars."""
+        for number, count in self.intervals.items():
+            sum_into(self.buckets, {intervals.buckets[number]: count})
+            sum_into(self.runs, {intervals.bars[number]: count})
+        self.intervals = {}
+        for error, (counts, total) in self.failed.items():
+            bars: dict[int, int] = {}
+            for number, count in counts.items():
+                sum_into(bars, {intervals.bars[number]: count})
+            sum_into(self.runs, {bar: -count for bar, count in bars.items()})
+            self.failed[error] = bars, total
+
+    @property
+    def computed(self) -> float:
+        """Seconds of compute, of all runs."""
+        return sum(self.workers.values()) + (sum(self.aside.workers.values()) if self.aside else 0.0)
+
+    def set_aside(self) -> None:
+        """Have times and workers of runs, and tasks that entered, begin anew: they have been told of.
+
+        The rest is left for later.
+        """
+        self.entered += self.tasks
+        self.tasks = 0
+        self.aside = self.aside or Tally()
+        self._move_runs(self, self.aside)
+        self.began = 0.0
+
+    def take_back(self) -> None:
+        """Have times and workers of all runs again."""
+        if self.aside:
+            self._move_runs(self.aside, self)
+
+    @staticmethod
+    def _move_runs(of: Tally, to: Tally) -> None:
+        if of.run_start:
+            to.hull(of.run_start, of.run_stop)
+        sum_into(to.workers, of.workers)
+        of.run_start = of.run_stop = 0.0
+        of.workers = {}
+
+    def clock_set_back(self, seconds: float, now: float) -> None:
+        """Move what the clock said before it was set back; times of runs are put in time when they are told of."""
+        self.since -= seconds if self.since > now else 0.0
+        self.began -= seconds if self.began > now else 0.0
+        if self.aside and self.aside.run_stop > now:
+            self.aside.shift(-seconds)
+        if self.picks:
+            self.picks.shift(-seconds, now)
+
+    def adopt(self, is_inside: Callable[[str], bool]) -> None:
+        """Take what spans inside asked for as one's own."""
+        for askers in [askers for askers in self.foreign if any(map(is_inside, askers))]:
+            tally = self.foreign.pop(askers)
+            self.error = self.error or tally.error
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing but tasks of one's own that entered and completed."""
+        return not (self.outcomes or self.error or self.provisional or self.foreign)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing to count: a release, a change of state only."""
+        return not (self.active or self.tasks or self.entered or self.nbytes or self.durations)
+
+
+class Claim(Tally):
+    """What happened between two sweeps to tasks that one span asked for and Dask put in another."""
+
+    __slots__ = ("asker", "began", "holder", "load", "prefix", "since")
+
+    def __init__(self, asker: str, holder: str, since: float) -> None:
+        super().__init__()
+        #: Id of the span that asked for the tasks, and of the one that counts them.
+        self.asker = asker
+        self.holder = holder
+        self.since = since
+        #: When the first task was sent to a worker; 0.0 while none was.
+        self.began = 0.0
+        #: Of the first task that changed.
+        self.prefix = ""
+        #: By how much the number of unfinished tasks changed.
+        self.load = Load()
+
+
+@dataclass(slots=True)
+class Graph:
+    """What a submission said about one Dask span."""
+
+    span_id: str
+    #: Ids of the clients that submitted.
+    clients: tuple[str, ...] = ()
+    #: Seconds the scheduler took to take the graph in.
+    seconds: float = 0.0
+    #: Types of the collections computed, e.g. ``DataFrame``.
+    collections: tuple[str, ...] = ()
+    #: Values of annotations on the allow-list.
+    annotations: Mapping[str, Iterable[str]] = field(default_factory=dict)
+    #: File and line of the innermost user frame.
+    code: tuple[str, int] | None = None
+    #: ``error`` or ``cancelled`` if the scheduler could not take the graph in, and when it came and failed.
+    failure: str = ""
+    #: Of the tasks of a graph that failed.
+    prefix: str = ""
+    since: float = 0.0
+    until: float = 0.0

@@ -1,0 +1,384 @@
+"""What has been counted for one group, and how many groups a trace may show.
+
+The ledger: what has been counted for a Dask span since its last segment closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import isfinite
+from typing import NamedTuple, TypeVar
+
+from .counts import Tally, sum_into
+from .events import Change, Claim, Dependency, Graph, Metrics, Picks
+
+__all__ = ["UNFINISHED", "Budget", "GroupLedger", "Ledger", "UnfinishedGroup", "unfinished_group"]
+
+#: More than any sum of µs.
+_FAILED, UNFINISHED = 1e20, 1e30
+#: Distinct result types that folded groups name.
+MAX_TYPES = 32
+
+
+@dataclass(slots=True)
+class Budget:
+    """How many spans of groups and tasks the trace of one root segment may still have.
+
+    Together they stay below the 5 MB at which Tempo drops a trace.
+    """
+
+    #: Groups of one segment.
+    a_segment: int
+    groups: int = 1000
+    #: A failed task's span carries a traceback; it is four times as large.
+    erred: int = 200
+    slowest: int = 800
+
+    def groups_beside(self, pinned: int) -> int:
+        """How many groups a segment may have beside those that are pinned, and have been charged for."""
+        return max(0, min(self.a_segment - pinned, self.groups))
+
+
+class UnfinishedGroup(NamedTuple):
+    """A group that goes on in the next segment if this one is cut."""
+
+    name: str
+    prefix: str
+    #: Unfinished tasks.
+    tasks: int
+    dependencies: tuple[Dependency, ...]
+
+
+class GroupLedger:
+    """What has been counted for one group. It becomes a group span of the next segment to close, or is folded."""
+
+    __slots__ = (
+        "buckets",
+        "dependencies",
+        "folded",
+        "foreign",
+        "name",
+        "number",
+        "picks",
+        "pinned",
+        "prefix",
+        "since",
+        "tally",
+        "trace_before",
+        "types",
+        "unfinished",
+    )
+
+    def __init__(self, name: str, prefix: str, number: int, since: float) -> None:
+        self.name = name
+        self.prefix = prefix
+        #: Which group span of this group it will be: 0, 1, 2 …
+        self.number = number
+        self.since = since
+        #: Number of the trace of its group span before; only for default roots that have rolled over.
+        self.trace_before: int | None = None
+        self.tally = Tally()
+        #: Of these, the tasks that only other spans asked for.
+        self.foreign: Tally | None = None
+        self.buckets: dict[int, int] = {}
+        self.types: dict[str, int] = {}
+        self.dependencies: tuple[Dependency, ...] = ()
+        self.picks: Picks | None = None
+        self.unfinished = 0
+        #: A span that has left links to it.
+        self.pinned = False
+        #: For how many folded groups it stands.
+        self.folded = 0
+
+    @property
+    def key(self) -> str | None:
+        """Its name; None for the folded groups, since a group may have any name."""
+        return None if self.folded else self.name
+
+    @property
+    def worth(self) -> float:
+        """How much the group should be shown rather than folded: if it failed, else the longer it took."""
+        outcomes = self.tally.outcomes
+        failed = outcomes and (outcomes.get("erred") or outcomes.get("upstream_failed"))
+        return sum(self.tally.durations.values()) + (_FAILED if failed else 0.0)
+
+    def add(self, change: Change) -> None:
+        """Add what a sweep saw of this group, or of one that is folded into it."""
+        self.tally.add(change)
+        self.tally.tasks += change.entered
+        for tally in change.foreign.values():
+            self._add_foreign(tally)
+        if change.buckets or change.types or change.picks:
+            self._add_details(change.buckets, change.types, change.picks)
+        if not self.folded:
+            self.dependencies = change.dependencies
+
+    def fold(self, group: GroupLedger) -> None:
+        """Take in a whole group."""
+        self.folded += 1
+        self.since = min(self.since, group.since)
+        self.tally.add(group.tally)
+        if group.foreign:
+            self._add_foreign(group.foreign)
+        self._add_details(group.buckets, group.types, group.picks)
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        self.since += seconds
+        self.tally.shift(seconds)
+        if self.picks:
+            self.picks.shift(seconds)
+
+    def _add_foreign(self, tally: Tally) -> None:
+        self.foreign = self.foreign or Tally()
+        self.foreign.add(tally)
+
+    def _add_details(self, buckets: dict[int, int], types: dict[str, int], picks: Picks | None) -> None:
+        sum_into(self.buckets, buckets)
+        sum_into(self.types, types)
+        if self.folded and len(self.types) > MAX_TYPES:
+            self.types = dict(sorted(self.types.items(), key=lambda item: -item[1])[:MAX_TYPES])
+        if picks:
+            self.picks = self.picks or Picks()
+            self.picks.add(picks)
+
+
+def unfinished_group(of: GroupLedger | Change) -> UnfinishedGroup:
+    """Say what of a group goes on in the next segment; it may be nothing."""
+    return UnfinishedGroup(of.name, of.prefix, of.unfinished, of.dependencies)
+
+
+Key = TypeVar("Key")
+
+
+class Ledger:
+    """Counts of one Dask span: its own groups, and its child segments that have closed."""
+
+    def __init__(self, since: float) -> None:
+        #: When the first entry was made.
+        self.since = since
+        #: Own groups and closed child segments together.
+        self.tally = Tally()
+        self.groups: dict[str, GroupLedger] = {}
+        #: Groups whose tasks have only entered, of which all is to be told later: prefix, and since when.
+        self.announced: dict[str, tuple[str, float]] = {}
+        #: Those of them that may be folded, finished and without a span that links to them, and what each is worth.
+        self.foldable: dict[GroupLedger, float] = {}
+        #: The groups that are folded into one, and their names. A folded group stays folded until the segment closes:
+        #: each group's numbers are in one place.
+        self.others: GroupLedger | None = None
+        self.others_names: set[str] = set()
+        #: Of the folded groups, the unfinished ones.
+        self.others_unfinished: dict[str, UnfinishedGroup] = {}
+        #: Groups that are worth no more would be folded soon.
+        self.least_worth = -1.0
+        self.pinned = 0
+        #: Number of own groups by prefix: fine metrics can be told apart by prefix only.
+        self.prefixes: dict[str, int] = {}
+        #: Fine metrics of this Dask span and of closed child segments, summed over prefixes.
+        self.metrics: Metrics = {}
+        #: Those of this Dask span by prefix: as many as there are prefixes and activities.
+        self.metrics_by_prefix: dict[object, Metrics] = {}
+        #: False once metrics are known to be lost.
+        self.metrics_complete = True
+        #: Of the tally, tasks that only spans outside this subtree asked for, by their ids or ``NOBODY``.
+        self.foreign: dict[frozenset[str], Tally] = {}
+        #: Tasks that this subtree asked for and one outside counts, by that one's id.
+        self.elsewhere: dict[str, Tally] = {}
+        #: By id of a span that counts tasks this one asked for, its segment if it has one.
+        self.counted_in: dict[str, tuple[int, int] | None] = {}
+        self.graph_seconds = 0.0
+        self.graph_failures: dict[str, int] = {}
+        #: Groups and failed tasks of closed child segments that have no span.
+        self.truncated_groups = 0
+        self.truncated_tasks = 0
+        # Sets in order of insertion
+        self.clients: dict[str, None] = {}
+        self.collections: dict[str, None] = {}
+        self.includes: dict[str, None] = {}
+        self.annotations: dict[str, dict[str, None]] = {}
+        self.code: tuple[str, int] | None = None
+
+    def group(self, name: str, prefix: str, number: int, since: float) -> GroupLedger:
+        """Open the ledger of one more group."""
+        self.announced.pop(name, None)
+        group = self.groups[name] = GroupLedger(name, prefix, number, since)
+        self.prefixes[prefix] = self.prefixes.get(prefix, 0) + 1
+        return group
+
+    def find(self, name: str) -> GroupLedger | None:
+        """Return where a group is counted: on its own, or among the folded ones; None if it is not."""
+        return self.others if name in self.others_names else self.groups.get(name)
+
+    def is_unfinished(self, name: str) -> bool:
+        """Whether a group that is counted here has unfinished tasks."""
+        group = self.groups.get(name)
+        return bool(group.unfinished) if group else name in self.others_unfinished
+
+    def note_unfinished(self, of: GroupLedger | Change) -> None:
+        """Note how many tasks of a group are unfinished, if the group is counted here."""
+        group = self.groups.get(of.name)
+        if group:
+            group.unfinished = of.unfinished
+            if of.unfinished or group.pinned:
+                self.foldable.pop(group, None)
+            else:
+                self.foldable[group] = group.worth
+        elif self.others and of.name in self.others_names:
+            if of.unfinished:
+                self.others_unfinished[of.name] = unfinished_group(of)
+            else:
+                self.others_unfinished.pop(of.name, None)
+            self.others.unfinished = len(self.others_unfinished)
+
+    def unfinished_groups(self) -> Iterator[UnfinishedGroup]:
+        """Yield the groups that have unfinished tasks."""
+        for group in self.groups.values():
+            if group.unfinished:
+                yield unfinished_group(group)
+        yield from self.others_unfinished.values()
+
+    def fold(self, group: GroupLedger, number: int) -> None:
+        """Count a group among the folded ones from now on; ``number`` is that of the segment."""
+        if self.others is None:
+            self.others = GroupLedger("", "other groups", number, group.since)
+        del self.groups[group.name]
+        self.foldable.pop(group, None)
+        self.others.fold(group)
+        self.others_names.add(group.name)
+        self.note_unfinished(group)
+
+    def begin_among_others(self, change: Change) -> GroupLedger | None:
+        """Count a new group among the folded ones at once, if it would be folded soon; return these."""
+        if not self.others or change.unfinished or change.outcomes or sum(change.durations.values()) > self.least_worth:
+            return None
+        self.announced.pop(change.name, None)
+        self.prefixes[change.prefix] = self.prefixes.get(change.prefix, 0) + 1
+        self.others_names.add(change.name)
+        self.others.folded += 1
+        self.others.since = min(self.others.since, change.since)
+        return self.others
+
+    def all_groups(self) -> Iterator[GroupLedger]:
+        """Yield all groups, the folded ones last and as one."""
+        yield from self.groups.values()
+        if self.others:
+            yield self.others
+
+    def pin(self, name: str, budget: Budget) -> bool:
+        """Promise that a group will have a span, if the budget allows: another span is to link to it."""
+        group = self.groups[name]
+        if not group.pinned and budget.groups_beside(self.pinned):
+            group.pinned = True
+            self.foldable.pop(group, None)
+            self.pinned += 1
+            budget.groups -= 1
+        return group.pinned
+
+    def add_change(self, change: Change, group: GroupLedger) -> None:
+        """Count what happened to a group, or to one of those that are folded into it."""
+        group.add(change)
+        self.note_unfinished(change)
+        self.tally.add(change)
+        for askers, tally in change.foreign.items():
+            _tally(self.foreign, askers).add(tally)
+
+    def add_metrics(self, metrics: Metrics) -> float:
+        """Add fine metrics of this Dask span; return the busy thread-seconds among them."""
+        # Users' own activities can be anything, and one NaN would spoil every sum that it enters.
+        busy = 0.0
+        for key, value in metrics.items():
+            if not isfinite(value):
+                self.metrics_complete = False
+                continue
+            total = key
+            if key[0] == "execute":
+                total = ("execute", None, *key[2:])
+                of_prefix = self.metrics_by_prefix.setdefault(key[1], {})
+                of_prefix[key] = of_prefix.get(key, 0) + value
+                if key[-1] == "seconds":
+                    busy += value
+            self.metrics[total] = self.metrics.get(total, 0) + value
+        return busy
+
+    def add_claim(self, claim: Claim, *, is_inside: bool) -> None:
+        """Count what happened to tasks that this span asked for and another one counts.
+
+        If the other one is inside this one, they are counted here, too; only their error is not known here.
+        """
+        if is_inside:
+            self.tally.error = self.tally.error or claim.error
+        else:
+            _tally(self.elsewhere, claim.holder).add(claim)
+
+    def add_graph(self, graph: Graph) -> None:
+        """Add what a submission said."""
+        self.graph_seconds += graph.seconds
+        self.clients.update(dict.fromkeys(graph.clients))
+        self.collections.update(dict.fromkeys(graph.collections))
+        for name, values in graph.annotations.items():
+            self.annotations.setdefault(name, {}).update(dict.fromkeys(values))
+        self.code = self.code or graph.code
+        if graph.failure:
+            sum_into(self.graph_failures, {graph.failure: 1})
+            self.tally.last_event = max(self.tally.last_event, graph.until)
+
+    def add_child(self, child: Ledger, is_inside: Callable[[str], bool]) -> None:
+        """Add all of a child segment that has closed; ``is_inside`` tells whether a span is in this one's subtree."""
+        self.tally.add(child.tally)
+        sum_into(self.metrics, child.metrics)
+        self.metrics_complete &= child.metrics_complete
+        self.graph_seconds += child.graph_seconds
+        self.truncated_groups += child.left_out_groups
+        self.truncated_tasks += child.truncated_tasks
+        sum_into(self.graph_failures, child.graph_failures)
+        for askers, tally in child.foreign.items():
+            if not any(map(is_inside, askers)):
+                _tally(self.foreign, askers).add(tally)
+        for holder, tally in child.elsewhere.items():
+            if is_inside(holder):  # counted here after all; but the holder has not told of this error
+                self.tally.error = self.tally.error or tally.error
+            else:
+                _tally(self.elsewhere, holder).add(tally)
+        self.clients.update(child.clients)
+        self.collections.update(child.collections)
+        for name, values in child.annotations.items():
+            self.annotations.setdefault(name, {}).update(values)
+        self.code = self.code or child.code
+
+    def all_elsewhere(self) -> Tally | None:
+        """Tasks that this subtree asked for and another one counts."""
+        if not self.elsewhere:
+            return None
+        total = Tally()
+        for tally in self.elsewhere.values():
+            total.add(tally)
+        return total
+
+    @property
+    def left_out_groups(self) -> int:
+        """Number of groups, of closed child segments too, that have no span of their own."""
+        return self.truncated_groups + len(self.others_names)
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether anything was counted that a segment must account for."""
+        return bool(self.metrics or self.groups or self.others)
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        self.since += seconds
+        self.announced = {name: (prefix, since + seconds) for name, (prefix, since) in self.announced.items()}
+        tallies: Iterable[Tally] = (self.tally, *self.elsewhere.values())
+        for tally in tallies:
+            tally.shift(seconds)
+        for group in self.all_groups():
+            group.shift(seconds)
+
+
+def _tally(tallies: dict[Key, Tally], key: Key) -> Tally:
+    tally = tallies.get(key)
+    if tally is None:
+        tally = tallies[key] = Tally()
+    return tally

@@ -1,0 +1,438 @@
+"""Whose metrics are awaited: fine metrics travel on heartbeats, and come after the runs that they are about.
+
+When segments open and close: the heart of the span tree.
+
+Dask has no event for "span finished", so a segment closes when its subtree has been at rest for a while and the
+workers have delivered their metrics. All methods are called by one sweep at a time; the clock is passed in.
+
+What is known of roots while they are open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from ..identity import trace_id
+from .build import Level, SpanTreeSettings, close_segment, fold_for_closing, fold_some, pending_span
+from .events import Change, Claim, Dependency, Graph, Metrics, SpanInfo
+from .ledger import Ledger
+from .records import Record, RootRuns
+from .timing import Heartbeats, Threads
+from .tree import NO_LOAD, Forest, Node, Segment
+
+__all__ = ["AwaitedMetrics", "Progress", "SpanTree", "open_roots", "trace_of"]
+
+#: Outcomes of runs that end without a word from their worker, whose metrics come all the same.
+_WORDLESS = ("retried", "rescheduled", "cancelled", "abandoned")
+
+
+class AwaitedMetrics:
+    """Which workers have metrics to deliver for which open segments.
+
+    Kept in both directions, so that a worker that leaves concerns only the segments that wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.heartbeats = Heartbeats()
+        #: By worker, the nodes whose segment waits for it; sets in order of insertion.
+        self._waiting: dict[str, dict[Node, None]] = {}
+        #: Workers that have left since the last sweep.
+        self._left: list[str] = []
+
+    def after(self, node: Node, runs: Change, now: float) -> bool:
+        """Expect metrics of runs that have ended; say whether those who have them are still there."""
+        assert node.segment
+        if not node.segment.has_wordless_runs and runs.outcomes:
+            node.segment.has_wordless_runs = any(runs.outcomes.get(outcome) for outcome in _WORDLESS)
+        all_here = True
+        for worker in runs.workers:
+            if self.heartbeats.is_here(worker):
+                self._expect(node, node.segment, worker, now)
+            else:
+                all_here = False
+        return all_here
+
+    def after_wordless(self, node: Node, now: float) -> None:
+        """Expect metrics of all workers that were given tasks, if one has ended a run without a word."""
+        if node.segment and node.segment.has_wordless_runs:  # by one of these; two heartbeats will tell
+            node.segment.has_wordless_runs = False
+            self.expect(node, {each: now for each in node.segment.sent_to if self.heartbeats.is_here(each)})
+
+    def expect(self, node: Node, owed: dict[str, float]) -> None:
+        """Expect metrics of workers, for runs that ended at some time."""
+        assert node.segment
+        for worker, since in owed.items():
+            self._expect(node, node.segment, worker, since)
+
+    def _expect(self, node: Node, segment: Segment, worker: str, since: float) -> None:
+        if worker not in segment.owed:
+            segment.overdue.pop(worker, None)
+            self._waiting.setdefault(worker, {})[node] = None
+        segment.owed[worker] = since
+
+    def is_awaited(self, node: Node, now: float) -> bool:
+        """Whether a worker that is still there has metrics to deliver for a node's segment."""
+        segment = node.segment
+        if segment is None:
+            return False
+        over = []
+        for worker, since in segment.owed.items():
+            if self.heartbeats.is_awaited(worker, since, now):
+                break
+            over.append(worker)
+        is_awaited = len(over) < len(segment.owed)
+        for worker in over:  # never looked at again
+            since = segment.owed.pop(worker)
+            self._drop(worker, node)
+            if not self.heartbeats.has_delivered(worker, since):
+                segment.overdue[worker] = since
+        return is_awaited
+
+    def awaited(self, now: float) -> set[str]:
+        """Return the workers that are still there and have metrics to deliver for any segment."""
+        return {
+            worker
+            for worker, nodes in self._waiting.items()
+            if any(
+                self.heartbeats.is_awaited(worker, node.segment.owed[worker], now)
+                for node in nodes
+                if node.segment and worker in node.segment.owed
+            )
+        }
+
+    def worker_joined(self, worker: str, now: float) -> None:
+        """A worker is new; one that was there before under its address owes nothing any more."""
+        if worker in self._left:
+            self._left.remove(worker)
+            for _ in self._settle(worker):
+                pass
+        self.heartbeats.joined(worker, now)
+
+    def worker_left(self, worker: str) -> None:
+        """A worker is gone: metrics that it owes are lost. The next sweep will see to that."""
+        self.heartbeats.left(worker)
+        self._left.append(worker)
+
+    def settle_left(self) -> Iterator[None]:
+        """Wait no longer for workers that have left; lazy."""
+        left, self._left = self._left, []
+        for worker in left:
+            yield from self._settle(worker)
+
+    def _settle(self, worker: str) -> Iterator[None]:
+        for node in self._waiting.pop(worker, {}):
+            if node.segment and node.ledger and worker in node.segment.owed:
+                since = node.segment.owed.pop(worker)
+                node.ledger.metrics_complete &= self.heartbeats.has_delivered(worker, since)
+            yield
+        self.heartbeats.forget_left(worker)
+
+    def ended(self, node: Node, workers: Iterable[str]) -> None:
+        """A node's segment waits no more."""
+        for worker in workers:
+            self._drop(worker, node)
+
+    def _drop(self, worker: str, node: Node) -> None:
+        waiting = self._waiting.get(worker)
+        if waiting:
+            waiting.pop(node, None)
+            if not waiting:
+                del self._waiting[worker]
+
+
+class SpanTree:
+    """A mirror of one scheduler's span tree.
+
+    Parameters
+    ----------
+    now
+        When it begins to count.
+    threads
+        Number of threads of the cluster.
+    """
+
+    def __init__(self, now: float, threads: int, settings: SpanTreeSettings) -> None:
+        #: Whose fine metrics are still to come.
+        self.owed = AwaitedMetrics()
+        self.heartbeats = self.owed.heartbeats
+        self.threads = Threads(now, threads)
+        self.settings = settings
+        #: Which spans are open.
+        self.forest = Forest(now, settings.max_groups)
+        self.roots = RootRuns()
+
+    # What the sweep tells
+
+    def add_span(self, info: SpanInfo, first_number: int = 0) -> None:
+        """Learn of a Dask span; its parent must be known. Its segments and groups count from ``first_number``."""
+        self.forest.add(info, first_number)
+
+    def add_asked(self, info: SpanInfo, first_number: int, now: float) -> None:
+        """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
+        self.forest.add_asked(info, first_number, now)
+
+    def add_change(self, change: Change, now: float) -> None:
+        """Count what happened to a group."""
+        node = self.forest.nodes[change.span_id]
+        if change.active:
+            if not node.segment:
+                self.forest.open_segment(node, min(change.since, change.run_start or change.since), now)
+            if change.run_stop and node.segment:
+                change.put_in_time(node.segment.start, now)
+        self._saw(node, change, now)
+        if not change.is_empty:
+            change.take_back()
+            ledger = self.forest.ledger(node, now)
+            group = ledger.find(change.name) or ledger.begin_among_others(change)
+            if group is None:
+                group = node.begin_group(ledger, change.name, change.prefix, change.since)
+            if change.foreign:
+                self.forest.include(ledger, (asker for askers in change.foreign for asker in askers))
+                change.adopt(lambda span_id: self.forest.is_inside(span_id, node))
+            ledger.add_change(change, group)
+            fold_some(node, ledger, self.settings.max_groups)
+            if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
+                ledger.metrics_complete = False
+        elif node.ledger:
+            node.ledger.note_unfinished(change)
+
+    def look(self, change: Change, now: float) -> None:
+        """Take of what happened to a group only when and where tasks ran, how many entered, and how many wait for what.
+
+        The span must be open.
+        """
+        node = self.forest.nodes[change.span_id]
+        if node.segment and change.run_stop:
+            change.put_in_time(node.segment.start, now)
+        self._saw(node, change, now)
+        ledger = self.forest.ledger(node, now)
+        ledger.tally.tasks += change.tasks
+        if not ledger.find(change.name):
+            ledger.announced[change.name] = change.prefix, change.since
+        change.set_aside()
+
+    def add_claim(self, claim: Claim, now: float) -> None:
+        """Count what happened to tasks that a span asked for and Dask put in another; both must be known."""
+        node, holder = self.forest.nodes[claim.asker], self.forest.nodes[claim.holder]
+        segment = self.forest.open_segment(node, claim.since, now)
+        if node.ledger and not node.ledger.groups:
+            node.begin_with(claim.prefix)
+        claim.put_in_time(segment.start, now)
+        segment.claimed[claim.holder] = segment.claimed.get(claim.holder, 0) + claim.load.unfinished
+        ledger = self.forest.ledger(node, now)
+        self._name_each_other(node, ledger, holder)
+        ledger.add_claim(claim, is_inside=self.forest.is_inside(claim.holder, node))
+        self.forest.touch(node, claim, claim.load, now)
+
+    def add_metrics(self, span_id: str, metrics: Metrics, now: float) -> float:
+        """Count fine metrics, held while there is no open segment; return the busy thread-seconds among them."""
+        node = self.forest.nodes[span_id]
+        busy = self.forest.ledger(node, now).add_metrics(metrics)
+        node.root.busy += busy
+        self.forest.busy += busy
+        return busy
+
+    def add_graph(self, graph: Graph, now: float) -> None:
+        """Note what a submission said about a Dask span."""
+        node = self.forest.nodes[graph.span_id]
+        if graph.failure:
+            self.forest.open_segment(node, graph.since, now)
+            node.begin_with(graph.prefix)
+        self.forest.ledger(node, now).add_graph(graph)
+        self.forest.noted[node] = None
+        if graph.failure:
+            self.forest.touch(node, None, NO_LOAD, now)
+
+    def worker_joined(self, worker: str, now: float) -> None:
+        """A worker is new."""
+        self.owed.worker_joined(worker, now)
+
+    def worker_left(self, worker: str) -> None:
+        """A worker is gone: metrics that it owes are lost."""
+        self.owed.worker_left(worker)
+
+    def clock_set_back(self, seconds: float) -> None:
+        """Move what has not been sent to the clock's new time, so that it keeps its durations."""
+        self.forest.shift(-seconds)
+        self.heartbeats.shift(-seconds)
+        self.threads.shift(-seconds)
+
+    # What comes out
+
+    def advance(self, now: float, *, taking_in_graph: bool = False) -> Iterator[Record | None]:
+        """Close what has ended or grown too old.
+
+        Lazy: each step is little work. None comes of a step that makes no record.
+        """
+        yield from self.owed.settle_left()
+        yield from self.forest.drop_notes()
+        yield from self._account(now)
+        earliest = now
+        for root in list(self.forest.open_roots):
+            yield None
+            earliest = min(earliest, root.segment.start if root.segment else now)
+            age = now - root.segment.start if root.segment else 0.0
+            if age >= self.settings.max_segment * (1 if root.load.unfinished else 2):  # in a pause, a run would end
+                yield from self._cut(root, now)
+            elif age >= self.settings.pending_span_after and root.segment and self._wants_pending_span(root):
+                yield pending_span(root, root.segment, now)
+        if not taking_in_graph:
+            for node in list(self.forest.at_rest):  # children before their parents
+                if self._may_close(node, now):
+                    yield from self._close(node, now)
+                else:
+                    yield None
+        self.forest.forget(now)
+        # A segment may start a little before the sweep that opens it.
+        self.threads.forget(earliest - 60.0)
+
+    def owing(self, now: float) -> set[str]:
+        """Return the workers that are still there and have metrics to deliver for an open segment."""
+        return self.owed.awaited(now)
+
+    def close(self, now: float) -> Iterator[Record | None]:
+        """Close everything, because the cluster closes; as ``advance``."""
+        yield from self.owed.settle_left()
+        yield from self._account(now)
+        for node in sorted(self.forest.held, key=lambda node: node.ledger.since if node.ledger else now):
+            # Without a segment before, all its work was done before the span tree was there, or never.
+            if node.previous and node.ledger and node.ledger.has_numbers:
+                if not node.root.segment:
+                    self.roots.late(node.root.info)
+                self.forest.open_segment(node, node.ledger.since, now)
+        for node in sorted(self.forest.open, key=lambda node: -node.depth):
+            yield from self._close(node, now, stopped="interrupted")
+
+    # Inside
+
+    def _saw(self, node: Node, change: Change, now: float) -> None:
+        """Have a node of which a change tells looked at, and await the metrics of its runs."""
+        self.forest.touch(node, change, change.load, now if change.active else None)
+        if node.segment:
+            node.segment.sent_to.update(change.sent_to)
+            if not self.owed.after(node, change, now):
+                self.forest.ledger(node, now).metrics_complete = False
+
+    def _may_close(self, node: Node, now: float) -> bool:
+        segment = node.segment
+        if segment is None or segment.children or now - segment.last_change < self.settings.idle_timeout:
+            return False
+        return not self.owed.is_awaited(node, now)
+
+    def _account(self, now: float) -> Iterator[None]:
+        """Account for what changed."""
+        for node in self.forest.account(now):
+            self.owed.after_wordless(node, now)
+            yield None
+
+    def _close(self, node: Node, now: float, stopped: str = "") -> Iterator[Record | None]:
+        """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
+        # Out of the way first: a segment that cannot be made must not stand in the way of others.
+        segment, ledger = self.forest.take_out(node)
+        self.owed.ended(node, segment.owed)
+        goes_on = stopped == "unfinished" and node.load.unfinished > 0
+        ledger.metrics_complete &= segment.end_metrics(self.heartbeats, goes_on=goes_on)
+        level = self._level_of(node)
+        yield from fold_for_closing(node, segment, ledger)
+        record, inside = close_segment(node, segment, ledger, now, stopped, self.threads, self._find, level)
+        node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
+        above = node.parent
+        if above is None:
+            self.roots.closed(record)
+        elif above.segment and above.ledger:
+            above.segment.enclose(record.start, record.end)
+            above.ledger.add_child(ledger, lambda span_id: self.forest.is_inside(span_id, above))
+        if node.load == NO_LOAD:
+            node.load = NO_LOAD
+        if level > Level.NOTHING:
+            yield from inside
+            yield record
+
+    def _cut(self, root: Node, now: float) -> Iterator[Record | None]:
+        """Close a tree that has grown too old, and go on in the next segments with what is unfinished."""
+        nodes = list(root.open_below())
+        unfinished = {
+            node: (node.ledger, node.segment) for node in nodes if node.ledger and node.segment and node.load.unfinished
+        }
+        for node in reversed(nodes):
+            yield from self._close(node, now, stopped="unfinished")
+        if root.info.is_default:
+            root.trace_number += 1
+        for node in nodes:
+            if node in unfinished:
+                closed, before = unfinished[node]
+                segment = self.forest.open_segment(node, now, now)
+                self.owed.expect(node, before.owed)
+                segment.sent_to.update(before.sent_to)
+                segment.claimed = {holder: number for holder, number in before.claimed.items() if number > 0}
+                ledger = self.forest.ledger(node, now)
+                for holder in segment.claimed:
+                    self._name_each_other(node, ledger, self.forest.nodes[holder])
+                for each in closed.unfinished_groups():
+                    group = node.begin_group(ledger, each.name, each.prefix, now)
+                    group.dependencies, group.unfinished = each.dependencies, each.tasks
+                    ledger.note_unfinished(group)
+                    yield None
+        yield from self._account(now)
+
+    def _name_each_other(self, asker: Node, ledger: Ledger, holder: Node) -> None:
+        self.forest.name_each_other(asker, ledger, holder, is_shown=self._level_of(holder) > Level.NOTHING)
+
+    def _wants_pending_span(self, root: Node) -> bool:
+        is_new = root.segment is not None and not root.segment.pending_sent
+        return is_new and root.load.unfinished > 0 and self._level_of(root) > Level.NOTHING
+
+    def _level_of(self, node: Node) -> Level:
+        return self.settings.level_of(is_default=node.root.info.is_default)
+
+    def _find(self, to: Dependency) -> tuple[int, int] | None:
+        node = self.forest.nodes.get(to.span_id)
+        return node.latest_group_span(to.name) if node and self._level_of(node) >= Level.GROUPS else None
+
+
+#: Open segments that are looked at in all; beyond, what is known is not summed up.
+MAX_SEGMENTS = 2000
+
+
+class Progress(NamedTuple):
+    """An open root. Numbers are those since its segment opened; None where it would take too long to tell."""
+
+    span: SpanInfo
+    name: str
+    trace_id: int
+    start: float
+    tasks: int | None
+    completed: int | None
+    unfinished: int
+
+
+def open_roots(forest: Forest, most: int) -> Iterator[Progress]:
+    """Describe the open roots, the oldest first."""
+    room = MAX_SEGMENTS
+    for root in islice(forest.open_roots, most):
+        if root.segment is None:
+            continue
+        tasks = completed = 0
+        for node in islice(root.open_below(), room):
+            room -= 1
+            if node.ledger:
+                tasks += node.ledger.tally.tasks
+                completed += node.ledger.tally.completed
+        known = room > 0
+        yield Progress(
+            root.info,
+            root.title,
+            root.segment.trace_id,
+            root.segment.start,
+            tasks if known else None,
+            completed if known else None,
+            root.load.unfinished,
+        )
+
+
+def trace_of(forest: Forest, span_id: str) -> int | None:
+    """Id of the trace that shows a Dask span now, or showed it last; None if the span is not known."""
+    node = forest.nodes.get(span_id)
+    return trace_id(node.root.info.id, node.root.trace_number) if node else None

@@ -1,0 +1,176 @@
+"""The output of the span tree: finished OTel spans, not yet in OpenTelemetry's terms. Nothing changes them any more.
+
+Times are seconds since the epoch by the scheduler's clock.
+
+Runs of root spans: from the first task to the last, however many segments they were cut into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .counts import Tally
+from .events import Metrics, SpanInfo, TaskRun
+
+__all__ = [
+    "Failure",
+    "GroupRecord",
+    "Link",
+    "PendingRecord",
+    "Record",
+    "RootRun",
+    "RootRuns",
+    "SegmentRecord",
+    "TaskRecord",
+]
+
+
+class Link(NamedTuple):
+    """A reference to another span; ``kind`` is ``dependency``, ``continues`` or ``counted_in``."""
+
+    trace_id: int
+    span_id: int
+    kind: str
+
+
+class Failure(NamedTuple):
+    """Why the status is Error. Tasks that another span asked for are no failure of this one."""
+
+    #: Of the first exception.
+    type: str
+    message: str
+    #: How many tasks, and how many graphs that the scheduler could not take in.
+    erred: int = 0
+    upstream_failed: int = 0
+    graphs: int = 0
+
+
+@dataclass(slots=True)
+class Record:
+    """What all kinds of record have."""
+
+    span: SpanInfo
+    trace_id: int
+    span_id: int
+    parent_id: int | None
+    name: str
+    start: float
+    end: float
+    links: tuple[Link, ...]
+    failure: Failure | None
+
+
+@dataclass(slots=True)
+class PendingRecord(Record):
+    """Says of a root that it is running."""
+
+
+@dataclass(slots=True)
+class TaskRecord(Record):
+    """One run of one task."""
+
+    run: TaskRun
+    #: Why it was picked: erred, slowest.
+    reason: str
+
+
+@dataclass(slots=True)
+class GroupRecord(Record):
+    """A finished group span, or the one that stands for the groups that were folded."""
+
+    tally: Tally
+    group: str
+    dependencies: tuple[str, ...]
+    types: Mapping[str, int]
+    buckets: Mapping[int, int]
+    #: Fine metrics, where no other group of the segment has the same prefix; else None.
+    metrics: Metrics | None
+    #: For how many groups it stands; 0 for a group's own.
+    folded: int
+    #: Failed tasks without a span.
+    truncated_tasks: int
+
+
+@dataclass(slots=True)
+class SegmentRecord(Record):
+    """A finished segment."""
+
+    tally: Tally
+    number: int
+    result: str
+    #: Id of the segment before, where there is no parent and hence no link may be.
+    previous_id: int | None
+    metrics: Metrics
+    #: Seconds of the segment by what went on: executing, queued, no_worker, idle.
+    wall: Mapping[str, float]
+    #: Thread-seconds that the cluster had meanwhile, and that other roots used.
+    threads_available: float
+    threads_others: float
+    metrics_complete: bool
+    clients: tuple[str, ...]
+    graph_seconds: float
+    collections: tuple[str, ...]
+    annotations: Mapping[str, tuple[str, ...]]
+    code: tuple[str, int] | None
+    #: Paths of other spans whose tasks are counted here.
+    includes: tuple[str, ...]
+    #: Ids of Dask spans that count tasks this one asked for, and those tasks.
+    counted_in: tuple[str, ...]
+    elsewhere: Tally | None
+    #: Graphs that the scheduler could not take in, by status: error, cancelled.
+    graph_failures: Mapping[str, int]
+    truncated_groups: int
+    truncated_tasks: int
+    #: Spans inside this one that were given up on the way out: too many at once, or too many for what waits.
+    dropped_groups: int = 0
+    dropped_tasks: int = 0
+    #: On a root: spans of its trace that were lost before it left, and that no other segment tells of.
+    dropped_spans: int = 0
+
+
+class RootRun(NamedTuple):
+    """A run that has ended, whether or not a trace shows it; ids of its last segment, or of the first that failed."""
+
+    span: SpanInfo
+    start: float
+    end: float
+    #: As ``dask.span.result``, but ``error`` if any of its segments failed.
+    result: str
+    trace_id: int
+    span_id: int
+
+
+class RootRuns:
+    """Joins what was cut."""
+
+    def __init__(self) -> None:
+        #: By id of a root that was cut and goes on: when it began, and the trace and span id of a segment that failed.
+        self._cut: dict[str, tuple[float, tuple[int, int] | None]] = {}
+        self._ended: list[RootRun] = []
+        #: Ids of roots whose segment is there for numbers that came late.
+        self._late: set[str] = set()
+
+    def late(self, root: SpanInfo) -> None:
+        """Note that the next segment of a root is no run."""
+        self._late.add(root.id)
+
+    def closed(self, record: SegmentRecord) -> None:
+        """Note that a segment of a root has closed."""
+        if record.span.id in self._late:
+            self._late.discard(record.span.id)
+            return
+        at = record.trace_id, record.span_id
+        start, failed = self._cut.pop(record.span.id, (record.start, None))
+        failed = failed or (at if record.failure else None)
+        if record.result == "unfinished":
+            self._cut[record.span.id] = start, failed
+            return
+        result = "error" if failed and record.result != "interrupted" else record.result
+        self._ended.append(RootRun(record.span, start, record.end, result, *(failed or at)))
+
+    def drain(self) -> list[RootRun]:
+        """Hand over the runs that have ended."""
+        ended, self._ended = self._ended, []
+        return ended

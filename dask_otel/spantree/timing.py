@@ -1,0 +1,236 @@
+"""What the span tree knows about time: the workers' heartbeats, the cluster's threads, a segment's wall time."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Protocol
+
+from .counts import Load
+
+__all__ = ["Activity", "Happened", "Heartbeats", "Threads", "Wall", "fit"]
+
+#: A worker that has not been heard of for this long is not waited for (Dask itself waits 5 minutes).
+SILENT = 30.0
+
+
+def fit(start: float, end: float, low: float, high: float) -> tuple[float, float]:
+    """Bring an interval into another one: what sticks out is cut off; one that is all outside is moved.
+
+    A run that was under way when its segment was cut sticks out. One outside was reported by a clock that is off;
+    cutting would leave it no duration at all.
+    """
+    length = min(max(0.0, end - start), high - low)
+    if end <= low:
+        return low, min(high, low + length)
+    if start >= high:
+        return max(low, high - length), high
+    return max(start, low), min(max(start, end), high)
+
+
+class Heartbeats:
+    """When each live worker was last heard of.
+
+    Fine metrics travel on heartbeats, and one that arrives after a task ended may have been drawn up before: the
+    second one has the task's metrics for sure.
+    """
+
+    def __init__(self) -> None:
+        self._last_two: dict[str, tuple[float, float]] = {}
+        #: The same of workers that have left, until ``forget_left``.
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def joined(self, worker: str, now: float) -> None:
+        """Note a new worker. Joining carries no metrics, so it is not a heartbeat."""
+        self._last_two.setdefault(worker, (0.0, 0.0))
+
+    def beat(self, worker: str, now: float) -> None:
+        """Note a heartbeat."""
+        before = self._last_two.get(worker)
+        self._last_two[worker] = (before[1] if before else 0.0, now)
+
+    def left(self, worker: str) -> None:
+        """Note that a worker has left."""
+        last_two = self._last_two.pop(worker, None)
+        if last_two:
+            self._left[worker] = last_two
+
+    def forget_left(self, worker: str) -> None:
+        """Forget a worker that has left."""
+        self._left.pop(worker, None)
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        for beats in (self._last_two, self._left):
+            beats.update({worker: (first + seconds, second + seconds) for worker, (first, second) in beats.items()})
+
+    def is_here(self, worker: str) -> bool:
+        """Whether the worker is part of the cluster."""
+        return worker in self._last_two
+
+    def has_delivered(self, worker: str, since: float) -> bool:
+        """Whether two heartbeats came after ``since``."""
+        return self._last(worker, 0) > since
+
+    def was_heard(self, worker: str, since: float) -> bool:
+        """Whether a heartbeat came after ``since``; most likely it had all."""
+        return self._last(worker, 1) > since
+
+    def _last(self, worker: str, which: int) -> float:
+        """When the last heartbeat but one (0), or the last one (1), came; also of a worker that has just left."""
+        none = (0.0, 0.0)
+        return max(self._last_two.get(worker, none)[which], self._left.get(worker, none)[which])
+
+    def is_awaited(self, worker: str, since: float, now: float) -> bool:
+        """Whether metrics of a run that ended at ``since`` may still come."""
+        if worker not in self._last_two:
+            return False
+        return not self.has_delivered(worker, since) and now - max(since, self._last_two[worker][1]) < SILENT
+
+
+class Threads:
+    """How many threads the cluster had, when."""
+
+    def __init__(self, start: float, count: int) -> None:
+        self._times = [start]
+        self._counts = [count]
+        #: Thread-seconds up to each time: a sum over all changes would take longer the more workers come and go.
+        self._sums = [0.0]
+
+    def add(self, time: float, count: int) -> None:
+        """Note a change; times must not go backwards, an earlier one counts from the latest."""
+        time = max(time, self._times[-1])
+        self._sums.append(self._sum(time))
+        self._times.append(time)
+        self._counts.append(count)
+
+    def available(self, start: float, end: float) -> float:
+        """Thread-seconds that the cluster had between two times."""
+        return max(0.0, self._sum(end) - self._sum(start))
+
+    def _sum(self, time: float) -> float:
+        at = bisect_right(self._times, time) - 1
+        return self._sums[at] + (time - self._times[at]) * self._counts[at] if at >= 0 else self._sums[0]
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        self._times = [time + seconds for time in self._times]
+
+    def forget(self, before: float) -> None:
+        """Drop what only matters for times before ``before``."""
+        keep = max(0, bisect_right(self._times, before) - 1)
+        if keep:
+            del self._times[:keep], self._counts[:keep], self._sums[:keep]
+
+
+def _state(load: Load) -> str:
+    if load.processing:
+        return "executing"
+    if load.queued or load.waiting:
+        return "queued"
+    return "no_worker" if load.no_worker else "idle"
+
+
+class Happened(Protocol):
+    """When something happened to tasks; 0.0 for never."""
+
+    since: float
+    began: float
+    run_start: float
+    run_stop: float
+
+
+class Activity:
+    """What has happened to a segment's tasks since its wall time was last accounted for; 0.0 for never."""
+
+    __slots__ = ("began", "run_start", "run_stop", "since")
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        #: When something happened for the first time.
+        self.since = 0.0
+        #: When a task was sent to a worker for the first time.
+        self.began = 0.0
+        #: Within which tasks ran that have ended.
+        self.run_start = self.run_stop = 0.0
+
+    def add(self, of: Happened) -> None:
+        """Note what a sweep saw."""
+        self.since = _earlier(self.since, of.since)
+        self.began = _earlier(self.began, of.began)
+        self.run_start = _earlier(self.run_start, of.run_start)
+        self.run_stop = max(self.run_stop, of.run_stop)
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        for name in self.__slots__:
+            time = getattr(self, name)
+            setattr(self, name, time + seconds if time else 0.0)
+
+
+def _earlier(one: float, other: float) -> float:
+    return min(one, other) if one and other else one or other
+
+
+class Wall:
+    """A segment's duration, divided by what its tasks were doing.
+
+    When tasks were sent to workers and when they ended is known to the moment, other changes to one sweep.
+    """
+
+    __slots__ = ("_parts", "_state", "_until")
+
+    def __init__(self, start: float) -> None:
+        self._parts = {"executing": 0.0, "queued": 0.0, "no_worker": 0.0, "idle": 0.0}
+        self._state = "queued"
+        self._until = start
+
+    def advance(self, now: float, load: Load, activity: Activity) -> None:
+        """Account for the time until now.
+
+        Parameters
+        ----------
+        load
+            The state from now on.
+        activity
+            What has happened since the last call.
+        """
+        now = max(now, self._until)
+        before, after = self._state, _state(load)
+        begin = end = now
+        if before == "executing":
+            begin = self._until
+        elif starts := [start for start in (activity.began, activity.run_start) if start]:
+            begin = min(max(min(starts), self._until), now)
+        if after != "executing" and activity.run_stop:
+            end = min(max(activity.run_stop, begin), now)
+        # Tasks that end a time of idleness wait before they run.
+        woken = begin
+        if before == "idle" and activity.since:
+            woken = min(max(activity.since, self._until), begin)
+        self._parts[before] += woken - self._until
+        self._parts["no_worker" if after == "no_worker" else "queued"] += begin - woken
+        self._parts["executing"] += end - begin
+        self._parts[after] += now - end
+        self._state, self._until = after, now
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set."""
+        self._until += seconds
+
+    def until(self, end: float) -> dict[str, float]:
+        """Parts of the duration up to ``end``, in seconds; they sum to it."""
+        parts = dict(self._parts)
+        ahead = end - self._until
+        if ahead >= 0:
+            parts[self._state] += ahead
+            return parts
+        # The work ended before it was noticed; what was counted since is mostly idle.
+        excess = -ahead
+        for name in ("idle", self._state, "queued", "no_worker", "executing"):
+            cut = min(excess, parts[name])
+            parts[name] -= cut
+            excess -= cut
+        return parts

@@ -1,0 +1,521 @@
+"""The span tree's copy of Dask's span tree: one node per Dask span, one segment per node that is open.
+
+Spans that were only asked for: Dask has not made them, so nothing of Dask's bounds their number.
+
+Which spans are open: the span tree's nodes, and the sets of those that want attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from ..identity import bit_of, group_id, others_id, segment_id, trace_id
+from .counts import Load
+from .events import NOBODY, SpanInfo
+from .ledger import Budget, GroupLedger, Ledger
+from .timing import Activity, Happened, Heartbeats, Wall
+
+__all__ = ["Asked", "Forest", "Node", "Segment"]
+
+#: Shared by all nodes at rest: a finished span should cost little.
+NO_LOAD = Load()
+
+
+class Segment:
+    """An open segment: an episode of a Dask span that has not ended yet."""
+
+    __slots__ = (
+        "activity",
+        "budget",
+        "children",
+        "claimed",
+        "enclosed_from",
+        "enclosed_until",
+        "has_wordless_runs",
+        "id",
+        "last_change",
+        "number",
+        "others_at_start",
+        "others_now",
+        "overdue",
+        "owed",
+        "parent_id",
+        "pending_sent",
+        "sent_to",
+        "start",
+        "trace_id",
+        "wall",
+    )
+
+    def __init__(self, node: Node, start: float, others: float, max_groups: int) -> None:
+        self.number = node.next_number
+        self.id = segment_id(node.info.id, self.number)
+        self.trace_id = trace_id(node.root.info.id, node.root.trace_number)
+        self.parent_id = node.parent.segment.id if node.parent and node.parent.segment else None
+        self.start = start
+        self.wall = Wall(start)
+        #: Latest sweep that saw something happen.
+        self.last_change = start
+        #: Nodes of child segments that are open; a set in order of insertion.
+        self.children: dict[Node, None] = {}
+        #: Earliest start and latest end of what has been sent of its children: it must enclose them.
+        self.enclosed_from = float("inf")
+        self.enclosed_until = float("-inf")
+        #: A root only: whether its pending span has been sent.
+        self.pending_sent = False
+        #: What the trace may still hold; one for the root and all below it.
+        above = node.root.segment
+        self.budget: Budget = above.budget if above else Budget(max_groups)
+        #: Workers that were given tasks; a set in order of insertion.
+        self.sent_to: dict[str, None] = {}
+        #: Unfinished tasks that it asked for and another span counts, by that span's id.
+        self.claimed: dict[str, int] = {}
+        #: Workers whose metrics are awaited, and since when.
+        self.owed: dict[str, float] = {}
+        #: The same of workers that are no longer waited for, though their metrics have not come.
+        self.overdue: dict[str, float] = {}
+        #: Whether a run has ended without a word from its worker, whose metrics come all the same.
+        self.has_wordless_runs = False
+        #: Thread-seconds used by other roots, as known when the segment began and when it last changed.
+        self.others_at_start = self.others_now = others
+        #: What happened since the wall time was last accounted for.
+        self.activity = Activity()
+
+    def enclose(self, start: float, end: float) -> None:
+        """Note that a child was sent."""
+        self.enclosed_from = min(self.enclosed_from, start)
+        self.enclosed_until = max(self.enclosed_until, end)
+
+    def shift(self, seconds: float) -> None:
+        """Move all times: the clock was set. What was sent stays enclosed."""
+        self.start = min(self.start + seconds, self.enclosed_from)
+        self.last_change += seconds
+        self.owed = {worker: since + seconds for worker, since in self.owed.items()}
+        self.overdue = {worker: since + seconds for worker, since in self.overdue.items()}
+        self.activity.shift(seconds)
+        self.wall.shift(seconds)
+
+    def end_metrics(self, heartbeats: Heartbeats, *, goes_on: bool) -> bool:
+        """Await only what has not come; say whether nothing is known to be lost.
+
+        Parameters
+        ----------
+        goes_on
+            Whether another segment will await the rest.
+        """
+        self.owed = {
+            worker: since
+            for worker, since in (*self.owed.items(), *self.overdue.items())
+            if not heartbeats.has_delivered(worker, since)
+        }
+        return goes_on or all(heartbeats.was_heard(worker, since) for worker, since in self.owed.items())
+
+    def account(self, now: float, load: Load) -> None:
+        """Account for the wall time until now."""
+        self.wall.advance(now, load, self.activity)
+        self.activity.clear()
+
+
+class Node:
+    """One Dask span. At rest it holds only what later segments need: ids must never repeat."""
+
+    __slots__ = (
+        "busy",
+        "children_known",
+        "depth",
+        "first_number",
+        "group_numbers",
+        "group_traces",
+        "info",
+        "ledger",
+        "load",
+        "next_number",
+        "parent",
+        "previous",
+        "previous_end",
+        "root",
+        "segment",
+        "title",
+        "trace_number",
+    )
+
+    def __init__(self, info: SpanInfo, parent: Node | None, first_number: int = 0) -> None:
+        self.info = info
+        self.parent = parent
+        self.root: Node = parent.root if parent else self
+        #: Number of nodes that have this one for their parent.
+        self.children_known = 0
+        self.depth: int = parent.depth + 1 if parent else 0
+        self.segment: Segment | None = None
+        self.ledger: Ledger | None = None
+        #: Unfinished tasks of the subtree.
+        self.load = NO_LOAD
+        self.first_number = first_number
+        #: Number of the next segment; that of the open one while there is one.
+        self.next_number = first_number
+        #: Trace and span id of the segment before.
+        self.previous: tuple[int, int] | None = None
+        self.previous_end = 0.0
+        #: By group name, the number of the next group span.
+        self.group_numbers: dict[str, int] = {}
+        #: By group name, the trace of its last group span; only for default roots that have rolled over.
+        self.group_traces: dict[str, int] | None = None
+        #: How many traces this root has filled.
+        self.trace_number = 0
+        #: Busy thread-seconds of this root's tree, so far.
+        self.busy = 0.0
+        #: Name of the segments.
+        self.title: str = info.tags[-1]
+
+    def lineage(self) -> Iterator[Node]:
+        """This node and its ancestors, from here up."""
+        node: Node | None = self
+        while node:
+            yield node
+            node = node.parent
+
+    def open_below(self) -> Iterator[Node]:
+        """This node and all below it with an open segment, parents before children; lazy."""
+        level = [self] if self.segment else []
+        while level:
+            below: list[dict[Node, None]] = []
+            for node in level:
+                yield node
+                if node.segment:
+                    below.append(node.segment.children)
+            level = [node for children in below for node in children]
+
+    def latest_group_span(self, name: str) -> tuple[int, int] | None:
+        """Trace id and span id of a group's latest group span, if it has one or will have one."""
+        if self.ledger and name in self.ledger.announced:
+            self.begin_group(self.ledger, name, *self.ledger.announced[name])
+        number = self.group_numbers.get(name, self.first_number) - 1
+        groups = self.ledger.groups if self.ledger else {}
+        if self.segment and self.ledger and name in self.ledger.others_names:
+            return self.segment.trace_id, others_id(self.info.id, self.segment.number)
+        if not self.segment and name in groups:
+            number -= 1  # only held; nobody knows whether it will be sent
+            if self.group_traces and name in self.group_traces:
+                return None  # nor in which trace the one before was
+        if number < self.first_number:
+            return None
+        if self.segment and self.ledger and name in groups and not self.ledger.pin(name, self.segment.budget):
+            return None  # it may have to be folded
+        trace_number = (self.group_traces or {}).get(name, 0)
+        return trace_id(self.root.info.id, trace_number), group_id(self.info.id, name, number)
+
+    def begin_group(self, ledger: Ledger, name: str, prefix: str, since: float) -> GroupLedger:
+        """Open the ledger of a group, under the next number of its name."""
+        number = self.group_numbers.get(name, self.first_number)
+        group = ledger.group(name, prefix, number, since)
+        self.group_numbers[name] = number + 1
+        self._stamp(group)
+        if len(ledger.groups) == 1:
+            self.begin_with(prefix)
+        return group
+
+    def begin_with(self, prefix: str) -> None:
+        """Have the segments of work without a span named by its first tasks."""
+        if self.info.is_default and prefix and not self.previous:
+            self.title = f"default: {prefix}"
+
+    def stamp_groups(self, ledger: Ledger) -> None:
+        """Note in which trace groups will be sent that were held while the root may have rolled over."""
+        for group in ledger.groups.values():
+            self._stamp(group)
+
+    def _stamp(self, group: GroupLedger) -> None:
+        if self.root.trace_number:
+            self.group_traces = self.group_traces or {}
+            if group.trace_before is None:
+                group.trace_before = self.group_traces.get(group.name, 0)
+            self.group_traces[group.name] = self.root.trace_number
+
+    def withdraw_group(self, group: GroupLedger) -> None:
+        """Take a group's number back: its span will not be sent."""
+        if group.number > self.first_number:
+            self.group_numbers[group.name] = group.number
+        else:
+            del self.group_numbers[group.name]
+        if self.group_traces and group.name in self.group_traces:
+            self.group_traces[group.name] = group.trace_before or 0
+
+    def begin_ledger(self, now: float) -> Ledger:
+        """Return the ledger, opened if there is none."""
+        if self.ledger is None:
+            self.ledger = Ledger(now)
+        return self.ledger
+
+
+#: Seconds that such a span is remembered after its last segment: it may ask again.
+REMEMBERED = 3600.0
+#: Spans that are looked at in one sweep.
+FORGOTTEN_AT_ONCE = 200
+#: Of a set of forgotten ids; a million of them make one new id in sixteen look known.
+BITS = 2**24
+
+
+class Asked:
+    """Spans that Dask has not made, those to be looked at next first, and which ones have been forgotten."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[Node, None] = {}
+        self._forgotten: bytearray | None = None
+
+    def __contains__(self, node: Node) -> bool:
+        return node in self._nodes
+
+    def add(self, node: Node) -> None:
+        """Note a span that was only asked for."""
+        self._nodes[node] = None
+
+    def keep(self, node: Node) -> None:
+        """Note that Dask has made a span."""
+        self._nodes.pop(node, None)
+
+    def first_number(self, span_id: str, now: float) -> int:
+        """Where to begin to number the segments of a span: not again where a forgotten one may have begun."""
+        if self._forgotten is None:
+            return 0
+        place, mask = _bit(span_id)
+        return int(now) if self._forgotten[place] & mask else 0
+
+    def forget(self, nodes: dict[str, Node], held: dict[Node, None], now: float) -> None:
+        """Take spans that have been at rest for long out of ``nodes``, where they are by id, and out of ``held``."""
+        for node in list(islice(self._nodes, FORGOTTEN_AT_ONCE)):
+            del self._nodes[node]
+            if node.segment or node.children_known or now - node.previous_end < REMEMBERED:
+                self._nodes[node] = None  # to the end
+                continue
+            held.pop(nodes.pop(node.info.id), None)
+            if node.parent:
+                node.parent.children_known -= 1
+            if node.previous:
+                self._forgotten = self._forgotten or bytearray(BITS // 8)
+                place, mask = _bit(node.info.id)
+                self._forgotten[place] |= mask
+
+
+def _bit(span_id: str) -> tuple[int, int]:
+    """Byte and bit of a span."""
+    byte, bit = divmod(bit_of(span_id, BITS), 8)
+    return byte, 1 << bit
+
+
+#: Other spans that a ledger names.
+MAX_INCLUDES = 256
+
+
+class Forest:
+    """All nodes of a scheduler; parents are opened before their children and taken out after them."""
+
+    def __init__(self, born: float, max_groups: int) -> None:
+        self._max_groups = max_groups
+        #: When it began to count.
+        self.born = born
+        self.nodes: dict[str, Node] = {}
+        self._asked = Asked()
+        # Sets in order of insertion:
+        self.open: dict[Node, None] = {}
+        self.open_roots: dict[Node, None] = {}
+        self.touched: dict[Node, None] = {}
+        #: Children before their parents, as in ``touched``.
+        self.at_rest: dict[Node, None] = {}
+        #: Nodes with entries in a ledger but no open segment.
+        self.held: dict[Node, None] = {}
+        #: Nodes of which a submission has said something since the last sweep.
+        self.noted: dict[Node, None] = {}
+        #: Busy thread-seconds of all roots, so far.
+        self.busy = 0.0
+
+    def add(self, info: SpanInfo, first_number: int) -> None:
+        """Learn of a Dask span; its parent must be known."""
+        self._asked.keep(self.nodes.get(info.id) or self._add(info, first_number))
+
+    def add_asked(self, info: SpanInfo, first_number: int, now: float) -> None:
+        """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
+        if info.id not in self.nodes:
+            self._asked.add(self._add(info, first_number + self._asked.first_number(info.id, now)))
+
+    def _add(self, info: SpanInfo, first_number: int) -> Node:
+        parent = self.nodes[info.parent_id] if info.parent_id is not None else None
+        if parent:
+            parent.children_known += 1
+        node = self.nodes[info.id] = Node(info, parent, first_number)
+        return node
+
+    def knows(self, span_id: str) -> bool:
+        """Whether a span has been added, by whichever way."""
+        return span_id in self.nodes
+
+    def knows_made(self, span_id: str) -> bool:
+        """Whether a span is known as one that Dask has made, not only asked for."""
+        return self.knows(span_id) and self.nodes[span_id] not in self._asked
+
+    def root_of(self, span_id: str) -> SpanInfo:
+        """Return the root of a span that is known."""
+        return self.nodes[span_id].root.info
+
+    def forget(self, now: float) -> None:
+        """Let go of spans that were only asked for, long after they have ended."""
+        self._asked.forget(self.nodes, self.held, now)
+
+    def is_inside(self, span_id: str, node: Node) -> bool:
+        """Whether a span is the node or below it."""
+        return span_id in self.nodes and node in self.nodes[span_id].lineage()
+
+    def include(self, ledger: Ledger, askers: Iterable[str]) -> None:
+        """Name spans whose tasks are counted in a ledger, and work without a span, as far as there is room."""
+        for asker in askers:
+            if len(ledger.includes) >= MAX_INCLUDES:
+                return
+            if asker == NOBODY:
+                ledger.includes["default"] = None
+            elif asker in self.nodes:
+                ledger.includes[self.nodes[asker].info.path] = None
+
+    def name_each_other(self, asker: Node, ledger: Ledger, holder: Node, *, is_shown: bool) -> None:
+        """Have the ledger of an asker say who counts its tasks, and the holder's whose they are.
+
+        Parameters
+        ----------
+        is_shown
+            Whether there is anything of the holder to lead to.
+        """
+        at = (holder.segment.trace_id, holder.segment.id) if holder.segment else holder.previous
+        at = at if is_shown else None
+        if at or holder.info.id not in ledger.counted_in:
+            ledger.counted_in[holder.info.id] = at
+        if holder.segment and holder.ledger:
+            self.include(holder.ledger, [asker.info.id])
+
+    def ledger(self, node: Node, now: float) -> Ledger:
+        """Return a node's ledger, opened if there is none."""
+        if not node.segment:
+            self.held[node] = None
+        return node.begin_ledger(now)
+
+    def open_segment(self, node: Node, at: float, now: float) -> Segment:
+        """Return a node's open segment; open one that begins at ``at``, and its parents', if there is none."""
+        closed = []
+        for each in node.lineage():
+            if each.segment:
+                break
+            closed.append(each)
+        for each in reversed(closed):
+            self._open_one(each, at, now)
+        for each in closed:
+            self._look_at(each)
+        assert node.segment
+        return node.segment
+
+    def _open_one(self, node: Node, at: float, now: float) -> None:
+        """Open a node's segment; its parent's is open."""
+        above = node.parent.segment if node.parent else None
+        is_first = node.next_number == node.first_number and node.info.enqueued >= self.born
+        start = max(node.info.enqueued if is_first else at, self.born, node.previous_end)
+        start = max(min(start, now), above.start if above else 0.0)  # later than now only if the clock was set back
+        node.segment = Segment(node, start, self.busy - node.root.busy, self._max_groups)
+        node.stamp_groups(node.begin_ledger(start))
+        self.held.pop(node, None)
+        self.open[node] = None
+        if above:
+            above.children[node] = None
+        else:
+            self.open_roots[node] = None
+
+    def _look_at(self, node: Node) -> None:
+        """Have a node looked at by the next ``account``; to be called for children before their parents."""
+        self.touched.pop(node, None)
+        self.touched[node] = None
+
+    def drop_notes(self) -> Iterator[None]:
+        """Let go of what was said of spans in which nothing happens: their results were there already. Lazy."""
+        noted, self.noted = self.noted, {}
+        for node in noted:
+            yield
+            if node in self.held and node.ledger and not node.ledger.has_numbers:
+                node.ledger = None
+                del self.held[node]
+
+    def touch(self, node: Node, happened: Happened | None, load: Load, active: float | None) -> None:
+        """Have a node and those above it looked at.
+
+        Parameters
+        ----------
+        happened
+            When something happened to its tasks.
+        load
+            By how much the load changed.
+        active
+            When something happened that keeps a segment open, if it did.
+        """
+        for each in node.lineage():
+            each.load = each.load.plus(load)
+            if each.segment:
+                if happened:
+                    each.segment.activity.add(happened)
+                if active is not None:
+                    each.segment.last_change = active
+                self._look_at(each)
+
+    def begun(self, span_id: str) -> float | None:
+        """When the root's segment began of a span that is open; None if it is not."""
+        node = self.nodes.get(span_id)
+        root = node.root.segment if node and node.segment else None
+        return root.start if root else None
+
+    def has_group(self, span_id: str, name: str) -> bool:
+        """Whether a span that is open has a group."""
+        ledger = self._open_ledger(span_id)
+        return bool(ledger and (ledger.find(name) or name in ledger.announced))
+
+    def threshold(self, span_id: str, name: str) -> float:
+        """Seconds above which a run is slower than all those of a group that its next span can leave out.
+
+        Negative while there are none. It holds for as long as the group has unfinished tasks.
+        """
+        ledger = self._open_ledger(span_id)
+        group = ledger.find(name) if ledger and ledger.is_unfinished(name) else None
+        return group.picks.threshold if group and group.picks else -1.0
+
+    def _open_ledger(self, span_id: str) -> Ledger | None:
+        node = self.nodes.get(span_id)
+        return node.ledger if node and node.segment else None
+
+    def take_out(self, node: Node) -> tuple[Segment, Ledger]:
+        """End a node's open segment, and hand over what it held."""
+        segment, ledger = node.segment, node.ledger
+        assert segment and ledger  # noqa: PT018
+        for index in (self.open, self.open_roots, self.touched, self.at_rest):
+            index.pop(node, None)
+        if not self.open:  # a dict that was large keeps its room, and walking over it its time
+            self.open, self.open_roots, self.at_rest = {}, {}, {}
+        node.segment = node.ledger = None
+        node.next_number += 1
+        if node.parent and node.parent.segment:
+            node.parent.segment.children.pop(node, None)
+        return segment, ledger
+
+    def account(self, now: float) -> Iterator[Node]:
+        """Account for the wall time of what changed, and see what is at rest; yield each node that is open."""
+        touched, self.touched = self.touched, {}
+        for node in touched:
+            if node.segment:
+                node.segment.account(now, node.load)
+                node.segment.others_now = self.busy - node.root.busy
+                self.at_rest.pop(node, None)  # to the end: children come before their parents
+                if not node.load.unfinished:
+                    self.at_rest[node] = None
+                yield node
+
+    def shift(self, seconds: float) -> None:
+        """Move all times of what has not been sent: the clock was set."""
+        self.born += seconds
+        for node in self.open:
+            if node.segment:
+                node.segment.shift(seconds)
+        for node in (*self.open, *self.held):
+            if node.ledger:
+                node.ledger.shift(seconds)

@@ -1,0 +1,1 @@
+"""The status page on the scheduler's HTTP server, and its JSON."""

@@ -1,1 +1,0 @@
-"""Reads Dask: hooks and sweeps that tell the mirror what happened."""

@@ -1,0 +1,295 @@
+"""Servers, sessions and exporters that do what none should."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+from time import monotonic
+
+import pytest
+import requests
+from distributed.utils_test import captured_logger
+from support.memory import FACTORY
+from support.misbehaving import Misbehaving, Says
+from support.records import segment
+
+from dask_otel.errors import SettingError
+from dask_otel.otlp import exporter as module
+from dask_otel.otlp import transport as provider
+from dask_otel.otlp.environment import Limits
+from dask_otel.otlp.exporter import SpanExportThread
+from dask_otel.otlp.transport import MAX_BODY, HttpSender, RetryDecision, Sender, make_senders
+from dask_otel.safety import Safety
+
+SECRET = "planted-secret"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\n"
+
+
+def send(endpoint=None):
+    """Send one span, once."""
+    (sender,) = make_senders(endpoint)
+    try:
+        return sender.send([FACTORY.span(segment())])
+    finally:
+        sender.shutdown()
+
+
+@contextlib.contextmanager
+def raw_server(parts, pause=0.0):
+    """Answer any request with bytes, one part after the other."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.recv(100_000)
+                    for part in parts():
+                        connection.sendall(part)
+                        if over.wait(pause):
+                            break
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        over.set()
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+@pytest.fixture
+def http(monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "30")
+
+
+def endless(part):
+    def parts():
+        yield HEAD + b"\r\n"
+        while True:
+            yield part
+
+    return parts
+
+
+def test_an_answer_that_never_ends_takes_no_memory(http, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+    with raw_server(endless(b"x" * 65536)) as endpoint:
+        begin = monotonic()
+        assert send(endpoint).decision is RetryDecision.SENT  # the status said so
+        assert monotonic() - begin < 30
+
+
+def test_an_answer_that_comes_byte_by_byte_takes_no_longer_than_the_timeout(http, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    with raw_server(endless(b"x"), pause=0.05) as endpoint:
+        begin = monotonic()
+        assert send(endpoint).decision is RetryDecision.SENT
+        assert monotonic() - begin < 30  # the whole of it would take 200 s
+
+
+@pytest.mark.parametrize("body", [b"\x1f\x8b junk", b"\xff" * MAX_BODY, b"{}", b""])
+def test_an_answer_that_cannot_be_read_is_no_failure(http, body):
+    head = HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with raw_server(lambda: [head + body]) as endpoint:
+        assert send(endpoint).decision is RetryDecision.SENT
+
+
+def test_what_a_server_says_is_one_printable_line(http):
+    with raw_server(lambda: [b"HTTP/1.1 503 \x1b[31mred" + b"x" * 5000 + b"\r\nContent-Length: 0\r\n\r\n"]) as endpoint:
+        said = send(endpoint).said
+    assert said.isprintable()
+    assert len(said) < 1000
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_collector_that_asks_for_no_wait_is_not_asked_without_end(protocol, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    monkeypatch.setattr(module, "BACK_OFF", (0.1, 0.1))
+    with (
+        Misbehaving(protocol, lambda *_: Says(503, "RESOURCE_EXHAUSTED", wait=0)) as receiver,
+        captured_logger("distributed.dask_otel"),
+    ):
+        (sender,) = make_senders(receiver.endpoint)
+        pipeline = SpanExportThread(sender, FACTORY, Safety(), Limits(delay=0.0))
+        begin = monotonic()
+        pipeline.put([segment()])
+        while len(receiver.requests) < 5:
+            threading.Event().wait(0.01)
+        assert monotonic() - begin > 4 * 0.05
+        pipeline.close(0.1)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize("header", ["authorization=a%0A{}", "x-bin={}", "a b={}", "authorization=%C4%80{}"])
+def test_headers_that_cannot_be_sent_are_never_shown(protocol, header, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", header.format(SECRET))
+    with Misbehaving(protocol) as receiver:
+        try:
+            answer = send(receiver.endpoint)
+            said = answer.said
+            assert answer.decision in (RetryDecision.SENT, RetryDecision.REFUSED)  # not the spans' fault
+        except SettingError as error:
+            said = str(error)
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://user:{}@127.0.0.1:1", "http://u:{}@a..b:4318", "http://u:{}@host:99999", "u:{}@host:4317"],
+)
+def test_a_password_in_the_endpoint_is_never_shown(protocol, endpoint, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    try:
+        said = send(endpoint.format(SECRET)).said
+    except SettingError as error:
+        said = str(error)
+    assert said
+    assert SECRET not in said
+
+
+class Session(requests.Session):
+    """What a credential provider may give."""
+
+    error: Exception | None = None
+
+    def request(self, *args, **options):
+        if self.error:
+            raise self.error
+        return super().request(*args, **options)
+
+
+def test_no_redirect_is_followed_though_the_exporter_would():
+    """Older ones did: the POST became a GET."""
+    session = requests.Session()
+
+    class Exporter:
+        def export(self, spans):
+            session.post(f"{receiver.endpoint}/v1/traces", data=b"", timeout=1)
+
+    fault = Says(302, "UNKNOWN", headers=(("Location", "/elsewhere"),))
+    with Misbehaving("http/protobuf", lambda *_: fault) as receiver:
+        sender = HttpSender("otlp", Exporter(), receiver.endpoint, session, True, 1.0)
+        answer = sender.send([FACTORY.span(segment())])
+    assert answer.decision is RetryDecision.REFUSED
+    assert answer.said.startswith("HTTP 302")
+
+
+class OfTheProvider(Exception):
+    """An error that is not of ``requests``."""
+
+
+def test_a_credential_provider_that_fails_for_a_while_loses_nothing(http, monkeypatch):
+    monkeypatch.setattr(provider, "_session", lambda signal: Session())
+    monkeypatch.setattr(Session, "error", OfTheProvider(SECRET))
+    with Misbehaving("http/protobuf") as receiver:
+        answer = send(receiver.endpoint)
+        assert answer.decision is RetryDecision.REFUSED  # tried again for ten minutes
+        assert SECRET not in answer.said
+        monkeypatch.setattr(Session, "error", None)
+        assert send(receiver.endpoint).decision is RetryDecision.SENT
+
+
+def test_a_session_that_others_use_too_is_theirs(http, monkeypatch):
+    shared = Session()
+    monkeypatch.setattr(provider, "_session", lambda signal: shared)
+    with Misbehaving("http/protobuf", lambda *_: Says(503, "UNAVAILABLE")) as receiver:
+        (sender,) = make_senders(receiver.endpoint)
+        theirs = shared.post(f"{receiver.endpoint}/v1/traces", data=b"")  # no exception of ours
+        assert theirs.status_code == 503
+        assert sender.send([FACTORY.span(segment())]).decision is RetryDecision.LATER
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), asyncio.CancelledError(), KeyboardInterrupt()], ids=repr)
+def test_an_exporter_that_would_end_its_thread_does_not(error, monkeypatch):
+    monkeypatch.setattr(module, "BACK_OFF", (0.01, 0.01))
+
+    class Rude:
+        calls = 0
+
+        def export(self, spans):
+            self.calls += 1
+            if self.calls < 3:
+                raise error
+
+        def shutdown(self):
+            pass
+
+    rude = Rude()
+    with captured_logger("distributed.dask_otel"):
+        pipeline = SpanExportThread(Sender("rude", rude), FACTORY, Safety(), Limits(delay=0.0))
+        pipeline.put([segment()])
+        while pipeline.unsent:
+            threading.Event().wait(0.01)
+        pipeline.close(30)
+    assert rude.calls == 3
+
+
+def test_a_queue_that_becomes_empty_while_the_thread_waits_does_not_end_it():
+    """The only record is dropped for one that does not fit either."""
+    sent = threading.Event()
+
+    class Exporter:
+        def export(self, spans):
+            sent.set()
+
+        def shutdown(self):
+            pass
+
+    with captured_logger("distributed.dask_otel"):
+        pipeline = SpanExportThread(Sender("test", Exporter()), FACTORY, Safety(), Limits(max_bytes=30_000, delay=0.1))
+        large = segment(metrics={("execute", str(n), "x", "seconds"): 1.0 for n in range(1000)})
+        pipeline.put([segment()])
+        pipeline.put([large])
+        assert pipeline._waiting.spans == 0
+        threading.Event().wait(0.2)
+        pipeline.put([segment()])
+        assert sent.wait(10)
+        pipeline.close(30)
+
+
+ABORTS = [
+    {"OTEL_EXPORTER_OTLP_CERTIFICATE": "ca", "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": "cert"},
+    {"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": "cert", "OTEL_EXPORTER_OTLP_CLIENT_KEY": "empty"},
+    {"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": "empty", "OTEL_EXPORTER_OTLP_CLIENT_KEY": "key"},
+    {"OTEL_EXPORTER_OTLP_CERTIFICATE": "empty"},
+    {"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": "cert", "OTEL_EXPORTER_OTLP_CLIENT_KEY": "other"},
+    {"OTEL_EXPORTER_OTLP_CLIENT_KEY": "key"},
+]
+
+
+@pytest.mark.parametrize("variables", ABORTS, ids=lambda each: "-".join(each.values()))
+def test_wrong_files_for_tls_are_named_and_do_not_end_the_process(variables, tmp_path):
+    """gRPC would: in a process of its own, so that the tests would live to tell."""
+    code = f"""
+import os, trustme
+from pathlib import Path
+folder = Path({str(tmp_path)!r})
+authority, other = trustme.CA(), trustme.CA()
+mine = authority.issue_cert("localhost")
+(folder / "ca").write_bytes(authority.cert_pem.bytes())
+(folder / "cert").write_bytes(mine.cert_chain_pems[0].bytes())
+(folder / "key").write_bytes(mine.private_key_pem.bytes())
+(folder / "other").write_bytes(other.issue_cert("localhost").private_key_pem.bytes())
+(folder / "empty").write_bytes(b"")
+os.environ |= {{name: f" {{folder / value}} " for name, value in {variables!r}.items()}}
+from dask_otel.errors import SettingError
+from dask_otel.otlp.transport import make_senders
+try:
+    make_senders("https://localhost:4317")
+except SettingError as error:
+    print("named", error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("named OTEL_EXPORTER_OTLP_C")

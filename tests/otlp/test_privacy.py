@@ -1,0 +1,59 @@
+"""What is taken out of each kind of record."""
+
+from __future__ import annotations
+
+import pytest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits
+from support.memory import SCOPE
+from support.records import group, pending, segment, task
+
+from dask_otel.otlp.spans import SpanFactory
+from dask_otel.privacy import Capture, Redactor
+
+NOTHING = Capture(message=False, traceback=False, keys=False, tags=False, code=False, types=False)
+#: Everything in these records that a person wrote, or that is named after it.
+THEIRS = (
+    "Alice's",
+    "data load",
+    "inc",
+    "load-123",
+    "boom",
+    "Traceback",
+    "alice/work.py",
+    "DataFrame",
+    "Bob's",
+    "float",
+)
+RECORDS = {
+    "segment": segment(),
+    "group": group(),
+    "folded groups": group(name="other groups", group="", folded=3),
+    "task": task(),
+    "pending": pending(),
+}
+
+
+def shown(record, redactor):
+    factory = SpanFactory(Resource({}), SCOPE, SpanLimits(), redactor)
+    return factory.span(record).to_json(), factory.bare(record).to_json()
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_nothing_of_theirs_is_left(kind):
+    record = RECORDS[kind]
+    visible = [word for word in THEIRS if word in shown(record, Redactor(Capture()))[0]]
+    assert visible
+    for text in shown(record, Redactor(NOTHING)):
+        text = text.replace("other groups", "").replace("dask.span.includes", "").replace("truncated", "")
+        assert [word for word in visible if word in text] == []
+
+
+def test_a_pseudonym_is_the_same_within_a_scheduler_and_cannot_be_guessed():
+    one, other = Redactor(NOTHING), Redactor(NOTHING)
+    assert one.tags(("Alice's",)) == one.tags(("Alice's",)) != other.tags(("Alice's",))
+    assert one.tags(("default",)) == ("default",)
+
+
+def test_what_may_be_shown_is_the_same_record():
+    assert Redactor(Capture())(RECORDS["segment"]) is RECORDS["segment"]

@@ -1,0 +1,135 @@
+"""What waits is bounded, and what is worth least goes first."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+from support.records import group, pending, segment, task
+
+from dask_otel.otlp.queue import SpanQueue, size_of
+from dask_otel.otlp.spans import kind_of
+
+WORTH = {"task": 0, "group": 1, "span": 2, "pending": 2}
+MANY = 10**9
+
+
+def bundle(number: int, groups: int, tasks: int):
+    return [
+        *(task(name=f"{number}.t{i}") for i in range(tasks)),
+        *(group(name=f"{number}.g{i}") for i in range(groups)),
+        segment(name=str(number)),
+    ]
+
+
+def waiting(max_spans=MANY, max_bytes=MANY):
+    dropped: Counter[str] = Counter()
+    return SpanQueue(max_spans, max_bytes, dropped.update), dropped
+
+
+def drain(queue, max_spans=MANY, max_bytes=MANY):
+    batches = []
+    while batch := queue.take(max_spans, max_bytes):
+        batches.append(batch)
+    return batches
+
+
+def names(batches):
+    return [record.name for batch in batches for record in batch]
+
+
+def test_tasks_go_first_then_groups_then_the_oldest_segments():
+    queue, dropped = waiting(max_spans=6)
+    queue.put(bundle(1, 1, 1))
+    queue.put(bundle(2, 1, 1))
+    queue.put(bundle(3, 0, 1))
+    assert dropped == {"task": 2}
+    queue.put(bundle(4, 0, 0))
+    queue.put(bundle(5, 0, 0))
+    assert dropped == {"task": 3, "group": 1}
+    for number in range(6, 10):
+        queue.put(bundle(number, 0, 0))
+    assert dropped == {"task": 3, "group": 2, "span": 3}
+    assert names(drain(queue)) == ["4", "5", "6", "7", "8", "9"]
+
+
+def test_no_more_is_given_up_than_need_be():
+    queue, dropped = waiting(max_spans=500)
+    queue.put(bundle(1, 501, 0))
+    assert dropped == {"group": 32}
+    assert queue.spans == 501 + 1 - 32
+
+
+def test_what_a_segment_has_lost_is_said_on_it_and_on_no_other_exporter_s():
+    queue, _ = waiting(max_spans=2)
+    records = bundle(1, 2, 3)
+    queue.put(records)
+    assert names(drain(queue)) == ["1"]
+    queue.put(records)
+    (sent,) = drain(queue)[0]
+    assert (sent.dropped_tasks, sent.dropped_groups) == (3, 2)
+    assert (records[-1].dropped_tasks, records[-1].dropped_groups) == (0, 0)
+
+
+def test_the_root_of_a_trace_says_what_was_lost_before_it_left():
+    queue, _ = waiting(max_spans=2)
+    for number in range(5):
+        queue.put([segment(name=str(number), trace_id=7, parent_id=3)])
+    queue.put([segment(name="other", trace_id=8, parent_id=None)])
+    queue.put([segment(name="root", trace_id=7, parent_id=None)])
+    other, root = drain(queue)[0]
+    assert (other.dropped_spans, root.dropped_spans) == (0, 5)
+
+
+def test_bounded_by_bytes():
+    one = sum(map(size_of, bundle(1, 0, 0)))
+    queue, dropped = waiting(max_bytes=3 * one)
+    for number in range(10):
+        queue.put(bundle(number, 0, 0))
+    assert dropped == {"span": 7}
+    assert queue.bytes == 3 * one
+
+
+def test_a_bundle_that_is_larger_than_a_batch_leaves_in_parts():
+    queue, _ = waiting()
+    queue.put(bundle(1, 6, 0))
+    queue.put(bundle(2, 0, 0))
+    assert [len(batch) for batch in drain(queue, max_spans=3)] == [3, 3, 2]
+    queue.put(bundle(1, 6, 0))
+    assert [len(batch) for batch in drain(queue, max_bytes=1)] == [1] * 7
+    assert (queue.spans, queue.bytes) == (0, 0)
+
+
+BUNDLES = st.tuples(st.integers(0, 4), st.integers(0, 4)).map(lambda sizes: ("put", *sizes))
+STEPS = st.lists(
+    BUNDLES | st.just(("mark",)) | st.tuples(st.just("take"), st.integers(1, 8), st.sampled_from([1, 20_000, MANY])),
+    max_size=30,
+)
+
+
+@given(STEPS, st.integers(1, 25), st.sampled_from([5_000, 50_000, MANY]))
+def test_nothing_is_lost_without_being_counted(steps, max_spans, max_bytes):
+    queue, dropped = waiting(max_spans, max_bytes)
+    put: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
+    for number, step in enumerate(steps):
+        if step[0] == "take":
+            batch = queue.take(*step[1:])
+            assert len(batch) <= step[1]
+            assert len(batch) <= 1 or sum(map(size_of, batch)) <= step[2]
+            taken.update(map(kind_of, batch))
+        else:
+            records = [pending()] if step[0] == "mark" else bundle(number, *step[1:])
+            put.update(map(kind_of, records))
+            lost = +dropped
+            queue.put(records)
+            assert queue.spans <= max_spans
+            assert queue.bytes <= max_bytes
+            if any(dropped[kind] > lost[kind] for kind in ("span", "pending")):  # nothing of less worth was left before
+                assert not any(isinstance(each, type(task())) for b in queue._queue for each in b.records)
+    assert queue.spans == sum(len(b.records) for b in queue._queue)
+    assert queue.bytes == sum(size_of(each) for b in queue._queue for each in b.records)
+    taken.update(kind_of(record) for batch in drain(queue) for record in batch)
+    assert put == taken + dropped
+    assert (queue.spans, queue.bytes) == (0, 0)

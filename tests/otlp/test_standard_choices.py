@@ -1,0 +1,249 @@
+"""What is sent, by the standard variables: by what arrives at a receiver. ``OTEL_`` is left out of the names."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+
+import pytest
+from distributed.utils_test import captured_logger
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, TraceIdRatioBased
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
+from support.misbehaving import Misbehaving
+from support.records import group, segment, task
+from support.standard import arrives, make_sink, otlp, running
+
+from dask_otel import config
+from dask_otel.errors import SettingError
+from dask_otel.identity import trace_id
+
+
+@pytest.fixture(autouse=True)
+def _only_what_is_said(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def receiver():
+    with Misbehaving("grpc") as receiver:
+        yield receiver
+
+
+@pytest.mark.parametrize(
+    "variables", [{"SDK_DISABLED": "True"}, {"TRACES_EXPORTER": "none", "METRICS_EXPORTER": "none"}]
+)
+def test_off(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(f"OTEL_{name}", value)
+    assert make_sink() is None
+
+
+def test_several_exporters(receiver, capfd):
+    with Misbehaving("http/protobuf") as other:
+        endpoints = otlp("TRACES_", ENDPOINT=other.endpoint) | {"TRACES_EXPORTER": "otlp_proto_http, console"}
+        with running(receiver.endpoint, **endpoints) as run:
+            arrives(other, run)
+        assert [exporter["sent"] for exporter in run.sink.status()["exporters"]] == [{"span": 1}] * 2
+        assert receiver.requests == []
+
+
+MODULE = """
+from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+
+names = []
+
+class Exporter(SpanExporter):
+    def export(self, spans):
+        names.extend(span.name for span in spans)
+
+class Broken:
+    def __init__(self):
+        raise KeyError("API_KEY")
+
+class Second(Sampler):
+    "Every second trace that it is asked about: a sampler that would decide otherwise the next time."
+    def __init__(self, argument):
+        self.argument, self.asked = argument, 0
+    def should_sample(self, parent_context, trace_id, name, kind=None, attributes=None, links=None, trace_state=None):
+        self.asked += 1
+        decision = Decision.RECORD_AND_SAMPLE if self.asked % 2 else Decision.RECORD_ONLY
+        return SamplingResult(decision, {"sampler.argument": self.argument, "sampler.name": name})
+    def get_description(self):
+        return "Second"
+"""
+ENTRY_POINTS = """
+[opentelemetry_traces_exporter]
+ours = dask_otel_test_plugins:Exporter
+broken = dask_otel_test_plugins:Broken
+missing = no_such_module:Exporter
+[opentelemetry_traces_sampler]
+second = dask_otel_test_plugins:Second
+broken = dask_otel_test_plugins:Broken
+missing = no_such_module:Sampler
+not_one = dask_otel_test_plugins:len
+"""
+
+
+@pytest.fixture
+def plugins(tmp_path, monkeypatch):
+    info = tmp_path / "dask_otel_test_plugins-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dask-otel-test-plugins\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    (tmp_path / "dask_otel_test_plugins.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "dask_otel_test_plugins", raising=False)
+
+
+def test_an_exporter_that_is_installed(plugins):
+    with running(TRACES_EXPORTER="ours") as run:
+        run.put(1, 2)
+    import dask_otel_test_plugins
+
+    assert dask_otel_test_plugins.names == ["1", "2"]
+
+
+def test_a_sampler_that_is_installed(plugins, receiver):
+    with running(receiver.endpoint, TRACES_SAMPLER="second", TRACES_SAMPLER_ARG="42") as run:
+        for _ in range(3):
+            for number in range(4):
+                run.sink.put([group(trace_id=number), segment(trace_id=number, parent_id=None, name=f"{number}")])
+        run.wait_until(lambda: run.first["sent"] == {"span": 6, "group": 6})
+    found = {span.name: span.attributes for span in receiver.wait(bool, 1) if not span.parent_id}
+    assert set(found) == {"0", "2"}
+    assert {(each["sampler.argument"], each["sampler.name"]) for each in found.values()} == {("42", "Alice's workflow")}
+    assert run.sink.status()["unsampled"] == {"span": 6, "group": 6}
+
+
+@pytest.mark.parametrize("name", ["broken", "missing", "not_one", "nowhere"])
+def test_an_exporter_that_does_not_start_is_named(plugins, monkeypatch, name):
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", name)
+    with pytest.raises(SettingError, match=f"OTEL_TRACES_EXPORTER = '{name}'"):
+        make_sink()
+
+
+@pytest.mark.parametrize("name", ["broken", "missing", "not_one", "nowhere"])
+def test_an_exporter_that_does_not_start_leaves_the_others(plugins, receiver, name):
+    with running(receiver.endpoint, TRACES_EXPORTER=f"{name},otlp") as run:
+        arrives(receiver, run)
+    (line,) = [line for line in run.log.getvalue().splitlines() if "OTEL_TRACES_EXPORTER" in line]
+    assert "cannot be used" in line
+    assert line.endswith("it goes on with otlp")
+
+
+@pytest.mark.parametrize("name", ["broken", "missing", "not_one", "nowhere"])
+def test_a_sampler_that_does_not_start_is_named_and_everything_is_sent(plugins, receiver, name):
+    with running(receiver.endpoint, TRACES_SAMPLER=name) as run:
+        arrives(receiver, run)
+    (line,) = [line for line in run.log.getvalue().splitlines() if "OTEL_TRACES_SAMPLER" in line]
+    assert f"OTEL_TRACES_SAMPLER = '{name}' cannot be used" in line
+    assert line.endswith("parentbased_always_on is used, which sends every trace")
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "same_as"),
+    [
+        ("always_on", "", ALWAYS_ON),
+        ("always_off", "", ALWAYS_OFF),
+        ("parentbased_always_on", "0", ALWAYS_ON),
+        ("parentbased_always_off", "1", ALWAYS_OFF),
+        (" Always_Off ", "", ALWAYS_OFF),
+        ("traceidratio", "", ALWAYS_ON),
+        ("traceidratio", "0", ALWAYS_OFF),
+        ("parentbased_traceidratio", "1.0", ALWAYS_ON),
+        ("traceidratio", "0.1", TraceIdRatioBased(0.1)),
+        ("parentbased_traceidratio", "2.5e-1", TraceIdRatioBased(0.25)),
+    ],
+)
+def test_a_sampler_decides_once_for_a_whole_trace(receiver, name, argument, same_as):
+    """Its pieces leave at different times; what another process's SDK would decide of the same id is decided here."""
+    ids = [trace_id(f"root-{number}") for number in range(4000 if isinstance(same_as, TraceIdRatioBased) else 100)]
+    expected = {id for id in ids if same_as.should_sample(None, id, "").decision.is_sampled()}
+    with running(receiver.endpoint, TRACES_SAMPLER=name, TRACES_SAMPLER_ARG=argument) as run:
+        for number in range(3):
+            for id in ids:
+                cut = segment(trace_id=id, span_id=100 + number, number=number, metrics={}, elsewhere=None)
+                run.sink.put([task(trace_id=id, span_id=200 + number), cut])
+    found = Counter(int(span.trace_id, 16) for span in receiver.wait(lambda spans: True, 1))
+    assert found == dict.fromkeys(expected, 6)
+    if isinstance(same_as, TraceIdRatioBased):
+        tolerance = 5 * (len(ids) * same_as.rate * (1 - same_as.rate)) ** 0.5
+        assert abs(len(found) - same_as.rate * len(ids)) < tolerance
+
+
+@pytest.mark.parametrize(("name", "is_sent"), [("parentbased_always_on", True), ("parentbased_always_off", False)])
+@pytest.mark.parametrize("flags", [0, 1])
+def test_whatever_span_is_current_has_no_say(receiver, name, is_sent, flags):
+    """The scheduler's own loop may be traced by somebody; our roots are roots."""
+    current = NonRecordingSpan(SpanContext(7, 7, is_remote=True, trace_flags=TraceFlags(flags)))
+    with running(receiver.endpoint, TRACES_SAMPLER=name) as run, use_span(current):
+        run.put(1)
+    assert bool(receiver.taken) is is_sent
+
+
+BAD = {
+    "TRACES_EXPORTER": ["jaegre", ","],
+    "EXPORTER_OTLP_ENDPOINT": ["nowhere", "http://", "ftp://host"],
+    "EXPORTER_OTLP_PROTOCOL": ["udp"],
+    "EXPORTER_OTLP_CERTIFICATE": ["/no/file", "/", __file__],
+    "EXPORTER_OTLP_CLIENT_CERTIFICATE": ["/no/file"],
+    "EXPORTER_OTLP_CLIENT_KEY": ["/no/file"],
+    "SPAN_ATTRIBUTE_COUNT_LIMIT": ["-1", "1e3"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_bad_value_that_leaves_nothing_is_named(monkeypatch, name, value):
+    if name == "TRACES_EXPORTER":
+        monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    monkeypatch.setenv(f"OTEL_{name}", value)
+    with captured_logger("distributed.dask_otel") as log, pytest.raises(SettingError) as info:
+        make_sink() if not name.endswith("_LIMIT") else config.check_limits()
+    assert info.value.setting == f"OTEL_{name}"
+    assert log.getvalue() == ""  # who calls it says it
+
+
+def test_resource(receiver):
+    said = "team=red%20%2C,service.name=less,host.name=h"
+    with running(receiver.endpoint, SERVICE_NAME="more", RESOURCE_ATTRIBUTES=said) as run:
+        arrives(receiver, run)
+    resource = receiver.wait(bool, 1)[0].resource
+    assert (resource["service.name"], resource["team"], resource["host.name"]) == ("more", "red ,", "h")
+    assert resource["telemetry.sdk.language"] == "python"
+
+
+PATH, TYPE = "Alice's workflow / data load", "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("limits", "seen"),
+    [
+        ({"SPAN_ATTRIBUTE_COUNT_LIMIT": 3}, (3, PATH, 1, TYPE)),
+        ({"SPAN_ATTRIBUTE_COUNT_LIMIT": 3, "ATTRIBUTE_COUNT_LIMIT": 9}, (3, PATH, 1, TYPE)),
+        ({"ATTRIBUTE_COUNT_LIMIT": 3}, (3, PATH, 1, TYPE)),
+        ({"SPAN_LINK_COUNT_LIMIT": 0}, (17, PATH, 0, TYPE)),
+        ({"SPAN_EVENT_COUNT_LIMIT": 0}, (17, PATH, 1, None)),
+        ({"ATTRIBUTE_VALUE_LENGTH_LIMIT": 3}, (17, "Ali", 1, "Val")),
+        ({"SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": 3}, (17, "Ali", 1, TYPE)),
+        ({"SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": 99, "ATTRIBUTE_VALUE_LENGTH_LIMIT": 3}, (17, PATH, 1, "Val")),
+        ({"SPAN_ATTRIBUTE_COUNT_LIMIT": "", "SPAN_LINK_COUNT_LIMIT": ""}, (17, PATH, 1, TYPE)),
+    ],
+)
+def test_limits(receiver, limits, seen):
+    with running(receiver.endpoint, **limits) as run:
+        run.sink.put([task(links=segment().links)])
+    (span,) = receiver.wait(bool, 1)
+    event = span.events[0][1]["exception.type"] if span.events else None
+    assert (len(span.attributes), span.attributes.get("dask.span.path"), len(span.links), event) == seen
+    assert len(span.links) + span.dropped_links == 1
+
+
+def test_a_declarative_configuration_is_not_read_and_said_once(receiver):
+    with running(receiver.endpoint, CONFIG_FILE="/etc/otel.yaml") as run:
+        arrives(receiver, run)
+    (line,) = run.log.getvalue().splitlines()
+    assert "does not read OTEL_CONFIG_FILE" in line

@@ -1,0 +1,111 @@
+"""One bridge after the other on the same scheduler, and none that stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from weakref import ref
+
+import dask
+import pytest
+from distributed import Client, Scheduler, Worker, span
+from distributed.utils_test import gen_cluster, inc
+from support.memory import MemoryPlugin
+
+import dask_otel
+from dask_otel.scheduler.inbox import HeartbeatTap
+from dask_otel.scheduler.submissions import Submissions
+
+
+def layers(scheduler):
+    """How many wrappers of ours lie on top of each other, by what they wrap."""
+    extension = scheduler.extensions["spans"]
+    found = {}
+    for name, method, inner in (
+        ("heartbeat", extension.heartbeat, "_original"),
+        ("observe_tasks", extension.observe_tasks, "_observe"),
+        ("update-graph", scheduler.stream_handlers["update-graph"], "_handler"),
+    ):
+        found[name] = 0
+        while isinstance(getattr(method, "__self__", None), (HeartbeatTap, Submissions)):
+            found[name] += 1
+            method = getattr(method.__self__, inner)
+    return found
+
+
+def sweeps():
+    return [task for task in asyncio.all_tasks() if task.get_name() == "dask-otel sweep"]
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["another plugin", "the same plugin"])
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], clean_kwargs={"threads": False})
+async def test_registered_again_before_the_earlier_one_has_noticed(client, scheduler, worker, same):
+    plugins = [MemoryPlugin()]
+    await plugins[-1].add_to(scheduler)
+    for _ in range(5):
+        scheduler.remove_plugin("dask-otel")
+        plugins.append(plugins[-1] if same else MemoryPlugin())
+        await plugins[-1].add_to(scheduler)
+        assert set(layers(scheduler).values()) == {1}
+    with span("root") as root_id:
+        await client.submit(inc, 1, key="inc")
+    exporter = plugins[-1].exporter
+    spans = await asyncio.to_thread(exporter.wait_for_trace, dask_otel.trace_id(root_id))
+    assert {each.name for each in spans} == {"root", "inc"}
+    while len(sweeps()) > 1:  # they end after a heartbeat's wait
+        await asyncio.sleep(0.01)
+    assert scheduler.plugins["dask-otel"] is plugins[-1]
+    await plugins[-1].before_close()
+    assert set(layers(scheduler).values()) == {0}
+    assert "dask-otel" not in scheduler.plugins
+
+
+def test_a_scheduler_that_has_closed_is_let_go_of(monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+
+    async def run():
+        with dask.config.set({"distributed.scheduler.preload": ["dask_otel"]}):
+            async with Scheduler(port=0, dashboard_address="127.0.0.1:0") as scheduler:
+                assert "dask-otel" in scheduler.plugins
+                return ref(scheduler)
+
+    gone = asyncio.run(run())
+    gc.collect()
+    assert gone() is None
+
+
+def run_and_end_within_a_sweep(monkeypatch, step):
+    """Have the event loop end while a sweep is in the middle of its work; return what arrived."""
+    plugin = MemoryPlugin(idle_timeout=3600.0, sweep_interval=3600.0, shutdown_timeout=5.0)
+    monkeypatch.setattr("dask_otel.scheduler.pace.SLICE", -1.0)  # it gives the loop back at every step
+
+    def work(address):
+        with Client(address) as client, span("root"):
+            client.gather(client.map(inc, range(100), key=[f"k{n}-{n}" for n in range(100)]))
+
+    async def run():
+        scheduler = await Scheduler(port=0, dashboard_address="127.0.0.1:0")
+        worker = await Worker(scheduler.address, nthreads=2)
+        await plugin.add_to(scheduler)
+        await asyncio.to_thread(work, scheduler.address)
+        sweeper, begun = plugin._bridge._sweeper, asyncio.Event()
+        complete = sweeper._groups.complete
+
+        def in_the_middle(group, change):
+            begun.set()
+            complete(group, change)
+
+        sweeper._groups.complete = in_the_middle
+        task = plugin._bridge.close() if step == "closing" else asyncio.create_task(sweeper.sweep())
+        await begun.wait()
+        return task, worker  # both are alive until the loop ends
+
+    asyncio.run(run())
+    return plugin.exporter.spans()
+
+
+@pytest.mark.parametrize("step", ["sweep", "closing"])
+def test_a_sweep_that_has_begun_loses_nothing(monkeypatch, step):
+    spans = run_and_end_within_a_sweep(monkeypatch, step)
+    (root,) = [each for each in spans if not each.parent_id and each.name == "root"]
+    assert root.attributes["dask.task.completed"] == root.attributes["dask.task.count"] == 100

@@ -1,0 +1,210 @@
+"""The page, over HTTP, on the server of a real scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+
+import dask
+import pytest
+from distributed import Scheduler, span
+from support.memory import MemoryExporter, make_sink
+from support.misbehaving import Misbehaving, Rejects, in_turn
+from support.pages import FAST, get, status, with_page
+from support.records import segment
+from tornado.httpclient import HTTPClientError
+
+import dask_otel
+from dask_otel.otlp.transport import Sender
+from dask_otel.preload import OTelPlugin
+from dask_otel.safety import Safety
+from dask_otel.spantree.events import SpanInfo
+
+EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&{{ 1 }}'
+
+
+@pytest.fixture
+def receiver(monkeypatch):
+    with Misbehaving("grpc") as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20planted-secret")
+        yield receiver
+
+
+def finished(number):
+    return lambda status: len(status["finished"]) == number and _sent(status) >= number
+
+
+def _sent(status):
+    return sum(status["exporters"][0]["sent"].values())
+
+
+def test_what_runs_and_what_has_finished(receiver):
+    async def test(plugin, client, scheduler):
+        event_name = "go-on"
+        with span("Alice's workflow") as alice:
+            await client.submit(sum, [1, 2], key="sum")
+        await status(scheduler, finished(1))
+        with span("Bob's") as bob:
+            future = client.submit(_wait_for, event_name, key="waiting")
+        running = await status(scheduler, lambda status: status["open"])
+        (each,) = running["open"]
+        assert {name: each[name] for name in ("id", "name", "trace_id", "tasks", "completed", "unfinished")} == {
+            "id": bob,
+            "name": "Bob's",
+            "trace_id": dask_otel.trace_id(bob),
+            "tasks": 1,
+            "completed": 0,
+            "unfinished": 1,
+        }
+        assert each["link"] == f"http://jaeger/trace/{dask_otel.trace_id(bob)}"
+        await _set(client, event_name)
+        await future
+        done = await status(scheduler, lambda status: finished(2)(status) and _sent(status) == 6)
+        assert [(each["id"], each["result"], each["tasks"]) for each in done["finished"]] == [
+            (alice, "success", 1),
+            (bob, "success", 1),
+        ]
+        assert done["open"] == []
+        (exporter,) = done["exporters"]
+        assert exporter["failing"] is False
+        assert receiver.taken.total() == 6
+        assert exporter["target"] == receiver.endpoint
+        page = (await get(scheduler, "/otel/")).body.decode()
+        assert "Alice&#x27;s workflow" in page or "Alice&#39;s workflow" in page
+
+    with_page(test, **{"otel.trace-url": "http://jaeger/trace/{trace_id}"})
+
+
+def _wait_for(name):
+    from distributed import Event
+
+    return Event(name).wait(timeout=30)
+
+
+async def _set(client, name):
+    from distributed import Event
+
+    await Event(name, client=client).set()
+
+
+def test_links_to_traces_and_a_redirect(receiver):
+    async def test(plugin, client, scheduler):
+        with span("root") as root, span("child") as child:
+            await client.submit(sum, [1, 2], key="sum")
+        await status(scheduler, finished(1))
+        for span_id in (root, child):
+            answer = await get(scheduler, f"/otel/trace/{span_id}")
+            assert (answer.code, answer.headers["Location"]) == (302, f"/jaeger/trace/{dask_otel.trace_id(root)}")
+        unknown = await get(scheduler, "/otel/trace/%3Cscript%3E")
+        assert (unknown.code, unknown.body) == (404, b"dask-otel knows no such Dask span.\n")
+
+    with_page(test, **{"otel.trace-url": "/jaeger/trace/{trace_id}"})
+
+
+def test_without_a_template_for_links_it_names_the_trace(receiver):
+    async def test(plugin, client, scheduler):
+        with span("root") as root:
+            await client.submit(sum, [1, 2], key="sum")
+        await status(scheduler, finished(1))
+        answer = await get(scheduler, f"/otel/trace/{root}")
+        assert answer.code == 404
+        assert dask_otel.trace_id(root) in answer.body.decode()
+        assert dask_otel.trace_id(root) in (await get(scheduler, "/otel/")).body.decode()
+
+    with_page(test)
+
+
+def test_text_of_people_and_collectors_is_escaped_and_no_secret_is_shown(receiver, tmp_path):
+    receiver.rule = in_turn(Rejects(1, EVIL))
+
+    async def test(plugin, client, scheduler):
+        with span(EVIL):
+            await client.submit(sum, [1, 2], key="sum")
+        found = await status(scheduler, lambda status: status["exporters"][0]["dropped"])
+        assert EVIL in found["exporters"][0]["last_error"]
+        page = await get(scheduler, "/otel/")
+        text = page.body.decode()
+        assert "<script" not in text
+        assert "<img" not in text
+        assert "{{ 1 }}" in text
+        assert "script" not in page.headers["Content-Security-Policy"]
+        assert "planted-secret" not in text + json.dumps(found)
+        if browser := shutil.which("chromium"):
+            url = f"http://127.0.0.1:{scheduler.http_server.port}/otel/"
+            command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+            dom = await asyncio.to_thread(
+                subprocess.run, [*command, "--dump-dom", url], capture_output=True, text=True, timeout=60
+            )
+            assert "<title>dask-otel</title>" in dom.stdout
+            assert "<h2>Finished</h2>" in dom.stdout
+
+    with_page(test)
+
+
+def test_very_long_names(receiver):
+    async def test(plugin, client, scheduler):
+        with span("x" * 1_000_000):
+            await client.submit(sum, [1, 2], key="sum", pure=False)
+        found = await status(scheduler, finished(1))
+        page = await get(scheduler, "/otel/")
+        assert page.code == 200
+        assert len(page.body) + len(json.dumps(found)) < 50_000
+
+    with_page(test)
+
+
+def test_names_that_cannot_be_written():
+    """They reach the scheduler, though Dask itself cannot send them on to a worker."""
+    sink = make_sink(Sender("memory", MemoryExporter()), Safety())
+    odd = SpanInfo("id", ("lone \ud800 surrogate",), None, 1.0)
+    sink.put([segment(span=odd, name=odd.tags[0], parent_id=None)])
+    (found,) = sink.status()["finished"]
+    assert found["name"] == sink.title(odd, odd.tags[0]) == "lone ? surrogate"
+    sink.close(5)
+
+
+@pytest.mark.parametrize("prefix", [None, "/", "some/prefix", "/some/prefix/"])
+def test_under_dask_s_prefix_and_with_relative_links_only(receiver, prefix):
+    async def run():
+        with dask.config.set(FAST | {"distributed.scheduler.preload": ["dask_otel"]}):
+            async with Scheduler(port=0, dashboard_address="127.0.0.1:0", http_prefix=prefix) as scheduler:
+                path = "/" + prefix.strip("/") + "/" if prefix and prefix.strip("/") else "/"
+                redirect = await get(scheduler, f"{path}otel")
+                assert (redirect.code, redirect.headers["Location"]) == (302, "otel/")
+                page = (await get(scheduler, f"{path}otel/")).body.decode()
+                assert 'href="status.json"' in page
+                assert 'href="/' not in page
+                assert (await get(scheduler, f"{path}otel/status.json")).code == 200
+                assert (await get(scheduler, f"{path}health")).code == 200  # Dask's own are still there
+
+    asyncio.run(run())
+
+
+def test_it_says_that_the_bridge_has_stopped_and_makes_place_for_another(receiver):
+    async def test(plugin, client, scheduler):
+        await client.unregister_scheduler_plugin("dask-otel")
+        stopped = await status(scheduler, lambda status: not status["on"])
+        assert stopped["why"] == "its plugin is no longer registered with the scheduler"
+        assert "The bridge has stopped: its plugin" in (await get(scheduler, "/otel/")).body.decode()
+        rules = len(scheduler.http_application.default_router.rules)
+        await scheduler.register_scheduler_plugin(OTelPlugin(), idempotent=True)
+        await status(scheduler, lambda status: status["on"])
+        assert len(scheduler.http_application.default_router.rules) == rules
+
+    with_page(test)
+
+
+def test_a_page_that_cannot_be_made_leaves_the_bridge_on(receiver, monkeypatch):
+    monkeypatch.setattr("dask_otel.preload.install", None)
+
+    async def test(plugin, client, scheduler):
+        with span("root") as root:
+            await client.submit(sum, [1, 2], key="sum")
+        await asyncio.to_thread(receiver.wait_for_trace, dask_otel.trace_id(root), 30)
+        with pytest.raises(HTTPClientError):
+            (await get(scheduler, "/otel/")).rethrow()
+
+    with_page(test)
