@@ -316,7 +316,7 @@ class ClusterMetrics:
                 errors[where] += count
             self._recorder.bridge(self._exporters(), errors)
         measured = []
-        for each in self._recorder.measured():
+        for each in self._recorder.collect():
             measured.append(each)
             await pace.rest()
         return Snapshot(time(), measured)

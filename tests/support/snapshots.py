@@ -53,7 +53,7 @@ def everything(recorder: Recorder, *, prefix: str = "inc", root: str = "etl", er
 
 
 def snapshot(recorder: Recorder, at: float = 1000.0) -> Snapshot:
-    return Snapshot(at, list(recorder.measured()))
+    return Snapshot(at, list(recorder.collect()))
 
 
 class Point(NamedTuple):
@@ -63,7 +63,7 @@ class Point(NamedTuple):
     unit: str
     kind: str
     is_delta: bool
-    labels: dict[str, Any]
+    attributes: dict[str, Any]
     start: float
     time: float
     #: A number, or the counts of a histogram's buckets.
