@@ -8,6 +8,7 @@ from hashlib import blake2b
 from secrets import token_bytes
 from typing import Any
 
+from .schema import ERROR_TYPE, SPAN_ROOT, TASK_PREFIX
 from .spantree.events import SpanInfo, TaskRun
 from .spantree.records import Failure, GroupRecord, Record, SegmentRecord, TaskRecord
 
@@ -70,13 +71,13 @@ class Redactor:
             return name if self._capture.keys else "default"
         return self.tags(span.tags)[-1]
 
-    def label(self, name: str, value: str) -> str:
-        """Return the value of a metric's label, or a pseudonym."""
-        if name == "dask.span.root":
+    def attribute(self, name: str, value: str) -> str:
+        """Return the value of a metric's attribute, or a pseudonym."""
+        if name == SPAN_ROOT:
             return self.tags((value,))[0]
-        if name == "dask.task.prefix":
+        if name == TASK_PREFIX:
             return self._key(value)
-        return self._error_type(value) if name == "error.type" else value
+        return self._error_type(value) if name == ERROR_TYPE else value
 
     def _span(self, span: SpanInfo) -> SpanInfo:
         return replace(span, tags=self.tags(span.tags))

@@ -91,7 +91,7 @@ class Attribute:
     #: Kinds of span, ``link``, ``exception``, ``resource``, ``metric``.
     on: tuple[str, ...]
     meaning: str
-    #: Bytes of a text, a list or each of its items.
+    #: Bytes of a text; a list has ``MAX_LIST``.
     cap: int
     #: Values in metrics at a time, if users or programs invent them; else 0.
     max_values: int
@@ -104,8 +104,7 @@ ATTRIBUTES: dict[str, Attribute] = {}
 def _attribute(
     name: str, type_: Type, on: Sequence[str], meaning: str, unit: str = "", cap: int = 0, max_values: int = 0
 ) -> str:
-    cap = cap or (MAX_LIST if "[]" in type_ else MAX_VALUE)
-    ATTRIBUTES[name] = Attribute(name, type_, unit, tuple(on), meaning, cap, max_values)
+    ATTRIBUTES[name] = Attribute(name, type_, unit, tuple(on), meaning, cap or MAX_VALUE, max_values)
     return name
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from support.records import RUN, group, pending, segment, task
 
-from dask_otel.otlp.spans import MAX_SPAN_ACTIVITIES, attributes, error_description, exception_event
+from dask_otel.otlp.spans import attributes, error_description, exception_event
+from dask_otel.schema import MAX_SPAN_ACTIVITIES
 from dask_otel.spantree.counts import Tally
 from dask_otel.spantree.records import Failure
 
