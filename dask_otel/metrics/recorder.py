@@ -45,13 +45,6 @@ class Recorder:
         self.begin_sweep(now)
         self._recorded.clear()
 
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self._now += seconds
-        self._snapshot += seconds
-        self._previous_snapshot += seconds
-        self._registry.shift(seconds)
-
     def begin_snapshot(self) -> None:
         """Note that a snapshot begins."""
         self._previous_snapshot, self._snapshot = self._snapshot, self._now
@@ -75,7 +68,7 @@ class Recorder:
             add(schema.TASK_FINISHED, (prefix, "completed"), change.completed, since)
         for outcome, count in change.outcomes.items():
             add(schema.TASK_FINISHED, (prefix, outcome), count, since)
-        seconds = change.computed
+        seconds = sum(change.workers.values())
         for error, (counts, failed) in change.failed.items():
             add_counts(schema.TASK_DURATION, (prefix, error), counts, failed, since)
             seconds -= failed
@@ -110,17 +103,9 @@ class Recorder:
         """Record thread-seconds that tasks of a root span, named by its first tag, used."""
         self._registry.add(schema.SPAN_THREAD_TIME, (root,), seconds)
 
-    def graph(self, status: str) -> None:
-        """Record a graph that was submitted."""
-        self._registry.add(schema.GRAPH_UPDATES, (status,), 1)
-
-    def worker_added(self) -> None:
-        """Record a worker that joined."""
-        self._registry.add(schema.WORKER_ADDED, (), 1)
-
-    def worker_removed(self, *, expected: bool) -> None:
-        """Record a worker that left."""
-        self._registry.add(schema.WORKER_REMOVED, (expected,), 1)
+    def count(self, metric: Metric, value: str | bool | None, number: int) -> None:
+        """Add to a counter with one attribute, or with none if ``value`` is None."""
+        self._registry.add(metric, () if value is None else (value,), number)
 
     def threads(self, seconds: float) -> None:
         """Record thread-seconds that the cluster has had."""

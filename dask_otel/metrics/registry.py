@@ -94,16 +94,6 @@ class Registry:
         """Note that a sweep begins."""
         self.since, self._now = self._now, now
 
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self._now += seconds
-        self.since += seconds
-        for series in self._series.values():
-            for cell in series.cells.values():
-                cell.start += seconds
-        for attribute in self._open.values():
-            attribute.shift(seconds)
-
     def add(self, metric: Metric, values: AttributeValues, amount: float, since: float | None = None) -> None:
         """Add to a counter. If it is a new series, it was zero at ``since``, or when the previous sweep began."""
         if series := self._series.get(metric.name):
@@ -209,11 +199,6 @@ class OpenAttribute:
         self._used[value] = now
         self._used.move_to_end(value)
         return value
-
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        for value in self._used:
-            self._used[value] += seconds
 
     def forget_unused(self, now: float) -> None:
         """Forget the values that were not recorded for long."""

@@ -70,6 +70,8 @@ class Snapshot(NamedTuple):
     #: Seconds since the epoch.
     at: float
     metrics: list[MetricPoints]
+    #: Seconds to subtract from all times: the system's clock has been set back by so much since the start.
+    clock_offset: float = 0.0
 
 
 #: What one entry of Dask's fine metrics counts: context, task prefix if it has one, activity, unit.
@@ -112,7 +114,7 @@ def deltas(now: Snapshot, before: Snapshot | None, kinds: Collection[Kind]) -> S
     metrics = [
         _delta(each, earlier.get(each.metric.name), at) if each.metric.kind in kinds else each for each in now.metrics
     ]
-    return Snapshot(now.at, [each for each in metrics if each.points])
+    return now._replace(metrics=[each for each in metrics if each.points])
 
 
 def _delta(now: MetricPoints, before: MetricPoints | None, at: float) -> MetricPoints:

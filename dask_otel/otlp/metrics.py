@@ -66,20 +66,19 @@ class MetricFactory:
     def data(self, snapshot: Snapshot) -> MetricsData:
         """Return a snapshot in OpenTelemetry's terms."""
         pacer = Pacer()
-        at = _nanoseconds(snapshot.at)
-        metrics = [self._metric(each, at, pacer) for each in snapshot.metrics]
+        metrics = [self._metric(each, snapshot, pacer) for each in snapshot.metrics]
         # Exporters encode one scope of one resource; of two equal ones, one would be lost.
         scopes = [ScopeMetrics(self._scope, metrics, schema_url="")]
         return MetricsData([ResourceMetrics(self._resource, scopes, schema_url="")])
 
-    def _metric(self, each: MetricPoints, at: int, pacer: Pacer) -> Metric:
+    def _metric(self, each: MetricPoints, snapshot: Snapshot, pacer: Pacer) -> Metric:
         metric = each.metric
         by_key: dict[_Key, NumberPoint | HistogramPoint] = {}
         for point in pacer.paced(each.points):
             key = self._key(each, point)
             same = by_key.get(key)  # several values may be shown as one
             by_key[key] = _sum(same, point) if same else point
-        points = pacer.paced([_point(each, dict(key), point, at) for key, point in by_key.items()])
+        points = pacer.paced([_point(each, dict(key), point, snapshot) for key, point in by_key.items()])
         temporality = AggregationTemporality.DELTA if metric.kind in self.deltas else AggregationTemporality.CUMULATIVE
         data: Any
         if metric.kind is Kind.HISTOGRAM:
@@ -98,9 +97,13 @@ class MetricFactory:
         )
 
 
-def _point(each: MetricPoints, attributes: dict[str, str | bool], point: NumberPoint | HistogramPoint, at: int) -> Any:
+def _point(
+    each: MetricPoints, attributes: dict[str, str | bool], point: NumberPoint | HistogramPoint, snapshot: Snapshot
+) -> Any:
+    offset = snapshot.clock_offset
+    at = _nanoseconds(snapshot.at - offset)
     # A point must not begin after it ends; the clock may have been set.
-    start = min(_nanoseconds(point.start), at)
+    start = min(_nanoseconds(point.start - offset), at)
     if isinstance(point, NumberPoint):
         return NumberDataPoint(attributes, start, at, _number(point.value, each.metric.unit))
     unknown: Any = None
@@ -115,7 +118,8 @@ def _point(each: MetricPoints, attributes: dict[str, str | bool], point: NumberP
         min=unknown,
         max=unknown,
         exemplars=[
-            Exemplar({}, each.value, _nanoseconds(each.time), each.span_id, each.trace_id) for each in point.exemplars
+            Exemplar({}, example.value, _nanoseconds(example.time - offset), example.span_id, example.trace_id)
+            for example in point.exemplars
         ],
     )
 

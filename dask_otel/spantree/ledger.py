@@ -5,11 +5,12 @@ The ledger: what has been counted for a Dask span since its last segment closed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple, TypeVar
 
+from ..schema import MAX_ERRED_SPANS, MAX_GROUP_SPANS, MAX_SLOWEST_SPANS, MAX_TYPES
 from .counts import Tally, sum_into
 from .events import Change, Claim, Dependency, Graph, Metrics, Picks
 
@@ -17,8 +18,6 @@ __all__ = ["UNFINISHED", "Budget", "GroupLedger", "Ledger", "UnfinishedGroup", "
 
 #: More than any sum of µs.
 _FAILED, UNFINISHED = 1e20, 1e30
-#: Distinct result types that folded groups name.
-MAX_TYPES = 32
 
 
 @dataclass(slots=True)
@@ -30,10 +29,9 @@ class Budget:
 
     #: Groups of one segment.
     a_segment: int
-    groups: int = 1000
-    #: A failed task's span carries a traceback; it is four times as large.
-    erred: int = 200
-    slowest: int = 800
+    groups: int = MAX_GROUP_SPANS
+    erred: int = MAX_ERRED_SPANS
+    slowest: int = MAX_SLOWEST_SPANS
 
     def groups_beside(self, pinned: int) -> int:
         """How many groups a segment may have beside those that are pinned, and have been charged for."""
@@ -106,7 +104,6 @@ class GroupLedger:
     def add(self, change: Change) -> None:
         """Add what a sweep saw of this group, or of one that is folded into it."""
         self.tally.add(change)
-        self.tally.tasks += change.entered
         for tally in change.foreign.values():
             self._add_foreign(tally)
         if change.buckets or change.types or change.picks:
@@ -122,13 +119,6 @@ class GroupLedger:
         if group.foreign:
             self._add_foreign(group.foreign)
         self._add_details(group.buckets, group.types, group.picks)
-
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self.since += seconds
-        self.tally.shift(seconds)
-        if self.picks:
-            self.picks.shift(seconds)
 
     def _add_foreign(self, tally: Tally) -> None:
         self.foreign = self.foreign or Tally()
@@ -161,8 +151,6 @@ class Ledger:
         #: Own groups and closed child segments together.
         self.tally = Tally()
         self.groups: dict[str, GroupLedger] = {}
-        #: Groups whose tasks have only entered, of which all is to be told later: prefix, and since when.
-        self.announced: dict[str, tuple[str, float]] = {}
         #: Those of them that may be folded, finished and without a span that links to them, and what each is worth.
         self.foldable: dict[GroupLedger, float] = {}
         #: The groups that are folded into one, and their names. A folded group stays folded until the segment closes:
@@ -202,7 +190,6 @@ class Ledger:
 
     def group(self, name: str, prefix: str, number: int, since: float) -> GroupLedger:
         """Open the ledger of one more group."""
-        self.announced.pop(name, None)
         group = self.groups[name] = GroupLedger(name, prefix, number, since)
         self.prefixes[prefix] = self.prefixes.get(prefix, 0) + 1
         return group
@@ -253,7 +240,6 @@ class Ledger:
         """Count a new group among the folded ones at once, if it would be folded soon; return these."""
         if not self.others or change.unfinished or change.outcomes or sum(change.durations.values()) > self.least_worth:
             return None
-        self.announced.pop(change.name, None)
         self.prefixes[change.prefix] = self.prefixes.get(change.prefix, 0) + 1
         self.others_names.add(change.name)
         self.others.folded += 1
@@ -365,16 +351,6 @@ class Ledger:
     def has_numbers(self) -> bool:
         """Whether anything was counted that a segment must account for."""
         return bool(self.metrics or self.groups or self.others)
-
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self.since += seconds
-        self.announced = {name: (prefix, since + seconds) for name, (prefix, since) in self.announced.items()}
-        tallies: Iterable[Tally] = (self.tally, *self.elsewhere.values())
-        for tally in tallies:
-            tally.shift(seconds)
-        for group in self.all_groups():
-            group.shift(seconds)
 
 
 def _tally(tallies: dict[Key, Tally], key: Key) -> Tally:

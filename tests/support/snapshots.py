@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from dask_otel import schema
 from dask_otel.metrics.recorder import Recorder
 from dask_otel.metrics.snapshot import Cluster, ExporterCounts, Snapshot
 from dask_otel.spantree.events import Change, SpanInfo
@@ -36,9 +37,9 @@ def everything(recorder: Recorder, *, prefix: str = "inc", root: str = "etl", er
     recorder.root_ended(run, {2})
     recorder.busy(root, 2.5)
     recorder.open_roots({root: 1})
-    recorder.graph("OK")
-    recorder.worker_added()
-    recorder.worker_removed(expected=False)
+    recorder.count(schema.GRAPH_UPDATES, "OK", 1)
+    recorder.count(schema.WORKER_ADDED, None, 1)
+    recorder.count(schema.WORKER_REMOVED, False, 1)
     recorder.threads(8.0)
     recorder.swept(0.001)
     for (context, of, name, unit), total in {
