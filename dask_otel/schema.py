@@ -130,7 +130,7 @@ ERROR_TYPE = _attribute("error.type", "string", (*EVERY, METRIC), max_values=MAX
 DROPPED_ATTRIBUTES = _attribute("dask.dropped.attributes", "bool", EVERY, meaning=
     "true on a span whose other attributes could not be converted")
 
-TASK_COUNT = _attribute("dask.task.count", "int", _SUMMED, meaning="tasks that entered")
+TASK_COUNT = _attribute("dask.task.count", "int", _SUMMED, meaning="tasks that were added to the scheduler")
 #: By outcome.
 TASK_OUTCOMES = {
     outcome: _attribute(f"dask.task.{outcome}", "int", _SUMMED, meaning)
@@ -182,7 +182,7 @@ ELSEWHERE = _pattern("dask.elsewhere.<outcome>", "int", [SEGMENT], meaning=
 #: By the status of ``update_graph``.
 GRAPH_FAILURES = {
     "error": _attribute(
-        "dask.graph.failed", "int", [SEGMENT], "graphs that the scheduler failed to deserialise; the status is Error"
+        "dask.graph.failed", "int", [SEGMENT], "graphs that the scheduler failed to process; the status is Error"
     ),
     "cancelled": _attribute(
         "dask.graph.cancelled", "int", [SEGMENT], "graphs that were cancelled because data that they needed was lost"
@@ -204,8 +204,8 @@ SPAN_QUEUE_TIME = _attribute("dask.span.queue_time", "double", [SEGMENT], unit="
 WALL = {
     part: _attribute(f"dask.wall.{part}", "double", [SEGMENT], meaning, unit="s")
     for part, meaning in {
-        "executing": "part of the segment's duration in which a worker had at least one of its tasks. The sweep "
-        "notices changes between the other three parts, up to a second late. The four parts sum to the duration",
+        "executing": "part of the segment's duration in which a worker had at least one of its tasks. Changes "
+        "between the other three parts are noticed by the next sweep. The four parts sum to the duration",
         "queued": "part in which no worker had a task, but tasks were queued or waited for other tasks",
         "no_worker": "part in which all unfinished tasks waited for a suitable worker",
         "idle": "part in which no task was unfinished: think time",
@@ -246,7 +246,7 @@ TASK_PREFIX = _attribute("dask.task.prefix", "string", [GROUP, TASK, METRIC],
     cap=MAX_NAME, max_values=MAX_PREFIXES, meaning=
     "prefix of the group: `TaskGroup.prefix.name`")
 GROUP_DEPENDENCIES = _attribute("dask.group.dependencies", "string[]", [GROUP], meaning=
-    "names of the groups that it depends on; the last item says how many more there are")
+    "names of the groups that it depends on, as many as fit")
 TASK_TYPES = _attribute("dask.task.types", "string[]", [GROUP], meaning="types of the results, the most frequent first")
 #: By quantile.
 TASK_DURATION_QUANTILES = {
