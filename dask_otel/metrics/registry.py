@@ -141,22 +141,33 @@ class Registry:
 
     def _cell(self, series: _Series, values: AttributeValues, since: float | None = None) -> _Cell:
         """Return the cell of a series, which is folded if there is no room for a new one."""
-        named = self._named(series, values)
-        cell = series.cells.get(named)
-        if cell is None:
-            folded = series.folded(named)
-            if named == folded or not self._take(series.cost):
-                named, cell = folded, series.cells.get(folded)
-        if cell is None:
-            start = self.since if since is None else since
-            cell = series.cells[named] = _Cell(start, len(series.bounds) + 1 if series.bounds else 0)
+        cell = series.found.get(values)
+        if cell is None or cell.used != self._now:
+            named = self._named(series, values)
+            cell = series.cells.get(named)
+            if cell is None:
+                return self._new_cell(series, named, since)
+            if OTHER not in named:  # else there may be room for the values later
+                cell.used = self._now
+                if len(series.found) >= MAX_REMEMBERED:
+                    series.found.clear()
+                series.found[values] = cell
         return cell
 
+    def _new_cell(self, series: _Series, named: AttributeValues, since: float | None) -> _Cell:
+        folded = series.folded(named)
+        if named == folded or not self._take(series.cost):
+            named = folded
+        start = self.since if since is None else since
+        return series.cells.setdefault(named, _Cell(start, len(series.bounds) + 1 if series.bounds else 0))
+
     def _named(self, series: _Series, values: AttributeValues) -> AttributeValues:
-        return tuple(
-            value if attribute is None or value is None else attribute.use(str(value), self._now)
-            for value, attribute in zip(values, series.open, strict=True)
-        )
+        """Replace the values that somebody invented by what is recorded for them."""
+        named = list(values)
+        for at, attribute in enumerate(series.open):
+            if attribute and named[at] is not None:
+                named[at] = attribute.use(str(named[at]), self._now)
+        return tuple(named)
 
     def _take(self, number: int) -> bool:
         if number > self._room:
@@ -256,11 +267,11 @@ def _valid(value: str) -> str:
 class _Cell:
     """The value of one series: a number, or a histogram if it has buckets."""
 
-    __slots__ = ("counts", "exemplars", "highest", "start", "value")
+    __slots__ = ("counts", "exemplars", "highest", "start", "used", "value")
 
     def __init__(self, start: float, buckets: int) -> None:
-        #: When it was zero.
-        self.start = start
+        #: When it was zero, and when its attributes were last looked up.
+        self.start = self.used = start
         #: Of a histogram, the sum.
         self.value: float = 0
         #: What a counter shows: it must not go down where what it counts does.
@@ -292,6 +303,8 @@ class _Series:
         #: Series of one cell, as Prometheus counts them: also of the bucket above the last bound, the sum, the count.
         self.cost = len(bounds) + 3 if bounds else 1
         self.cells: dict[AttributeValues, _Cell] = {}
+        #: Cells by values of attributes as they were given; they hold for the sweep in which they were used.
+        self.found: dict[AttributeValues, _Cell] = {}
 
     def folded(self, values: AttributeValues) -> AttributeValues:
         """Replace all values that somebody invented."""
@@ -308,6 +321,7 @@ class _Series:
         gone = [values for values in self.cells if values[at] == value]
         for values in gone:
             del self.cells[values]
+        self.found.clear()
         return len(gone) * self.cost
 
     def point(self, values: AttributeValues, cell: _Cell) -> NumberPoint | HistogramPoint:

@@ -304,3 +304,16 @@ def test_a_series_begins_before_what_it_counts():
     points = [point for each in driven.recorder.collect() for point in each.points if "late" in point.attributes]
     assert {point.start for point in points} == {since}
     assert len(points) == 4
+
+
+def test_a_name_that_was_folded_is_recorded_once_there_is_room():
+    """Although another one is folded before it, in each sweep."""
+    driven = Driven()
+    for n in range(MAX_PREFIXES):
+        driven.ran(f"old{n}", [0.01])
+    for seconds in (1.0, 1.0, UNUSED_AFTER):
+        assert ("new", "completed") not in values(driven.snapshot(), "dask.task.finished")
+        driven.sweep(seconds)
+        for name in (OTHER, "new"):
+            driven.ran(name, [0.01])
+    assert value(driven.snapshot(), "dask.task.finished", "new", "completed") == 1
