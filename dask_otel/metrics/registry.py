@@ -111,6 +111,7 @@ class Registry:
         """End the series of a metric that has no attributes: its value is not known."""
         if series := self._series.get(metric.name):
             series.cells.clear()
+            series.found.clear()
 
     def observe(self, metric: Metric, values: AttributeValues, value: float) -> None:
         """Add one observation to a histogram."""

@@ -250,6 +250,9 @@ def test_how_it_is_is_not_how_it_was():
     assert nonzero(values(snapshot, "dask.scheduler.worker.count")) == {("running",): 1}
     assert nonzero(values(snapshot, "dask.span.active")) == {("b",): 1}
     assert not values(snapshot, "dask.worker.memory.limit")
+    driven.recorder.cluster(Cluster(workers={"running": 1}, limit=7, **state), 0.0)
+    driven.recorder.cluster(Cluster(workers={"running": 1}, limit=8, **state), 0.0)
+    assert value(driven.snapshot(), "dask.worker.memory.limit") == 8
 
 
 def test_an_example_is_handed_over_once_and_stands_where_it_was_counted():
