@@ -53,7 +53,7 @@ MAX_SLOWEST_SPANS = 800
 MAX_SERIES = 3000
 #: Values of attributes of metrics at a time; the others are recorded as ``other``.
 MAX_PREFIXES = 50
-MAX_ROOTS = 50
+MAX_ROOT_NAMES = 50
 MAX_CONTEXTS = 16
 MAX_ACTIVITIES = 32
 MAX_ERROR_TYPES = 32
@@ -120,7 +120,7 @@ KIND = _attribute("dask.kind", "string", EVERY, meaning=
 SPAN_ID = _attribute("dask.span.id", "string", EVERY, meaning="id of the Dask span")
 SPAN_PATH = _attribute("dask.span.path", "string", EVERY, cap=MAX_NAME, meaning=
     "tags of the Dask span from the root down, joined: `Alice's workflow / data load`")
-SPAN_ROOT = _attribute("dask.span.root", "string", (*EVERY, METRIC), cap=MAX_NAME, max_values=MAX_ROOTS, meaning=
+SPAN_ROOT = _attribute("dask.span.root", "string", (*EVERY, METRIC), cap=MAX_NAME, max_values=MAX_ROOT_NAMES, meaning=
     "tag of the root span, so that one search finds all spans of a workflow")
 ERROR_TYPE = _attribute("error.type", "string", (*EVERY, METRIC), max_values=MAX_ERROR_TYPES, meaning=
     "type of the first exception, read from its pickle or its `repr` ([how](truth.md#what-became-of-a-task)), or "

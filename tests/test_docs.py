@@ -23,7 +23,7 @@ from dask_otel.schema import (
     MAX_ACTIVITIES,
     MAX_ERROR_TYPES,
     MAX_PREFIXES,
-    MAX_ROOTS,
+    MAX_ROOT_NAMES,
     MAX_SERIES,
     METRIC,
     METRICS,
@@ -75,7 +75,7 @@ def test_resource_table_lists_exactly_what_is_emitted(monkeypatch):
 def test_metrics_page_names_the_limits_that_hold():
     text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
     assert f"At most {MAX_SERIES:,} series" in text
-    assert f"{MAX_PREFIXES} task prefixes and {MAX_ROOTS} root spans" in text
+    assert f"{MAX_PREFIXES} task prefixes and {MAX_ROOT_NAMES} root spans" in text
     assert f"{MAX_ACTIVITIES} activities and types of errors" in text
     assert MAX_ACTIVITIES == MAX_ERROR_TYPES
     assert f"at most {MAX_BOUNDS} each" in text

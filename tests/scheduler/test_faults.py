@@ -92,7 +92,7 @@ FAULTS = {
     "metrics.recorder.Recorder.swept": "metrics",
 }
 #: In what the snapshot is made of; where nobody wants metrics, it is not made.
-MEASURING = ("cluster", "activity", "open_roots", "bridge", "measured")
+MEASURING = ("cluster", "activity", "open_roots", "bridge", "collect")
 
 
 def with_workload(plugin, settle):
