@@ -170,7 +170,7 @@ def is_quick(pattern: str) -> bool:
     ways = 2 ** bare.count("|")
     for quantifier, _ in _QUANTIFIER.findall(bare):
         ways *= 2 if quantifier == "?" else 1 if re.fullmatch(r"\{\d+\}", quantifier) else MAX_NAME + 1
-    return ways <= MAX_WAYS
+    return bool(ways <= MAX_WAYS)
 
 
 def _is_capture(error: SettingError) -> bool:
@@ -326,7 +326,10 @@ def _patterns(value: Any, name: str) -> tuple[tuple[Pattern[str], str], ...]:
         except (re.error, IndexError, RecursionError, OverflowError) as error:
             raise SettingError(name, [written, becomes], f"{allowed}; {error}") from None
         if not is_quick(written):
-            quick = "at most two of * and +, few of ? and |, no repeated group, and of (?…) only (?:…), (?P<name>…) and (?i) at the start"
+            quick = (
+                "at most two of * and +, few of ? and |, no group that is repeated, and of what begins with (? only "
+                "(?:…), (?P<name>…) and (?i) at the start"
+            )
             raise SettingError(name, [written, becomes], f"{allowed}; this one could hold up the scheduler: {quick}")
         patterns.append((pattern, becomes))
     return tuple(patterns)
