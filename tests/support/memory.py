@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from dask_otel.cli.receiver import Store, Span
+from dask_otel.cli.receiver import Span, Store
 from dask_otel.otlp.environment import Limits, make_resource
 from dask_otel.otlp.exporter import SpanExportThread, TelemetryOutput
 from dask_otel.otlp.queue import RateLimiter
