@@ -114,7 +114,7 @@ class OTelPlugin(BridgePlugin):
                 level=_LEVELS[settings.level],
                 default_level=_DEFAULT_LEVELS[settings.default_spans],
             ),
-            measure=MetricSettings(
+            metrics=MetricSettings(
                 task_bounds=settings.task_bounds,
                 span_bounds=settings.span_bounds,
                 root_names=settings.root_names,

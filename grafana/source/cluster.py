@@ -30,36 +30,36 @@ def cluster() -> Dashboard:
     dashboard = Dashboard(
         "dask-cluster",
         "Dask cluster",
-        "What the clusters do, and whether that goes well.",
+        "Tasks, workers, memory and the event loop of Dask clusters.",
         [CHOOSE_CLUSTER, CHOOSE_PREFIX],
         span="30m",
     )
     dashboard.add(
-        stat("Workers", "Workers that run now.", total(latest(_workers("running"))), "short"),
-        stat("Threads", "Threads of all workers.", total(latest(select("dask_scheduler_thread_count"))), "short"),
+        stat("Workers", "Workers with the status running.", total(latest(_workers("running"))), "short"),
+        stat("Threads", "Threads of all workers now.", total(latest(select("dask_scheduler_thread_count"))), "short"),
         stat(
-            "Tasks to do",
-            "Tasks that run, wait in the queue, wait for their inputs, or for a worker that can take them.",
+            "Unfinished tasks",
+            "Tasks that run, or that wait in the queue, for their inputs, or for a suitable worker.",
             total(latest(_tasks("processing|queued|waiting|no-worker"))),
             "short",
         ),
         stat(
             "Finished",
-            "Tasks that completed in the time shown.",
+            "Tasks that completed in the time range of the dashboard.",
             total(count(select(FINISHED, COMPLETED, PREFIX), RANGE)),
             "short",
         ),
         stat(
             "Failed",
-            "Tasks that raised an exception in the time shown; those that only depended on one are not among them.",
+            "Tasks that raised an exception in the time range. Tasks that only depended on one of them do not count.",
             total(or_zero(count(select(FINISHED, FAILED, PREFIX), RANGE))),
             "short",
             bad_from=1,
         ),
         stat(
             "Efficiency",
-            "Part of the threads' time in which they ran tasks, in the time shown. What is left was paid for and "
-            "not used. Tasks count when they end: show a time much longer than one takes.",
+            "Share of the threads' time in which they ran tasks, in the time range. In the rest of the time they were "
+            "idle. A task counts when it ends, so choose a time range much longer than one task takes.",
             total(
                 ratio(
                     count(select("dask_span_thread_time_seconds_total"), RANGE),
@@ -71,15 +71,15 @@ def cluster() -> Dashboard:
         row("Tasks"),
         stacked(
             "Tasks by state",
-            "How many tasks the scheduler knows. Many queued: it could use more workers. Any in no-worker: nobody "
-            "can take them, because of their resources or host restrictions, or because there are no workers. "
-            "memory: results that are held.",
+            "Tasks on the scheduler. Many queued tasks: the cluster could use more workers. no-worker: no worker can "
+            "run these tasks, because of their resource or host restrictions, or because there are no workers. "
+            "memory: results that the workers hold.",
             [query(latest(select("dask_scheduler_task_count"), "dask_task_state"), "{{dask_task_state}}")],
             "short",
         ),
         bars(
             "Throughput by prefix",
-            "Tasks that completed, a second.",
+            "Tasks that completed per second.",
             [
                 query(
                     per_second(count(select(FINISHED, COMPLETED, PREFIX), STEP, "dask_task_prefix")),
@@ -90,9 +90,8 @@ def cluster() -> Dashboard:
         ),
         bars(
             "Not completed",
-            "erred: raised an exception. upstream_failed: depended on one that did. retried, rescheduled, "
-            "recomputed: run again. cancelled, abandoned: nobody wants them any more. lost: with their worker, or "
-            "its data.",
+            "erred: raised an exception. upstream_failed: depended on a task that did. retried, rescheduled, "
+            "recomputed: run again. cancelled, abandoned: no longer needed. lost: their worker or its data is gone.",
             [
                 query(
                     or_zero(count(select(FINISHED, OTHERWISE, PREFIX), STEP, BY_OUTCOME), BY_OUTCOME, "erred"),
@@ -103,7 +102,7 @@ def cluster() -> Dashboard:
         ),
         table(
             "Prefixes",
-            "Where the computing went in the time shown, by the name of the function or layer.",
+            "Compute time in the time range, by task prefix (the name of the function or layer).",
             [
                 ("Compute", count(select("dask_task_duration_seconds_sum", PREFIX), RANGE, "dask_task_prefix"), "s"),
                 ("Runs", count(select("dask_task_duration_seconds_count", PREFIX), RANGE, "dask_task_prefix"), "short"),
@@ -125,12 +124,13 @@ def cluster() -> Dashboard:
         ),
         row("Time and memory"),
         bars(
-            "Where the seconds go",
-            "Thread-seconds of workers, by what they were spent on. execute: in tasks. thread_cpu computes; "
-            "thread_noncpu waits, for input and output or the interpreter lock; disk_read and disk_write spill; "
-            "deserialize and network move data; executor waits for a thread and hands over; other is what is left. "
-            "failed, cancelled: for nothing. gather_dep and get_data run beside threads: the sum can exceed theirs. "
-            "Of shuffles (p2p), what ran in tasks; what ran beside them is left out, since it mostly waits.",
+            "Worker time by activity",
+            "Seconds that workers spent, by context and activity. execute: in tasks. thread_cpu: computing. "
+            "thread_noncpu: waiting for input, output or Python's interpreter lock. disk_read, disk_write: spilling. "
+            "deserialize, network: moving data. executor: waiting for a thread. other: the rest. "
+            "failed, cancelled: runs without a result. gather_dep and get_data run outside the task threads, so the "
+            "sum can exceed the time of the threads. P2P shuffles: only the part that runs in tasks; the background "
+            "threads of a shuffle mostly wait.",
             [
                 query(
                     count(
@@ -144,21 +144,22 @@ def cluster() -> Dashboard:
             "s",
         ),
         lines(
-            "Threads: had and busy",
-            "had: threads of the cluster. at work: at most so many run tasks at the moment. busy: thread-seconds in "
-            "tasks, a second; a task counts when it ends, so with tasks longer than a step this lags behind and "
-            "overshoots.",
+            "Threads: available and busy",
+            "available: threads of the cluster. running: upper limit of the threads that run tasks now. busy: "
+            "thread-seconds in tasks per second. A task counts when it ends, so if tasks take longer than one step of "
+            "the chart, busy lags behind and overshoots.",
             [
-                query(per_second(HAD), "had"),
-                query(at_most(latest(_tasks("processing"), INSTANCE), THREADS), "at work"),
+                query(per_second(HAD), "available"),
+                query(at_most(latest(_tasks("processing"), INSTANCE), THREADS), "running"),
                 query(per_second(BUSY), "busy"),
             ],
             "short",
         ),
         stacked(
             "Memory of the workers",
-            "managed: Dask's results. unmanaged: all else in the workers' processes, such as what running tasks "
-            "use. Spilled results are on disk. Workers pause at 80 % of their limit and are restarted at 95 %.",
+            "managed: results of tasks. unmanaged: the rest of the workers' processes, such as the memory that "
+            "running tasks use. spilled: results on disk. By default, workers pause at 80 % of their limit, and the "
+            "nanny restarts them at 95 %.",
             [
                 query(latest(select("dask_worker_memory_usage_bytes"), "dask_memory_state"), "{{dask_memory_state}}"),
                 query(latest(select("dask_worker_memory_spilled_bytes")), "spilled"),
@@ -178,7 +179,7 @@ def cluster() -> Dashboard:
         ),
         bars(
             "Bytes moved",
-            "By what for: memory_read and disk_read give tasks their inputs, get_data serves other workers.",
+            "By context and activity. memory_read and disk_read: inputs of tasks. get_data: data for other workers.",
             [
                 query(
                     count(select("dask_activity_io_bytes_total"), STEP, "dask_context, dask_activity"),
@@ -190,8 +191,8 @@ def cluster() -> Dashboard:
         row("Scheduler and workers"),
         lines(
             "Event loop delay",
-            "By how much the scheduler was late, at worst. Above a second everybody waits: very large graphs, many "
-            "tiny tasks, or a scheduler that lacks CPU.",
+            "Largest delay of the scheduler's event loop. Above one second all clients and workers wait. Causes are "
+            "very large graphs, many tiny tasks, or too little CPU for the scheduler.",
             [
                 query(
                     f"max by ({INSTANCE}) (max_over_time({DELAY}[$__rate_interval]))",
@@ -202,23 +203,23 @@ def cluster() -> Dashboard:
         ),
         stacked(
             "Workers by status",
-            "paused: too little memory, they start no more tasks. closing_gracefully: on their way out.",
+            "paused: too little memory, so they start no more tasks. closing_gracefully: being retired.",
             [query(latest(select("dask_scheduler_worker_count"), "dask_worker_status"), "{{dask_worker_status}}")],
             "short",
         ),
         bars(
-            "Workers that came and went",
-            "unexpected: not because the cluster was scaled down; killed for their memory, for instance.",
+            "Workers added and removed",
+            "unexpected: the cluster was not scaled down; the worker was killed for its memory, for example.",
             [
-                query(count(select("dask_worker_added_total"), STEP), "came"),
-                query(count(_removed("true"), STEP), "went"),
-                query(count(_removed("false"), STEP), "went, unexpected"),
+                query(count(select("dask_worker_added_total"), STEP), "added"),
+                query(count(_removed("true"), STEP), "removed, expected"),
+                query(count(_removed("false"), STEP), "removed, unexpected"),
             ],
             "short",
         ),
         bars(
             "Graphs and clients",
-            "Graphs that clients submitted, by how that went; clients that are connected.",
+            "Graphs that clients submitted, by status. Line: connected clients.",
             [
                 query(count(select("dask_graph_updates_total"), STEP, "dask_graph_status"), "{{dask_graph_status}}"),
                 query(latest(select("dask_scheduler_client_count")), "clients"),

@@ -24,7 +24,7 @@ def health() -> Dashboard:
     dashboard = Dashboard(
         "dask-otel-health",
         "dask-otel health",
-        "Whether what the bridge knows arrives, and what it costs the scheduler.",
+        "Whether dask-otel delivers its spans, and what it costs the scheduler.",
         [CHOOSE_CLUSTER],
         span="1h",
     )
@@ -36,26 +36,31 @@ def health() -> Dashboard:
             total(f"count(last_over_time({select('dask_scheduler_thread_count')}[$__rate_interval]))"),
             "short",
         ),
-        stat("Exported", "Spans that arrived in the time shown.", total(count(select(EXPORTED, GOOD), RANGE)), "short"),
+        stat(
+            "Exported",
+            "Spans that arrived in the time range of the dashboard.",
+            total(count(select(EXPORTED, GOOD), RANGE)),
+            "short",
+        ),
         stat(
             "Lost",
-            "Spans that did not arrive, in the time shown: dropped before they left, or refused.",
+            "Spans that did not arrive in the time range: dropped from the queue, or not accepted by the collector.",
             total(lost),
             "short",
             bad_from=1,
         ),
-        stat("Waiting", "Spans that wait to be sent, now.", total(latest(select(QUEUE))), "short"),
+        stat("Waiting", "Spans that are waiting to be sent now.", total(latest(select(QUEUE))), "short"),
         stat(
             "Errors",
-            "Failures in the bridge in the time shown. They cost the cluster nothing; the scheduler's log has the "
-            "first of each.",
+            "Exceptions in dask-otel in the time range. They do not affect the cluster. The scheduler's log has the "
+            "first exception of each kind.",
             total(or_zero(count(select(ERRORS), RANGE))),
             "short",
             bad_from=1,
         ),
         stat(
             "Sweep, p95",
-            "Time for which one of 20 sweeps held the scheduler's event loop longer.",
+            "95th percentile of the time for which a sweep holds the scheduler's event loop.",
             total(quantile(0.95, SWEEP, RANGE)),
             "s",
             bad_from=0.05,
@@ -69,9 +74,9 @@ def health() -> Dashboard:
         ),
         bars(
             "Spans that were lost",
-            "queue_full: the collector was away for too long, or takes less than comes. over_budget: more than "
-            "otel.traces.max-rate. refused, rejected, invalid, too_large: what the collector said. shutdown: not "
-            "sent in time.",
+            "queue_full: the collector was unavailable for too long, or is too slow. over_budget: more than "
+            "otel.traces.max-rate. refused, rejected, invalid, too_large: answers of the collector. shutdown: not "
+            "sent before the cluster closed.",
             [
                 query(or_zero(count(select(PROCESSED, BAD), STEP, "error_type"), "error_type", "queue_full"), LOST),
                 query(or_zero(count(select(EXPORTED, BAD), STEP, "error_type"), "error_type", "refused"), LOST),
@@ -80,7 +85,7 @@ def health() -> Dashboard:
         ),
         lines(
             "Queue",
-            "Spans that wait or are on their way, as part of what may wait.",
+            "Spans that wait or are being sent, as a share of the queue's capacity.",
             [
                 query(
                     ratio(
@@ -94,21 +99,21 @@ def health() -> Dashboard:
             most=1,
         ),
         bars(
-            "Failures in the bridge",
-            "By the part that failed; the scheduler's log has the first of each kind.",
+            "Exceptions in dask-otel",
+            "By the part that failed. The scheduler's log has the first exception of each kind.",
             [query(or_zero(count(select(ERRORS), STEP, WHERE), WHERE, "anywhere"), "{{dask_otel_error_where}}")],
             "short",
         ),
         row("Cost"),
         lines(
             "Sweep",
-            "Time for which a sweep held the scheduler's event loop, in pieces of a few ms at most.",
+            "Time for which a sweep holds the scheduler's event loop, in all. Each sweep runs in slices of a few ms.",
             [query(quantile(0.5, SWEEP, STEP), "median"), query(quantile(0.99, SWEEP, STEP), "p99")],
             "s",
         ),
         lines(
-            "Part of the scheduler's time",
-            "Sweeps, as part of all time. The hooks are not in it.",
+            "Share of the scheduler's time",
+            "Time of the sweeps as a share of all time, without the hooks.",
             [query(per_second(count(select(f"{SWEEP}_sum"), STEP, INSTANCE)), BY_INSTANCE)],
             "percentunit",
         ),

@@ -271,8 +271,8 @@ class Dashboard:
                     "tooltip": "",
                     "url": "",
                 },
-                _link("Dask's dashboard", DASK + "/status", "Task stream, workers, memory: now"),
-                _link("dask-otel's page", DASK + "/otel/", "What runs, and whether sending works"),
+                _link("Dask's dashboard", DASK + "/status", "Task stream, workers and memory now"),
+                _link("dask-otel's page", DASK + "/otel/", "Running spans, and whether dask-otel can send"),
             ],
             "panels": self._panels,
         }

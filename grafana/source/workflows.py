@@ -29,44 +29,44 @@ def workflows() -> Dashboard:
     dashboard = Dashboard(
         "dask-workflows",
         "Dask workflows",
-        "Runs of root spans: how many, how long, how many failed, and who used what was paid for.",
+        "Runs of root spans: how many, how long, how many failed, and their use of the cluster.",
         [CHOOSE_CLUSTER, CHOOSE_ROOT, text("slower", "Traces longer than", "1s")],
         span="1h",
     )
     everything = count(select(RUNS, ROOT), RANGE)
     dashboard.add(
-        stat("Runs", "Runs of root spans that ended in the time shown.", total(everything), "short"),
-        stat("Active", "Root spans at work, or just finished.", total(latest(_active())), "short"),
+        stat("Runs", "Runs of root spans that ended in the time range of the dashboard.", total(everything), "short"),
+        stat("Active", "Root spans that are running or have just finished.", total(latest(_active())), "short"),
         stat(
             "Failed",
-            "Part of the runs in which a task failed, or was lost with its worker.",
+            "Share of the runs in which a task failed or was lost with its worker.",
             total(ratio(or_zero(count(select(RUNS, ROOT, FAILED), RANGE)), everything)),
             "percentunit",
             bad_from=0.1,
         ),
         stat(
             "Median duration",
-            "Of runs that ended in the time shown; read off buckets.",
+            "Of runs that ended in the time range; estimated from the histogram's buckets.",
             total(_quantile(0.5, RANGE)),
             "s",
         ),
         stat(
             "p95 duration",
-            "Of runs that ended in the time shown; read off buckets.",
+            "Of runs that ended in the time range; estimated from the histogram's buckets.",
             total(_quantile(0.95, RANGE)),
             "s",
         ),
         stat(
             "Share of the cluster",
-            "Part of all thread-seconds that these root spans used. Tasks count when they end.",
+            "Share of all thread-seconds that these root spans used. Tasks count when they end.",
             total(ratio(count(select(BUSY, ROOT), RANGE), count(select(HAD), RANGE))),
             "percentunit",
         ),
         row("Runs"),
         bars(
             "Runs by result",
-            "error: a task failed. lost: tasks went with their worker. cancelled, abandoned work: nobody wanted it "
-            "any more. interrupted: the cluster closed.",
+            "error: a task failed. lost: tasks were lost with their worker. cancelled: the work was cancelled or no "
+            "longer needed. interrupted: the cluster closed.",
             [query(count(select(RUNS, ROOT), STEP, "dask_span_result"), "{{dask_span_result}}")],
             "short",
         ),
@@ -78,12 +78,12 @@ def workflows() -> Dashboard:
         ),
         heatmap(
             "Durations",
-            "How the durations of runs were spread, over time; a point leads to the trace of one run.",
+            "Distribution of the durations of runs over time. A point links to the trace of one run.",
             count(select(f"{DURATION}_bucket", ROOT), STEP, "le"),
         ),
         lines(
             "Duration quantiles",
-            "Of all runs that ended in a step; a point leads to the trace of one run.",
+            "Of all runs that ended in one step of the chart. A point links to the trace of one run.",
             [
                 query(_quantile(0.5, STEP), "median", exemplar=True),
                 query(_quantile(0.95, STEP), "p95", exemplar=True),
@@ -92,8 +92,8 @@ def workflows() -> Dashboard:
         ),
         table(
             "Root spans",
-            "In the time shown. Quantiles are read off buckets, so they are only as fine as those. Busy: "
-            "thread-seconds in tasks. Share: part of all that the clusters had.",
+            "In the time range. Quantiles are estimated from the histogram's buckets. Busy: thread-seconds in tasks. "
+            "Share: share of all thread-seconds of the clusters.",
             [
                 ("Busy", count(select(BUSY, ROOT), RANGE, "dask_span_root"), "s"),
                 (
@@ -125,11 +125,11 @@ def workflows() -> Dashboard:
             [("dask_span_root", "Root span")],
             sort="Busy",
         ),
-        row("Who used what was paid for"),
+        row("Use of the cluster"),
         bars(
             "Busy threads by root span",
-            "Thread-seconds in tasks, a second. A task counts when it ends: with tasks longer than a step, this lags "
-            "behind and overshoots.",
+            "Thread-seconds in tasks per second. A task counts when it ends, so if tasks take longer than one step of "
+            "the chart, the bars lag behind and overshoot.",
             [
                 query(per_second(count(select(BUSY, ROOT), STEP, "dask_span_root")), "{{dask_span_root}}"),
             ],
@@ -137,14 +137,14 @@ def workflows() -> Dashboard:
         ),
         lines(
             "Efficiency",
-            "Part of the cluster's thread-seconds in which tasks of these root spans ran. Tasks count when they end: "
-            "with tasks longer than a step, this lags behind, and may be above 100 %.",
+            "Share of the cluster's thread-seconds in which tasks of these root spans ran. A task counts when it ends, "
+            "so if tasks take longer than one step of the chart, the line lags behind and can exceed 100 %.",
             [query(ratio(count(select(BUSY, ROOT), STEP), count(select(HAD), STEP)), "used")],
             "percentunit",
         ),
         stacked(
             "Active root spans",
-            "At work, or just finished.",
+            "Root spans that are running or have just finished.",
             [query(latest(_active(), "dask_span_root"), "{{dask_span_root}}")],
             "short",
             width=24,
@@ -152,8 +152,8 @@ def workflows() -> Dashboard:
         row("Traces"),
         traces(
             "Slowest recent traces",
-            "Of the latest 200 that took longer than the time given at the top (500ms, 10s, 1m), the longest first. "
-            "The id opens the trace.",
+            "The latest 200 traces that took longer than the duration at the top of the dashboard (500ms, 10s, 1m), "
+            "the longest first. The id opens the trace.",
             SLOW,
         ),
     )
