@@ -69,7 +69,6 @@ _QUESTION = """(lambda f: setattr(f, "__name__", "dask_otel_doctor") or f)(lambd
     },
     "installed": __import__("sys").modules.get("dask_otel") is not None
     or __import__("importlib.util").util.find_spec("dask_otel") is not None,
-    "version": getattr(__import__("sys").modules.get("dask_otel"), "__version__", None),
     "python": __import__("sys").executable,
     "log": [
         str(line) for at, line in getattr(__import__("sys").modules.get("dask_otel.safety"), "recent", ())
@@ -83,7 +82,7 @@ _QUESTION_TO_WORKERS = """(lambda f: setattr(f, "__name__", "dask_otel_doctor") 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a scheduler without dask-otel says of its process."""
+    """What a scheduler answered about its process."""
 
     #: ``sys.argv``.
     argv: Sequence[str] = ()
@@ -95,13 +94,13 @@ class Facts:
     variables: Mapping[str, str] = field(default_factory=dict)
     #: The settings ``distributed.<role>.preload`` of other roles.
     roles: Mapping[str, Any] = field(default_factory=dict)
-    #: Whether Python finds ``dask_otel`` there, and which version.
+    #: Whether Python finds ``dask_otel`` there.
     installed: bool = True
-    version: str | None = None
+    #: ``sys.executable``.
     python: str = ""
     #: The last lines that dask-otel logged there.
     log: Sequence[str] = ()
-    #: Whether it has a bridge to ask.
+    #: Whether it has the call ``otel_status``.
     answers: bool = False
     #: Addresses of workers and nannies that have preloaded dask_otel, of those that were asked.
     elsewhere: Sequence[str] = ()
@@ -288,14 +287,14 @@ async def _find_listener(host: str, port: int) -> str | None:
     return None
 
 
-class _Expression:
-    """Pickled, it is what an expression gives where it is loaded."""
+def _pickled(expression: str) -> bytes:
+    """Return a pickle that is the value of an expression where it is loaded."""
 
-    def __init__(self, source: str) -> None:
-        self._source = source
+    class Expression:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return eval, (expression,)
 
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return eval, (self._source,)
+    return pickle.dumps(Expression(), 4)
 
 
 async def ask_facts(server: Any) -> Facts:
@@ -307,9 +306,7 @@ async def ask_facts(server: Any) -> Facts:
         A ``distributed.rpc`` of it.
     """
     try:
-        answer = await asyncio.wait_for(
-            server.run_function(function=pickle.dumps(_Expression(_QUESTION), 4)), timeout=REQUEST_TIMEOUT
-        )
+        answer = await asyncio.wait_for(server.run_function(function=_pickled(_QUESTION)), timeout=REQUEST_TIMEOUT)
         if answer["status"] != "OK":
             return Facts(unknown=f"the question failed there: {answer.get('exception_text') or answer['status']}")
         return Facts(**answer["result"])
@@ -321,24 +318,17 @@ async def _ask_workers(server: Any, facts: Facts) -> Facts:
     """Ask the first workers of a scheduler, and their nannies, whether they preloaded dask_otel. Never raises."""
     elsewhere: list[str] = []
     with suppress(Exception):  # these are only hints
-        elsewhere += await asyncio.wait_for(_preloaded_in(server, "worker"), timeout=REQUEST_TIMEOUT)
-        elsewhere += await asyncio.wait_for(_preloaded_in(server, "nanny"), timeout=REQUEST_TIMEOUT)
+        workers = list((await asyncio.wait_for(server.identity(), REQUEST_TIMEOUT))["workers"])[:MAX_WORKERS]
+        message = {"op": "run", "function": _pickled(_QUESTION_TO_WORKERS)}
+        for role in ("worker", "nanny"):
+            question = server.broadcast(msg=message, workers=workers, nanny=role == "nanny", on_error="ignore")
+            answers = await asyncio.wait_for(question, REQUEST_TIMEOUT)
+            elsewhere += [
+                f"the {role} {address}"
+                for address, answer in answers.items()
+                if isinstance(answer, dict) and _has(answer.get("result"))
+            ]
     return replace(facts, elsewhere=elsewhere)
-
-
-async def _preloaded_in(server: Any, role: str) -> list[str]:
-    workers = list((await server.identity())["workers"])[:MAX_WORKERS]
-    answers = await server.broadcast(
-        msg={"op": "run", "function": pickle.dumps(_Expression(_QUESTION_TO_WORKERS), 4)},
-        workers=workers,
-        nanny=role == "nanny",
-        on_error="ignore",
-    )
-    return [
-        f"the {role} {address}"
-        for address, answer in answers.items()
-        if isinstance(answer, dict) and _has(answer.get("result"))
-    ]
 
 
 def why_without(facts: Facts) -> list[str]:
@@ -359,13 +349,8 @@ def why_without(facts: Facts) -> list[str]:
 
 def _causes_there(facts: Facts) -> Iterator[str]:
     """Give causes in the scheduler's own process."""
-    why = [
-        line
-        for line in facts.log
-        if line.startswith("dask-otel") and (" is off" in line or " turns itself off" in line)
-    ]
-    if why:
-        yield f"it is off; its log has: {why[-1]}"
+    if off := [line for line in facts.log if re.match("dask-otel.* (is|turns itself) off", line)]:
+        yield f"it is off; its log has: {off[-1]}"
         return
     if _has(facts.preloads):
         yield "it was preloaded, but did not start: see the lines of distributed.dask_otel in the scheduler's log"
@@ -376,7 +361,6 @@ def _causes_there(facts: Facts) -> Iterator[str]:
     if source is None:
         return
     given = _on_command_line(facts)
-    others = " ".join(facts.preloads)
     if given:
         yield (
             f"the scheduler was started with --preload {' --preload '.join(given)}, which makes Dask ignore {source}"
@@ -389,8 +373,8 @@ def _causes_there(facts: Facts) -> Iterator[str]:
         )
     elif not _has(facts.setting) and facts.preloads:
         yield (
-            f"the setting {SETTING} there is {others}, in spite of {source}: add dask_otel to it before the "
-            "scheduler starts"
+            f"the setting {SETTING} there is {' '.join(facts.preloads)}, in spite of {source}: add dask_otel to it "
+            "before the scheduler starts"
         )
     elif not _has(facts.setting):
         yield (
