@@ -124,7 +124,7 @@ class Receiver(Store):
         pool = ThreadPoolExecutor(2, thread_name_prefix="otlp-receiver")
         self._grpc = grpc.server(pool, handlers=[_grpc_handler(self, *service) for service in _SERVICES.values()])
         port = self._grpc.add_insecure_port(f"127.0.0.1:{grpc_port}")
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _http_handler(self))
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
         self._http_thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
         #: Where to send, by ``OTEL_EXPORTER_OTLP_PROTOCOL``.
         self.endpoints = {
@@ -143,6 +143,27 @@ class Receiver(Store):
         self._http.server_close()
         self._http_thread.join()
 
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Return the class that answers requests over HTTP."""
+        store = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                if self.path in _SERVICES:
+                    _, request_type, _, take = _SERVICES[self.path]
+                    getattr(store, take)(request_type.FromString(body))
+                self.send_response(200 if self.path in _SERVICES else 404)
+                self.send_header("Content-Type", "application/x-protobuf")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Stay silent."""
+
+        return Handler
+
 
 def _grpc_handler(store: Store, name: str, request_type: Any, response_type: Any, take: str) -> Any:
     def export(request: Any, context: object) -> Any:
@@ -151,25 +172,6 @@ def _grpc_handler(store: Store, name: str, request_type: Any, response_type: Any
 
     method = grpc.unary_unary_rpc_method_handler(export, request_type.FromString, response_type.SerializeToString)
     return grpc.method_handlers_generic_handler(name, {"Export": method})
-
-
-def _http_handler(store: Store) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            if self.path in _SERVICES:
-                _, request_type, _, take = _SERVICES[self.path]
-                getattr(store, take)(request_type.FromString(body))
-            self.send_response(200 if self.path in _SERVICES else 404)
-            self.send_header("Content-Type", "application/x-protobuf")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Stay silent."""
-
-    return Handler
 
 
 def _span(span: Any, resource: dict[str, Any]) -> Span:
