@@ -125,13 +125,7 @@ def test_metrics_have_attributes_of_the_schema():
         assert metric.folded >= len(metric.zeros)
 
 
-#: What shows spans that it has received, by name.
-READERS = {"demo.py", "receiver.py", "waterfall.py"}
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in sorted(PACKAGE.rglob("*.py")) if path.name not in READERS], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
 def test_names_of_attributes_and_metrics_are_in_the_schema_only(path):
     if path.name == "schema.py":
         return

@@ -1,4 +1,4 @@
-"""Measures alone, told of the worst: they stay small, lose nothing, and no counter goes back."""
+"""The recorder alone, given the worst: series stay few, nothing is lost, and no counter goes back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESULTS = ("success", "error", "lost", "cancelled", "interrupted")
 
 
 class Driven:
-    """Measures that are told of a lot, and plain sums of it."""
+    """A recorder that records a lot, and plain sums of it."""
 
     def __init__(self, measure_settings=None):
         self.now = 1000.0
@@ -298,7 +298,7 @@ def test_what_is_not_wanted_takes_no_room():
 
 
 def test_a_series_begins_before_what_it_counts():
-    """What happened to a group may be told some sweeps later."""
+    """What happened to a group may be recorded some sweeps later."""
     driven = Driven()
     since = driven.now + 1
     for _ in range(5):

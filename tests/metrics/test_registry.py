@@ -1,4 +1,4 @@
-"""Labels: so many at a time, tomorrow's have a place, too; rewritten, valid, short."""
+"""Values of attributes: so many at a time, with room for new ones after a day; rewritten, valid, short."""
 
 from __future__ import annotations
 
@@ -108,18 +108,18 @@ def test_a_name_that_is_rewritten_to_nothing():
         max_size=2,
     )
 )
-def test_labels_are_valid_text_and_stay_apart(pair):
+def test_values_are_valid_text_and_stay_distinct(pair):
     rewrite = Rewriting()
-    labels = [rewrite(name) for name in pair]
-    for name, label in zip(pair, labels, strict=True):
-        assert 0 < len(label) <= MAX_METRIC_VALUE
-        label.encode()
-        assert label == rewrite(name)
+    rewritten = [rewrite(name) for name in pair]
+    for name, each in zip(pair, rewritten, strict=True):
+        assert 0 < len(each) <= MAX_METRIC_VALUE
+        each.encode()
+        assert each == rewrite(name)
         if 0 < len(name) <= MAX_METRIC_VALUE and name.isascii():
-            assert label == name
+            assert each == name
 
 
-def test_long_labels_stay_apart():
+def test_long_values_stay_distinct():
     rewrite = Rewriting()
     assert rewrite("\ud800x") == "?x"
     long = ["x" * 1000 + each for each in ("", "a", "b")]
