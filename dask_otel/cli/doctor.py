@@ -302,8 +302,11 @@ def _show(console: Console, values: list[Value]) -> None:
 def _try(sender: Sender, console: Console) -> bool:
     """Send a span that says what it is."""
     root, now = str(uuid4()), time()
+    info = SpanInfo(root, ("dask-otel doctor",), None, now)
     record = PendingRecord(
-        span=SpanInfo(root, ("dask-otel doctor",), None, now),
+        span=info,
+        top=info,
+        caller=None,
         trace_id=trace_id(root),
         span_id=pending_id(root, 0),
         parent_id=None,

@@ -27,7 +27,7 @@ from distributed.scheduler import heartbeat_interval
 from ..metrics.registry import MetricSettings
 from ..safety import Safety, log
 from ..spantree.build import Level, SpanTreeSettings
-from ..spantree.lifecycle import SpanTree, open_roots
+from ..spantree.lifecycle import SpanTree, open_runs
 from .cluster import ClusterMetrics
 from .inbox import HeartbeatTap, Inbox
 from .submissions import Graphs, Submissions
@@ -208,7 +208,7 @@ class SchedulerBridge:
         """Say what is watched; call it on the event loop."""
         return {
             "open_segments": len(self.span_tree.forest.open),
-            "open": list(open_roots(self.span_tree.forest, MAX_ROOTS)),
+            "open": list(open_runs(self.span_tree.forest, MAX_ROOTS)),
             "sweep": self._sweeper.cost,
         }
 

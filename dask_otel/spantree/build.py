@@ -53,7 +53,7 @@ class SpanTreeSettings:
     idle_timeout: float = 5.0
     #: Age at which a segment is cut.
     max_segment: float = 3600.0
-    #: Age at which a root that is at work sends a pending span.
+    #: Age at which a run that goes on sends a pending span.
     pending_span_after: float = 15.0
     #: Group spans a segment.
     max_groups: int = 500
@@ -206,16 +206,18 @@ def close_segment(
     return record, _inside(record, ledger, runs, find_here)
 
 
-def pending_span(root: Node, segment: Segment, now: float) -> PendingRecord:
-    """Say of a root that it is running: it can be found before it ends, and should it never end."""
+def pending_span(top: Node, segment: Segment, now: float) -> PendingRecord:
+    """Say of a run that it goes on: it can be found before it ends, and should it never end."""
     segment.pending_sent = True
     segment.enclose(segment.start, now)
     return PendingRecord(
-        span=root.info,
+        span=top.info,
+        top=top.info,
+        caller=top.origin.caller,
         trace_id=segment.trace_id,
-        span_id=pending_id(root.info.id, segment.number),
+        span_id=pending_id(top.info.id, segment.number),
         parent_id=segment.id,
-        name=f"{root.title} (running)",
+        name=f"{top.title} (running)",
         start=segment.start,
         end=now,
         links=(),
@@ -227,6 +229,9 @@ def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: 
     elsewhere = ledger.all_elsewhere()
     end = _end(node, segment, ledger.tally, elsewhere, now, stopped)
     links = [Link(*at, "counted_in") for at in ledger.counted_in.values() if at and at[0] != segment.trace_id]
+    above = node.parent.segment if node.parent else None
+    if above and above.trace_id != segment.trace_id:
+        links.append(Link(above.trace_id, above.id, "within"))
     previous_id = None
     if node.previous:
         previous_trace, previous_span = node.previous
@@ -238,6 +243,8 @@ def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: 
     result, failure = verdict(ledger, elsewhere, stopped if node.load.unfinished else "")
     return SegmentRecord(
         span=node.info,
+        top=segment.top.info,
+        caller=segment.top.origin.caller,
         trace_id=segment.trace_id,
         span_id=segment.id,
         parent_id=segment.parent_id,
@@ -289,6 +296,8 @@ def _group(
     span_id = segment.span.id
     return GroupRecord(
         span=segment.span,
+        top=segment.top,
+        caller=segment.caller,
         trace_id=segment.trace_id,
         span_id=others_id(span_id, group.number) if group.folded else group_id(span_id, group.name, group.number),
         parent_id=segment.span_id,
@@ -312,6 +321,8 @@ def _task(group: GroupRecord, run: TaskRun, reason: str) -> TaskRecord:
     start, end = fit(run.start, run.stop, group.start, group.end)
     return TaskRecord(
         span=group.span,
+        top=group.top,
+        caller=group.caller,
         trace_id=group.trace_id,
         span_id=task_id(group.span.id, run.key, run.run_id),
         parent_id=group.span_id,

@@ -6,7 +6,7 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.records import group, pending, segment, task
+from support.records import group, pending, root_segment, segment, task
 
 from dask_otel.otlp.queue import SpanQueue, size_of
 from dask_otel.otlp.spans import kind_of
@@ -76,8 +76,8 @@ def test_the_root_of_a_trace_says_what_was_lost_before_it_left():
     queue, _ = waiting(max_spans=2)
     for number in range(5):
         queue.put([segment(name=str(number), trace_id=7, parent_id=3)])
-    queue.put([segment(name="other", trace_id=8, parent_id=None)])
-    queue.put([segment(name="root", trace_id=7, parent_id=None)])
+    queue.put([root_segment(name="other", trace_id=8)])
+    queue.put([root_segment(name="root", trace_id=7)])
     other, root = drain(queue)[0]
     assert (other.dropped_spans, root.dropped_spans) == (0, 5)
 

@@ -74,7 +74,7 @@ class Work:
     @property
     def told(self):
         """What the span tree knows of the group: completed tasks, and unfinished ones."""
-        (root,) = self.plugin._bridge.span_tree.forest.open_roots
+        (root,) = self.plugin._bridge.span_tree.forest.open_tops
         return root.ledger.groups["work"].tally.completed, root.load.unfinished
 
 
@@ -200,7 +200,7 @@ def test_a_group_whose_tasks_have_only_entered_is_told_of_in_the_end(is_cut):
                 await asyncio.sleep(0.01)
             await work.sweep(MAX_DEFERRED + 2)
             span_tree = plugin._bridge.span_tree
-            (root,) = span_tree.forest.open_roots
+            (root,) = span_tree.forest.open_tops
             assert set(root.ledger.groups) == {"work"}
             assert set(root.ledger.announced) == {"later"}
             assert (root.ledger.tally.tasks, root.load.unfinished) == (4, 4)
@@ -270,7 +270,7 @@ async def test_a_clock_that_is_set_back_is_no_reason_to_wait(plugin, client, sch
         assert work.told == (1, 1)
         await work.run(0.0)
         await work.sweep()
-        (root,) = plugin._bridge.span_tree.forest.open_roots
+        (root,) = plugin._bridge.span_tree.forest.open_tops
         with mock.patch.object(sweeper._clock, "set_back", return_value=1.0):
             await work.sweep()
         assert sweeper._deferral._oldest == root.segment.start  # else it would be cut too soon

@@ -13,7 +13,7 @@ from distributed import Scheduler, span
 from support.memory import MemoryExporter, make_sink
 from support.misbehaving import Misbehaving, Rejects, in_turn
 from support.pages import FAST, get, status, with_page
-from support.records import segment
+from support.records import root_segment
 from tornado.httpclient import HTTPClientError
 
 import dask_otel
@@ -160,7 +160,7 @@ def test_names_that_cannot_be_written():
     """They reach the scheduler, though Dask itself cannot send them on to a worker."""
     sink = make_sink(Sender("memory", MemoryExporter()), Safety())
     odd = SpanInfo("id", ("lone \ud800 surrogate",), None, 1.0)
-    sink.put([segment(span=odd, name=odd.tags[0], parent_id=None)])
+    sink.put([root_segment(span=odd, top=odd, name=odd.tags[0])])
     (found,) = sink.status()["finished"]
     assert found["name"] == sink.title(odd, odd.tags[0]) == "lone ? surrogate"
     sink.close(5)

@@ -178,7 +178,7 @@ class Oracle:
             assert not account.events or not self.closed[span_id]
         self._check_budgets()
         forest = span_tree.forest
-        assert not {**forest.open, **forest.open_roots, **forest.touched, **forest.at_rest}
+        assert not {**forest.open, **forest.open_tops, **forest.touched, **forest.at_rest}
         assert not any(node.previous and node.ledger.has_numbers for node in forest.held)
 
     def _check_budgets(self) -> None:
