@@ -31,7 +31,9 @@ def tree(spans: Iterable[Span], *attributes: str, tasks: bool = False) -> list[s
         for trace, target, kind in sorted(span.links, key=lambda link: names.get(link[:2], "?")):
             elsewhere = "" if trace == span.trace_id else " in another trace"
             parts.append(f"{kind} -> {names.get((trace, target), '?')}{elsewhere}")
-        if span.parent_id and span.parent_id not in ids:
+        if is_called(span):
+            parts.append("<- caller")
+        elif span.parent_id and span.parent_id not in ids:
             parts.append("PARENT MISSING")
         return " ".join(parts)
 
@@ -44,6 +46,17 @@ def _order(span: Span) -> tuple[float, str]:
     return (span.start if span.attributes["dask.kind"] == "span" else float("inf"), span.name)
 
 
+def is_called(span: Span) -> bool:
+    """Whether a segment's parent is the span of another process that the Dask span's id names."""
+    id_ = span.attributes["dask.span.id"].partition(";")[0]
+    return span.attributes["dask.kind"] == "span" and id_[2:53] == f"-{span.trace_id}-{span.parent_id}-"
+
+
+def is_top(span: Span) -> bool:
+    """Whether a span is listed and counted as a run: a segment without a span of the cluster above it in its trace."""
+    return not span.parent_id or is_called(span)
+
+
 def check_shape(spans: Iterable[Span]) -> None:
     """What holds of every trace: ids unique, parents there and around their children, one path per span id."""
     spans = list(spans)
@@ -52,21 +65,30 @@ def check_shape(spans: Iterable[Span]) -> None:
     for span in spans:
         assert span.start <= span.end, span
         assert "dask.span.root" in span.attributes, span
-        if span.parent_id:
-            parent = by_id[span.trace_id, span.parent_id]
+        inside = [by_id[trace, target] for trace, target, kind in span.links if kind == "within"]
+        assert not inside or is_called(span), span
+        if span.parent_id and not is_called(span):
+            inside.append(by_id[span.trace_id, span.parent_id])
+        for parent in inside:
             assert parent.start <= span.start, (parent, span)
             assert span.end <= parent.end, (parent, span)
-        else:
+        if not span.parent_id:
             assert not any(trace == span.trace_id for trace, _, _ in span.links), span
 
 
+def children_of(segment: Span, spans: Iterable[Span]) -> list[Span]:
+    """What is inside a segment: its groups, and segments of Dask spans below its own."""
+    ids = segment.trace_id, segment.span_id
+    return [s for s in spans if (s.trace_id, s.parent_id) == ids or (*ids, "within") in s.links]
+
+
 def check_sums(spans: Iterable[Span]) -> None:
-    """Counts, durations and sizes of a segment equal the sum of its groups and child segments."""
+    """Counts, durations and sizes of a segment equal the sum of its groups and child segments, also in other traces."""
     spans = list(spans)
     for segment in spans:
         if segment.attributes["dask.kind"] != "span":
             continue
-        children = [s for s in spans if s.parent_id == segment.span_id and s.trace_id == segment.trace_id]
+        children = children_of(segment, spans)
         for name in sorted({name for s in [segment, *children] for name in s.attributes if _is_additive(name)}):
             total = sum(child.attributes.get(name, 0) for child in children)
             own = segment.attributes.get(name, 0)
