@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from dask_otel.cli.receiver import Span
 
 
-def tree(spans: Iterable[Span], *attributes: str, tasks: bool = False) -> list[str]:
+def tree(spans: Iterable[Span], *attributes: str, tasks: bool = False, others: Iterable[Span] = ()) -> list[str]:
     """One line a span: name, kind, chosen attributes, status, links by the target's name; children indented.
 
-    Task spans only if asked for: there is one for almost every task of a test.
+    Task spans only if asked for: there is one for almost every task of a test. ``others`` may be linked to.
     """
     spans = [span for span in spans if tasks or span.attributes["dask.kind"] != "task"]
-    names = {(span.trace_id, span.span_id): span.name for span in spans}
+    names = {(span.trace_id, span.span_id): span.name for span in (*others, *spans)}
     ids = {span.span_id for span in spans}
     lines: list[str] = []
 
@@ -44,6 +44,13 @@ def tree(spans: Iterable[Span], *attributes: str, tasks: bool = False) -> list[s
 def _order(span: Span) -> tuple[float, str]:
     """Segments by time, then groups by name: groups run side by side, so their times are a matter of chance."""
     return (span.start if span.attributes["dask.kind"] == "span" else float("inf"), span.name)
+
+
+def trees(spans: Iterable[Span]) -> dict[str, list[str]]:
+    """The tree of each trace, by its id, in the order in which they begin."""
+    spans = sorted(spans, key=lambda span: span.start)
+    ids = dict.fromkeys(span.trace_id for span in spans)
+    return {id_: tree([span for span in spans if span.trace_id == id_], others=spans) for id_ in ids}
 
 
 def is_called(span: Span) -> bool:
@@ -82,11 +89,14 @@ def children_of(segment: Span, spans: Iterable[Span]) -> list[Span]:
     return [s for s in spans if (s.trace_id, s.parent_id) == ids or (*ids, "within") in s.links]
 
 
-def check_sums(spans: Iterable[Span]) -> None:
-    """Counts, durations and sizes of a segment equal the sum of its groups and child segments, also in other traces."""
+def check_sums(spans: Iterable[Span], partial: Container[str] = ()) -> None:
+    """Counts, durations and sizes of a segment equal the sum of its groups and child segments, also in other traces.
+
+    ``partial`` are ids of Dask spans of which some below are in traces that were not sampled.
+    """
     spans = list(spans)
     for segment in spans:
-        if segment.attributes["dask.kind"] != "span":
+        if segment.attributes["dask.kind"] != "span" or segment.attributes["dask.span.id"] in partial:
             continue
         children = children_of(segment, spans)
         for name in sorted({name for s in [segment, *children] for name in s.attributes if _is_additive(name)}):
