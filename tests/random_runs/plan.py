@@ -55,6 +55,8 @@ class Plan:
     many_groups: int
     #: Groups of a segment that are shown.
     max_groups: int
+    #: Whether spans of callers that are not sampled are sent, too.
+    always_on: bool
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -79,4 +81,5 @@ class Plan:
             ),
             many_groups=rng.choice((-1, 50)),
             max_groups=rng.choice((1, 3, 500)),
+            always_on=rng.choice((True, False)),
         )

@@ -64,16 +64,20 @@ def is_top(span: Span) -> bool:
     return not span.parent_id or is_called(span)
 
 
-def check_shape(spans: Iterable[Span]) -> None:
-    """What holds of every trace: ids unique, parents there and around their children, one path per span id."""
+def check_shape(spans: Iterable[Span], *, all_sent: bool = True) -> None:
+    """What holds of every trace: ids unique, parents there and around their children, one path per span id.
+
+    ``all_sent`` is false if some traces were not sampled; others may be within these.
+    """
     spans = list(spans)
     by_id = {(span.trace_id, span.span_id): span for span in spans}
     assert len(by_id) == len(spans), "a span id was sent twice"
     for span in spans:
         assert span.start <= span.end, span
         assert "dask.span.root" in span.attributes, span
-        inside = [by_id[trace, target] for trace, target, kind in span.links if kind == "within"]
-        assert not inside or is_called(span), span
+        within = [(trace, target) for trace, target, kind in span.links if kind == "within"]
+        assert not within or is_called(span), span
+        inside = [by_id[ids] for ids in within if all_sent or ids in by_id]
         if span.parent_id and not is_called(span):
             inside.append(by_id[span.trace_id, span.parent_id])
         for parent in inside:
