@@ -1,7 +1,7 @@
 """Dask's spans as OpenTelemetry traces.
 
-``dask scheduler --preload dask_otel`` is the whole set-up. Importing this package needs nothing but the standard
-library: an ImportError in a preload module would stop the scheduler.
+``dask scheduler --preload dask_otel`` is the whole set-up. Importing this package imports the standard library only: an
+ImportError in a preload module would stop the scheduler.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def dask_setup(server: Any) -> None:
 
 
 def trace_id(span_ids: str | Sequence[str] | None = None) -> str:
-    """Id of the trace that shows a Dask span.
+    """Return the id of the trace that shows a Dask span.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def trace_id(span_ids: str | Sequence[str] | None = None) -> str:
 
 
 def trace_url(span_ids: str | Sequence[str] | None = None) -> str:
-    """Link to the trace of a Dask span, made from the setting ``otel.trace-url``.
+    """Return a link to the trace of a Dask span, made from the setting ``otel.trace-url``.
 
     Parameters
     ----------

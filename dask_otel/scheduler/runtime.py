@@ -1,11 +1,7 @@
-"""Waits for what blocks, also when executors have ended.
+"""The life of the bridge on a scheduler: start, the rhythm of sweeps, and shutdown.
 
-Asks workers for a heartbeat: fine metrics travel on it, and a scheduler that closes need not wait for the next one.
-
-Dask has no message for that, so the worker is asked to run a function, as ``Client.run`` does. It is made of its source
-with nothing but Python's own names: a worker need not have this package, nor the same Python.
-
-What runs between the plugin's start and its end: the sweep's rhythm, and closing.
+When the scheduler closes (SIGTERM, SIGINT, ``Scheduler.close``), the bridge requests the metrics that workers still
+owe, closes all segments, and gives the export threads what is left of ``otel.shutdown-timeout``.
 """
 
 from __future__ import annotations
@@ -21,30 +17,281 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import dask
-from distributed.metrics import time
 from distributed.scheduler import heartbeat_interval
 
 from ..metrics.registry import MetricSettings
 from ..safety import Safety, log
 from ..spantree.build import Level, SpanTreeSettings
 from ..spantree.lifecycle import SpanTree, open_runs
-from .cluster import ClusterMetrics
-from .inbox import HeartbeatTap, Inbox
-from .submissions import Graphs, Submissions
+from .cluster import ClusterMetrics, Delay, Departures
+from .inbox import HeartbeatTap, Inbox, WorkerEvent
+from .pace import Clock
+from .submissions import Submissions
 from .sweep import Output, Sweep
 
-__all__ = ["HURRY", "BridgeSettings", "SchedulerBridge", "ask_for_heartbeats", "in_thread"]
+__all__ = ["BridgeSettings", "SchedulerBridge"]
 
-#: Seconds for the rest of closing once somebody is in a hurry.
+#: Seconds for the rest of closing once it has been cancelled, e.g. by a second Ctrl-C.
 HURRY = 2.0
+#: Seconds that closing may take when the interpreter exits: Dask gives itself 10 s, of which workers may take 4.
+AT_EXIT = 4.0
+#: Seconds to wait for what usually takes a moment.
+MOMENT = 0.2
+#: Workers of which metrics are requested at a time.
+ASKED_AT_A_TIME = 100
+#: The part of the time that sweeps may take, and by how many times the interval is longer then at most.
+MAX_SHARE = 0.01
+MAX_STRETCH = 5
+#: Open roots in the status.
+MAX_ROOTS = 100
+#: The clock of all bridges of this process: the system's clock is the same for all.
+CLOCK = Clock()
+
+
+@dataclass(frozen=True)
+class BridgeSettings:
+    """Settings of the bridge; times in seconds."""
+
+    sweep_interval: float = 1.0
+    shutdown_timeout: float = 10.0
+    #: Names of Dask annotations that may be shown.
+    annotations: tuple[str, ...] = ()
+    span_tree: SpanTreeSettings = field(default_factory=SpanTreeSettings)
+    metrics: MetricSettings = field(default_factory=MetricSettings)
+
+
+class SchedulerBridge:
+    """What runs on one scheduler between start and close.
+
+    Parameters
+    ----------
+    is_registered
+        Whether the scheduler still has the plugin.
+    stopped
+        Called once, when the bridge listens to nothing any more.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        safety: Safety,
+        settings: BridgeSettings,
+        output: Output,
+        *,
+        is_registered: Callable[[], bool],
+        stopped: Callable[[SchedulerBridge], None],
+    ) -> None:
+        self._is_registered = is_registered
+        self._stopped = stopped
+        self._scheduler = scheduler
+        self._settings = settings
+        self._output = output
+        self.safety = safety
+        self.clock = CLOCK
+        first_number = _first_number(scheduler)
+        self.span_tree = SpanTree(self.clock.now(), scheduler.total_nthreads, settings.span_tree, first_number)
+        self.inbox = Inbox(
+            scheduler,
+            self.clock,
+            safety,
+            first_number,
+            picks_slow=settings.span_tree.level >= Level.TASKS,
+            bounds=settings.metrics.task_bounds,
+        )
+        self.submissions = Submissions(scheduler, self.inbox, settings.annotations, self.clock, safety)
+        self.departures = Departures(scheduler.workers)
+        self._heartbeats = HeartbeatTap(scheduler.extensions["spans"], self.inbox, safety)
+        self._delay = Delay(scheduler, safety)
+        self.cluster_metrics = ClusterMetrics(
+            scheduler, self.span_tree, settings.metrics, self._delay, output.exporters, self.clock, safety
+        )
+        self.sweep = Sweep(scheduler, self.span_tree, self.inbox, self.cluster_metrics, output, self.clock, safety)
+        self.sweep.read_baseline()
+        self._closing: asyncio.Task[None] | None = None
+        #: Empty while it is on.
+        self.why_ended = ""
+        self._loop_ends = False
+        # Last: what comes before may fail.
+        self._taps = (self._heartbeats, self.submissions, self._delay)
+        for tap in self._taps:
+            tap.install()
+        self._sweeping = asyncio.create_task(self._sweep_regularly(), name="dask-otel sweep")
+
+    def status(self) -> dict[str, Any]:
+        """Return the open roots and the cost of the last sweep; call it on the event loop."""
+        return {
+            "open_segments": len(self.span_tree.forest.open),
+            "open": list(open_runs(self.span_tree.forest, MAX_ROOTS, self.clock.offset)),
+            "sweep": self.sweep.cost,
+        }
+
+    def close(self, why: str = "the scheduler closes") -> asyncio.Task[None]:
+        """Stop, wait for the workers' last metrics, send everything; always the same task."""
+        if self._closing is None:
+            self.why_ended = why
+            self._closing = asyncio.create_task(self._close(), name="dask-otel close")
+        return self._closing
+
+    def detach(self) -> None:
+        """Stop listening to the scheduler."""
+        for tap in self._taps:
+            with self.safety.guard("closing"):
+                tap.remove()
+
+    async def _close(self) -> None:
+        deadline = perf_counter() + self._timeout()
+        for step in (self._await_metrics, self.sweep.close):
+            with self.safety.guard("closing"):
+                try:
+                    await step()
+                except asyncio.CancelledError:  # somebody is in a hurry: a second Ctrl-C
+                    deadline = min(deadline, perf_counter() + HURRY)
+        # Only now: cancelled in the middle of a sweep, it would lose what it had drained.
+        if not self._loop_ends:
+            self._sweeping.cancel()
+        self.detach()
+        with self.safety.guard("closing"):
+            self._stopped(self)
+        with self.safety.guard("closing"):
+            if not await in_thread(self._output.close_spans, max(0.0, deadline - perf_counter())):
+                deadline = min(deadline, perf_counter() + HURRY / 4)  # it has waited for that long
+        with self.safety.guard("closing"):
+            await self.sweep.send_last_metrics()
+        with self.safety.guard("closing"):
+            await in_thread(self._output.close_metrics, max(0.0, deadline - perf_counter()))
+
+    def _timeout(self) -> float:
+        timeout = self._settings.shutdown_timeout
+        return timeout if threading.main_thread().is_alive() else min(timeout, AT_EXIT)
+
+    async def _sweep_regularly(self) -> None:
+        try:
+            while not (why := self._why_to_end()):
+                await asyncio.sleep(self._pause())
+                with self.safety.guard("sweep"):
+                    await self.sweep.sweep()
+                self.safety.check_streaks()
+        except asyncio.CancelledError:
+            if self._closing is None:  # the event loop ends without closing the scheduler; it still waits for this
+                self._loop_ends = True
+                await asyncio.shield(self.close("the event loop ends"))
+            raise
+        log.info("dask-otel stops: %s", why)
+        self.close(why)
+
+    def _pause(self) -> float:
+        """Seconds to the next sweep: more if the last one held the event loop for long, so that sweeps cost little."""
+        interval = self._settings.sweep_interval
+        held = self.sweep.cost.get("seconds", 0.0)
+        return min(max(interval, held / MAX_SHARE), MAX_STRETCH * interval)
+
+    def _why_to_end(self) -> str:
+        if not self._is_registered():
+            return "its plugin is no longer registered with the scheduler"
+        return "it has failed too often in a row, see the log" if self.safety.gave_up else ""
+
+    async def _await_metrics(self) -> None:
+        """Request the metrics that workers owe; if a worker does not answer, wait for its next two heartbeats."""
+        await self.sweep.sweep()
+        owing = dict.fromkeys(self.span_tree.owing(self.clock.now()), 2)
+        if not owing:
+            return
+        deadline = perf_counter() + self._wait_for_metrics()
+        delivered = asyncio.Event()
+
+        def done(worker: str) -> None:
+            owing.pop(worker, None)
+            if not owing:
+                delivered.set()
+
+        def on_worker_event(event: WorkerEvent) -> None:
+            if event.worker in owing:
+                owing[event.worker] -= 1
+                # The first heartbeat may have been made before the last task ended.
+                if event.kind == "left" or not owing[event.worker]:
+                    done(event.worker)
+
+        async def ask(worker: str) -> None:
+            async with at_a_time:
+                if worker in owing and await ask_for_heartbeats(self._scheduler, worker):
+                    done(worker)
+
+        self.inbox.on_worker_event = on_worker_event
+        at_a_time = asyncio.Semaphore(ASKED_AT_A_TIME)
+        asked = [asyncio.create_task(ask(worker)) for worker in owing]
+        try:
+            await asyncio.wait_for(delivered.wait(), max(0.0, deadline - perf_counter()))
+            # A heartbeat arrives before its worker gets the answer, without which it logs that the scheduler is gone.
+            await asyncio.wait(asked, timeout=MOMENT)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            self.inbox.on_worker_event = None
+            for each in asked:
+                each.cancel()
+            await asyncio.wait(asked, timeout=MOMENT)
+
+    def _wait_for_metrics(self) -> float:
+        """Seconds in which workers may deliver their metrics."""
+        if self._output.is_away:  # it is not worth a wait: most likely they would go nowhere
+            return MOMENT
+        # A worker's first heartbeat comes after 1 s, whatever the interval.
+        interval: float = heartbeat_interval(len(self._scheduler.workers))
+        return min(1.5 * max(1.0, interval), self._timeout() / 2)
+
+
+#: How many bridges a scheduler has had.
+_generations: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+
+def _first_number(scheduler: Any) -> int:
+    """Where segment numbers begin for spans that an earlier bridge may have sent: no id may repeat."""
+    earlier = _generations.get(scheduler, 0)
+    _generations[scheduler] = earlier + 1
+    return earlier * 1_000_000
+
+
+#: Dask has no message that requests a heartbeat, so a worker runs this function, as with ``Client.run``. It is made of
+#: its source and of Python's own names: a worker need not have this package, nor the same Python. Two heartbeats, since
+#: one that is being sent may have been made before the last task ended; none while a worker leaves, which would be an
+#: error. The function's name is in the worker's log, at level INFO.
+_SOURCE = """
+async def dask_otel_asks_for_heartbeat(dask_worker):
+    for _ in range(2):
+        if dask_worker.status.name in ("running", "paused"):
+            await dask_worker.heartbeat()
+"""
+
+
+class _Function:
+    """Pickles as a call of ``eval``."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return eval, (f"(lambda names: exec({_SOURCE!r}, names) or names['dask_otel_asks_for_heartbeat'])({{}})",)
+
+
+_FUNCTION = pickle.dumps(_Function(), protocol=4)
+
+
+async def ask_for_heartbeats(scheduler: Any, worker: str) -> bool:
+    """Have a worker send its fine metrics; return whether it has. Takes as long as the worker needs."""
+    if "run" in dask.config.get("distributed.worker.blocked-handlers", ()):  # it would log an error
+        return False
+    try:
+        response = await scheduler.rpc(worker).run(function=_FUNCTION)
+    except asyncio.CancelledError:
+        raise
+    except Exception:  # noqa: BLE001 -- it is gone, or takes no functions (distributed.worker.blocked-handlers)
+        return False
+    return isinstance(response, dict) and response.get("status") == "OK"
 
 
 async def in_thread(function: Callable[..., None], *arguments: Any) -> bool:
-    """Call a function in a thread of its own: executors take nothing any more when the interpreter exits.
+    """Call a function that blocks in a thread of its own: executors accept nothing when the interpreter exits.
 
     Returns
     -------
-    Whether nobody was in a hurry. Else it may not have ended yet.
+    False if the wait was cancelled; then the function may not have ended yet.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
@@ -70,261 +317,3 @@ async def in_thread(function: Callable[..., None], *arguments: Any) -> bool:
             await asyncio.wait({done}, timeout=HURRY)
         return False
     return True
-
-
-#: The function's name is in the worker's log, at level INFO. A heartbeat may be on its way that was drawn up before
-#: the last task had ended, and one that a worker sends while it leaves would be an error.
-_SOURCE = """
-async def dask_otel_asks_for_heartbeat(dask_worker):
-    for _ in range(2):
-        if dask_worker.status.name in ("running", "paused"):
-            await dask_worker.heartbeat()
-"""
-
-
-class _Function:
-    """Pickles as a call of ``eval``."""
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return eval, (f"(lambda names: exec({_SOURCE!r}, names) or names['dask_otel_asks_for_heartbeat'])({{}})",)
-
-
-_FUNCTION = pickle.dumps(_Function(), protocol=4)
-
-
-async def ask_for_heartbeats(scheduler: Any, worker: str) -> bool:
-    """Have a worker send what it knows; return whether it has. Takes as long as the worker likes."""
-    if "run" in dask.config.get("distributed.worker.blocked-handlers", ()):  # it would log an error
-        return False
-    try:
-        response = await scheduler.rpc(worker).run(function=_FUNCTION)
-    except asyncio.CancelledError:
-        raise
-    except Exception:  # noqa: BLE001 -- it is gone, or takes no functions (distributed.worker.blocked-handlers)
-        return False
-    return isinstance(response, dict) and response.get("status") == "OK"
-
-
-#: Seconds that closing may take when the interpreter exits: Dask gives itself 10 s, of which workers may take 4.
-AT_EXIT = 4.0
-#: Seconds for what takes a moment, mostly, and is not worth a longer wait.
-MOMENT = 0.2
-#: Workers that are asked for their metrics at a time.
-ASKED_AT_A_TIME = 100
-#: Open roots that the status names.
-MAX_ROOTS = 100
-
-
-@dataclass(frozen=True)
-class BridgeSettings:
-    """What the watch needs to know; times in seconds."""
-
-    sweep_interval: float = 1.0
-    shutdown_timeout: float = 10.0
-    #: Names of Dask annotations that may be shown.
-    annotations: tuple[str, ...] = ()
-    span_tree: SpanTreeSettings = field(default_factory=SpanTreeSettings)
-    measure: MetricSettings = field(default_factory=MetricSettings)
-
-
-class SchedulerBridge:
-    """What runs between start and close.
-
-    Parameters
-    ----------
-    is_registered
-        Whether the scheduler still has the plugin.
-    stopped
-        Called once, when nothing is watched any more.
-    """
-
-    def __init__(
-        self,
-        scheduler: Any,
-        safety: Safety,
-        settings: BridgeSettings,
-        sink: Output,
-        *,
-        is_registered: Callable[[], bool],
-        stopped: Callable[[SchedulerBridge], None],
-    ) -> None:
-        self._is_registered = is_registered
-        self._stopped = stopped
-        self._scheduler = scheduler
-        self._settings = settings
-        self._sink = sink
-        self.safety = safety
-        extension = scheduler.extensions["spans"]
-        self.span_tree = SpanTree(time(), scheduler.total_nthreads, settings.span_tree)
-        first_number = _first_number(scheduler)
-        picks_slow = settings.span_tree.level >= Level.TASKS
-        bounds = settings.measure.task_bounds
-        self.inbox = Inbox(scheduler, safety, first_number, picks_slow=picks_slow, bounds=bounds)
-        self.submissions = Submissions(scheduler, self.inbox.claims.keys, safety)
-        self.graphs = Graphs(scheduler.tasks, self.inbox, settings.annotations, safety)
-        self._metrics = HeartbeatTap(extension, self.span_tree.heartbeats, safety)
-        self.cluster_metrics = ClusterMetrics(scheduler, self.span_tree, settings.measure, sink.exporters, safety)
-        self._sweeper = Sweep(
-            scheduler,
-            self.span_tree,
-            self.inbox,
-            self.graphs,
-            self._metrics,
-            self.cluster_metrics,
-            sink,
-            safety,
-            first_number,
-        )
-        self._sweeper.learn()
-        self._closing: asyncio.Task[None] | None = None
-        #: Empty while it is on.
-        self.why_ended = ""
-        self._loop_ends = False
-        # Last: what comes before may fail.
-        self._metrics.install()
-        self.submissions.install()
-        self.cluster_metrics.delay.install()
-        self._sweeping = asyncio.create_task(self._sweep_regularly(), name="dask-otel sweep")
-
-    def graph(self, tasks: Any, annotations: Any, stimulus_id: str) -> None:
-        """Note a graph that was taken in."""
-        submission = self.submissions.current()
-        if submission:
-            self.graphs.taken_in(submission, annotations, stimulus_id)
-        else:  # somebody called the scheduler's method directly
-            for group in {self._scheduler.tasks[key].group for key in tasks}:
-                self.inbox.touch(group)
-
-    def graph_event(self, event: Any) -> None:
-        """Note what Dask says after it has taken in a graph, or failed to."""
-        submission = self.submissions.current()
-        self.cluster_metrics.graph(event.get("status"))
-        if "metrics" in event:
-            self.graphs.timed(event["stimulus_id"], event["metrics"]["duration_seconds"])
-        elif submission:
-            self.graphs.failed(submission, event["status"])
-
-    def status(self) -> dict[str, Any]:
-        """Say what is watched; call it on the event loop."""
-        return {
-            "open_segments": len(self.span_tree.forest.open),
-            "open": list(open_runs(self.span_tree.forest, MAX_ROOTS)),
-            "sweep": self._sweeper.cost,
-        }
-
-    def close(self, why: str = "the scheduler closes") -> asyncio.Task[None]:
-        """Stop, wait for the workers' last metrics, send everything; always the same task."""
-        if self._closing is None:
-            self.why_ended = why
-            self._closing = asyncio.create_task(self._close(), name="dask-otel close")
-        return self._closing
-
-    def detach(self) -> None:
-        """Listen to nothing any more; another bridge is about to."""
-        for end in (self._metrics.remove, self.submissions.remove, self.cluster_metrics.delay.remove):
-            with self.safety.guard("closing"):
-                end()
-
-    async def _close(self) -> None:
-        deadline = perf_counter() + self._timeout()
-        for step in (self._await_metrics, self._sweeper.close):
-            with self.safety.guard("closing"):
-                try:
-                    await step()
-                except asyncio.CancelledError:  # somebody is in a hurry: a second Ctrl-C
-                    deadline = min(deadline, perf_counter() + HURRY)
-        # Only now: cancelled in the middle of a sweep, it would lose what it had drained.
-        if not self._loop_ends:
-            self._sweeping.cancel()
-        self.detach()
-        with self.safety.guard("closing"):
-            self._stopped(self)
-        with self.safety.guard("closing"):
-            if not await in_thread(self._sink.close_spans, max(0.0, deadline - perf_counter())):
-                deadline = min(deadline, perf_counter() + HURRY / 4)  # it has waited for that long
-        with self.safety.guard("closing"):
-            await self._sweeper.measure_last()
-        with self.safety.guard("closing"):
-            await in_thread(self._sink.close_metrics, max(0.0, deadline - perf_counter()))
-
-    def _timeout(self) -> float:
-        timeout = self._settings.shutdown_timeout
-        return timeout if threading.main_thread().is_alive() else min(timeout, AT_EXIT)
-
-    async def _sweep_regularly(self) -> None:
-        try:
-            while not (why := self._why_to_end()):
-                await asyncio.sleep(self._settings.sweep_interval)
-                with self.safety.guard("sweep"):
-                    await self._sweeper.sweep()
-                self.safety.check_streaks()
-        except asyncio.CancelledError:
-            if self._closing is None:  # the event loop ends without closing the scheduler; it still waits for this
-                self._loop_ends = True
-                await asyncio.shield(self.close("the event loop ends"))
-            raise
-        log.info("dask-otel stops: %s", why)
-        self.close(why)
-
-    def _why_to_end(self) -> str:
-        if not self._is_registered():
-            return "its plugin is no longer registered with the scheduler"
-        return "it has failed too often in a row, see the log" if self.safety.gave_up else ""
-
-    async def _await_metrics(self) -> None:
-        """Ask workers for the metrics that they owe; of those that do not answer, wait for the next heartbeats."""
-        await self._sweeper.sweep(may_defer=False)
-        since = time()
-        owing = self.span_tree.owing(since)
-        if not owing:
-            return
-        deadline = perf_counter() + self._wait_for_metrics()
-        delivered = asyncio.Event()
-
-        def has_delivered(worker: str) -> None:
-            owing.discard(worker)
-            if not owing:
-                delivered.set()
-
-        def heard(worker: str) -> None:
-            if worker in owing and not self.span_tree.heartbeats.is_awaited(worker, since, time()):
-                has_delivered(worker)
-
-        async def ask(worker: str) -> None:
-            async with at_a_time:
-                if worker in owing and await ask_for_heartbeats(self._scheduler, worker):
-                    has_delivered(worker)
-
-        self._metrics.on_heartbeat = heard
-        at_a_time = asyncio.Semaphore(ASKED_AT_A_TIME)
-        asked = [asyncio.create_task(ask(worker)) for worker in owing]
-        try:
-            await asyncio.wait_for(delivered.wait(), max(0.0, deadline - perf_counter()))
-            # A heartbeat has arrived before its worker hears of that, and it would log that the scheduler is gone.
-            await asyncio.wait(asked, timeout=MOMENT)
-        except asyncio.TimeoutError:
-            pass
-        finally:
-            self._metrics.on_heartbeat = None
-            for each in asked:
-                each.cancel()
-            await asyncio.wait(asked, timeout=MOMENT)
-
-    def _wait_for_metrics(self) -> float:
-        """Seconds in which workers may deliver their metrics."""
-        if self._sink.is_away:  # it is not worth a wait: most likely they would go nowhere
-            return MOMENT
-        # A worker's first heartbeat comes after 1 s, whatever the interval.
-        interval: float = heartbeat_interval(len(self._scheduler.workers))
-        return min(1.5 * max(1.0, interval), self._timeout() / 2)
-
-
-#: How many watches a scheduler has had.
-_generations: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-
-
-def _first_number(scheduler: Any) -> int:
-    """Where this watch's segment numbers begin for spans that an earlier one may have sent: no id may repeat."""
-    earlier = _generations.get(scheduler, 0)
-    _generations[scheduler] = earlier + 1
-    return earlier * 1_000_000

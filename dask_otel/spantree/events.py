@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -74,23 +73,19 @@ class TaskRun(NamedTuple):
         """Return all that its span says."""
         return self
 
-    def shift(self, seconds: float) -> TaskRun:
-        """Return it at another time."""
-        return self._replace(start=self.start + seconds, stop=self.stop + seconds)
-
 
 def latest_run(startstops: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
-    """What a worker says of a run, without the runs before: it goes on writing where it still knows the task."""
+    """Return what a worker reported of its latest run of a task, without those before in the same list."""
     startstops = startstops or ()
     computes = [number for number, each in enumerate(startstops) if each["action"] == "compute"]
     return startstops[computes[-2] + 1 :] if len(computes) > 1 else startstops
 
 
 class PickedRun(NamedTuple):
-    """A run that is among the slowest so far, as a worker has told of it.
+    """A run that is among the slowest so far, as a worker reported it.
 
-    Most of them will not have a span in the end: of a group with few tasks all are picked, and there may be thousands
-    of such groups.
+    Most of them get no span in the end, so they are described only then: of a group with few tasks all are picked, and
+    there may be thousands of such groups.
     """
 
     #: Of compute.
@@ -106,17 +101,8 @@ class PickedRun(NamedTuple):
     thread: int | None
     type: str | None
     nbytes: int | None
-    #: By how much the clock was set since.
-    moved: float = 0.0
-
-    @property
-    def stop(self) -> float:
-        """When it ended, seconds since the epoch."""
-        return max((each["stop"] for each in self.startstops), default=0.0) + self.moved
-
-    def shift(self, seconds: float) -> PickedRun:
-        """Return it at another time."""
-        return self._replace(moved=self.moved + seconds)
+    #: Seconds to add to these times, see ``scheduler.pace.Clock``.
+    clock_offset: float = 0.0
 
     def described(self, error: TaskError | None = None) -> TaskRun:
         """Return all that its span says."""
@@ -131,8 +117,8 @@ class PickedRun(NamedTuple):
             group=str(self.group),
             prefix=str(self.prefix),
             run_id=self.run_id,
-            start=min(run["start"] for run in runs) + self.moved,
-            stop=max(run["stop"] for run in runs) + self.moved,
+            start=min(run["start"] for run in runs) + self.clock_offset,
+            stop=max(run["stop"] for run in runs) + self.clock_offset,
             seconds=self.seconds,
             durations=durations,
             worker=self.worker,
@@ -180,18 +166,13 @@ class Picks:
         for slow in other.slowest:
             self.add_slow(slow)
 
-    def shift(self, seconds: float, after: float = -inf) -> None:
-        """Move the times of runs that ended after a time: the clock was set."""
-        self.erred = [run.shift(seconds) if run.stop > after else run for run in self.erred]
-        self.slowest = [run.shift(seconds) if run.stop > after else run for run in self.slowest]
-
 
 #: Fine performance metrics: ``("execute", prefix, activity, unit)`` or ``("p2p", where, activity, unit)``.
 Metrics = dict[tuple[object, ...], float]
 
-#: Types of errors that are told apart in one change.
+#: Types of errors that one change counts separately.
 MAX_ERRORS = 32
-#: Stands for the span that was asked for where none was.
+#: Stands for the requested span if none was requested.
 NOBODY = ""
 
 
@@ -208,7 +189,7 @@ class SpanInfo:
 
     @property
     def is_default(self) -> bool:
-        """True for the span that Dask gives to work without a span."""
+        """Whether Dask made this span for work without one."""
         return self.tags == ("default",)
 
     @property
@@ -225,18 +206,16 @@ class Dependency(NamedTuple):
 
 
 class Change(Tally):
-    """What happened to one task group of Dask's between two sweeps.
+    """What happened to one ``TaskGroup`` between two sweeps.
 
-    The hooks write into it what would otherwise vanish; the sweep adds what can be read from the group.
+    Hooks add what would be gone by the next sweep; the sweep adds what it reads from the group.
     """
 
     __slots__ = (
         "active",
-        "aside",
         "began",
         "buckets",
         "dependencies",
-        "entered",
         "failed",
         "foreign",
         "intervals",
@@ -259,12 +238,8 @@ class Change(Tally):
         self.since = since
         #: When the first task was sent to a worker; 0.0 while none was.
         self.began = 0.0
-        #: Of times and workers of runs, what earlier looks have told of.
-        self.aside: Tally | None = None
         #: Tasks entered, ran or ended; not only released, forgotten or recomputed because a worker left.
         self.active = False
-        #: Tasks that entered and that earlier looks have told of.
-        self.entered = 0
         #: Number of runs by bucket of compute time, see ``buckets``.
         self.buckets: dict[int, int] = {}
         #: The same by interval, until ``sort_runs``.
@@ -275,7 +250,7 @@ class Change(Tally):
         self.failed: dict[str, tuple[dict[int, int], float]] = {}
         #: Number of results by type name.
         self.types: dict[str, int] = {}
-        #: Of all tasks of the change, those that only other spans asked for, by these spans' ids or ``NOBODY``.
+        #: Of all tasks of the change, those that only other spans requested, by these spans' ids or ``NOBODY``.
         self.foreign: dict[frozenset[str], Tally] = {}
         #: Addresses of workers that were given tasks; a set in order of insertion.
         self.sent_to: dict[str, None] = {}
@@ -294,7 +269,7 @@ class Change(Tally):
         self.unfinished = 0
 
     def run_failed(self, error: str, interval: int, seconds: float) -> None:
-        """Say of a run that is among the intervals that it failed."""
+        """Mark a run that has been counted in an interval as failed."""
         if error not in self.failed and len(self.failed) >= MAX_ERRORS:
             error = "_OTHER"
         counts, total = self.failed.get(error) or ({}, 0.0)
@@ -314,59 +289,21 @@ class Change(Tally):
             sum_into(self.runs, {bar: -count for bar, count in bars.items()})
             self.failed[error] = bars, total
 
-    @property
-    def computed(self) -> float:
-        """Seconds of compute, of all runs."""
-        return sum(self.workers.values()) + (sum(self.aside.workers.values()) if self.aside else 0.0)
-
-    def set_aside(self) -> None:
-        """Have times and workers of runs, and tasks that entered, begin anew: they have been told of.
-
-        The rest is left for later.
-        """
-        self.entered += self.tasks
-        self.tasks = 0
-        self.aside = self.aside or Tally()
-        self._move_runs(self, self.aside)
-        self.began = 0.0
-
-    def take_back(self) -> None:
-        """Have times and workers of all runs again."""
-        if self.aside:
-            self._move_runs(self.aside, self)
-
-    @staticmethod
-    def _move_runs(of: Tally, to: Tally) -> None:
-        if of.run_start:
-            to.hull(of.run_start, of.run_stop)
-        sum_into(to.workers, of.workers)
-        of.run_start = of.run_stop = 0.0
-        of.workers = {}
-
-    def clock_set_back(self, seconds: float, now: float) -> None:
-        """Move what the clock said before it was set back; times of runs are put in time when they are told of."""
-        self.since -= seconds if self.since > now else 0.0
-        self.began -= seconds if self.began > now else 0.0
-        if self.aside and self.aside.run_stop > now:
-            self.aside.shift(-seconds)
-        if self.picks:
-            self.picks.shift(-seconds, now)
-
     def adopt(self, is_inside: Callable[[str], bool]) -> None:
-        """Take what spans inside asked for as one's own."""
+        """Count what spans inside requested as requested here."""
         for askers in [askers for askers in self.foreign if any(map(is_inside, askers))]:
             tally = self.foreign.pop(askers)
             self.error = self.error or tally.error
 
     @property
-    def is_plain(self) -> bool:
-        """Nothing but tasks of one's own that entered and completed."""
-        return not (self.outcomes or self.error or self.provisional or self.foreign)
+    def is_trivial(self) -> bool:
+        """Whether hooks have reported nothing that must be counted: the group's own numbers may still have changed."""
+        return not (self.active or self.sent_to or self.outcomes or self.error or self.provisional or self.foreign)
 
     @property
     def is_empty(self) -> bool:
-        """Nothing to count: a release, a change of state only."""
-        return not (self.active or self.tasks or self.entered or self.nbytes or self.durations)
+        """Whether there is nothing to count: only results were released, or tasks changed their state."""
+        return not (self.active or self.tasks or self.nbytes or self.durations)
 
 
 class Claim(Tally):
@@ -390,7 +327,7 @@ class Claim(Tally):
 
 @dataclass(slots=True)
 class Graph:
-    """What a submission said about one Dask span."""
+    """What a submission contained for one Dask span."""
 
     span_id: str
     #: Ids of the clients that submitted.
