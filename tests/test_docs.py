@@ -83,7 +83,7 @@ def test_resource_table_lists_exactly_what_is_emitted(monkeypatch):
 
 
 def test_link_table():
-    assert documented("Links") == ["dependency", "continues", "counted_in"]
+    assert documented("Links") == ["dependency", "continues", "counted_in", "within"]
 
 
 def test_metrics_table_is_the_catalog():

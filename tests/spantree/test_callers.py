@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from support.callers import anchored
-from support.memory import FACTORY
+from support.memory import FACTORY, MemoryExporter
 from support.story import Story, groups, segments
 from support.trees import check_shape, check_sums, trees
 
-from dask_otel.cli.receiver import Inbox
 from dask_otel.identity import Caller, trace_id
 from dask_otel.spantree.events import Dependency
 from dask_otel.spantree.ledger import Budget
@@ -20,9 +18,9 @@ from dask_otel.spantree.records import Link, PendingRecord
 def traces(story):
     """The tree of each trace, by its id; everything has ended and adds up."""
     story.pass_time(20)
-    inbox = Inbox()
-    inbox.take(encode_spans([FACTORY.span(record) for record in story.records]))
-    spans = inbox.wait(bool, 1)
+    exporter = MemoryExporter()
+    exporter.export([FACTORY.span(record) for record in story.records])
+    spans = exporter.spans()
     check_shape(spans)
     check_sums(spans)
     return {int(id_, 16): lines for id_, lines in trees(spans).items()}
