@@ -247,8 +247,8 @@ class SpanTree:
             yield None
             earliest = min(earliest, top.segment.start if top.segment else now)
             age = now - top.segment.start if top.segment else 0.0
-            is_old = age >= self.settings.max_segment * (1 if top.load.unfinished else 2)  # in a pause, a run would end
-            if is_old and top.parent is None:  # with all below, also in other traces
+            # A root comes before the tops below it, and is as old: all are cut together. In a pause, a run would end.
+            if age >= self.settings.max_segment * (1 if top.load.unfinished else 2):
                 yield from self._cut(top, now)
             elif age >= self.settings.pending_span_after and top.segment and self._wants_pending_span(top):
                 yield pending_span(top, top.segment, now, self._offset)
