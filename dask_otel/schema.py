@@ -284,6 +284,8 @@ LINK_TYPES = {
     "continues": "segment → the previous segment; not on a root within its own trace, which has "
     "`dask.segment.previous_id` instead",
     "counted_in": "segment → the segment of another trace that counts tasks which this one requested",
+    "within": "segment in a caller's trace → the segment of the Dask span around it, see "
+    "[below](#work-in-a-callers-trace)",
 }
 
 for _name, _meaning in {
