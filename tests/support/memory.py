@@ -24,7 +24,7 @@ from dask_otel.preload import OTelPlugin
 from dask_otel.privacy import Capture, Redactor
 from dask_otel.safety import Safety
 from dask_otel.scheduler.runtime import BridgeSettings
-from dask_otel.spantree.build import SpanTreeSettings
+from dask_otel.spantree.to_records import SpanTreeSettings
 
 MIRROR = {field.name for field in fields(SpanTreeSettings)}
 SCOPE = InstrumentationScope("dask_otel", "test")
