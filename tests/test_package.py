@@ -34,7 +34,8 @@ def test_the_installed_package_is_tested():
 
 @pytest.mark.parametrize("module", ["dask_otel", "dask_otel.safety"])
 def test_importing_needs_the_standard_library_only(module):
-    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    path = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n"
+    code = f"{path}import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     out = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
     bare = subprocess.run(
         [sys.executable, "-I", "-c", code.replace(f", {module}", "")], capture_output=True, text=True, check=True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import subprocess
@@ -11,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from support.environment import environment
 
 from dask_otel.cli.receiver import Receiver
 
@@ -18,8 +18,7 @@ COMMAND = str(Path(sys.executable).with_name("dask-otel"))
 
 
 def run(*arguments, **env):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
-    return subprocess.run([COMMAND, *arguments], env=clean | env, capture_output=True, text=True, timeout=110)
+    return subprocess.run([COMMAND, *arguments], env=environment(env), capture_output=True, text=True, timeout=110)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])

@@ -190,7 +190,7 @@ def test_a_client_certificate_without_key_does_not_end_the_process(files, key):
     variables = otlp("TRACES_", CERTIFICATE=files.authority, CLIENT_CERTIFICATE=files.client) | key
     env = {f"OTEL_{name}": str(value).format(files=files) for name, value in variables.items()}
     code = "from support.standard import make_sink; make_sink().close(0.1)"
-    env |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://127.0.0.1:1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    env |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://127.0.0.1:1"}
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | env, capture_output=True, text=True)
     assert done.returncode == 0 or "SettingError: OTEL_EXPORTER_OTLP_" in done.stderr, done.stderr
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Client
+
+from support.environment import environment
 
 PATIENCE = 60.0
 LOOPBACK = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
@@ -27,13 +28,10 @@ class Process:
     """A process and what it logs."""
 
     def __init__(self, *arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> None:
-        # Workers must find the functions of the tests' workflows.
-        path = os.pathsep.join([*(env or {}).get("PYTHONPATH", "").split(), str(Path(__file__).parents[1])])
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dask", *arguments],
-            cwd=folder,  # not the checkout: what is installed is to be tested
-            env=clean | FAST | dict(env or {}) | {"PYTHONPATH": path},
+            cwd=folder,
+            env=environment(FAST, env or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
