@@ -6,12 +6,22 @@ import os
 import sys
 
 import pytest
+from distributed import Worker, scheduler
 from support.environment import PATHS, python_path
 
 
 def pytest_configure(config: pytest.Config) -> None:
     sys.path[:0] = [path for path in PATHS if path not in sys.path]
     os.environ["PYTHONPATH"] = python_path()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frequent_heartbeats():
+    """Segments wait for heartbeats: half a second, and a second after a worker's start, would be most of many tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "heartbeat_interval", lambda workers: 0.1)
+        patch.setitem(Worker.__init__.__kwdefaults__, "heartbeat_interval", "100ms")
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:

@@ -1,4 +1,4 @@
-"""Which package is tested, also in child processes: the checkout, or with DASK_OTEL_TEST_INSTALLED the installed one."""
+"""Which package is tested, also by child processes: the checkout, or with DASK_OTEL_TEST_INSTALLED another one."""
 
 from __future__ import annotations
 
