@@ -35,7 +35,7 @@ def has_root(spans):
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_a_workflow_appears_in_jaeger(jaeger, tmp_path, protocol):
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints[protocol], "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
-    with cluster(tmp_path, env=env, name="alice") as processes:
+    with cluster(tmp_path, env=env, nanny=True, name="alice") as processes:
         root_id, total = nested(processes.client)
         spans = jaeger.trace(dask_otel.trace_id(root_id), has_root)
         assert all(process.is_alive for process in [processes.scheduler, *processes.workers])

@@ -104,16 +104,23 @@ def cluster(
     env: Mapping[str, str] | None = None,
     options: Sequence[str] = ("--preload", "dask_otel"),
     workers: int = 2,
+    nanny: bool = False,
     **client: Any,
 ) -> Iterator[Processes]:
-    """Start `dask scheduler` with the preload and some `dask worker`, each a command of its own."""
+    """Start `dask scheduler` with the preload and some `dask worker`, each a command of its own.
+
+    Workers have no nanny, which would be two more processes to start, unless it matters.
+    """
+    nannies = () if nanny else ("--no-nanny",)
     with ExitStack() as stack:
         scheduler = Process("scheduler", *LOOPBACK, "--port", "0", *options, folder=folder, env=env)
         stack.callback(scheduler.stop)
         address = scheduler.wait_for(r"Scheduler at:\s+(tcp://\S+)")[1]
         started = []
         for number in range(workers):
-            worker = Process("worker", address, "--nthreads", "2", "--name", f"w{number}", *LOOPBACK, folder=folder)
+            worker = Process(
+                "worker", address, "--nthreads", "2", "--name", f"w{number}", *nannies, *LOOPBACK, folder=folder
+            )
             stack.callback(worker.stop)
             started.append(worker)
         connected = stack.enter_context(Client(address, **client))
