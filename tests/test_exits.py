@@ -22,6 +22,8 @@ from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
 
 import dask_otel
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exits")]
+
 PROTOCOLS = ("grpc", "http/protobuf")
 SETTINGS = {
     "DASK_OTEL__TRACES__IDLE_TIMEOUT": "1h",  # all is open at the end

@@ -32,6 +32,7 @@ def test_the_installed_package_is_tested():
     assert "site-packages" in PACKAGE.parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["dask_otel", "dask_otel.safety"])
 def test_importing_needs_the_standard_library_only(module):
     path = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n"
@@ -122,6 +123,7 @@ def _top(name):
     return name if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists() else ""
 
 
+@pytest.mark.slow
 def test_a_broken_opentelemetry_leaves_a_running_scheduler_and_one_clear_line(tmp_path):
     broken = tmp_path / "broken" / "opentelemetry"
     broken.mkdir(parents=True)

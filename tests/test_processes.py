@@ -18,6 +18,8 @@ from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
 import dask_otel
 from dask_otel.cli.receiver import Receiver, Span
 
+pytestmark = pytest.mark.slow
+
 PRELOAD = {
     "distributed.scheduler.preload": ["dask_otel"],
     "otel.traces.idle-timeout": "300ms",

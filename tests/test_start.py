@@ -11,6 +11,8 @@ from distributed.utils_test import gen_cluster, inc
 from support.environment import environment
 from support.memory import MemoryPlugin
 
+pytestmark = pytest.mark.slow
+
 #: Starts a scheduler with the bridge; prints what was imported, and in which thread, as "name thread".
 STARTS = """
 import asyncio, importlib.abc, sys, threading

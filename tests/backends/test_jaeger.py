@@ -25,7 +25,7 @@ from dask_otel.otlp.spans import SpanFactory
 from dask_otel.otlp.transport import make_senders
 from dask_otel.safety import Safety
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.slow]
 
 
 def has_root(spans):

@@ -14,7 +14,7 @@ from support.workflows import hang, hang_once, one, slow
 import dask_otel
 from dask_otel.identity import pending_id, segment_id
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.slow]
 
 FATES = ("dask.span.result", "dask.task.completed", "dask.task.lost", "dask.task.recomputed", "dask.metrics.complete")
 

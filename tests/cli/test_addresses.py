@@ -18,8 +18,16 @@ pytestmark = pytest.mark.filterwarnings(
 LOCAL = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0", "protocol": "tcp"}
 
 
+@pytest.fixture(scope="module")
+def _only_what_is_new_is_collected():
+    """Looking through all that the tests have imported takes longer than most of them."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
-def _collect_what_dask_leaves_open():
+def _collect_what_dask_leaves_open(_only_what_is_new_is_collected):
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -70,6 +78,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("dask_otel.cli.doctor.PATIENCE", 4.0)
 
 
+@pytest.mark.slow
 def test_the_dashboard_s_port(ask, quick):
     with LocalCluster(**LOCAL) as cluster:
         port = cluster.scheduler.http_server.port
@@ -77,6 +86,7 @@ def test_the_dashboard_s_port(ask, quick):
     assert "a web server that listens there, perhaps the dashboard's: give the scheduler's own port" in said
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_another_protocol(ask, quick):
     with LocalCluster(**LOCAL) as cluster:

@@ -14,6 +14,8 @@ from support.environment import environment
 
 from dask_otel.cli.receiver import Receiver
 
+pytestmark = pytest.mark.slow
+
 COMMAND = str(Path(sys.executable).with_name("dask-otel"))
 
 

@@ -19,6 +19,7 @@ ASKS = f"start it with --preload dask_otel, or with {VARIABLE}=dask_otel"
 ADD = "add --preload dask_otel to its command line"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "there", "here", "lines"),
     [
@@ -122,6 +123,7 @@ def test_a_scheduler_without(ask, monkeypatch, tmp_path, options, there, here, l
     assert [each.strip() for each in others] == lines[1:]
 
 
+@pytest.mark.slow
 def test_a_scheduler_with_it_beside_another_preload(ask, tmp_path):
     options = ["--preload", "json", "--preload", "dask_otel"]
     with cluster(tmp_path, env={"OTEL_TRACES_EXPORTER": "none"}, options=options, workers=0) as processes:
@@ -129,6 +131,7 @@ def test_a_scheduler_with_it_beside_another_preload(ask, tmp_path):
     assert "✓ is on" in out
 
 
+@pytest.mark.slow
 def test_workers_that_have_it_instead(ask, tmp_path):
     with cluster(tmp_path, options=(), workers=0) as processes:
         worker = Process(

@@ -83,6 +83,7 @@ async def test_no_regular_heartbeat_is_needed(client, scheduler, a, b):
     check_complete(scheduler, root_id, root_of(plugin))
 
 
+@pytest.mark.slow
 def test_no_regular_heartbeat_is_needed_between_processes(tmp_path):
     def stop_heartbeat(dask_worker):
         dask_worker.periodic_callbacks["heartbeat"].stop()

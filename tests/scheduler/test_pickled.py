@@ -122,6 +122,7 @@ for error in Bare(1), Derived(2), Reduced("3"), WithMeta("4"):
 """
 
 
+@pytest.mark.slow
 def test_classes_of_a_person_s_script():
     out = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True).stdout
     names = [class_of(bytes.fromhex(line)) for line in out.split()]

@@ -441,6 +441,7 @@ async def test_registering_twice_changes_nothing(client, scheduler, worker):
     await first.before_close()
 
 
+@pytest.mark.slow
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], Worker=Nanny)
 async def test_restart(client, scheduler, nanny):
     async def hang():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -232,7 +233,7 @@ class Machine(RuleBasedStateMachine):
             self.cluster.end(task, outcome, length=length, skew=skew, worker=w)
 
 
-TestMirror = Machine.TestCase
+TestMirror = pytest.mark.slow(Machine.TestCase)
 TestMirror.settings = settings(
     max_examples=int(EXAMPLES or 500),
     stateful_step_count=50,
