@@ -112,12 +112,6 @@ def pause(x):
     return x
 
 
-def deferred(dask_scheduler: Scheduler) -> int:
-    """How many groups the bridge has left for a later sweep."""
-    known = dask_scheduler.plugins["dask-otel"]._bridge.sweep._groups._known
-    return sum(each.deferred > 0 for each in known.values())
-
-
 def group_numbers(dask_scheduler: Scheduler) -> dict[str, tuple[int, int, int]]:
     """What Dask says of each group: tasks with a result, bytes, and µs of compute."""
     return {
