@@ -6,7 +6,6 @@ import os
 import sys
 
 import pytest
-from distributed import Worker, scheduler
 from support.environment import PATHS, python_path
 
 
@@ -18,6 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _frequent_heartbeats():
     """Segments wait for heartbeats: half a second, and a second after a worker's start, would be most of many tests."""
+    from distributed import Worker, scheduler  # not in xdist's own process
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler, "heartbeat_interval", lambda workers: 0.1)
         patch.setitem(Worker.__init__.__kwdefaults__, "heartbeat_interval", "100ms")

@@ -3,14 +3,15 @@ from __future__ import annotations
 import os
 
 import pytest
-from click.testing import CliRunner
-
-from dask_otel.cli.main import dask_otel
 
 
 @pytest.fixture
 def ask(monkeypatch):
     """`dask-otel doctor --scheduler` of an address: the exit code, and the lines it prints."""
+    from click.testing import CliRunner  # not in xdist's own process
+
+    from dask_otel.cli.main import dask_otel
+
     monkeypatch.setenv("COLUMNS", "1000")
     for name in list(os.environ):
         if name.startswith("DASK_"):
