@@ -4,7 +4,8 @@ import pytest
 
 from random_runs.run import run
 
-pytestmark = pytest.mark.slow
+# All are forked from one process, that has imported what they need.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("random runs")]
 
 
 @pytest.mark.parametrize("seed", range(1, 17))
