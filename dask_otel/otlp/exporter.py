@@ -1001,8 +1001,8 @@ def connect(
     )
     scope = InstrumentationScope("dask_otel", __version__)
     # Only OTLP is told of a preference.
-    otlp = MetricFactory(resource, scope, redactor.label, found.deltas)
-    plain = MetricFactory(resource, scope, redactor.label)
+    otlp = MetricFactory(resource, scope, redactor.metric_attribute, found.deltas)
+    plain = MetricFactory(resource, scope, redactor.metric_attribute)
     meters = [MetricExportThread(sender, otlp if sender.target else plain, safety) for sender in found.metrics]
     pipelines = []
     if found.span_limits:
