@@ -11,10 +11,11 @@ import dask
 import jsonschema
 import pytest
 import yaml
+from support.callers import anchored, inside
 
 import dask_otel
 from dask_otel import config
-from dask_otel.metrics.registry import SPAN_BOUNDS, TASK_BOUNDS
+from dask_otel.schema import SPAN_DURATION, TASK_DURATION
 
 PACKAGE = Path(dask_otel.__file__).parent
 DEFAULTS = yaml.safe_load((PACKAGE / "otel.yaml").read_text())
@@ -64,8 +65,8 @@ def test_defaults():
         max_rate=60_000,
         excluded_metrics=frozenset(),
         root_names=(),
-        task_bounds=TASK_BOUNDS,
-        span_bounds=SPAN_BOUNDS,
+        task_bounds=TASK_DURATION.bounds,
+        span_bounds=SPAN_DURATION.bounds,
         capture=dict.fromkeys(("message", "traceback", "keys", "tags", "code", "types"), True),
     )
 
@@ -405,6 +406,12 @@ def test_trace_id_of_the_span_around_the_caller():
     with span("outer", "middle") as _, span("inner"):
         root = dask.get_annotations()["span"]["ids"][0]
         assert dask_otel.trace_id() == dask_otel.trace_id(root)
+    with inside(a="x", b=anchored(7, 8, "nonce"), c="y"), span("inner"):
+        assert dask_otel.trace_id() == f"{7:032x}"
+        assert dask_otel.trace_id(dask.get_annotations()["span"]["ids"]) == f"{7:032x}"
+        with dask.config.set({"otel.trace-url": "http://jaeger/trace/{trace_id}"}):
+            assert dask_otel.trace_url() == dask_otel.trace_url(anchored(7, 9)) == f"http://jaeger/trace/{7:032x}"
+    assert dask_otel.trace_id(["x", "y"]) == dask_otel.trace_id("x")
     with pytest.raises(ValueError, match="no span here"):
         dask_otel.trace_id()
 

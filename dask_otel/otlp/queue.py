@@ -136,7 +136,7 @@ class SpanQueue:
             self._make_place()
 
     def note_lost(self, records: list[Record]) -> None:
-        """Have the roots of traces say, if they are still to leave, that spans of theirs are lost."""
+        """Have the tops of traces say, if they are still to leave, that spans of theirs are lost."""
         for record in records:
             self._untold[record.trace_id] = self._untold.get(record.trace_id, 0) + 1
         while len(self._untold) > MAX_TRACES:
@@ -147,7 +147,7 @@ class SpanQueue:
         return [self._tell(record) for record in self._take(max_spans, max_bytes)]
 
     def _tell(self, record: Record) -> Record:
-        if self._untold and isinstance(record, SegmentRecord) and record.parent_id is None:
+        if self._untold and isinstance(record, SegmentRecord) and record.is_top:
             return replace(record, dropped_spans=self._untold.pop(record.trace_id, 0))
         return record
 

@@ -53,7 +53,7 @@ class SpanTreeSettings:
     idle_timeout: float = 5.0
     #: Age at which a segment is cut.
     max_segment: float = 3600.0
-    #: Age at which a root that is at work sends a pending span.
+    #: Age at which a run that goes on sends a pending span.
     pending_span_after: float = 15.0
     #: Group spans a segment.
     max_groups: int = 500
@@ -216,17 +216,19 @@ def close_segment(
     return record, _inside(record, ledger, offset, runs, find_here)
 
 
-def pending_span(root: Node, segment: Segment, now: float, offset: float) -> PendingRecord:
-    """Say of a root that it is running: it can be found before it ends, and should it never end."""
+def pending_span(top: Node, segment: Segment, now: float, offset: float) -> PendingRecord:
+    """Say of a run that it goes on: it can be found before it ends, and should it never end."""
     segment.pending_sent = True
     start, end = segment.start - offset, now - offset
     segment.enclose(start, end)
     return PendingRecord(
-        span=root.info,
+        span=top.info,
+        top=top.info,
+        caller=top.origin.caller,
         trace_id=segment.trace_id,
-        span_id=pending_id(root.info.id, segment.number),
+        span_id=pending_id(top.info.id, segment.number),
         parent_id=segment.id,
-        name=f"{root.title} (running)",
+        name=f"{top.title} (running)",
         start=start,
         end=end,
         links=(),
@@ -241,6 +243,9 @@ def _segment(
     # Its children have been sent with the offset of that time.
     end = max(_end(node, segment, ledger.tally, elsewhere, now, stopped) - offset, segment.enclosed_until)
     links = [Link(*at, "counted_in") for at in ledger.counted_in.values() if at and at[0] != segment.trace_id]
+    above = node.parent.segment if node.parent else None
+    if above and above.trace_id != segment.trace_id:
+        links.append(Link(above.trace_id, above.id, "within"))
     previous_id = None
     if node.previous:
         previous_trace, previous_span = node.previous
@@ -252,6 +257,8 @@ def _segment(
     result, failure = verdict(ledger, elsewhere, stopped if node.load.unfinished else "")
     return SegmentRecord(
         span=node.info,
+        top=segment.top.info,
+        caller=segment.top.origin.caller,
         trace_id=segment.trace_id,
         span_id=segment.id,
         parent_id=segment.parent_id,
@@ -303,6 +310,8 @@ def _group(
     span_id = segment.span.id
     return GroupRecord(
         span=segment.span,
+        top=segment.top,
+        caller=segment.caller,
         trace_id=segment.trace_id,
         span_id=others_id(span_id, group.number) if group.folded else group_id(span_id, group.name, group.number),
         parent_id=segment.span_id,
@@ -326,6 +335,8 @@ def _task(group: GroupRecord, run: TaskRun, offset: float, reason: str) -> TaskR
     start, end = fit(run.start - offset, run.stop - offset, group.start, group.end)
     return TaskRecord(
         span=group.span,
+        top=group.top,
+        caller=group.caller,
         trace_id=group.trace_id,
         span_id=task_id(group.span.id, run.key, run.run_id),
         parent_id=group.span_id,

@@ -2,7 +2,7 @@
 
 Times are seconds since the epoch by the scheduler's clock.
 
-Runs of root spans: from the first task to the last, however many segments they were cut into.
+Runs of spans at the top of a trace: from the first task to the last, however many segments they were cut into.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..identity import Caller
 from .counts import Tally
 from .events import Metrics, SpanInfo, TaskRun
 
@@ -28,7 +29,7 @@ __all__ = [
 
 
 class Link(NamedTuple):
-    """A reference to another span; ``kind`` is ``dependency``, ``continues`` or ``counted_in``."""
+    """A reference to another span; ``kind`` is ``dependency``, ``continues``, ``counted_in`` or ``within``."""
 
     trace_id: int
     span_id: int
@@ -52,6 +53,9 @@ class Record:
     """What all kinds of record have."""
 
     span: SpanInfo
+    #: The Dask span at the top of the trace, and the span of another process that is above that one.
+    top: SpanInfo
+    caller: Caller | None
     trace_id: int
     span_id: int
     parent_id: int | None
@@ -61,10 +65,15 @@ class Record:
     links: tuple[Link, ...]
     failure: Failure | None
 
+    @property
+    def is_top(self) -> bool:
+        """Whether this is a segment at the top of its trace, which is listed, counted and sampled as a run."""
+        return False
+
 
 @dataclass(slots=True)
 class PendingRecord(Record):
-    """Says of a root that it is running."""
+    """Says of a run that it goes on."""
 
 
 @dataclass(slots=True)
@@ -126,8 +135,13 @@ class SegmentRecord(Record):
     #: Spans inside this one that were given up on the way out: too many at once, or too many for what waits.
     dropped_groups: int = 0
     dropped_tasks: int = 0
-    #: On a root: spans of its trace that were lost before it left, and that no other segment tells of.
+    #: On a top: spans of its trace that were lost before it left, and that no other segment tells of.
     dropped_spans: int = 0
+
+    @property
+    def is_top(self) -> bool:
+        """Whether no other span of the cluster is above it in its trace."""
+        return self.span.id == self.top.id
 
 
 class RootRun(NamedTuple):
@@ -146,18 +160,18 @@ class RootRuns:
     """Joins what was cut."""
 
     def __init__(self) -> None:
-        #: By id of a root that was cut and goes on: when it began, and the trace and span id of a segment that failed.
+        #: By id of a top that was cut and goes on: when it began, and the trace and span id of a segment that failed.
         self._cut: dict[str, tuple[float, tuple[int, int] | None]] = {}
         self._ended: list[RootRun] = []
-        #: Ids of roots whose segment is there for numbers that came late.
+        #: Ids of spans whose segment is there for numbers that came late.
         self._late: set[str] = set()
 
-    def late(self, root: SpanInfo) -> None:
-        """Note that the next segment of a root is no run."""
-        self._late.add(root.id)
+    def late(self, span: SpanInfo) -> None:
+        """Note that the next segment of a span is no run."""
+        self._late.add(span.id)
 
     def closed(self, record: SegmentRecord) -> None:
-        """Note that a segment of a root has closed."""
+        """Note that a segment at the top of its trace has closed."""
         if record.span.id in self._late:
             self._late.discard(record.span.id)
             return

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from ..identity import bit_of, group_id, others_id, segment_id, trace_id
+from ..identity import Origin, bit_of, group_id, origin_of, others_id, place, segment_id
+from ..schema import MAX_INCLUDES
 from .counts import Load
 from .events import NOBODY, SpanInfo
 from .ledger import Budget, GroupLedger, Ledger
@@ -44,6 +45,7 @@ class Segment:
         "pending_sent",
         "sent_to",
         "start",
+        "top",
         "trace_id",
         "wall",
     )
@@ -51,8 +53,10 @@ class Segment:
     def __init__(self, node: Node, start: float, others: float, max_groups: int) -> None:
         self.number = node.next_number
         self.id = segment_id(node.info.id, self.number)
-        self.trace_id = trace_id(node.root.info.id, node.root.trace_number)
-        self.parent_id = node.parent.segment.id if node.parent and node.parent.segment else None
+        above = node.parent.segment if node.parent else None
+        placed = place(node.origin, node.root.trace_number, (above.trace_id, above.id) if above else None)
+        self.trace_id: int = placed.trace_id
+        self.parent_id = placed.parent_id
         self.start = start
         self.wall = Wall(start)
         #: Latest sweep that saw something happen.
@@ -62,11 +66,13 @@ class Segment:
         #: Earliest start and latest end of what has been sent of its children: it must enclose them.
         self.enclosed_from = float("inf")
         self.enclosed_until = float("-inf")
-        #: A root only: whether its pending span has been sent.
+        #: A top only: whether its pending span has been sent.
         self.pending_sent = False
-        #: What the trace may still hold; one for the root and all below it.
-        above = node.root.segment
-        self.budget: Budget = above.budget if above else Budget(max_groups)
+        shares = above if above and not placed.is_top else None
+        #: The top of its trace.
+        self.top: Node = shares.top if shares else node
+        #: What the trace may still hold; one for the top and all below it.
+        self.budget: Budget = shares.budget if shares else Budget(max_groups)
         #: Workers that were given tasks; a set in order of insertion.
         self.sent_to: dict[str, None] = {}
         #: Unfinished tasks that it asked for and another span counts, by that span's id.
@@ -122,6 +128,7 @@ class Node:
         "ledger",
         "load",
         "next_number",
+        "origin",
         "parent",
         "previous",
         "previous_end",
@@ -135,6 +142,7 @@ class Node:
         self.info = info
         self.parent = parent
         self.root: Node = parent.root if parent else self
+        self.origin: Origin = parent.origin.below(info.id) if parent else origin_of([info.id])
         #: Number of nodes that have this one for their parent.
         self.children_known = 0
         self.depth: int = parent.depth + 1 if parent else 0
@@ -192,7 +200,7 @@ class Node:
         if self.segment and self.ledger and name in groups and not self.ledger.pin(name, self.segment.budget):
             return None  # it may have to be folded
         trace_number = (self.group_traces or {}).get(name, 0)
-        return trace_id(self.root.info.id, trace_number), group_id(self.info.id, name, number)
+        return self.origin.trace_id(trace_number), group_id(self.info.id, name, number)
 
     def begin_group(self, ledger: Ledger, name: str, prefix: str, since: float) -> GroupLedger:
         """Open the ledger of a group, under the next number of its name."""
@@ -292,10 +300,6 @@ def _bit(span_id: str) -> tuple[int, int]:
     return byte, 1 << bit
 
 
-#: Other spans that a ledger names.
-MAX_INCLUDES = 256
-
-
 class Forest:
     """All nodes of a scheduler; parents are opened before their children and taken out after them."""
 
@@ -309,7 +313,7 @@ class Forest:
         self._asked = Asked()
         # Sets in order of insertion:
         self.open: dict[Node, None] = {}
-        self.open_roots: dict[Node, None] = {}
+        self.open_tops: dict[Node, None] = {}
         self.touched: dict[Node, None] = {}
         #: Children before their parents, as in ``touched``.
         self.at_rest: dict[Node, None] = {}
@@ -414,8 +418,8 @@ class Forest:
         self.open[node] = None
         if above:
             above.children[node] = None
-        else:
-            self.open_roots[node] = None
+        if node.segment.top is node:
+            self.open_tops[node] = None
 
     def _look_at(self, node: Node) -> None:
         """Have a node looked at by the next ``account``; to be called for children before their parents."""
@@ -456,10 +460,10 @@ class Forest:
         """End a node's open segment, and hand over what it held."""
         segment, ledger = node.segment, node.ledger
         assert segment and ledger  # noqa: PT018
-        for index in (self.open, self.open_roots, self.touched, self.at_rest):
+        for index in (self.open, self.open_tops, self.touched, self.at_rest):
             index.pop(node, None)
         if not self.open:  # a dict that was large keeps its room, and walking over it its time
-            self.open, self.open_roots, self.at_rest = {}, {}, {}
+            self.open, self.open_tops, self.at_rest = {}, {}, {}
         node.segment = node.ledger = None
         node.next_number += 1
         if node.parent and node.parent.segment:

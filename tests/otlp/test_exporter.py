@@ -10,7 +10,7 @@ import pytest
 from distributed.utils_test import captured_logger
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from support.memory import FACTORY, make_sink
-from support.records import group, segment
+from support.records import group, root_segment, segment
 
 from dask_otel.cli.receiver import Receiver
 from dask_otel.otlp import exporter as module
@@ -23,7 +23,7 @@ from dask_otel.safety import Safety
 def together(number: int, groups: int = 1):
     """A segment with its groups, recognisable by name."""
     records = [group(name=f"{number}.{i}", span_id=1000 * number + i + 1) for i in range(groups)]
-    return [*records, segment(name=str(number), span_id=1000 * number + 999, parent_id=None, links=())]
+    return [*records, root_segment(name=str(number), span_id=1000 * number + 999)]
 
 
 def pipeline_of(exporter, *, safety=None, name="test", **limits):

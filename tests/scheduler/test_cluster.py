@@ -20,9 +20,11 @@ from distributed.spans import Span
 from distributed.utils_test import gen_cluster, gen_test, inc
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, TraceIdRatioBased
+from support.callers import anchored, inside
 from support.clusters import finished
 from support.measured import MeasuredPlugin, all_told, bounds, check_series, histogram, measured, nonzero, value, values
 from support.memory import MemoryPlugin
+from support.trees import is_top
 
 SPANS = {"client": True, "nthreads": [("127.0.0.1", 2)]}
 
@@ -210,7 +212,7 @@ async def test_thread_seconds_that_there_were(plugin, client, scheduler, a, b):
     spent = value(last, "dask.scheduler.thread_time") - value(first, "dask.scheduler.thread_time")
     # A snapshot is a little younger than the sweep that it tells of.
     assert spent == pytest.approx(paid(scheduler, first.at, last.at), abs=8 * 0.5)
-    start = next(m for m in last.measured if m.metric.name == "dask.scheduler.thread_time").points[0].start
+    start = next(m for m in last.metrics if m.metric.name == "dask.scheduler.thread_time").points[0].start
     since_start = paid(scheduler, start, last.at)
     assert value(last, "dask.scheduler.thread_time") == pytest.approx(since_start, abs=8 * 0.5)
     assert spent > 3 * (last.at - first.at) + 50 * 0.1
@@ -374,7 +376,7 @@ def root_runs(spans):
     for each in spans:
         of = each.attributes["dask.span.id"]
         is_late = each.end == each.start and not each.attributes.get("dask.task.count")  # only metrics came
-        if not each.parent_id and not is_late:
+        if is_top(each) and not is_late:
             start, failed = begun.pop(of, (each.start, False))
             failed |= each.status == "Error"
             result = each.attributes["dask.span.result"]
@@ -417,7 +419,7 @@ def check_exemplars(plugin, spans):
             assert all(b >= a for a, b in zip(counts, point.counts, strict=True)), (labels, point, exemplar)
             if name == "dask.span.duration":
                 assert labels == (shown.attributes["dask.span.root"], shown.attributes["dask.span.result"])
-                assert not shown.parent_id
+                assert is_top(shown)
                 assert exemplar.value >= shown.seconds - 1e-6
             else:
                 assert labels == (shown.attributes["dask.task.prefix"], shown.attributes.get("error.type"))
@@ -470,6 +472,23 @@ async def test_roots(plugin, client, scheduler, *workers):
     assert ("fails", "ValueError") in {labels for labels, _, _ in exemplars(plugin, "dask.task.duration")}
     await event.set()
     del held
+
+
+@measured(idle_timeout=0.1)
+async def test_runs_of_callers(plugin, client, scheduler, *workers):
+    """Each top of a trace is a run, under the first tag of its path; thread-seconds are counted once."""
+    for number in range(3):
+        with inside(service="root-id", request=anchored(number + 1, 8)):
+            await client.submit(slow, 0.01, key=f"many-{number}")
+    with inside(request=anchored(4, 8)):
+        await wait(client.submit(fail, 1, key="fails"))
+    spans = await finished(plugin)
+    check_root_runs(plugin, spans)
+    counts = {labels: sum(p.counts) for labels, p in values(plugin.last, "dask.span.duration").items()}
+    assert counts == {("service", "success"): 4, ("request", "error"): 1}
+    check_exemplars(plugin, spans)
+    shown = {exemplar.trace_id for _, _, exemplar in exemplars(plugin, "dask.span.duration")}
+    assert 4 in shown
 
 
 @pytest.mark.slow
@@ -630,10 +649,10 @@ async def test_activities_count_from_when_the_bridge_began(client, scheduler, wo
     await all_told([worker])
     await plugin.keeping.fresh()
     await finished(plugin)
-    for measured_ in plugin.last.measured:
+    for measured_ in plugin.last.metrics:
         for point in measured_.points:
             assert point.start >= before
-            assert "before" not in point.labels, (measured_.metric.name, point)
+            assert "before" not in point.attributes, (measured_.metric.name, point)
 
 
 @measured(nthreads=[("127.0.0.1", 1)])
@@ -646,8 +665,8 @@ async def test_activities_begin_when_they_were_zero(plugin, client, scheduler, w
     await until(lambda: plugin._bridge.status()["sweep"]["at"] > swept + 0.2)  # several
     plugin.keeping.is_due = True
     snapshot = await plugin.keeping.fresh()
-    (each,) = (each for each in snapshot.measured if each.metric.name == "dask.activity.time")
-    (point,) = (point for point in each.points if point.labels == ("execute", "thread_noncpu", "x"))
+    (each,) = (each for each in snapshot.metrics if each.metric.name == "dask.activity.time")
+    (point,) = (point for point in each.points if point.attributes == ("execute", "thread_noncpu", "x"))
     assert point.value == scheduler.cumulative_worker_metrics["execute", "x", "thread-noncpu", "seconds"] > 0.19
     assert point.start <= before.at + 0.1
 

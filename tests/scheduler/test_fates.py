@@ -424,9 +424,7 @@ async def test_a_span_that_goes_idle_and_resumes_ten_times(plugin, client, sched
         for number in range(10):
             await client.submit(inc, number, key=f"x-{number}")
             await asyncio.to_thread(
-                plugin.exporter._inbox.wait,
-                lambda spans, n=number: sum(s.name == "root" for s in spans) > n,
-                30,
+                plugin.exporter.wait, lambda spans, n=number: sum(s.name == "root" for s in spans) > n
             )
     segments = [s for s in await finished(plugin) if s.name == "root"]
     assert [s.attributes["dask.span.segment"] for s in segments] == list(range(10))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -59,6 +59,9 @@ class MemoryExporter(SpanExporter):
         self._store.take(encode_spans(spans))
         return SpanExportResult.SUCCESS
 
+    def wait(self, enough: Callable[[Sequence[Span]], bool]) -> list[Span]:
+        return self._store.wait(enough, timeout=30)
+
     def wait_for_trace(self, trace_id: str) -> list[Span]:
         return self._store.wait_for_trace(trace_id, timeout=30)
 
@@ -73,6 +76,8 @@ class MemoryPlugin(OTelPlugin):
         super().__init__()
         self.exporter = MemoryExporter()
         self.sampler: Any = None
+        #: Ids of Dask spans of which some below are in traces that were not sampled.
+        self.partial: set[str] = set()
         self.settings = settings
         self.safety: Safety | None = None
 
@@ -81,7 +86,9 @@ class MemoryPlugin(OTelPlugin):
         resource = make_resource(
             service_name="dask-scheduler", instance_id=scheduler.id, version=distributed.__version__, cluster_name=None
         )
-        self.sink = make_sink(Sender("memory", self.exporter), safety, resource=resource, sampler=self.sampler)
+        self.sink = self.output = make_sink(
+            Sender("memory", self.exporter), safety, resource=resource, sampler=self.sampler
+        )
         span_tree = {name: self.settings[name] for name in set(self.settings) & MIRROR}
         bridge = {name: value for name, value in self.settings.items() if name not in MIRROR}
         settings = SpanTreeSettings(**({"idle_timeout": 0.3, "pending_span_after": 86400.0} | span_tree))
