@@ -290,9 +290,7 @@ def test_a_scheduler_with_it_beside_another_preload(ask, tmp_path):
 @pytest.mark.slow
 def test_workers_that_have_it_instead(ask, tmp_path):
     with cluster(tmp_path, options=(), workers=0) as processes:
-        worker = Process(
-            "worker", processes.address, "--no-nanny", "--preload", "dask_otel", *LOOPBACK, folder=tmp_path
-        )
+        worker = Process("worker", processes.address, "--preload", "dask_otel", *LOOPBACK, folder=tmp_path)
         nanny = Process("worker", processes.address, "--preload-nanny", "dask_otel", *LOOPBACK, folder=tmp_path)
         try:
             processes.client.wait_for_workers(2)
