@@ -42,7 +42,7 @@ class Safety:
         #: Number of failures by ``(where, exception type)``.
         self.failures: Counter[tuple[str, str]] = Counter()
         #: Whether what exceptions say may be logged; it can hold a person's keys and tags.
-        self.tells = True
+        self.logs_messages = True
         #: Set once a place has failed too often in a row.
         self.gave_up = False
         #: Failures in a row by place; as of the last check.
@@ -62,8 +62,8 @@ class Safety:
                 "dask-otel failed in its %s and goes on without; the cluster is not affected. "
                 "Further failures of this kind are only counted.%s",
                 where,
-                "" if self.tells else f"\n{_without_message(error)}",
-                exc_info=error if self.tells else None,
+                "" if self.logs_messages else f"\n{_without_message(error)}",
+                exc_info=error if self.logs_messages else None,
             )
         # A collector may be away for as long as it likes, and traces go on without metrics.
         if not where.startswith(("exporter", "metrics")):

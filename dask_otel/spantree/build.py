@@ -1,10 +1,7 @@
-"""What the span tree needs to be told; times in seconds.
+"""Builds the records of a segment that closes: its result, its groups and tasks, its links.
 
-Keeps a trace bounded, whatever the graph: groups that are too many become one span that carries their sums.
-
-How it ended: of the tasks that were asked for here, wherever Dask counts them.
-
-Makes the records of a segment that closes. The ledger goes into them; nobody writes to it any more.
+A trace is bounded whatever the graph: groups beyond the limit are folded into one span that has their sums. The ledger
+of a closed segment becomes part of its record, and nothing changes it any more.
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ __all__ = [
 
 
 class Level(IntEnum):
-    """What a trace shows, each with all before."""
+    """What a trace shows; each level includes those before."""
 
     NOTHING = 0
     SPANS = 1
@@ -47,13 +44,13 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class SpanTreeSettings:
-    """How to cut what happens into segments, and how much of it to show."""
+    """Settings of the span tree; times in seconds."""
 
-    #: How long a subtree must be at rest before its segment closes.
+    #: For how long a subtree must be idle before its segment closes.
     idle_timeout: float = 5.0
     #: Age at which a segment is cut.
     max_segment: float = 3600.0
-    #: Age at which a run that goes on sends a pending span.
+    #: Age at which a run that is active gets a pending span.
     pending_span_after: float = 15.0
     #: Group spans a segment.
     max_groups: int = 500
@@ -72,7 +69,7 @@ FOLDED_AT_ONCE = 200
 
 
 def fold_some(node: Node, ledger: Ledger, most: int) -> None:
-    """While a segment is open: fold finished groups, some at a time, since to choose them takes a look at all."""
+    """Fold finished groups of an open segment, some at a time: to choose them takes time for all."""
     excess = min(most, FOLDED_AT_ONCE)
     if len(ledger.foldable) >= most + excess:
         for group, worth in sorted(ledger.foldable.items(), key=itemgetter(1))[:excess]:
@@ -81,7 +78,7 @@ def fold_some(node: Node, ledger: Ledger, most: int) -> None:
 
 
 def fold_for_closing(node: Node, segment: Segment, ledger: Ledger) -> Iterator[None]:
-    """Leave no more groups than a segment that closes, and the trace, may show; also of unfinished ones.
+    """Fold the groups of a segment that closes beyond those that it and the trace may show, also unfinished ones.
 
     Unfinished groups are kept first, then those that failed, then those that took longest; of equal ones the earlier.
     Lazy: each step is little work.
@@ -126,7 +123,7 @@ def verdict(ledger: Ledger, elsewhere: Tally | None, stopped: str) -> tuple[str,
     Parameters
     ----------
     elsewhere
-        All that it asked for and others count.
+        The tasks that it requested and other spans count.
     stopped
         Why it closes, if its work is not done.
     """
@@ -172,7 +169,7 @@ def _result(counts: Mapping[str, int], failure: Failure | None, graph_failures: 
     return "success"
 
 
-#: Tells the trace and span id of a group's span.
+#: Returns the trace and span id of a group's span.
 Find = Callable[[Dependency], "tuple[int, int] | None"]
 #: Runs that get a span, by group, with the reason.
 Runs = Mapping["str | None", Sequence["tuple[str, TaskRun | PickedRun]"]]
@@ -217,7 +214,7 @@ def close_segment(
 
 
 def pending_span(top: Node, segment: Segment, now: float, offset: float) -> PendingRecord:
-    """Say of a run that it goes on: it can be found before it ends, and should it never end."""
+    """Build the pending span of a run: the run can be found before it ends, or if it never does."""
     segment.pending_sent = True
     start, end = segment.start - offset, now - offset
     segment.enclose(start, end)

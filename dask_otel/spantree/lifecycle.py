@@ -20,7 +20,7 @@ from .tree import NO_LOAD, Forest, Node, Segment
 
 __all__ = ["AwaitedMetrics", "Progress", "SpanTree", "open_runs", "trace_of"]
 
-#: Outcomes of runs that end without a word from their worker, whose metrics come all the same.
+#: Outcomes of runs that end without a report of their worker, whose metrics arrive all the same.
 _WORDLESS = ("retried", "rescheduled", "cancelled", "abandoned")
 
 
@@ -36,7 +36,7 @@ class AwaitedMetrics:
         self._waiting: dict[str, dict[Node, None]] = {}
 
     def after(self, node: Node, runs: Change, now: float) -> bool:
-        """Expect metrics of runs that have ended; say whether those who have them are still there."""
+        """Expect metrics of runs that have ended; return whether the workers that have them are still there."""
         assert node.segment
         if not node.segment.has_wordless_runs and runs.outcomes:
             node.segment.has_wordless_runs = any(runs.outcomes.get(outcome) for outcome in _WORDLESS)
@@ -49,8 +49,8 @@ class AwaitedMetrics:
         return all_here
 
     def after_wordless(self, node: Node, now: float) -> None:
-        """Expect metrics of all workers that were given tasks, if one has ended a run without a word."""
-        if node.segment and node.segment.has_wordless_runs:  # by one of these; two heartbeats will tell
+        """Expect metrics of all workers that were given tasks, if a run has ended without a report."""
+        if node.segment and node.segment.has_wordless_runs:  # on one of these workers
             node.segment.has_wordless_runs = False
             self.expect(node, {each: now for each in node.segment.sent_to if self.heartbeats.is_here(each)})
 
@@ -77,7 +77,7 @@ class AwaitedMetrics:
                 break
             over.append(worker)
         awaits_nothing = len(over) == len(segment.owed)
-        for worker in over:  # never looked at again
+        for worker in over:  # never checked again
             since = segment.owed.pop(worker)
             self._drop(worker, node)
             if not self.heartbeats.has_delivered(worker, since):
@@ -141,7 +141,7 @@ class SpanTree:
     """
 
     def __init__(self, now: float, threads: int, settings: SpanTreeSettings, first_number: int = 0) -> None:
-        #: Whose fine metrics are still to come.
+        #: Whose fine metrics have not arrived.
         self.owed = AwaitedMetrics()
         self.heartbeats = self.owed.heartbeats
         self.threads = Threads(now, threads)
@@ -152,14 +152,14 @@ class SpanTree:
         #: Seconds to subtract from times that leave, see ``scheduler.pace.Clock``.
         self._offset = 0.0
 
-    # What the sweep tells
+    # Input
 
     def add_span(self, info: SpanInfo) -> None:
         """Add a Dask span; its parent must be known."""
         self.forest.add(info)
 
     def add_requested(self, info: SpanInfo, now: float) -> None:
-        """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
+        """Add a span that was requested and that Dask has not made; its parent must be known."""
         self.forest.add_requested(info, now)
 
     def add_change(self, change: Change, now: float) -> None:
@@ -187,7 +187,7 @@ class SpanTree:
             node.ledger.note_unfinished(change)
 
     def add_claim(self, claim: Claim, now: float) -> None:
-        """Count what happened to tasks that a span asked for and Dask put in another; both must be known."""
+        """Count what happened to tasks that a span requested and Dask put in another; both must be known."""
         node, holder = self.forest.nodes[claim.asker], self.forest.nodes[claim.holder]
         segment = self.forest.open_segment(node, claim.since, now)
         if node.ledger and not node.ledger.groups:
@@ -208,7 +208,7 @@ class SpanTree:
         return busy
 
     def add_graph(self, graph: Graph, now: float) -> None:
-        """Note what a submission said about a Dask span."""
+        """Record what a submission contained for a Dask span."""
         node = self.forest.nodes[graph.span_id]
         if graph.failure:
             self.forest.open_segment(node, graph.since, now)
@@ -225,7 +225,7 @@ class SpanTree:
         """
         return self.owed.add_event(kind, worker, at)
 
-    # What comes out
+    # Output
 
     def advance(
         self, now: float, clock_offset: float = 0.0, *, taking_in_graph: bool = False
@@ -283,7 +283,7 @@ class SpanTree:
     # Inside
 
     def _saw(self, node: Node, change: Change, now: float) -> None:
-        """Have a node of which a change tells looked at, and await the metrics of its runs."""
+        """Add a change to the load of its node, and wait for the metrics of its runs."""
         self.forest.touch(node, change, change.load, now if change.active else None)
         if node.segment:
             node.segment.sent_to.update(change.sent_to)
@@ -303,7 +303,7 @@ class SpanTree:
             yield None
 
     def _close(self, node: Node, now: float, stopped: str = "") -> Iterator[Record | None]:
-        """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
+        """Close a segment whose child segments are closed; ``stopped``: why, if its work is not done."""
         # Out of the way first: a segment that cannot be made must not stand in the way of others.
         segment, ledger = self.forest.take_out(node)
         self.owed.ended(node, segment.owed)
@@ -370,7 +370,7 @@ class SpanTree:
         return node.reserve_group_span(to.name) if node and self._level_of(node) >= Level.GROUPS else None
 
 
-#: Open segments that are looked at in all; beyond, what is known is not summed up.
+#: Open segments that one status sums up; beyond, the sums are absent.
 MAX_SEGMENTS = 2000
 
 

@@ -1,8 +1,6 @@
-"""The output of the span tree: finished OTel spans, not yet in OpenTelemetry's terms. Nothing changes them any more.
+"""Records: the output of the span tree. A record describes a finished OTel span, and nothing changes it any more.
 
 Times are seconds since the epoch by the scheduler's clock.
-
-Runs of spans at the top of a trace: from the first task to the last, however many segments they were cut into.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ class Link(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Why the status is Error. Tasks that another span asked for are no failure of this one."""
+    """Why the status is Error. Tasks that only another span requested are no failure of this one."""
 
     #: Of the first exception.
     type: str
@@ -73,7 +71,7 @@ class Record:
 
 @dataclass(slots=True)
 class PendingRecord(Record):
-    """Says of a run that it goes on."""
+    """A span for a run that has not ended yet."""
 
 
 @dataclass(slots=True)
@@ -125,17 +123,17 @@ class SegmentRecord(Record):
     code: tuple[str, int] | None
     #: Paths of other spans whose tasks are counted here.
     includes: tuple[str, ...]
-    #: Ids of Dask spans that count tasks this one asked for, and those tasks.
+    #: Ids of Dask spans that count tasks which this one requested, and those tasks.
     counted_in: tuple[str, ...]
     elsewhere: Tally | None
     #: Graphs that the scheduler could not take in, by status: error, cancelled.
     graph_failures: Mapping[str, int]
     truncated_groups: int
     truncated_tasks: int
-    #: Spans inside this one that were given up on the way out: too many at once, or too many for what waits.
+    #: Spans inside this one that were dropped before they were sent: beyond the rate limit or the queue's size.
     dropped_groups: int = 0
     dropped_tasks: int = 0
-    #: On a top: spans of its trace that were lost before it left, and that no other segment tells of.
+    #: On a top: spans of its trace that were lost before it was sent, and that no other segment counts.
     dropped_spans: int = 0
 
     @property
@@ -157,7 +155,7 @@ class RootRun(NamedTuple):
 
 
 class RootRuns:
-    """Joins what was cut."""
+    """Joins the segments of runs that were cut: a run is from the first task to the last."""
 
     def __init__(self) -> None:
         #: By id of a top that was cut and goes on: when it began, and the trace and span id of a segment that failed.

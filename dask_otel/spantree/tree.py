@@ -1,8 +1,6 @@
-"""The span tree's copy of Dask's span tree: one node per Dask span, one segment per node that is open.
+"""The tree of Dask spans: one ``Node`` for each Dask span, one ``Segment`` for each node that is open.
 
-Spans that were only asked for: Dask has not made them, so nothing of Dask's bounds their number.
-
-Which spans are open: the span tree's nodes, and the sets of those that want attention.
+``Forest`` holds all nodes of a scheduler, and the sets of those that the next sweep has to look at.
 """
 
 from __future__ import annotations
@@ -75,13 +73,13 @@ class Segment:
         self.budget: Budget = shares.budget if shares else Budget(max_groups)
         #: Workers that were given tasks; a set in order of insertion.
         self.sent_to: dict[str, None] = {}
-        #: Unfinished tasks that it asked for and another span counts, by that span's id.
+        #: Unfinished tasks that it requested and another span counts, by that span's id.
         self.claimed: dict[str, int] = {}
         #: Workers whose metrics are awaited, and since when.
         self.owed: dict[str, float] = {}
         #: The same of workers that are no longer waited for, though their metrics have not come.
         self.overdue: dict[str, float] = {}
-        #: Whether a run has ended without a word from its worker, whose metrics come all the same.
+        #: Whether a run has ended without a report of its worker; its metrics arrive all the same.
         self.has_wordless_runs = False
         #: Thread-seconds used by other roots, as known when the segment began and when it last changed.
         self.others_at_start = self.others_now = others
@@ -94,12 +92,12 @@ class Segment:
         self.enclosed_until = max(self.enclosed_until, end)
 
     def end_metrics(self, heartbeats: Heartbeats, *, goes_on: bool) -> bool:
-        """Await only what has not come; say whether nothing is known to be lost.
+        """Keep in ``owed`` only what has not arrived; return whether no metrics are known to be lost.
 
         Parameters
         ----------
         goes_on
-            Whether another segment will await the rest.
+            Whether another segment will wait for the rest.
         """
         self.owed = {
             worker: since
@@ -245,16 +243,19 @@ class Node:
         return self.ledger
 
 
-#: Seconds that such a span is remembered after its last segment: it may ask again.
+#: Seconds for which a span that was only requested is kept after its last segment: it may request more.
 REMEMBERED = 3600.0
-#: Spans that are looked at in one sweep.
+#: Such spans that one sweep checks.
 FORGOTTEN_AT_ONCE = 200
 #: Of a set of forgotten ids; a million of them make one new id in sixteen look known.
 BITS = 2**24
 
 
 class Asked:
-    """Spans that Dask has not made, those to be looked at next first, and which ones have been forgotten."""
+    """Requested spans that Dask has not made, the next to be checked first, and a set of those that were forgotten.
+
+    Nothing of Dask bounds their number, hence they are forgotten after an hour.
+    """
 
     def __init__(self) -> None:
         self._nodes: dict[Node, None] = {}
@@ -264,11 +265,11 @@ class Asked:
         return node in self._nodes
 
     def add(self, node: Node) -> None:
-        """Note a span that was only asked for."""
+        """Add a span that was only requested."""
         self._nodes[node] = None
 
     def keep(self, node: Node) -> None:
-        """Note that Dask has made a span."""
+        """Keep a span that Dask has made after all."""
         self._nodes.pop(node, None)
 
     def first_number(self, span_id: str, now: float) -> int:
@@ -319,18 +320,18 @@ class Forest:
         self.at_rest: dict[Node, None] = {}
         #: Nodes with entries in a ledger but no open segment.
         self.held: dict[Node, None] = {}
-        #: Nodes of which a submission has said something since the last sweep.
+        #: Nodes that a submission has named since the last sweep.
         self.noted: dict[Node, None] = {}
         #: Busy thread-seconds of all roots, so far.
         self.busy = 0.0
 
     def add(self, info: SpanInfo) -> None:
-        """Learn of a Dask span; its parent must be known."""
+        """Add a Dask span; its parent must be known."""
         first_number = self._first_number if info.enqueued < self.born else 0
         self._asked.keep(self.nodes.get(info.id) or self._add(info, first_number))
 
     def add_requested(self, info: SpanInfo, now: float) -> None:
-        """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
+        """Add a span that was requested and that Dask has not made; its parent must be known."""
         if info.id not in self.nodes:
             self._asked.add(self._add(info, self._first_number + self._asked.first_number(info.id, now)))
 
@@ -346,7 +347,7 @@ class Forest:
         return span_id in self.nodes
 
     def knows_made(self, span_id: str) -> bool:
-        """Whether a span is known as one that Dask has made, not only asked for."""
+        """Whether a span is known as one that Dask has made, not only as requested."""
         return self.knows(span_id) and self.nodes[span_id] not in self._asked
 
     def root_of(self, span_id: str) -> SpanInfo:
@@ -354,7 +355,7 @@ class Forest:
         return self.nodes[span_id].root.info
 
     def forget(self, now: float) -> None:
-        """Let go of spans that were only asked for, long after they have ended."""
+        """Forget spans that were only requested, long after they have ended."""
         self._asked.forget(self.nodes, self.held, now)
 
     def is_inside(self, span_id: str, node: Node) -> bool:
@@ -362,7 +363,7 @@ class Forest:
         return span_id in self.nodes and node in self.nodes[span_id].lineage()
 
     def include(self, ledger: Ledger, askers: Iterable[str]) -> None:
-        """Name spans whose tasks are counted in a ledger, and work without a span, as far as there is room."""
+        """Add the names of spans whose tasks are counted in a ledger, if there is room; also of work without a span."""
         for asker in askers:
             if len(ledger.includes) >= MAX_INCLUDES:
                 return
@@ -372,12 +373,12 @@ class Forest:
                 ledger.includes[self.nodes[asker].info.path] = None
 
     def name_each_other(self, asker: Node, ledger: Ledger, holder: Node, *, is_shown: bool) -> None:
-        """Have the ledger of an asker say who counts its tasks, and the holder's whose they are.
+        """Record in the requesting span's ledger who counts its tasks, and in the owning span's whose tasks they are.
 
         Parameters
         ----------
         is_shown
-            Whether there is anything of the holder to lead to.
+            Whether the owning span has a segment that can be linked to.
         """
         at = (holder.segment.trace_id, holder.segment.id) if holder.segment else holder.previous
         at = at if is_shown else None
@@ -422,12 +423,12 @@ class Forest:
             self.open_tops[node] = None
 
     def _look_at(self, node: Node) -> None:
-        """Have a node looked at by the next ``account``; to be called for children before their parents."""
+        """Have the next ``account`` visit a node; to be called for children before their parents."""
         self.touched.pop(node, None)
         self.touched[node] = None
 
     def drop_notes(self) -> Iterator[None]:
-        """Let go of what was said of spans in which nothing happens: their results were there already. Lazy."""
+        """Forget submissions to spans in which nothing happens, because their results were there already. Lazy."""
         noted, self.noted = self.noted, {}
         for node in noted:
             yield
@@ -436,7 +437,7 @@ class Forest:
                 del self.held[node]
 
     def touch(self, node: Node, happened: Happened | None, load: Load, active: float | None) -> None:
-        """Have a node and those above it looked at.
+        """Add to the load of a node and of those above it, and have the next ``account`` visit them.
 
         Parameters
         ----------
