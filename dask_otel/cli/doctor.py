@@ -328,7 +328,7 @@ def _try_metrics(sender: Sender, console: Console) -> bool:
     answer = _send(sender, MetricsData([]))
     if answer.decision is RetryDecision.SENT:
         _say(console, f"{_where(sender)}: metrics are taken", good=True)
-    elif answer.knows_no_such_thing:  # which is no fault
+    elif answer.is_unsupported:  # which is no fault
         console.print(Text(f"· {_where(sender)}: {NO_METRICS} ({answer.said})"))
     else:
         _blame(sender, METRICS, answer, console)

@@ -677,13 +677,13 @@ class MetricExportThread:
                 self._failures += 1
             if not arrived or answer.said:
                 self._contact.note_error(answer.said)
-            self.has_use = not answer.knows_no_such_thing
+            self.has_use = not answer.is_unsupported
             self._say(answer)
             # Else the next snapshot will tell whether somebody has mended it.
             again = answer.decision is RetryDecision.LATER and self._may_try_again(answer, closes=closes)
             if self._next is snapshot and not again:
                 self._next = None
-                self._lost = not arrived and not answer.knows_no_such_thing
+                self._lost = not arrived and not answer.is_unsupported
 
     def _may_try_again(self, answer: ExportResult, *, closes: bool) -> bool:
         """Wait, unless it closes and there is no time for that; whether to make another attempt."""
@@ -712,7 +712,7 @@ class MetricExportThread:
                 contact.name,
                 contact.shown_target,
                 answer.said,
-                NO_METRICS if answer.knows_no_such_thing else "it tries again",
+                NO_METRICS if answer.is_unsupported else "it tries again",
             )
         elif contact.is_failing and not failing:
             log.info("dask-otel sends metrics again with exporter %r", contact.name)

@@ -18,7 +18,7 @@ from support.wire import Wire
 from dask_otel.cli.receiver import Receiver
 from dask_otel.otlp import exporter as module
 from dask_otel.otlp import exporter as patience
-from dask_otel.otlp import transport as provider
+from dask_otel.otlp import transport
 from dask_otel.otlp.environment import METRICS, Limits
 from dask_otel.otlp.exporter import SpanExportThread
 from dask_otel.otlp.transport import RetryDecision, make_senders
@@ -389,7 +389,7 @@ def test_one_that_comes_back_when_closing_begins(protocol):
 def test_a_channel_that_has_just_failed_to_connect_is_not_waited_for(monkeypatch):
     """It fails all requests until its back-off is over; a new one asks who is there."""
     never = (("grpc.initial_reconnect_backoff_ms", 600_000), ("grpc.max_reconnect_backoff_ms", 600_000))
-    monkeypatch.setattr(provider, "_CHANNEL", never)
+    monkeypatch.setattr(transport, "CHANNEL_OPTIONS", never)
     monkeypatch.setattr(module, "BACK_OFF", (0.02, 0.1))
     with Misbehaving("grpc") as receiver, Wire(receiver.endpoint) as wire:
         wire.stop()
