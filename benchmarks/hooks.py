@@ -12,6 +12,7 @@ from distributed.scheduler import TaskGroup, TaskPrefix, TaskState, WorkerState
 
 from dask_otel.safety import Safety
 from dask_otel.scheduler.inbox import Inbox
+from dask_otel.scheduler.pace import Clock
 from dask_otel.scheduler.plugin import BridgePlugin
 
 TASKS = 20_000
@@ -32,7 +33,7 @@ class Hooks(BridgePlugin):
     def __init__(self, tasks):
         super().__init__()
         self.safety = Safety()
-        self.inbox = Inbox(SimpleNamespace(tasks=tasks, workers={}), self.safety, 0)
+        self.inbox = Inbox(SimpleNamespace(tasks=tasks, workers={}), Clock(), self.safety)
         self.transition = self.inbox.transition
 
 
@@ -97,7 +98,7 @@ def main():
     bodies, calls = [], []
     for _ in range(ROUNDS):
         without, with_ = replay(empty, transitions), replay(ours, transitions)
-        ours.inbox.drain()
+        ours.inbox.take()
         calls.append(without / TASKS * 1e6)
         bodies.append((with_ - without) / TASKS * 1e6)
     assert not ours.safety.failures

@@ -71,7 +71,7 @@ class BridgedScheduler:
         meter.wrap("graphs", extension, "observe_tasks")
         for name in ("update_graph", "log_event"):
             meter.wrap("graphs", self.plugin, name)
-        self._sweep = self.plugin._bridge._sweeper.sweep
+        self._sweep = self.plugin._bridge.sweep.sweep
         # The hook and the tap hear of everything a little later.
         self._replay = Replay(scheduler.tasks, self.plugin.transition, meter)
         scheduler.add_plugin(self._replay, name="replay")
@@ -184,7 +184,7 @@ class BridgedScheduler:
         self.meter.call("beats", self._listen_in, heard)
         self._heard.update(heartbeats=len(heard), metrics=sum(len(metrics) for _, metrics in heard))
         await self.meter.wait("sweeps", self._sweep)
-        self._hold = max(self._hold, self.plugin._bridge._sweeper.cost["longest_hold"])
+        self._hold = max(self._hold, self.plugin._bridge.sweep.cost["longest_hold"])
 
     def _next(self, number):
         """Whose turn it is to send heartbeats."""

@@ -71,7 +71,7 @@ async def main():
             while len(scheduler.task_groups) < SPANS * GROUPS_PER_SPAN:
                 await asyncio.sleep(0.1)
             bridge = plugin._bridge
-            sweep = bridge._sweeper.sweep
+            sweep = bridge.sweep.sweep
             await sweep()
             groups = list(scheduler.task_groups.values())
             print(f"{len(bridge.span_tree.forest.open)} live spans, {len(groups)} live groups (budget 5 ms):")

@@ -123,7 +123,7 @@ class OTelPlugin(BridgePlugin):
             shutdown_timeout=settings.shutdown_timeout,
             annotations=settings.annotations,
             span_tree=span_tree,
-            measure=measure,
+            metrics=measure,
         )
         return bridge, sink
 

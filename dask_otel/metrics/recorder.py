@@ -66,7 +66,7 @@ class Recorder:
         for outcome, count in change.outcomes.items():
             finished.add((prefix, outcome), count, since)
         duration = self._registry.histogram("dask.task.duration")
-        seconds = change.computed
+        seconds = sum(change.workers.values())
         for error, (counts, failed) in change.failed.items():
             duration.add_counts((prefix, self._registry.error(error)), counts, failed, since)
             seconds -= failed
@@ -110,17 +110,9 @@ class Recorder:
             active[self._registry.root(name)] += count
         self._registry.numbers("dask.span.active").set({(root,): count for root, count in active.items()})
 
-    def graph(self, status: str) -> None:
-        """Count a graph that was submitted."""
-        self._registry.numbers("dask.graph.updates").add((status,), 1)
-
-    def worker_added(self) -> None:
-        """Count a worker that joined."""
-        self._registry.numbers("dask.worker.added").add((), 1)
-
-    def worker_removed(self, *, expected: bool) -> None:
-        """Count a worker that left."""
-        self._registry.numbers("dask.worker.removed").add((expected,), 1)
+    def count(self, metric: str, value: str | bool | None, number: int) -> None:
+        """Add to a counter with one attribute, or with none if ``value`` is None."""
+        self._registry.numbers(metric).add(() if value is None else (value,), number)
 
     def threads(self, seconds: float) -> None:
         """Count thread-seconds that the cluster has had."""

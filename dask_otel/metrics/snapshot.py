@@ -75,6 +75,8 @@ class Snapshot(NamedTuple):
     #: Seconds since the epoch.
     at: float
     measured: list[MetricPoints]
+    #: Seconds to subtract from all times: the system's clock has been set back by so much since the start.
+    clock_offset: float = 0.0
 
 
 #: What one entry of Dask's fine metrics counts: context, task prefix if it has one, activity, unit.
@@ -117,7 +119,7 @@ def deltas(now: Snapshot, before: Snapshot | None, kinds: Collection[Kind]) -> S
     measured = [
         _delta(each, earlier.get(each.metric.name), at) if each.metric.kind in kinds else each for each in now.measured
     ]
-    return Snapshot(now.at, [each for each in measured if each.points])
+    return now._replace(measured=[each for each in measured if each.points])
 
 
 def _delta(now: MetricPoints, before: MetricPoints | None, at: float) -> MetricPoints:

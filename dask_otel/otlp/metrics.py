@@ -62,20 +62,20 @@ class MetricFactory:
     def data(self, snapshot: Snapshot) -> MetricsData:
         """Return a snapshot in OpenTelemetry's terms."""
         pacer = Pacer()
-        at = _nanos(snapshot.at)
-        metrics = [self._metric(measured, at, pacer) for measured in snapshot.measured]
+        at = _nanos(snapshot.at - snapshot.clock_offset)
+        metrics = [self._metric(measured, at, snapshot.clock_offset, pacer) for measured in snapshot.measured]
         # Exporters encode one scope of one resource; of two equal ones, one would be lost.
         scopes = [ScopeMetrics(self._scope, metrics, schema_url="")]
         return MetricsData([ResourceMetrics(self._resource, scopes, schema_url="")])
 
-    def _metric(self, measured: MetricPoints, at: int, pacer: Pacer) -> Metric:
+    def _metric(self, measured: MetricPoints, at: int, offset: float, pacer: Pacer) -> Metric:
         metric = measured.metric
         shown: dict[tuple[tuple[str, str | bool], ...], NumberPoint | HistogramPoint] = {}
         for point in pacer.paced(measured.points):
             attributes = self._attributes(metric.labels, point.labels)
             same = shown.get(attributes)  # several names may be shown as one
             shown[attributes] = _together(same, point) if same else point
-        points = pacer.paced([self._point(measured, dict(key), each, at) for key, each in shown.items()])
+        points = pacer.paced([self._point(measured, dict(key), each, at, offset) for key, each in shown.items()])
         temporality = AggregationTemporality.DELTA if metric.kind in self.deltas else AggregationTemporality.CUMULATIVE
         data: Any
         if metric.kind is Kind.HISTOGRAM:
@@ -87,10 +87,15 @@ class MetricFactory:
         return Metric(metric.name, metric.description, metric.unit, data)
 
     def _point(
-        self, measured: MetricPoints, attributes: dict[str, str | bool], point: NumberPoint | HistogramPoint, at: int
+        self,
+        measured: MetricPoints,
+        attributes: dict[str, str | bool],
+        point: NumberPoint | HistogramPoint,
+        at: int,
+        offset: float,
     ) -> Any:
         # A point must not begin after it ends; the clock may have been set.
-        start = min(_nanos(point.start), at)
+        start = min(_nanos(point.start - offset), at)
         if isinstance(point, NumberPoint):
             return NumberDataPoint(attributes, start, at, _number(point.value, measured.metric.unit))
         unknown: Any = None
@@ -105,7 +110,8 @@ class MetricFactory:
             min=unknown,
             max=unknown,
             exemplars=[
-                Exemplar({}, each.value, _nanos(each.time), each.span_id, each.trace_id) for each in point.exemplars
+                Exemplar({}, each.value, _nanos(each.time - offset), each.span_id, each.trace_id)
+                for each in point.exemplars
             ],
         )
 

@@ -1,18 +1,12 @@
-"""How late the scheduler's event loop is: by Dask's own ticks.
+"""Metrics of the cluster: reads the scheduler's own numbers and passes them, with those of the sweep, to the recorder.
 
-Whether workers leave because they were asked to.
-
-Reads how the cluster is, and Dask's own counts, for the metrics.
-
-Tells the measures what the hooks and the sweep saw, and makes snapshots of them.
-
-What fails here costs nothing else.
+What fails here affects metrics only.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from itertools import islice
 from time import monotonic
 from typing import Any, TypeVar
@@ -20,7 +14,6 @@ from weakref import WeakKeyDictionary
 
 import dask.config
 from dask.utils import parse_timedelta
-from distributed.metrics import time
 
 from ..metrics.recorder import Recorder
 from ..metrics.registry import MetricSettings
@@ -31,7 +24,7 @@ from ..spantree.events import Change
 from ..spantree.lifecycle import SpanTree
 from ..spantree.records import Record
 from .compat import wrap
-from .pace import Pace
+from .pace import Clock, Pace
 
 __all__ = ["ClusterMetrics", "Delay", "Departures", "in_parts", "read_activities", "read_cluster"]
 
@@ -63,7 +56,7 @@ class Delay:
         """Stop listening."""
         self._undo()
 
-    def drain(self) -> float:
+    def take(self) -> float:
         """By how many seconds a tick was late at worst since the last call."""
         longest, self._longest = self._longest, 0.0
         return max(0.0, longest - self._regular)
@@ -178,10 +171,6 @@ def in_parts(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield part
 
 
-#: How a graph may have been taken in, as Dask's events say.
-_GRAPH_STATUSES = ("OK", "error", "cancelled")
-
-
 class ClusterMetrics:
     """Measures one scheduler.
 
@@ -196,59 +185,35 @@ class ClusterMetrics:
         scheduler: Any,
         span_tree: SpanTree,
         settings: MetricSettings,
+        delay: Delay,
         exporters: Callable[[], Iterable[ExporterCounts]],
+        clock: Clock,
         safety: Safety,
     ) -> None:
         self._scheduler = scheduler
         self._span_tree = span_tree
+        self._clock = clock
+        self._delay = delay
         self._exporters = exporters
         self._safety = safety
         #: Until when the cluster's threads have been counted, also by a clock that nobody sets.
-        self._until, self._steady = time(), monotonic()
+        self._until, self._steady = clock.now(), monotonic()
         self._recorder = _recorder_of(scheduler, settings, self._until)
         #: Not itself: what measures a scheduler must not keep it alive.
         self._token = self._recorder.owner = object()
         #: Ids of the OTel spans that this sweep has put on their way.
         self._shown: set[int] = set()
-        self.delay = Delay(scheduler, safety)
-        self._departures = Departures(scheduler.workers)
 
-    def learn(self) -> None:
+    def read_baseline(self) -> None:
         """Take Dask's own counts as they are for the zero from which to count."""
         for key, total in self._scheduler.cumulative_worker_metrics.items():
             self._recorder.learn_activity(key, total)
-
-    # What the hooks tell
-
-    def graph(self, status: object) -> None:
-        """Count a graph that was submitted."""
-        if status in _GRAPH_STATUSES:  # anybody can log events
-            with self._safety.guard("metrics"):
-                self._recorder.graph(str(status))
-
-    def worker_added(self) -> None:
-        """Count a worker that joined."""
-        with self._safety.guard("metrics"):
-            self._recorder.worker_added()
-
-    def worker_closes(self, worker: str, reason: object) -> None:
-        """Note that a worker has said that it closes."""
-        with self._safety.guard("metrics"):
-            self._departures.announced(worker, reason)
-
-    def worker_removed(self, worker: object, *, expected: object) -> None:
-        """Count a worker that left; ``expected`` is what Dask says of it."""
-        if isinstance(expected, bool):
-            with self._safety.guard("metrics"):
-                self._recorder.worker_removed(expected=self._departures.is_expected(worker, expected))
-
-    # What the sweep tells
 
     def begin_sweep(self) -> None:
         """Note that a sweep begins, in which the number of threads has been read."""
         if self._is_latest:
             with self._safety.guard("metrics"):
-                now, steady = time(), monotonic()
+                now, steady = self._clock.now(), monotonic()
                 self._recorder.begin_sweep(now)
                 seconds = self._span_tree.threads.available(self._until, now)
                 # A clock that was set forward gives the cluster no more of them.
@@ -256,12 +221,11 @@ class ClusterMetrics:
                 self._recorder.threads(seconds * passed)
                 self._until, self._steady = now, steady
 
-    def clock_set_back(self, seconds: float) -> None:
-        """Count on from the clock's new time."""
-        self._until -= seconds
-        if self._is_latest:
+    def count(self, counts: Mapping[tuple[str, Any], int]) -> None:
+        """Count what hooks reported for metrics only, by name and value of the attribute."""
+        for (metric, value), number in counts.items():
             with self._safety.guard("metrics"):
-                self._recorder.shift(-seconds)
+                self._recorder.count(metric, value, number)
 
     def change(self, change: Change) -> None:
         """Count what happened to a task group."""
@@ -302,7 +266,7 @@ class ClusterMetrics:
             return None
         self._recorder.begin_snapshot()
         with self._safety.guard("metrics"):
-            self._recorder.cluster(await read_cluster(self._scheduler, pace), self.delay.drain())
+            self._recorder.cluster(await read_cluster(self._scheduler, pace), self._delay.take())
         await read_activities(self._scheduler, self._recorder, self._safety, pace)
         roots: Counter[str] = Counter()
         for some in in_parts(list(self._span_tree.forest.open_roots)):
@@ -319,7 +283,7 @@ class ClusterMetrics:
         for each in self._recorder.measured():
             measured.append(each)
             await pace.rest()
-        return Snapshot(time(), measured)
+        return Snapshot(self._clock.now(), measured, self._clock.offset)
 
     @property
     def _is_latest(self) -> bool:

@@ -1,195 +1,198 @@
-"""Picks the runs of tasks that get a span of their own.
+"""The inbox: everything that hooks, heartbeats and worker events report between two sweeps.
 
-What the hooks latch: facts that would have vanished from the scheduler's state by the next sweep.
+They only append. A sweep takes all of it at one moment with ``Inbox.take``, and nothing here changes what was taken.
+What is kept would be gone from the scheduler's state by the next sweep: outcomes, errors, durations of runs.
 
-The transition hook runs four or five times for every task, so it does next to nothing.
-
-Fine performance metrics: they reach the scheduler with heartbeats, added up per span there and then.
+The transition hook runs four or five times for every task, so it does as little as possible.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from math import inf
-from typing import Any
-
-from distributed.metrics import time
+from typing import Any, NamedTuple
 
 from ..safety import Safety
 from ..spantree.counts import FirstError, Intervals
-from ..spantree.events import MAX_ERRED, Change, Metrics, PickedRun, Picks, TaskError, latest_run
-from ..spantree.timing import Heartbeats
+from ..spantree.events import MAX_ERRED, Change, Claim, Graph, Metrics, PickedRun, Picks, TaskError, latest_run
+from .claims import Claims
 from .compat import wrap
-from .outcomes import UNFINISHED, error_of, outcome_of_release
-from .submissions import Claims
+from .outcomes import ASKED_FOR, RETRY, UNFINISHED, error_of, outcome_of_release
+from .pace import Clock
 
-__all__ = ["HeartbeatTap", "Inbox", "RunPicker"]
+__all__ = ["HeartbeatTap", "Inbox", "RequestedSpan", "Taken", "WorkerEvent"]
 
 #: Characters kept of a traceback: its end, where the error was raised.
 MAX_TRACEBACK = 1900
+#: A transition from a state of rest to one of these changes no number.
+_AT_REST, _LET_GO = ("memory", "erred", "released"), ("released", "forgotten")
 
 
-class RunPicker:
-    """Describes runs.
+class WorkerEvent(NamedTuple):
+    """A worker joined the cluster, left it, or sent a heartbeat."""
 
-    Parameters
-    ----------
-    workers
-        ``Scheduler.workers``
-    first_failure
-        Where the numbers of failures without a run begin; an earlier watch of the scheduler had others.
-    """
-
-    def __init__(self, workers: Mapping[str, Any], first_failure: int) -> None:
-        self._workers = workers
-        self._failures = first_failure
-
-    def slow(self, key: Any, task: Any, change: Change, seconds: float, details: Mapping[str, Any]) -> None:
-        """Pick a run that is slower than those that its group has shown."""
-        change.picks = change.picks or Picks()
-        change.picks.add_slow(self._run(key, task, details, seconds))
-        change.slow = max(change.slow, change.picks.threshold)
-
-    def erred(self, key: Any, task: Any, change: Change, error: FirstError, details: Mapping[str, Any]) -> None:
-        """Pick a failure."""
-        change.picks = change.picks or Picks()
-        if len(change.picks.erred) < MAX_ERRED:
-            traceback = details.get("traceback_text") or ""
-            if len(traceback) > MAX_TRACEBACK:
-                traceback = "…" + traceback[-MAX_TRACEBACK:]
-            run = self._run(key, task, details, 0.0)
-            if not details.get("startstops"):
-                # It failed without running, and may do so again under the same run_id: that of an earlier run, or none.
-                self._failures += 1
-                run = run._replace(run_id=-self._failures)
-            change.picks.add_erred(run.described(TaskError(*error, traceback)))
-
-    def _run(self, key: Any, task: Any, details: Mapping[str, Any], seconds: float) -> PickedRun:
-        worker = details.get("worker")
-        state = self._workers.get(worker) if worker else None
-        return PickedRun(
-            seconds,
-            key,
-            task.group.name,
-            task.prefix.name,
-            task.run_id,
-            details.get("startstops") or _instant(time()),
-            worker,
-            state.name if state else None,
-            details.get("thread"),
-            details.get("typename"),
-            details.get("nbytes"),
-        )
+    #: ``joined``, ``left`` or ``heartbeat``.
+    kind: str
+    worker: str
+    at: float
 
 
-def _instant(now: float) -> Sequence[Mapping[str, Any]]:
-    """What a worker would have said of a run that took no time."""
-    return [{"action": "", "start": now, "stop": now}]
+class RequestedSpan(NamedTuple):
+    """A span as a submission names it, from the root down; Dask may not have made it."""
+
+    tags: tuple[Any, ...]
+    ids: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """Id of the span."""
+        return self.ids[-1]
 
 
-#: Stimuli by which a person asks for a task to run again.
-_ASKED_FOR = ("update-graph", "stimulus-retry")
-#: To let go of a task that is at rest changes no number.
-_SETTLED, _LET_GO = ("memory", "erred", "released"), ("released", "forgotten")
+class Taken(NamedTuple):
+    """Everything that arrived between two sweeps."""
+
+    #: What happened to the tasks of each ``TaskGroup``.
+    changes: dict[Any, Change]
+    #: ``TaskGroup``s of which tasks were forgotten; a set in order of insertion.
+    forgotten: dict[Any, None]
+    claims: list[Claim]
+    graphs: list[Graph]
+    #: Spans that submissions named, and when.
+    requested: list[tuple[RequestedSpan, float]]
+    workers: list[WorkerEvent]
+    #: Fine metrics by Dask span.
+    metrics: dict[str, Metrics]
+    #: What only metrics count, by name and value of its attribute: ``("dask.graph.updates", "OK")``.
+    counts: Counter[tuple[str, Any]]
 
 
 class Inbox:
-    """Changes by task group since the last sweep."""
+    """Collects what happens until the next sweep.
+
+    Parameters
+    ----------
+    scheduler
+        ``distributed.Scheduler``
+    first_failure
+        Where the numbers of failures without a run begin: an earlier bridge of the scheduler had others.
+    picks_slow
+        Whether the slowest runs of each group get a span.
+    bounds
+        Bounds of the histogram of compute times, seconds.
+    """
 
     def __init__(
         self,
         scheduler: Any,
+        clock: Clock,
         safety: Safety,
-        first_failure: int,
+        first_failure: int = 0,
         *,
         picks_slow: bool = True,
         bounds: tuple[float, ...] = (),
     ) -> None:
-        #: In which compute times are counted; what is told of them later, and what is looked up for each run.
+        #: In which compute times are counted.
         self.intervals = Intervals(bounds)
         self._ends = self.intervals.ends
-        #: Whether the slowest runs of each group are picked.
-        self.picks_slow = picks_slow
-        #: Seconds above which a run is picked, until it is known what others of its group took; then by TaskGroup.
-        self._slow = -1.0 if picks_slow else inf
-        self._thresholds: dict[Any, float] = {}
+        self._picks_slow = picks_slow
         self._tasks: Mapping[Any, Any] = scheduler.tasks
+        self._workers: Mapping[str, Any] = scheduler.workers
+        self._clock = clock
         self._safety = safety
-        self._runs = RunPicker(scheduler.workers, first_failure)
-        self.claims = Claims()
+        self._failures = first_failure
+        self.claims = Claims(clock)
         self._claimed = self.claims.keys
-        #: By TaskGroup.
-        self._changes: dict[Any, Change] = {}
-        #: Changes that a sweep has left for a later one, of groups to which nothing has happened since.
-        self._later: dict[Any, Change] = {}
-        #: Groups of which tasks were forgotten; a set in order of insertion.
-        self._forgotten: dict[Any, None] = {}
         #: Keys of tasks that had finished and run again because their results are gone.
         self._provisional: set[Any] = set()
+        #: Called with each worker event, in the hook.
+        self.on_worker_event: Callable[[WorkerEvent], None] | None = None
+        self._begin()
 
-    def touch(self, group: Any) -> Change:
-        """Have the next sweep look at a group."""
-        change = self._changes.get(group)
-        if change is None:
-            change = self._later.pop(group, None) if self._later else None
-            if change is None:
-                change = Change(time())
-                change.slow = self._thresholds.get(group, self._slow)
-            self._changes[group] = change
-        return change
+    def _begin(self) -> None:
+        self._changes: dict[Any, Change] = {}
+        self._forgotten: dict[Any, None] = {}
+        self._graphs: list[Graph] = []
+        self._requested: dict[str, tuple[RequestedSpan, float]] = {}
+        self._worker_events: list[WorkerEvent] = []
+        self._metrics: dict[str, Metrics] = {}
+        self._counts: Counter[tuple[str, Any]] = Counter()
 
-    def drain_forgotten(self) -> dict[Any, None]:
-        """Hand over the groups of which tasks were forgotten."""
-        forgotten, self._forgotten = self._forgotten, {}
-        return forgotten
+    def take(self) -> Taken:
+        """Return everything since the last call."""
+        taken = Taken(
+            self._changes,
+            self._forgotten,
+            self.claims.take(),
+            self._graphs,
+            list(self._requested.values()),
+            self._worker_events,
+            self._metrics,
+            self._counts,
+        )
+        self._begin()
+        return taken
 
-    def drain(self) -> dict[Any, Change]:
-        """Hand over what was latched."""
-        changes, self._changes = self._changes, {}
-        self._thresholds = {}
-        return changes
-
-    def clock_set_back(self, seconds: float) -> None:
-        """Move what was latched to the clock's new time."""
-        for change in (*self._changes.values(), *self._later.values()):
-            change.clock_set_back(seconds, time())
-
-    def is_latched(self, group: Any) -> bool:
-        """Whether anything was latched of a group since the last drain."""
+    def has_change(self, group: Any) -> bool:
+        """Whether anything has happened to a ``TaskGroup`` since the last ``take``."""
         return group in self._changes
 
-    def leave_for_later(self, group: Any, change: Change) -> None:
-        """Keep a change that was handed over until something happens to its group again; there is no new one."""
-        self._later[group] = change
+    # What hooks append
 
-    def take_all_left(self) -> dict[Any, Change]:
-        """Hand over all changes that were left for later."""
-        later, self._later = self._later, {}
-        return later
-
-    def take_left(self, groups: Iterable[Any]) -> dict[Any, Change]:
-        """Hand over, of some groups, the changes that were left for later."""
-        return {group: self._later.pop(group) for group in groups if group in self._later}
-
-    @property
-    def left(self) -> Collection[Any]:
-        """Groups whose changes were left for later."""
-        return self._later.keys()
-
-    def raise_threshold(self, group: Any, seconds: float) -> None:
-        """Pick no run of a group that took no longer, until the next drain: it would not have a span."""
-        self._thresholds[group] = seconds
+    def touch(self, group: Any) -> Change:
+        """Have the next sweep read a ``TaskGroup``; return what has happened to it since the last one."""
         change = self._changes.get(group)
-        if change is not None:
-            change.slow = max(change.slow, seconds)
+        if change is None:
+            change = self._changes[group] = Change(self._clock.now())
+            if not self._picks_slow:
+                change.slow = inf
+        return change
+
+    def add_graph(self, graph: Graph) -> None:
+        """Append what a submission said of one span. Its ``seconds`` may still grow until the next ``take``."""
+        self._graphs.append(graph)
+
+    def request(self, span: RequestedSpan, since: float) -> None:
+        """Append a span that a submission named."""
+        self._requested.setdefault(span.id, (span, since))
+
+    def count(self, metric: str, value: object = None) -> None:
+        """Count one, for a metric with at most one attribute."""
+        self._counts[metric, value] += 1
+
+    def worker_joined(self, worker: str) -> None:
+        """Append that a worker joined."""
+        self._worker_event("joined", worker)
+
+    def worker_left(self, worker: str) -> None:
+        """Append that a worker left. Takes the same time whatever is open: the sweep finds out whom that concerns."""
+        self._worker_event("left", worker)
+
+    def heartbeat(self, worker: str, data: Mapping[tuple[Any, ...], float]) -> None:
+        """Append a heartbeat and the fine metrics in it: by context, span id and what else Dask puts in a key."""
+        metrics: Metrics = {}
+        last = None
+        for (context, span_id, *rest), value in data.items():
+            if span_id != last:  # metrics of one span mostly follow each other
+                metrics, last = self._metrics.setdefault(span_id, {}), span_id
+            key = (context, *rest)
+            metrics[key] = metrics.get(key, 0) + value
+        self._worker_event("heartbeat", worker)
+
+    def _worker_event(self, kind: str, worker: str) -> None:
+        event = WorkerEvent(kind, worker, self._clock.now())
+        self._worker_events.append(event)
+        if self.on_worker_event:
+            self.on_worker_event(event)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **details: Any) -> None:
-        """Note a task's transition; ``details`` is what the worker said of the run."""
+        """Append a task's transition; ``details`` is what the worker reported of the run."""
         # A guard would cost as much as all the rest.
         try:
             task = self._tasks[key]
-            if start in _SETTLED and finish in _LET_GO and not self._claimed:
+            if start in _AT_REST and finish in _LET_GO and not self._claimed:
                 if finish == "forgotten":  # perhaps the last one of its group
                     self._forgotten[task.group] = None
                 return
@@ -208,7 +211,7 @@ class Inbox:
             elif finish == "processing":
                 change.sent_to[task.processing_on.address] = None
                 if not change.began:
-                    change.began = time()
+                    change.began = self._clock.now()
             elif finish == "waiting":
                 if task.type is None:
                     change.active = True
@@ -220,13 +223,13 @@ class Inbox:
             elif finish == "erred":
                 outcome = self._erred(key, start, task, change, details)
             if self._claimed and key in self._claimed:
-                retry = finish == "waiting" and stimulus_id.startswith("stimulus-retry")
+                retry = finish == "waiting" and stimulus_id.startswith(RETRY)
                 self.claims.follow(key, finish, task, outcome, change, details, asked_again=retry)
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             self._safety.caught("transition hook", error)
 
     def _ran(self, key: Any, task: Any, change: Change, details: Mapping[str, Any]) -> None:
-        """Note when, where and for how long a task ran, and what came of it."""
+        """Record when, where and for how long a task ran, and the type of its result."""
         seconds = 0.0
         runs = details.get("startstops") or ()
         for run in runs if len(runs) < 2 else latest_run(runs):  # a call less
@@ -249,11 +252,13 @@ class Inbox:
             types = change.types
             types[type_] = types[type_] + 1 if type_ in types else 1
             if seconds > change.slow:
-                self._runs.slow(key, task, change, seconds, details)
+                change.picks = change.picks or Picks()
+                change.picks.add_slow(self._run(key, task, details, seconds))
+                change.slow = change.picks.threshold
 
     def _again(self, key: Any, change: Change, stimulus_id: str) -> None:
-        """A task that had finished is to run again."""
-        if stimulus_id.startswith(_ASKED_FOR):
+        """Record that a task that had finished runs again."""
+        if stimulus_id.startswith(ASKED_FOR):
             change.active = True
             change.count("recomputed")
         else:  # because a worker left
@@ -266,7 +271,7 @@ class Inbox:
             # The task erred on its way to a worker: it has been counted in a transition inside this one.
             return None
         change.active = True
-        change.last_event = time()
+        change.last_event = self._clock.now()
         if blame is task:
             outcome = "erred"
             error = FirstError(*error_of(blame))
@@ -275,7 +280,7 @@ class Inbox:
                 if run["action"] == "compute":
                     seconds = run["stop"] - run["start"]
                     change.run_failed(error.type, bisect_left(self._ends, seconds), seconds)
-            self._runs.erred(key, task, change, error, details)
+            self._pick_erred(key, task, change, error, details)
         else:  # it depends on a task that erred
             outcome = "upstream_failed"
             error = change.error or FirstError(*error_of(blame))  # read once for all that depend on it
@@ -293,7 +298,7 @@ class Inbox:
         outcome = outcome_of_release(task, start, stimulus_id)
         if outcome:
             change.active = True
-            change.last_event = time()
+            change.last_event = self._clock.now()
             change.count(outcome)
         return outcome
 
@@ -303,25 +308,53 @@ class Inbox:
         if recomputed:
             change.count("recomputed")
 
+    def _pick_erred(self, key: Any, task: Any, change: Change, error: FirstError, details: Mapping[str, Any]) -> None:
+        change.picks = change.picks or Picks()
+        if len(change.picks.erred) >= MAX_ERRED:
+            return
+        traceback = details.get("traceback_text") or ""
+        if len(traceback) > MAX_TRACEBACK:
+            traceback = "…" + traceback[-MAX_TRACEBACK:]
+        run = self._run(key, task, details, 0.0)
+        if not details.get("startstops"):
+            # It failed without running, and may do so again under the same run_id: that of an earlier run, or none.
+            self._failures += 1
+            run = run._replace(run_id=-self._failures)
+        change.picks.add_erred(run.described(TaskError(*error, traceback)))
+
+    def _run(self, key: Any, task: Any, details: Mapping[str, Any], seconds: float) -> PickedRun:
+        worker = details.get("worker")
+        state = self._workers.get(worker) if worker else None
+        startstops, offset = details.get("startstops"), self._clock.offset
+        if not startstops:  # a failure without a run
+            now = self._clock.now()
+            startstops, offset = [{"action": "", "start": now, "stop": now}], 0.0
+        return PickedRun(
+            seconds,
+            key,
+            task.group.name,
+            task.prefix.name,
+            task.run_id,
+            startstops,
+            worker,
+            state.name if state else None,
+            details.get("thread"),
+            details.get("typename"),
+            details.get("nbytes"),
+            offset,
+        )
+
 
 class HeartbeatTap:
-    """Listens in on the spans extension's ``heartbeat``: Dask's own runs first, untouched, then a note of ours.
+    """Wraps the ``heartbeat`` method of a scheduler's ``SpansSchedulerExtension``: Dask's own first, then the inbox.
 
-    Parameters
-    ----------
-    extension
-        The scheduler's ``SpansSchedulerExtension``.
-    heartbeats
-        To be told of each heartbeat.
+    Fine performance metrics travel on heartbeats, and Dask adds them up per span there and then.
     """
 
-    def __init__(self, extension: Any, heartbeats: Heartbeats, safety: Safety) -> None:
+    def __init__(self, extension: Any, inbox: Inbox, safety: Safety) -> None:
         self._extension = extension
-        self._heartbeats = heartbeats
+        self._inbox = inbox
         self._safety = safety
-        self._metrics: dict[str, Metrics] = {}
-        #: Called after each heartbeat, with the worker's address.
-        self.on_heartbeat: Callable[[str], None] | None = None
         self._listening = False
         self._original = extension.heartbeat
         self._undo: Callable[[], None] = lambda: None
@@ -337,23 +370,8 @@ class HeartbeatTap:
         self._listening = False
         self._undo()
 
-    def drain(self) -> dict[str, Metrics]:
-        """Hand over what came in, by span id."""
-        metrics, self._metrics = self._metrics, {}
-        return metrics
-
     def _heartbeat(self, ws: Any, data: dict[tuple[Any, ...], float]) -> None:
         self._original(ws, data)
-        if not self._listening:
-            return
-        with self._safety.guard("heartbeat hook"):
-            self._heartbeats.beat(ws.address, time())
-            metrics: Metrics = {}
-            last = None
-            for (context, span_id, *rest), value in data.items():
-                if span_id != last:  # those of a span come one after the other, mostly
-                    metrics, last = self._metrics.setdefault(span_id, {}), span_id
-                key = (context, *rest)
-                metrics[key] = metrics.get(key, 0) + value
-            if self.on_heartbeat:
-                self.on_heartbeat(ws.address)
+        if self._listening:
+            with self._safety.guard("heartbeat hook"):
+                self._inbox.heartbeat(ws.address, data)

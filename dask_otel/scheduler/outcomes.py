@@ -1,6 +1,6 @@
-"""What a transition means, and what an exception's text says.
+"""What a transition means for a task, and the type and message of its exception.
 
-The class of a pickled exception, read from the pickle's first opcodes; nothing is loaded.
+The class of an exception is read from the first opcodes of its pickle; nothing is loaded.
 """
 
 from __future__ import annotations
@@ -13,16 +13,33 @@ from collections.abc import Iterable
 from io import BytesIO
 from typing import Any, NamedTuple
 
-__all__ = ["UNFINISHED", "PickledClass", "class_of", "error_of", "first_error", "outcome_of_release", "pickle_of"]
+__all__ = [
+    "ASKED_FOR",
+    "CANCELLED",
+    "LOST",
+    "RETRIED",
+    "RETRY",
+    "UNFINISHED",
+    "PickledClass",
+    "class_of",
+    "error_of",
+    "first_error",
+    "outcome_of_release",
+    "pickle_of",
+]
 
 #: States of tasks that have not ended, in the order of the fields of ``Load``.
 UNFINISHED = ("processing", "queued", "no-worker", "waiting")
-#: Stimuli by which a person gives tasks up. A scheduler that restarts does so for everybody; one that only restarts
-#: its workers has the same beginning.
-_CANCELLED = re.compile(r"cancel-key|client-restart-(?!workers)")
-#: Stimuli of runs that will be run again: after a failure, or because their worker, or an input on it, is gone.
-_RETRIED = ("task-erred", "execute-unknown-error")
-_LOST = (
+#: Beginnings of stimulus ids that outcomes rest on; a test looks for each in Dask's source. First, those by which a
+#: person cancels tasks.
+CANCELLED = ("cancel-key", "client-restart")
+#: A run failed, and its task is run again.
+RETRIED = ("task-erred", "execute-unknown-error")
+#: A person requests that a task is run again.
+RETRY = "stimulus-retry"
+ASKED_FOR = ("update-graph", RETRY)
+#: The worker of a run, or an input on it, is gone.
+LOST = (
     "handle-worker-cleanup",
     "check-worker-ttl",
     "retire-workers",
@@ -38,9 +55,9 @@ MAX_TEXT = 4000
 
 
 def outcome_of_release(task: Any, start: str, stimulus_id: str) -> str | None:
-    """Outcome of a task that was released unfinished, or None where that means nothing.
+    """Outcome of a task that was released unfinished, or None where the release has no meaning of its own.
 
-    The stimulus alone doesn't tell: when a task errs, its siblings that nobody needs any more are released by the same.
+    The stimulus alone is not enough: when a task errs, its siblings that nobody needs are released by the same one.
 
     Parameters
     ----------
@@ -52,12 +69,13 @@ def outcome_of_release(task: Any, start: str, stimulus_id: str) -> str | None:
     if task.exception_blame:  # on its way to erred
         return None
     if not (task.who_wants or task.waiters):
-        return "cancelled" if _CANCELLED.match(stimulus_id) else "abandoned"
+        is_cancelled = stimulus_id.startswith(CANCELLED) and not stimulus_id.startswith(LOST)
+        return "cancelled" if is_cancelled else "abandoned"
     if start != "processing":
         return None
-    if stimulus_id.startswith(_RETRIED):
+    if stimulus_id.startswith(RETRIED):
         return "retried"
-    return "lost" if stimulus_id.startswith(_LOST) else "rescheduled"
+    return "lost" if stimulus_id.startswith(LOST) else "rescheduled"
 
 
 def error_of(task: Any) -> tuple[str, str]:

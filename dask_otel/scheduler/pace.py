@@ -1,4 +1,4 @@
-"""The sweep's clocks: how long it may hold the event loop, and whether the wall clock can be trusted."""
+"""Time on the event loop: the clock of all of dask-otel's own state, and how long a sweep may hold the loop."""
 
 from __future__ import annotations
 
@@ -9,20 +9,59 @@ from distributed.metrics import time
 
 __all__ = ["Clock", "Pace"]
 
-#: The sweep gives the event loop back after this many seconds at most.
+#: A sweep gives the event loop back after at most this many seconds.
 SLICE = 0.002
-#: A clock that is adjusted, not set, goes back by less than this between two sweeps.
+#: Seconds. An adjustment of the system's clock moves it back by less than this between two readings.
 LEAST_STEP = 0.25
 
 
+class Clock:
+    """The system's clock, except that it never goes back.
+
+    If the system's clock is set back, this clock continues from where it was. All state is kept in its time, so that no
+    duration becomes negative. Times that Dask recorded are converted with ``of_dask``; times of spans and metrics are
+    converted back by subtracting ``offset`` when they leave.
+
+    A step forward, or a machine that slept, makes spans longer, as it does in Dask.
+    """
+
+    def __init__(self) -> None:
+        #: Seconds by which the system's clock has been set back since the start.
+        self.offset = 0.0
+        self._wall, self._steady = _read()
+
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch."""
+        wall, steady = time(), monotonic()
+        if (steady - self._steady) - (wall - self._wall) > LEAST_STEP:
+            wall, steady = _read()
+            step = (steady - self._steady) - (wall - self._wall)
+            self.offset += step if step > LEAST_STEP else 0.0
+        self._wall, self._steady = wall, steady
+        return float(wall + self.offset)
+
+    def of_dask(self, at: float) -> float:
+        """Convert a time that Dask recorded; 0.0 stands for none."""
+        return at + self.offset if at else 0.0
+
+
+def _read() -> tuple[float, float]:
+    """Read the system's clock and the monotonic one at one moment, even if the thread is suspended between the two."""
+    for _ in range(9):
+        before, wall, steady = monotonic(), time(), monotonic()
+        if steady - before < LEAST_STEP / 2:
+            break
+    return wall, steady
+
+
 class Pace:
-    """Gives the event loop back now and then."""
+    """Gives the event loop back regularly during a sweep."""
 
     def __init__(self) -> None:
         self._begin = perf_counter()
-        #: Seconds for which it has held the event loop, in all and at a stretch.
+        #: Seconds for which the sweep has held the event loop: the sum, and the longest time without a break.
         self.held = self.longest = 0.0
-        #: A sweep that has begun goes on to its end: what it has drained would be lost.
+        #: A sweep that is cancelled still runs to its end: what it has taken from the inbox would be lost.
         self._cancelled = False
 
     async def rest(self) -> None:
@@ -36,7 +75,7 @@ class Pace:
             self._begin = perf_counter()
 
     def raise_if_cancelled(self) -> None:
-        """Be cancelled now, if that was to be meanwhile."""
+        """Raise ``CancelledError`` if the sweep was cancelled while it rested."""
         if self._cancelled:
             raise asyncio.CancelledError
 
@@ -46,29 +85,3 @@ class Pace:
         held, self._begin = now - self._begin, now
         self.held += held
         self.longest = max(self.longest, held)
-
-
-class Clock:
-    """Compares the wall clock with one that cannot be set.
-
-    Only steps back matter: they would give spans no duration, or a negative one. A step forward, or a machine that
-    slept, makes them longer, as it does in Dask.
-    """
-
-    def __init__(self) -> None:
-        self._last = _clocks()
-
-    def set_back(self) -> float:
-        """Seconds by which the wall clock was set back since the last call; 0.0 if it was not."""
-        (wall, steady), self._last = self._last, _clocks()
-        step = (self._last[1] - steady) - (self._last[0] - wall)
-        return step if step > LEAST_STEP else 0.0
-
-
-def _clocks() -> tuple[float, float]:
-    """Read both clocks at one moment; a thread that is held up between them would see one of them set."""
-    for _ in range(9):
-        before, wall, steady = monotonic(), time(), monotonic()
-        if steady - before < LEAST_STEP / 2:
-            break
-    return wall, steady

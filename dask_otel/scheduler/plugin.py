@@ -9,7 +9,6 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from distributed.diagnostics.plugin import SchedulerPlugin
-from distributed.metrics import time
 
 from ..safety import Safety
 from .compat import can_work
@@ -17,6 +16,9 @@ from .runtime import BridgeSettings, SchedulerBridge
 from .sweep import Output
 
 __all__ = ["BridgePlugin"]
+
+#: How the scheduler may have taken a graph in, as its events say.
+GRAPH_STATUSES = ("OK", "error", "cancelled")
 
 
 class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
@@ -92,37 +94,40 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
         """Do nothing; while the watch is on, ``Inbox.transition`` takes this one's place and saves a call."""
 
     def update_graph(self, scheduler: Any, *, tasks: Any, annotations: Any, stimulus_id: str, **kwargs: Any) -> None:
-        """Note a graph; called by Dask when it has been taken in."""
+        """Append a graph to the inbox; called by Dask when it has been taken in."""
         if self._bridge:
             with self._bridge.safety.guard("update_graph hook"):
-                self._bridge.graph(tasks, annotations, stimulus_id)
+                self._bridge.submissions.taken_in(tasks, annotations, stimulus_id)
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Note how long a graph took to take in, or that it failed, and why a worker left; called by Dask."""
+        """Append how long a graph took, or that it failed, and why a worker left; called by Dask with every event."""
         if self._bridge and isinstance(msg, dict):
             with self._bridge.safety.guard("log_event hook"):
                 action = msg.get("action")
                 if not isinstance(action, str):  # anybody can log anything
                     return
                 if action == "update-graph" and topic == "scheduler":
-                    self._bridge.graph_event(msg)
+                    if msg.get("status") in GRAPH_STATUSES:
+                        self._bridge.inbox.count("dask.graph.updates", msg["status"])
+                    self._bridge.submissions.logged(msg)
                 elif action == "closing-worker":
-                    self._bridge.cluster_metrics.worker_closes(topic, msg.get("reason"))
-                elif action == "remove-worker" and topic == "all":
-                    self._bridge.cluster_metrics.worker_removed(msg.get("worker"), expected=msg.get("expected"))
+                    self._bridge.departures.announced(topic, msg.get("reason"))
+                elif action == "remove-worker" and topic == "all" and isinstance(msg.get("expected"), bool):
+                    is_expected = self._bridge.departures.is_expected(msg.get("worker"), msg["expected"])
+                    self._bridge.inbox.count("dask.worker.removed", is_expected)
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
-        """Note a new worker; called by Dask."""
+        """Append a new worker; called by Dask."""
         if self._bridge:
             with self._bridge.safety.guard("add_worker hook"):
-                self._bridge.span_tree.worker_joined(worker, time())
-                self._bridge.cluster_metrics.worker_added()
+                self._bridge.inbox.worker_joined(worker)
+                self._bridge.inbox.count("dask.worker.added")
 
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
-        """Note that a worker left; called by Dask."""
+        """Append that a worker left; called by Dask."""
         if self._bridge:
             with self._bridge.safety.guard("remove_worker hook"):
-                self._bridge.span_tree.worker_left(worker)
+                self._bridge.inbox.worker_left(worker)
 
 
 #: The latest watch of each scheduler, which it must not keep alive.

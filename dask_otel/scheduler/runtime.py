@@ -21,16 +21,16 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import dask
-from distributed.metrics import time
 from distributed.scheduler import heartbeat_interval
 
 from ..metrics.registry import MetricSettings
 from ..safety import Safety, log
 from ..spantree.build import Level, SpanTreeSettings
 from ..spantree.lifecycle import SpanTree, open_roots
-from .cluster import ClusterMetrics
-from .inbox import HeartbeatTap, Inbox
-from .submissions import Graphs, Submissions
+from .cluster import ClusterMetrics, Delay, Departures
+from .inbox import HeartbeatTap, Inbox, WorkerEvent
+from .pace import Clock
+from .submissions import Submissions
 from .sweep import Output, Sweep
 
 __all__ = ["HURRY", "BridgeSettings", "SchedulerBridge", "ask_for_heartbeats", "in_thread"]
@@ -111,8 +111,15 @@ AT_EXIT = 4.0
 MOMENT = 0.2
 #: Workers that are asked for their metrics at a time.
 ASKED_AT_A_TIME = 100
+#: The part of the time that sweeps may take, and by how many times the interval is longer then at most.
+MAX_SHARE = 0.01
+MAX_STRETCH = 5
 #: Open roots that the status names.
 MAX_ROOTS = 100
+
+
+#: The clock of all bridges of this process: the system's clock is the same for all.
+CLOCK = Clock()
 
 
 @dataclass(frozen=True)
@@ -124,11 +131,11 @@ class BridgeSettings:
     #: Names of Dask annotations that may be shown.
     annotations: tuple[str, ...] = ()
     span_tree: SpanTreeSettings = field(default_factory=SpanTreeSettings)
-    measure: MetricSettings = field(default_factory=MetricSettings)
+    metrics: MetricSettings = field(default_factory=MetricSettings)
 
 
 class SchedulerBridge:
-    """What runs between start and close.
+    """What runs on one scheduler between start and close.
 
     Parameters
     ----------
@@ -143,7 +150,7 @@ class SchedulerBridge:
         scheduler: Any,
         safety: Safety,
         settings: BridgeSettings,
-        sink: Output,
+        output: Output,
         *,
         is_registered: Callable[[], bool],
         stopped: Callable[[SchedulerBridge], None],
@@ -152,64 +159,44 @@ class SchedulerBridge:
         self._stopped = stopped
         self._scheduler = scheduler
         self._settings = settings
-        self._sink = sink
+        self._output = output
         self.safety = safety
-        extension = scheduler.extensions["spans"]
-        self.span_tree = SpanTree(time(), scheduler.total_nthreads, settings.span_tree)
+        self.clock = CLOCK
         first_number = _first_number(scheduler)
-        picks_slow = settings.span_tree.level >= Level.TASKS
-        bounds = settings.measure.task_bounds
-        self.inbox = Inbox(scheduler, safety, first_number, picks_slow=picks_slow, bounds=bounds)
-        self.submissions = Submissions(scheduler, self.inbox.claims.keys, safety)
-        self.graphs = Graphs(scheduler.tasks, self.inbox, settings.annotations, safety)
-        self._metrics = HeartbeatTap(extension, self.span_tree.heartbeats, safety)
-        self.cluster_metrics = ClusterMetrics(scheduler, self.span_tree, settings.measure, sink.exporters, safety)
-        self._sweeper = Sweep(
+        self.span_tree = SpanTree(self.clock.now(), scheduler.total_nthreads, settings.span_tree, first_number)
+        self.inbox = Inbox(
             scheduler,
-            self.span_tree,
-            self.inbox,
-            self.graphs,
-            self._metrics,
-            self.cluster_metrics,
-            sink,
+            self.clock,
             safety,
             first_number,
+            picks_slow=settings.span_tree.level >= Level.TASKS,
+            bounds=settings.metrics.task_bounds,
         )
-        self._sweeper.learn()
+        self.submissions = Submissions(scheduler, self.inbox, settings.annotations, self.clock, safety)
+        self.departures = Departures(scheduler.workers)
+        self._heartbeats = HeartbeatTap(scheduler.extensions["spans"], self.inbox, safety)
+        self._delay = Delay(scheduler, safety)
+        self.cluster_metrics = ClusterMetrics(
+            scheduler, self.span_tree, settings.metrics, self._delay, output.exporters, self.clock, safety
+        )
+        self.sweep = Sweep(scheduler, self.span_tree, self.inbox, self.cluster_metrics, output, self.clock, safety)
+        self.sweep.read_baseline()
         self._closing: asyncio.Task[None] | None = None
         #: Empty while it is on.
         self.why_ended = ""
         self._loop_ends = False
         # Last: what comes before may fail.
-        self._metrics.install()
-        self.submissions.install()
-        self.cluster_metrics.delay.install()
+        self._taps = (self._heartbeats, self.submissions, self._delay)
+        for tap in self._taps:
+            tap.install()
         self._sweeping = asyncio.create_task(self._sweep_regularly(), name="dask-otel sweep")
 
-    def graph(self, tasks: Any, annotations: Any, stimulus_id: str) -> None:
-        """Note a graph that was taken in."""
-        submission = self.submissions.current()
-        if submission:
-            self.graphs.taken_in(submission, annotations, stimulus_id)
-        else:  # somebody called the scheduler's method directly
-            for group in {self._scheduler.tasks[key].group for key in tasks}:
-                self.inbox.touch(group)
-
-    def graph_event(self, event: Any) -> None:
-        """Note what Dask says after it has taken in a graph, or failed to."""
-        submission = self.submissions.current()
-        self.cluster_metrics.graph(event.get("status"))
-        if "metrics" in event:
-            self.graphs.timed(event["stimulus_id"], event["metrics"]["duration_seconds"])
-        elif submission:
-            self.graphs.failed(submission, event["status"])
-
     def status(self) -> dict[str, Any]:
-        """Say what is watched; call it on the event loop."""
+        """Return the open roots and the cost of the last sweep; call it on the event loop."""
         return {
             "open_segments": len(self.span_tree.forest.open),
-            "open": list(open_roots(self.span_tree.forest, MAX_ROOTS)),
-            "sweep": self._sweeper.cost,
+            "open": list(open_roots(self.span_tree.forest, MAX_ROOTS, self.clock.offset)),
+            "sweep": self.sweep.cost,
         }
 
     def close(self, why: str = "the scheduler closes") -> asyncio.Task[None]:
@@ -220,14 +207,14 @@ class SchedulerBridge:
         return self._closing
 
     def detach(self) -> None:
-        """Listen to nothing any more; another bridge is about to."""
-        for end in (self._metrics.remove, self.submissions.remove, self.cluster_metrics.delay.remove):
+        """Stop listening to the scheduler."""
+        for tap in self._taps:
             with self.safety.guard("closing"):
-                end()
+                tap.remove()
 
     async def _close(self) -> None:
         deadline = perf_counter() + self._timeout()
-        for step in (self._await_metrics, self._sweeper.close):
+        for step in (self._await_metrics, self.sweep.close):
             with self.safety.guard("closing"):
                 try:
                     await step()
@@ -240,12 +227,12 @@ class SchedulerBridge:
         with self.safety.guard("closing"):
             self._stopped(self)
         with self.safety.guard("closing"):
-            if not await in_thread(self._sink.close_spans, max(0.0, deadline - perf_counter())):
+            if not await in_thread(self._output.close_spans, max(0.0, deadline - perf_counter())):
                 deadline = min(deadline, perf_counter() + HURRY / 4)  # it has waited for that long
         with self.safety.guard("closing"):
-            await self._sweeper.measure_last()
+            await self.sweep.send_last_metrics()
         with self.safety.guard("closing"):
-            await in_thread(self._sink.close_metrics, max(0.0, deadline - perf_counter()))
+            await in_thread(self._output.close_metrics, max(0.0, deadline - perf_counter()))
 
     def _timeout(self) -> float:
         timeout = self._settings.shutdown_timeout
@@ -254,9 +241,9 @@ class SchedulerBridge:
     async def _sweep_regularly(self) -> None:
         try:
             while not (why := self._why_to_end()):
-                await asyncio.sleep(self._settings.sweep_interval)
+                await asyncio.sleep(self._pause())
                 with self.safety.guard("sweep"):
-                    await self._sweeper.sweep()
+                    await self.sweep.sweep()
                 self.safety.check_streaks()
         except asyncio.CancelledError:
             if self._closing is None:  # the event loop ends without closing the scheduler; it still waits for this
@@ -266,53 +253,61 @@ class SchedulerBridge:
         log.info("dask-otel stops: %s", why)
         self.close(why)
 
+    def _pause(self) -> float:
+        """Seconds to the next sweep: more if the last one held the event loop for long, so that sweeps cost little."""
+        interval = self._settings.sweep_interval
+        held = self.sweep.cost.get("seconds", 0.0)
+        return min(max(interval, held / MAX_SHARE), MAX_STRETCH * interval)
+
     def _why_to_end(self) -> str:
         if not self._is_registered():
             return "its plugin is no longer registered with the scheduler"
         return "it has failed too often in a row, see the log" if self.safety.gave_up else ""
 
     async def _await_metrics(self) -> None:
-        """Ask workers for the metrics that they owe; of those that do not answer, wait for the next heartbeats."""
-        await self._sweeper.sweep(may_defer=False)
-        since = time()
-        owing = self.span_tree.owing(since)
+        """Request the metrics that workers owe; if a worker does not answer, wait for its next two heartbeats."""
+        await self.sweep.sweep()
+        owing = dict.fromkeys(self.span_tree.owing(self.clock.now()), 2)
         if not owing:
             return
         deadline = perf_counter() + self._wait_for_metrics()
         delivered = asyncio.Event()
 
-        def has_delivered(worker: str) -> None:
-            owing.discard(worker)
+        def done(worker: str) -> None:
+            owing.pop(worker, None)
             if not owing:
                 delivered.set()
 
-        def heard(worker: str) -> None:
-            if worker in owing and not self.span_tree.heartbeats.is_awaited(worker, since, time()):
-                has_delivered(worker)
+        def on_worker_event(event: WorkerEvent) -> None:
+            if event.worker in owing:
+                owing[event.worker] -= 1
+                # The first heartbeat may have been made before the last task ended.
+                if event.kind == "left" or not owing[event.worker]:
+                    done(event.worker)
 
         async def ask(worker: str) -> None:
             async with at_a_time:
                 if worker in owing and await ask_for_heartbeats(self._scheduler, worker):
-                    has_delivered(worker)
+                    done(worker)
 
-        self._metrics.on_heartbeat = heard
+        self.inbox.on_worker_event = on_worker_event
         at_a_time = asyncio.Semaphore(ASKED_AT_A_TIME)
         asked = [asyncio.create_task(ask(worker)) for worker in owing]
         try:
             await asyncio.wait_for(delivered.wait(), max(0.0, deadline - perf_counter()))
-            # A heartbeat has arrived before its worker hears of that, and it would log that the scheduler is gone.
+            # A heartbeat arrives before its worker gets the answer, without which it logs that the scheduler is gone.
             await asyncio.wait(asked, timeout=MOMENT)
         except asyncio.TimeoutError:
             pass
         finally:
-            self._metrics.on_heartbeat = None
+            self.inbox.on_worker_event = None
             for each in asked:
                 each.cancel()
             await asyncio.wait(asked, timeout=MOMENT)
 
     def _wait_for_metrics(self) -> float:
         """Seconds in which workers may deliver their metrics."""
-        if self._sink.is_away:  # it is not worth a wait: most likely they would go nowhere
+        if self._output.is_away:  # it is not worth a wait: most likely they would go nowhere
             return MOMENT
         # A worker's first heartbeat comes after 1 s, whatever the interval.
         interval: float = heartbeat_interval(len(self._scheduler.workers))

@@ -1,7 +1,4 @@
-"""What the watch gives away, and to whom.
-
-The sweep: the periodic pass over what is active, from latches and snapshots to records.
-"""
+"""The sweep: the periodic pass over what is active, from the inbox and the task groups to records."""
 
 from __future__ import annotations
 
@@ -14,15 +11,14 @@ from uuid import uuid4
 from distributed.metrics import time
 
 from ..metrics.snapshot import ExporterCounts, Snapshot
-from ..safety import Safety, log
-from ..spantree.events import NOBODY
+from ..safety import Safety
+from ..spantree.events import NOBODY, Change, Claim
 from ..spantree.lifecycle import SpanTree
 from ..spantree.records import PendingRecord, Record, SegmentRecord
 from .cluster import ClusterMetrics
-from .inbox import HeartbeatTap, Inbox
+from .inbox import Inbox, RequestedSpan
 from .pace import Clock, Pace
-from .submissions import Ask, Graphs
-from .task_groups import Deferral, Groups, entered_only, span_info, spans_of
+from .task_groups import TaskGroupReader, requested_spans, span_info
 
 __all__ = ["Output", "Sweep"]
 
@@ -61,19 +57,17 @@ class Output(Protocol):
 
 #: Fine metrics that are added in one step, within a tenth of a slice.
 METRICS_AT_ONCE = 1000
-#: So many segments may fail to be made while a scheduler closes before it goes on without the rest.
+#: Attempts to close the segments of a scheduler that closes: one segment that fails must not take the others with it.
 MAX_FAILURES = 100
 
 
 class Sweep:
-    """Feeds the span tree and passes on what comes out.
+    """Feeds the span tree and passes on its records.
 
     Parameters
     ----------
-    sink
+    output
         Takes the records of one segment at a time: its groups, then itself.
-    first_number
-        Of the segments of spans that are older than the watch: another one may have sent those before.
     """
 
     def __init__(
@@ -81,162 +75,142 @@ class Sweep:
         scheduler: Any,
         span_tree: SpanTree,
         inbox: Inbox,
-        graphs: Graphs,
-        metrics: HeartbeatTap,
         cluster_metrics: ClusterMetrics,
-        sink: Output,
+        output: Output,
+        clock: Clock,
         safety: Safety,
-        first_number: int,
     ) -> None:
         self._scheduler = scheduler
         self._spans = scheduler.extensions["spans"].spans
         self._span_tree = span_tree
         self._inbox = inbox
-        self._graphs = graphs
-        self._metrics = metrics
         self._cluster_metrics = cluster_metrics
-        self._sink = sink
+        self._output = output
+        self._clock = clock
         self._safety = safety
-        self._first_number = first_number
-        self._born = time()
-        self._groups = Groups(scheduler.task_groups)
-        self._deferral = Deferral(span_tree, inbox, self._groups)
-        self._clock = Clock()
+        self._groups = TaskGroupReader(scheduler.task_groups, clock)
         #: Of the last sweep: when it ended, and for how many seconds it held the event loop, in all and at a stretch.
         self.cost: dict[str, float] = {}
         #: How much of ``Scheduler.total_nthreads_history`` has been read.
         self._threads_read = len(scheduler.total_nthreads_history)
-        self._wants_metrics = False
         #: Sweeps never overlap.
         self._lock = asyncio.Lock()
 
-    def learn(self) -> None:
+    def read_baseline(self) -> None:
         """Take the scheduler as it is for the zero from which to count."""
-        self._cluster_metrics.learn()
-        now = time()
+        self._cluster_metrics.read_baseline()
+        now = self._clock.now()
         for worker in self._scheduler.workers:
-            self._span_tree.heartbeats.joined(worker, now)
+            self._span_tree.heartbeats.joined(worker)
         for group in self._scheduler.task_groups.values():
             if group.span_id:
                 self._add_span(group.span_id)
-                self._span_tree.add_change(self._groups.learn(group), now)
+                self._span_tree.add_change(self._groups.read_baseline(group), now)
 
-    async def sweep(self, *, may_defer: bool = True) -> None:
-        """Look at what changed and send what ended.
-
-        Parameters
-        ----------
-        may_defer
-            Whether a part of what happened to groups that are at work may be left for a later sweep.
-        """
+    async def sweep(self) -> None:
+        """Count what has changed and send what has ended."""
         async with self._lock:
             pace = Pace()
-            was_set_back = self._check_clock()
-            self._wants_metrics = self._wants_metrics or self._sink.wants_metrics()
-            told = await self._collect(pace, may_defer=may_defer and not was_set_back and not self._wants_metrics)
-            busy = self._scheduler._active_graph_updates > 0
-            await self._send(self._span_tree.advance(time(), taking_in_graph=busy), pace)
+            wants_metrics = self._output.wants_metrics()
+            now = await self._collect(pace)
+            is_busy = self._scheduler._active_graph_updates > 0
+            await self._send(self._span_tree.advance(now, self._clock.offset, taking_in_graph=is_busy), pace)
             await self._cluster_metrics.count_ended(pace)
-            if self._wants_metrics:
-                self._wants_metrics = False
-                await self._measure(pace)
-            await self._deferral.raise_thresholds(told, pace)
+            if wants_metrics:
+                await self._send_metrics(pace)
             pace.stop()
             self._cluster_metrics.swept(pace.held)
             self.cost = {"at": time(), "seconds": pace.held, "longest_hold": pace.longest}
             pace.raise_if_cancelled()
 
     async def close(self) -> None:
-        """Look at what changed, and send all spans."""
+        """Count what has changed, and send all spans."""
         async with self._lock:
             pace = Pace()
             # Data can be scattered into a group without any hook being called.
             for group in self._groups.known():
                 self._inbox.touch(group)
                 await pace.rest()
-            await self._collect(pace, may_defer=False)
-            # A segment that cannot be made must not take the others with it.
+            now = await self._collect(pace)
             for _ in range(MAX_FAILURES):
                 with self._safety.guard("closing of segments"):
-                    await self._send(self._span_tree.close(time()), pace)
+                    await self._send(self._span_tree.close(now, self._clock.offset), pace)
                     break
             await self._cluster_metrics.count_ended(pace)
             pace.raise_if_cancelled()
 
-    async def measure_last(self) -> None:
-        """Give away the last snapshot; it says what became of the spans, if the sink has closed them."""
+    async def send_last_metrics(self) -> None:
+        """Send the last snapshot. It reports what happened to the spans, if the output has closed them."""
         async with self._lock:
-            if self._sink.wants_metrics(last=True):
+            if self._output.wants_metrics(last=True):
                 self._read_threads()
                 self._cluster_metrics.begin_sweep()
-                await self._measure(Pace(), last=True)
+                await self._send_metrics(Pace(), last=True)
 
-    async def _collect(self, pace: Pace, *, may_defer: bool) -> list[Any]:
-        """Feed the span tree; return the groups of which it has been told in full."""
-        # Drained together, at one moment. Graphs before changes: a segment knows who submitted it when it opens.
-        (graphs, asks), claims = self._graphs.drain(), self._inbox.claims.drain()
-        changes, metrics = self._inbox.drain(), self._metrics.drain()
-        for _ in self._groups.forget(
-            lambda group: group in changes or self._inbox.is_latched(group),
-            self._inbox.drain_forgotten(),
-            self._inbox.touch,
-        ):
-            await pace.rest()
+    async def _collect(self, pace: Pace) -> float:
+        """Feed the span tree with everything that has happened up to one moment; return that moment."""
+        now, taken = self._clock.now(), self._inbox.take()
         self._read_threads()
         self._cluster_metrics.begin_sweep()
-        for ask, since in asks:
+        self._cluster_metrics.count(taken.counts)
+        for event in taken.workers:
             with self._safety.guard("sweep"):
-                self._add_asked(ask, since)
+                for _ in self._span_tree.add_worker_event(*event):
+                    await pace.rest()
+        with self._safety.guard("sweep"):
+            for _ in self._groups.forget_gone(
+                taken.forgotten,
+                lambda group: group in taken.changes or self._inbox.has_change(group),
+                self._inbox.touch,
+            ):
+                await pace.rest()
+        # Submissions before changes: a segment knows who submitted it when it opens.
+        for span, since in taken.requested:
+            with self._safety.guard("sweep"):
+                self._add_requested(span, since, now)
             await pace.rest()
-        for graph in graphs:
+        for graph in taken.graphs:
             with self._safety.guard("sweep"):
                 self._add_span(graph.span_id)
-                self._span_tree.add_graph(graph, time())
+                self._span_tree.add_graph(graph, now)
             await pace.rest()
-        due = self._deferral.begin_sweep(len(changes), may_defer=may_defer)
-        told = []
-        for group in [*changes, *due.left, *due.entered]:
-            is_due = group in due.groups
-            # Freed one by one: thousands at once would take milliseconds.
-            change = changes.pop(group, None) or due.left.pop(group, None)
-            if change is None:
-                if group not in self._groups.entered:  # told of just now
-                    continue
-                change = entered_only(time())
+        for group in list(taken.changes):
             with self._safety.guard("sweep"):
-                # Without a span, it is scattered data that no graph has used yet.
-                if group.span_id and not (
-                    self._groups.is_as_known(group, change)
-                    or (due.may_defer and not is_due and self._deferral.defer(group, change))
-                ):
-                    told.append(group)
-                    self._groups.complete(group, change)
-                    change.sort_runs(self._inbox.intervals)
-                    self._cluster_metrics.change(change)
-                    self._add_span(group.span_id)
-                    self._span_tree.add_change(change, time())
+                # Removed one by one: to free thousands at once would take milliseconds.
+                self._add_change(group, taken.changes.pop(group), now)
             await pace.rest()
-        nobody = Ask(("default",), (str(uuid4()),))
-        for claim in claims:  # after the changes: the segments that count these tasks are open now
+        # Claims after changes: the segments that count their tasks are open now.
+        nobody = RequestedSpan(("default",), (str(uuid4()),))
+        for claim in taken.claims:
             with self._safety.guard("sweep"):
-                self._add_span(claim.holder)
-                if claim.asker == NOBODY:  # a failure that is no other span's
-                    claim.asker = nobody.id
-                    self._add_asked(nobody, claim.since)
-                if self._span_tree.forest.knows(
-                    claim.asker
-                ):  # else it ended long ago, but for a task that needed not run
-                    self._span_tree.add_claim(claim, time())
+                self._add_claim(claim, nobody, now)
             await pace.rest()
-        for span_id, values in metrics.items():
+        for span_id, values in taken.metrics.items():
             with self._safety.guard("sweep"):
                 self._add_span(span_id)
             entries = iter(values.items())
             while some := dict(islice(entries, METRICS_AT_ONCE)):
                 with self._safety.guard("sweep"):
-                    self._cluster_metrics.busy(span_id, self._span_tree.add_metrics(span_id, some, time()))
+                    self._cluster_metrics.busy(span_id, self._span_tree.add_metrics(span_id, some, now))
                 await pace.rest()
-        return told
+        return now
+
+    def _add_change(self, group: Any, change: Change, now: float) -> None:
+        # Without a span, it is scattered data that no graph has used yet.
+        if group.span_id and not self._groups.is_unchanged(group, change):
+            self._groups.read_delta(group, change)
+            change.sort_runs(self._inbox.intervals)
+            self._cluster_metrics.change(change)
+            self._add_span(group.span_id)
+            self._span_tree.add_change(change, now)
+
+    def _add_claim(self, claim: Claim, nobody: RequestedSpan, now: float) -> None:
+        self._add_span(claim.holder)
+        if claim.asker == NOBODY:  # a failure that is no other span's
+            claim.asker = nobody.id
+            self._add_requested(nobody, claim.since, now)
+        if self._span_tree.forest.knows(claim.asker):  # else it ended long ago, except for a task that never had to run
+            self._span_tree.add_claim(claim, now)
 
     async def _send(self, records: Iterator[Record | None], pace: Pace) -> None:
         together: list[Record] = []
@@ -245,46 +219,35 @@ class Sweep:
                 together.append(record)
             if isinstance(record, (SegmentRecord, PendingRecord)):  # the last of what leaves together
                 with self._safety.guard("sink"):  # one that fails must not take the others with it
-                    self._cluster_metrics.sent(self._sink.put(together))
+                    self._cluster_metrics.sent(self._output.put(together))
                 together = []
             await pace.rest()
 
-    async def _measure(self, pace: Pace, *, last: bool = False) -> None:
+    async def _send_metrics(self, pace: Pace, *, last: bool = False) -> None:
         with self._safety.guard("metrics"):
             snapshot = await self._cluster_metrics.snapshot(pace)
             if snapshot:
-                self._sink.put_metrics(snapshot, last=last)
+                self._output.put_metrics(snapshot, last=last)
 
     def _add_span(self, span_id: str) -> None:
         unknown = []
-        span = self._spans.get(span_id)  # None if it was only asked for; then it has been added
+        span = self._spans.get(span_id)  # None if it was only requested; then it has been added
         while span and not self._span_tree.forest.knows_made(span.id):
             unknown.append(span)
             span = span.parent
         for span in reversed(unknown):
-            info = span_info(span)
-            self._span_tree.add_span(info, self._first_number if info.enqueued < self._born else 0)
+            self._span_tree.add_span(span_info(span, self._clock))
 
-    def _add_asked(self, ask: Ask, since: float) -> None:
-        """Learn of a span that a submission named, though Dask may not have made it."""
-        for info in spans_of(ask, since):
+    def _add_requested(self, requested: RequestedSpan, since: float, now: float) -> None:
+        """Add a span that a submission named, though Dask may not have made it."""
+        for info in requested_spans(requested, since):
             if info.id in self._spans:
                 self._add_span(info.id)
             else:
-                self._span_tree.add_asked(info, self._first_number, time())
-
-    def _check_clock(self) -> bool:
-        seconds = self._clock.set_back()
-        if seconds:
-            log.warning("dask-otel: the clock was set back by %.1f s; times of open spans move with it", seconds)
-            self._inbox.clock_set_back(seconds)
-            self._deferral.clock_set_back(seconds)
-            self._span_tree.clock_set_back(seconds)
-            self._cluster_metrics.clock_set_back(seconds)
-        return seconds > 0.0
+                self._span_tree.add_requested(info, now)
 
     def _read_threads(self) -> None:
         history = self._scheduler.total_nthreads_history
         for at, count in history[self._threads_read :]:
-            self._span_tree.threads.add(at, count)
+            self._span_tree.threads.add(self._clock.of_dask(at), count)
         self._threads_read = len(history)

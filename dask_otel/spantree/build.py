@@ -179,12 +179,22 @@ Runs = Mapping["str | None", Sequence["tuple[str, TaskRun | PickedRun]"]]
 
 
 def close_segment(
-    node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads, find: Find, level: Level
+    node: Node,
+    segment: Segment,
+    ledger: Ledger,
+    now: float,
+    offset: float,
+    stopped: str,
+    threads: Threads,
+    find: Find,
+    level: Level,
 ) -> tuple[SegmentRecord, Iterator[Record]]:
     """Make the record of a segment whose groups have been folded, and, one at a time, those of its groups and tasks.
 
     Parameters
     ----------
+    offset
+        Seconds to subtract from all times of the record, see ``scheduler.pace.Clock``.
     stopped
         Why it closes, if its work is not done.
     level
@@ -194,7 +204,7 @@ def close_segment(
     ledger.truncated_tasks += sum(_truncated(group, runs) for group in ledger.all_groups())
     if level < Level.GROUPS:
         ledger.truncated_groups += len(ledger.groups)
-    record = _segment(node, segment, ledger, now, stopped, threads)
+    record = _segment(node, segment, ledger, now, offset, stopped, threads)
 
     def find_here(to: Dependency) -> tuple[int, int] | None:
         if to.span_id == node.info.id and to.name in ledger.others_names:
@@ -203,29 +213,33 @@ def close_segment(
 
     if level < Level.GROUPS:
         return record, iter(())
-    return record, _inside(record, ledger, runs, find_here)
+    return record, _inside(record, ledger, offset, runs, find_here)
 
 
-def pending_span(root: Node, segment: Segment, now: float) -> PendingRecord:
+def pending_span(root: Node, segment: Segment, now: float, offset: float) -> PendingRecord:
     """Say of a root that it is running: it can be found before it ends, and should it never end."""
     segment.pending_sent = True
-    segment.enclose(segment.start, now)
+    start, end = segment.start - offset, now - offset
+    segment.enclose(start, end)
     return PendingRecord(
         span=root.info,
         trace_id=segment.trace_id,
         span_id=pending_id(root.info.id, segment.number),
         parent_id=segment.id,
         name=f"{root.title} (running)",
-        start=segment.start,
-        end=now,
+        start=start,
+        end=end,
         links=(),
         failure=None,
     )
 
 
-def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: str, threads: Threads) -> SegmentRecord:
+def _segment(
+    node: Node, segment: Segment, ledger: Ledger, now: float, offset: float, stopped: str, threads: Threads
+) -> SegmentRecord:
     elsewhere = ledger.all_elsewhere()
-    end = _end(node, segment, ledger.tally, elsewhere, now, stopped)
+    # Its children have been sent with the offset of that time.
+    end = max(_end(node, segment, ledger.tally, elsewhere, now, stopped) - offset, segment.enclosed_until)
     links = [Link(*at, "counted_in") for at in ledger.counted_in.values() if at and at[0] != segment.trace_id]
     previous_id = None
     if node.previous:
@@ -242,7 +256,7 @@ def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: 
         span_id=segment.id,
         parent_id=segment.parent_id,
         name=node.title,
-        start=segment.start,
+        start=segment.start - offset,
         end=end,
         links=tuple(links),
         failure=failure,
@@ -251,8 +265,8 @@ def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: 
         result=result,
         previous_id=previous_id,
         metrics=ledger.metrics,
-        wall=segment.wall.until(end),
-        threads_available=threads.available(segment.start, end),
+        wall=segment.wall.until(end + offset),
+        threads_available=threads.available(segment.start, end + offset),
         threads_others=max(0.0, segment.others_now - segment.others_at_start),
         metrics_complete=ledger.metrics_complete,
         clients=tuple(ledger.clients),
@@ -269,23 +283,23 @@ def _segment(node: Node, segment: Segment, ledger: Ledger, now: float, stopped: 
     )
 
 
-def _inside(segment: SegmentRecord, ledger: Ledger, runs: Runs, find: Find) -> Iterator[Record]:
+def _inside(segment: SegmentRecord, ledger: Ledger, offset: float, runs: Runs, find: Find) -> Iterator[Record]:
     """Make the records of groups and tasks."""
     for group in ledger.all_groups():
         alone = not group.folded and ledger.prefixes[group.prefix] == 1
         metrics = ledger.metrics_by_prefix.get(group.prefix, {}) if alone else None
-        record = _group(segment, group, metrics, _truncated(group, runs), find)
+        record = _group(segment, group, metrics, offset, _truncated(group, runs), find)
         yield record
         for reason, run in runs.get(group.key, ()):
-            yield _task(record, run.described(), reason)
+            yield _task(record, run.described(), offset, reason)
 
 
 def _group(
-    segment: SegmentRecord, group: GroupLedger, metrics: Metrics | None, truncated: int, find: Find
+    segment: SegmentRecord, group: GroupLedger, metrics: Metrics | None, offset: float, truncated: int, find: Find
 ) -> GroupRecord:
     dependencies = sorted(set(group.dependencies), key=lambda dependency: dependency.name)
     found = (find(dependency) for dependency in dependencies)
-    start, end = _group_times(group, segment)
+    start, end = _group_times(group, segment, offset)
     span_id = segment.span.id
     return GroupRecord(
         span=segment.span,
@@ -308,8 +322,8 @@ def _group(
     )
 
 
-def _task(group: GroupRecord, run: TaskRun, reason: str) -> TaskRecord:
-    start, end = fit(run.start, run.stop, group.start, group.end)
+def _task(group: GroupRecord, run: TaskRun, offset: float, reason: str) -> TaskRecord:
+    start, end = fit(run.start - offset, run.stop - offset, group.start, group.end)
     return TaskRecord(
         span=group.span,
         trace_id=group.trace_id,
@@ -332,17 +346,17 @@ def _truncated(group: GroupLedger, runs: Runs) -> int:
 
 
 def _end(node: Node, segment: Segment, tally: Tally, elsewhere: Tally | None, now: float, stopped: str) -> float:
-    """When the work ended, not when that was noticed; never outside the children or in the future."""
+    """When the work ended, not when that was noticed; never in the future."""
     if stopped and node.load.unfinished:
-        return max(now, segment.start, segment.enclosed_until)
+        return max(now, segment.start)
     ended = max(tally.end, elsewhere.end if elsewhere else 0.0, segment.start)
-    return max(min(ended, max(now, segment.start)), segment.enclosed_until)
+    return min(ended, max(now, segment.start))
 
 
-def _group_times(group: GroupLedger, segment: SegmentRecord) -> tuple[float, float]:
+def _group_times(group: GroupLedger, segment: SegmentRecord, offset: float) -> tuple[float, float]:
     """From the first start of a run to the last stop, within the segment."""
-    start = group.tally.run_start or group.since
-    end = max(group.tally.end, start)
+    start = (group.tally.run_start or group.since) - offset
+    end = max(group.tally.end - offset, start)
     if group.unfinished:  # the segment was cut, or the cluster closed
         end = max(end, segment.end)
     return fit(start, end, segment.start, segment.end)

@@ -193,12 +193,6 @@ class Tally:
         if self.run_start and self.run_stop <= earliest:
             self.run_start, self.run_stop = earliest, max(earliest, min(now, earliest + length))
 
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self.run_start += seconds if self.run_start else 0.0
-        self.run_stop += seconds if self.run_stop else 0.0
-        self.last_event += seconds if self.last_event else 0.0
-
     def add(self, other: Tally) -> None:
         """Add another tally to this one; the first error stays the first."""
         self.tasks += other.tasks

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -74,10 +73,6 @@ class TaskRun(NamedTuple):
         """Return all that its span says."""
         return self
 
-    def shift(self, seconds: float) -> TaskRun:
-        """Return it at another time."""
-        return self._replace(start=self.start + seconds, stop=self.stop + seconds)
-
 
 def latest_run(startstops: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
     """What a worker says of a run, without the runs before: it goes on writing where it still knows the task."""
@@ -106,17 +101,13 @@ class PickedRun(NamedTuple):
     thread: int | None
     type: str | None
     nbytes: int | None
-    #: By how much the clock was set since.
-    moved: float = 0.0
+    #: Seconds to add to these times, see ``scheduler.pace.Clock``.
+    clock_offset: float = 0.0
 
     @property
     def stop(self) -> float:
         """When it ended, seconds since the epoch."""
-        return max((each["stop"] for each in self.startstops), default=0.0) + self.moved
-
-    def shift(self, seconds: float) -> PickedRun:
-        """Return it at another time."""
-        return self._replace(moved=self.moved + seconds)
+        return max((each["stop"] for each in self.startstops), default=0.0) + self.clock_offset
 
     def described(self, error: TaskError | None = None) -> TaskRun:
         """Return all that its span says."""
@@ -131,8 +122,8 @@ class PickedRun(NamedTuple):
             group=str(self.group),
             prefix=str(self.prefix),
             run_id=self.run_id,
-            start=min(run["start"] for run in runs) + self.moved,
-            stop=max(run["stop"] for run in runs) + self.moved,
+            start=min(run["start"] for run in runs) + self.clock_offset,
+            stop=max(run["stop"] for run in runs) + self.clock_offset,
             seconds=self.seconds,
             durations=durations,
             worker=self.worker,
@@ -179,11 +170,6 @@ class Picks:
             self.add_erred(failed)
         for slow in other.slowest:
             self.add_slow(slow)
-
-    def shift(self, seconds: float, after: float = -inf) -> None:
-        """Move the times of runs that ended after a time: the clock was set."""
-        self.erred = [run.shift(seconds) if run.stop > after else run for run in self.erred]
-        self.slowest = [run.shift(seconds) if run.stop > after else run for run in self.slowest]
 
 
 #: Fine performance metrics: ``("execute", prefix, activity, unit)`` or ``("p2p", where, activity, unit)``.
@@ -232,11 +218,9 @@ class Change(Tally):
 
     __slots__ = (
         "active",
-        "aside",
         "began",
         "buckets",
         "dependencies",
-        "entered",
         "failed",
         "foreign",
         "intervals",
@@ -259,12 +243,8 @@ class Change(Tally):
         self.since = since
         #: When the first task was sent to a worker; 0.0 while none was.
         self.began = 0.0
-        #: Of times and workers of runs, what earlier looks have told of.
-        self.aside: Tally | None = None
         #: Tasks entered, ran or ended; not only released, forgotten or recomputed because a worker left.
         self.active = False
-        #: Tasks that entered and that earlier looks have told of.
-        self.entered = 0
         #: Number of runs by bucket of compute time, see ``buckets``.
         self.buckets: dict[int, int] = {}
         #: The same by interval, until ``sort_runs``.
@@ -314,44 +294,6 @@ class Change(Tally):
             sum_into(self.runs, {bar: -count for bar, count in bars.items()})
             self.failed[error] = bars, total
 
-    @property
-    def computed(self) -> float:
-        """Seconds of compute, of all runs."""
-        return sum(self.workers.values()) + (sum(self.aside.workers.values()) if self.aside else 0.0)
-
-    def set_aside(self) -> None:
-        """Have times and workers of runs, and tasks that entered, begin anew: they have been told of.
-
-        The rest is left for later.
-        """
-        self.entered += self.tasks
-        self.tasks = 0
-        self.aside = self.aside or Tally()
-        self._move_runs(self, self.aside)
-        self.began = 0.0
-
-    def take_back(self) -> None:
-        """Have times and workers of all runs again."""
-        if self.aside:
-            self._move_runs(self.aside, self)
-
-    @staticmethod
-    def _move_runs(of: Tally, to: Tally) -> None:
-        if of.run_start:
-            to.hull(of.run_start, of.run_stop)
-        sum_into(to.workers, of.workers)
-        of.run_start = of.run_stop = 0.0
-        of.workers = {}
-
-    def clock_set_back(self, seconds: float, now: float) -> None:
-        """Move what the clock said before it was set back; times of runs are put in time when they are told of."""
-        self.since -= seconds if self.since > now else 0.0
-        self.began -= seconds if self.began > now else 0.0
-        if self.aside and self.aside.run_stop > now:
-            self.aside.shift(-seconds)
-        if self.picks:
-            self.picks.shift(-seconds, now)
-
     def adopt(self, is_inside: Callable[[str], bool]) -> None:
         """Take what spans inside asked for as one's own."""
         for askers in [askers for askers in self.foreign if any(map(is_inside, askers))]:
@@ -359,14 +301,14 @@ class Change(Tally):
             self.error = self.error or tally.error
 
     @property
-    def is_plain(self) -> bool:
-        """Nothing but tasks of one's own that entered and completed."""
-        return not (self.outcomes or self.error or self.provisional or self.foreign)
+    def is_trivial(self) -> bool:
+        """Whether hooks have reported nothing that must be counted: the group's own numbers may still have changed."""
+        return not (self.active or self.sent_to or self.outcomes or self.error or self.provisional or self.foreign)
 
     @property
     def is_empty(self) -> bool:
-        """Nothing to count: a release, a change of state only."""
-        return not (self.active or self.tasks or self.entered or self.nbytes or self.durations)
+        """Whether there is nothing to count: only results were released, or tasks changed their state."""
+        return not (self.active or self.tasks or self.nbytes or self.durations)
 
 
 class Claim(Tally):

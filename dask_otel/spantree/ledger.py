@@ -5,7 +5,7 @@ The ledger: what has been counted for a Dask span since its last segment closed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple, TypeVar
@@ -106,7 +106,6 @@ class GroupLedger:
     def add(self, change: Change) -> None:
         """Add what a sweep saw of this group, or of one that is folded into it."""
         self.tally.add(change)
-        self.tally.tasks += change.entered
         for tally in change.foreign.values():
             self._add_foreign(tally)
         if change.buckets or change.types or change.picks:
@@ -122,13 +121,6 @@ class GroupLedger:
         if group.foreign:
             self._add_foreign(group.foreign)
         self._add_details(group.buckets, group.types, group.picks)
-
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self.since += seconds
-        self.tally.shift(seconds)
-        if self.picks:
-            self.picks.shift(seconds)
 
     def _add_foreign(self, tally: Tally) -> None:
         self.foreign = self.foreign or Tally()
@@ -161,8 +153,6 @@ class Ledger:
         #: Own groups and closed child segments together.
         self.tally = Tally()
         self.groups: dict[str, GroupLedger] = {}
-        #: Groups whose tasks have only entered, of which all is to be told later: prefix, and since when.
-        self.announced: dict[str, tuple[str, float]] = {}
         #: Those of them that may be folded, finished and without a span that links to them, and what each is worth.
         self.foldable: dict[GroupLedger, float] = {}
         #: The groups that are folded into one, and their names. A folded group stays folded until the segment closes:
@@ -202,7 +192,6 @@ class Ledger:
 
     def group(self, name: str, prefix: str, number: int, since: float) -> GroupLedger:
         """Open the ledger of one more group."""
-        self.announced.pop(name, None)
         group = self.groups[name] = GroupLedger(name, prefix, number, since)
         self.prefixes[prefix] = self.prefixes.get(prefix, 0) + 1
         return group
@@ -253,7 +242,6 @@ class Ledger:
         """Count a new group among the folded ones at once, if it would be folded soon; return these."""
         if not self.others or change.unfinished or change.outcomes or sum(change.durations.values()) > self.least_worth:
             return None
-        self.announced.pop(change.name, None)
         self.prefixes[change.prefix] = self.prefixes.get(change.prefix, 0) + 1
         self.others_names.add(change.name)
         self.others.folded += 1
@@ -365,16 +353,6 @@ class Ledger:
     def has_numbers(self) -> bool:
         """Whether anything was counted that a segment must account for."""
         return bool(self.metrics or self.groups or self.others)
-
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self.since += seconds
-        self.announced = {name: (prefix, since + seconds) for name, (prefix, since) in self.announced.items()}
-        tallies: Iterable[Tally] = (self.tally, *self.elsewhere.values())
-        for tally in tallies:
-            tally.shift(seconds)
-        for group in self.all_groups():
-            group.shift(seconds)
 
 
 def _tally(tallies: dict[Key, Tally], key: Key) -> Tally:

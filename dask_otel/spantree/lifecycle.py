@@ -1,11 +1,8 @@
-"""Whose metrics are awaited: fine metrics travel on heartbeats, and come after the runs that they are about.
+"""The life of segments: when they open, close and are cut.
 
-When segments open and close: the heart of the span tree.
-
-Dask has no event for "span finished", so a segment closes when its subtree has been at rest for a while and the
-workers have delivered their metrics. All methods are called by one sweep at a time; the clock is passed in.
-
-What is known of roots while they are open.
+Dask has no event for "span finished". A segment closes when its subtree has been idle for ``idle_timeout`` and the
+workers have delivered their fine metrics, which travel on heartbeats and arrive after the runs that they are about.
+All methods are called by one sweep at a time; the time is passed in.
 """
 
 from __future__ import annotations
@@ -38,8 +35,6 @@ class AwaitedMetrics:
         self.heartbeats = Heartbeats()
         #: By worker, the nodes whose segment waits for it; sets in order of insertion.
         self._waiting: dict[str, dict[Node, None]] = {}
-        #: Workers that have left since the last sweep.
-        self._left: list[str] = []
 
     def after(self, node: Node, runs: Change, now: float) -> bool:
         """Expect metrics of runs that have ended; say whether those who have them are still there."""
@@ -72,23 +67,23 @@ class AwaitedMetrics:
             self._waiting.setdefault(worker, {})[node] = None
         segment.owed[worker] = since
 
-    def is_awaited(self, node: Node, now: float) -> bool:
-        """Whether a worker that is still there has metrics to deliver for a node's segment."""
+    def give_up_overdue(self, node: Node, now: float) -> bool:
+        """Stop waiting for workers that delivered, left or are silent; return whether the segment awaits nothing."""
         segment = node.segment
         if segment is None:
-            return False
+            return True
         over = []
         for worker, since in segment.owed.items():
             if self.heartbeats.is_awaited(worker, since, now):
                 break
             over.append(worker)
-        is_awaited = len(over) < len(segment.owed)
+        awaits_nothing = len(over) == len(segment.owed)
         for worker in over:  # never looked at again
             since = segment.owed.pop(worker)
             self._drop(worker, node)
             if not self.heartbeats.has_delivered(worker, since):
                 segment.overdue[worker] = since
-        return is_awaited
+        return awaits_nothing
 
     def awaited(self, now: float) -> set[str]:
         """Return the workers that are still there and have metrics to deliver for any segment."""
@@ -102,24 +97,16 @@ class AwaitedMetrics:
             )
         }
 
-    def worker_joined(self, worker: str, now: float) -> None:
-        """A worker is new; one that was there before under its address owes nothing any more."""
-        if worker in self._left:
-            self._left.remove(worker)
-            for _ in self._settle(worker):
-                pass
-        self.heartbeats.joined(worker, now)
-
-    def worker_left(self, worker: str) -> None:
-        """A worker is gone: metrics that it owes are lost. The next sweep will see to that."""
-        self.heartbeats.left(worker)
-        self._left.append(worker)
-
-    def settle_left(self) -> Iterator[None]:
-        """Wait no longer for workers that have left; lazy."""
-        left, self._left = self._left, []
-        for worker in left:
+    def add_event(self, kind: str, worker: str, at: float) -> Iterator[None]:
+        """Record a worker event, and stop waiting for a worker that has left: the metrics that it owes are lost."""
+        if kind == "joined":
+            self.heartbeats.joined(worker)
+        elif kind == "heartbeat":
+            self.heartbeats.beat(worker, at)
+        else:
             yield from self._settle(worker)
+            self.heartbeats.left(worker)
+        yield
 
     def _settle(self, worker: str) -> Iterator[None]:
         for node in self._waiting.pop(worker, {}):
@@ -127,7 +114,6 @@ class AwaitedMetrics:
                 since = node.segment.owed.pop(worker)
                 node.ledger.metrics_complete &= self.heartbeats.has_delivered(worker, since)
             yield
-        self.heartbeats.forget_left(worker)
 
     def ended(self, node: Node, workers: Iterable[str]) -> None:
         """A node's segment waits no more."""
@@ -143,7 +129,7 @@ class AwaitedMetrics:
 
 
 class SpanTree:
-    """A mirror of one scheduler's span tree.
+    """The tree of Dask spans of one scheduler, and the open segments.
 
     Parameters
     ----------
@@ -151,27 +137,31 @@ class SpanTree:
         When it begins to count.
     threads
         Number of threads of the cluster.
+    first_number
+        Of the segments of spans that are older: another bridge of the scheduler may have sent those before.
     """
 
-    def __init__(self, now: float, threads: int, settings: SpanTreeSettings) -> None:
+    def __init__(self, now: float, threads: int, settings: SpanTreeSettings, first_number: int = 0) -> None:
         #: Whose fine metrics are still to come.
         self.owed = AwaitedMetrics()
         self.heartbeats = self.owed.heartbeats
         self.threads = Threads(now, threads)
         self.settings = settings
         #: Which spans are open.
-        self.forest = Forest(now, settings.max_groups)
+        self.forest = Forest(now, settings.max_groups, first_number)
         self.roots = RootRuns()
+        #: Seconds to subtract from times that leave, see ``scheduler.pace.Clock``.
+        self._offset = 0.0
 
     # What the sweep tells
 
-    def add_span(self, info: SpanInfo, first_number: int = 0) -> None:
-        """Learn of a Dask span; its parent must be known. Its segments and groups count from ``first_number``."""
-        self.forest.add(info, first_number)
+    def add_span(self, info: SpanInfo) -> None:
+        """Add a Dask span; its parent must be known."""
+        self.forest.add(info)
 
-    def add_asked(self, info: SpanInfo, first_number: int, now: float) -> None:
+    def add_requested(self, info: SpanInfo, now: float) -> None:
         """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
-        self.forest.add_asked(info, first_number, now)
+        self.forest.add_requested(info, now)
 
     def add_change(self, change: Change, now: float) -> None:
         """Count what happened to a group."""
@@ -183,7 +173,6 @@ class SpanTree:
                 change.put_in_time(node.segment.start, now)
         self._saw(node, change, now)
         if not change.is_empty:
-            change.take_back()
             ledger = self.forest.ledger(node, now)
             group = ledger.find(change.name) or ledger.begin_among_others(change)
             if group is None:
@@ -197,21 +186,6 @@ class SpanTree:
                 ledger.metrics_complete = False
         elif node.ledger:
             node.ledger.note_unfinished(change)
-
-    def look(self, change: Change, now: float) -> None:
-        """Take of what happened to a group only when and where tasks ran, how many entered, and how many wait for what.
-
-        The span must be open.
-        """
-        node = self.forest.nodes[change.span_id]
-        if node.segment and change.run_stop:
-            change.put_in_time(node.segment.start, now)
-        self._saw(node, change, now)
-        ledger = self.forest.ledger(node, now)
-        ledger.tally.tasks += change.tasks
-        if not ledger.find(change.name):
-            ledger.announced[change.name] = change.prefix, change.since
-        change.set_aside()
 
     def add_claim(self, claim: Claim, now: float) -> None:
         """Count what happened to tasks that a span asked for and Dask put in another; both must be known."""
@@ -245,28 +219,28 @@ class SpanTree:
         if graph.failure:
             self.forest.touch(node, None, NO_LOAD, now)
 
-    def worker_joined(self, worker: str, now: float) -> None:
-        """A worker is new."""
-        self.owed.worker_joined(worker, now)
+    def add_worker_event(self, kind: str, worker: str, at: float) -> Iterator[None]:
+        """Record that a worker ``joined``, ``left`` or sent a ``heartbeat``; lazy, each step is little work.
 
-    def worker_left(self, worker: str) -> None:
-        """A worker is gone: metrics that it owes are lost."""
-        self.owed.worker_left(worker)
-
-    def clock_set_back(self, seconds: float) -> None:
-        """Move what has not been sent to the clock's new time, so that it keeps its durations."""
-        self.forest.shift(-seconds)
-        self.heartbeats.shift(-seconds)
-        self.threads.shift(-seconds)
+        To be called before the changes of the same sweep.
+        """
+        return self.owed.add_event(kind, worker, at)
 
     # What comes out
 
-    def advance(self, now: float, *, taking_in_graph: bool = False) -> Iterator[Record | None]:
+    def advance(
+        self, now: float, clock_offset: float = 0.0, *, taking_in_graph: bool = False
+    ) -> Iterator[Record | None]:
         """Close what has ended or grown too old.
 
-        Lazy: each step is little work. None comes of a step that makes no record.
+        Lazy: each step is little work. A step that makes no record yields None.
+
+        Parameters
+        ----------
+        clock_offset
+            Seconds to subtract from all times of records.
         """
-        yield from self.owed.settle_left()
+        self._offset = clock_offset
         yield from self.forest.drop_notes()
         yield from self._account(now)
         earliest = now
@@ -277,7 +251,7 @@ class SpanTree:
             if age >= self.settings.max_segment * (1 if root.load.unfinished else 2):  # in a pause, a run would end
                 yield from self._cut(root, now)
             elif age >= self.settings.pending_span_after and root.segment and self._wants_pending_span(root):
-                yield pending_span(root, root.segment, now)
+                yield pending_span(root, root.segment, now, self._offset)
         if not taking_in_graph:
             for node in list(self.forest.at_rest):  # children before their parents
                 if self._may_close(node, now):
@@ -292,9 +266,9 @@ class SpanTree:
         """Return the workers that are still there and have metrics to deliver for an open segment."""
         return self.owed.awaited(now)
 
-    def close(self, now: float) -> Iterator[Record | None]:
+    def close(self, now: float, clock_offset: float = 0.0) -> Iterator[Record | None]:
         """Close everything, because the cluster closes; as ``advance``."""
-        yield from self.owed.settle_left()
+        self._offset = clock_offset
         yield from self._account(now)
         for node in sorted(self.forest.held, key=lambda node: node.ledger.since if node.ledger else now):
             # Without a segment before, all its work was done before the span tree was there, or never.
@@ -319,7 +293,7 @@ class SpanTree:
         segment = node.segment
         if segment is None or segment.children or now - segment.last_change < self.settings.idle_timeout:
             return False
-        return not self.owed.is_awaited(node, now)
+        return self.owed.give_up_overdue(node, now)
 
     def _account(self, now: float) -> Iterator[None]:
         """Account for what changed."""
@@ -336,8 +310,10 @@ class SpanTree:
         ledger.metrics_complete &= segment.end_metrics(self.heartbeats, goes_on=goes_on)
         level = self._level_of(node)
         yield from fold_for_closing(node, segment, ledger)
-        record, inside = close_segment(node, segment, ledger, now, stopped, self.threads, self._find, level)
-        node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
+        record, inside = close_segment(
+            node, segment, ledger, now, self._offset, stopped, self.threads, self._reserve, level
+        )
+        node.previous, node.previous_end = (segment.trace_id, segment.id), record.end + self._offset
         above = node.parent
         if above is None:
             self.roots.closed(record)
@@ -387,9 +363,10 @@ class SpanTree:
     def _level_of(self, node: Node) -> Level:
         return self.settings.level_of(is_default=node.root.info.is_default)
 
-    def _find(self, to: Dependency) -> tuple[int, int] | None:
+    def _reserve(self, to: Dependency) -> tuple[int, int] | None:
+        """Return the trace and span id of a group that is linked to; it will have a span."""
         node = self.forest.nodes.get(to.span_id)
-        return node.latest_group_span(to.name) if node and self._level_of(node) >= Level.GROUPS else None
+        return node.reserve_group_span(to.name) if node and self._level_of(node) >= Level.GROUPS else None
 
 
 #: Open segments that are looked at in all; beyond, what is known is not summed up.
@@ -408,8 +385,8 @@ class Progress(NamedTuple):
     unfinished: int
 
 
-def open_roots(forest: Forest, most: int) -> Iterator[Progress]:
-    """Describe the open roots, the oldest first."""
+def open_roots(forest: Forest, most: int, clock_offset: float = 0.0) -> Iterator[Progress]:
+    """Describe the open roots, the oldest first; ``clock_offset`` is subtracted from times."""
     room = MAX_SEGMENTS
     for root in islice(forest.open_roots, most):
         if root.segment is None:
@@ -425,7 +402,7 @@ def open_roots(forest: Forest, most: int) -> Iterator[Progress]:
             root.info,
             root.title,
             root.segment.trace_id,
-            root.segment.start,
+            root.segment.start - clock_offset,
             tasks if known else None,
             completed if known else None,
             root.load.unfinished,

@@ -36,10 +36,8 @@ class Heartbeats:
 
     def __init__(self) -> None:
         self._last_two: dict[str, tuple[float, float]] = {}
-        #: The same of workers that have left, until ``forget_left``.
-        self._left: dict[str, tuple[float, float]] = {}
 
-    def joined(self, worker: str, now: float) -> None:
+    def joined(self, worker: str) -> None:
         """Note a new worker. Joining carries no metrics, so it is not a heartbeat."""
         self._last_two.setdefault(worker, (0.0, 0.0))
 
@@ -49,19 +47,8 @@ class Heartbeats:
         self._last_two[worker] = (before[1] if before else 0.0, now)
 
     def left(self, worker: str) -> None:
-        """Note that a worker has left."""
-        last_two = self._last_two.pop(worker, None)
-        if last_two:
-            self._left[worker] = last_two
-
-    def forget_left(self, worker: str) -> None:
         """Forget a worker that has left."""
-        self._left.pop(worker, None)
-
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        for beats in (self._last_two, self._left):
-            beats.update({worker: (first + seconds, second + seconds) for worker, (first, second) in beats.items()})
+        self._last_two.pop(worker, None)
 
     def is_here(self, worker: str) -> bool:
         """Whether the worker is part of the cluster."""
@@ -69,16 +56,11 @@ class Heartbeats:
 
     def has_delivered(self, worker: str, since: float) -> bool:
         """Whether two heartbeats came after ``since``."""
-        return self._last(worker, 0) > since
+        return self._last_two.get(worker, (0.0, 0.0))[0] > since
 
     def was_heard(self, worker: str, since: float) -> bool:
-        """Whether a heartbeat came after ``since``; most likely it had all."""
-        return self._last(worker, 1) > since
-
-    def _last(self, worker: str, which: int) -> float:
-        """When the last heartbeat but one (0), or the last one (1), came; also of a worker that has just left."""
-        none = (0.0, 0.0)
-        return max(self._last_two.get(worker, none)[which], self._left.get(worker, none)[which])
+        """Whether a heartbeat came after ``since``; most likely it had all metrics."""
+        return self._last_two.get(worker, (0.0, 0.0))[1] > since
 
     def is_awaited(self, worker: str, since: float, now: float) -> bool:
         """Whether metrics of a run that ended at ``since`` may still come."""
@@ -110,10 +92,6 @@ class Threads:
     def _sum(self, time: float) -> float:
         at = bisect_right(self._times, time) - 1
         return self._sums[at] + (time - self._times[at]) * self._counts[at] if at >= 0 else self._sums[0]
-
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self._times = [time + seconds for time in self._times]
 
     def forget(self, before: float) -> None:
         """Drop what only matters for times before ``before``."""
@@ -163,12 +141,6 @@ class Activity:
         self.run_start = _earlier(self.run_start, of.run_start)
         self.run_stop = max(self.run_stop, of.run_stop)
 
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        for name in self.__slots__:
-            time = getattr(self, name)
-            setattr(self, name, time + seconds if time else 0.0)
-
 
 def _earlier(one: float, other: float) -> float:
     return min(one, other) if one and other else one or other
@@ -215,10 +187,6 @@ class Wall:
         self._parts["executing"] += end - begin
         self._parts[after] += now - end
         self._state, self._until = after, now
-
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self._until += seconds
 
     def until(self, end: float) -> dict[str, float]:
         """Parts of the duration up to ``end``, in seconds; they sum to it."""

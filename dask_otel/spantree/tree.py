@@ -87,15 +87,6 @@ class Segment:
         self.enclosed_from = min(self.enclosed_from, start)
         self.enclosed_until = max(self.enclosed_until, end)
 
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set. What was sent stays enclosed."""
-        self.start = min(self.start + seconds, self.enclosed_from)
-        self.last_change += seconds
-        self.owed = {worker: since + seconds for worker, since in self.owed.items()}
-        self.overdue = {worker: since + seconds for worker, since in self.overdue.items()}
-        self.activity.shift(seconds)
-        self.wall.shift(seconds)
-
     def end_metrics(self, heartbeats: Heartbeats, *, goes_on: bool) -> bool:
         """Await only what has not come; say whether nothing is known to be lost.
 
@@ -186,10 +177,8 @@ class Node:
                     below.append(node.segment.children)
             level = [node for children in below for node in children]
 
-    def latest_group_span(self, name: str) -> tuple[int, int] | None:
-        """Trace id and span id of a group's latest group span, if it has one or will have one."""
-        if self.ledger and name in self.ledger.announced:
-            self.begin_group(self.ledger, name, *self.ledger.announced[name])
+    def reserve_group_span(self, name: str) -> tuple[int, int] | None:
+        """Ensure that a group's latest group span is sent; return its trace id and span id, or None if it cannot be."""
         number = self.group_numbers.get(name, self.first_number) - 1
         groups = self.ledger.groups if self.ledger else {}
         if self.segment and self.ledger and name in self.ledger.others_names:
@@ -310,8 +299,10 @@ MAX_INCLUDES = 256
 class Forest:
     """All nodes of a scheduler; parents are opened before their children and taken out after them."""
 
-    def __init__(self, born: float, max_groups: int) -> None:
+    def __init__(self, born: float, max_groups: int, first_number: int = 0) -> None:
         self._max_groups = max_groups
+        #: Of the segments and groups of spans that are older: another bridge may have sent those before.
+        self._first_number = first_number
         #: When it began to count.
         self.born = born
         self.nodes: dict[str, Node] = {}
@@ -329,14 +320,15 @@ class Forest:
         #: Busy thread-seconds of all roots, so far.
         self.busy = 0.0
 
-    def add(self, info: SpanInfo, first_number: int) -> None:
+    def add(self, info: SpanInfo) -> None:
         """Learn of a Dask span; its parent must be known."""
+        first_number = self._first_number if info.enqueued < self.born else 0
         self._asked.keep(self.nodes.get(info.id) or self._add(info, first_number))
 
-    def add_asked(self, info: SpanInfo, first_number: int, now: float) -> None:
+    def add_requested(self, info: SpanInfo, now: float) -> None:
         """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
         if info.id not in self.nodes:
-            self._asked.add(self._add(info, first_number + self._asked.first_number(info.id, now)))
+            self._asked.add(self._add(info, self._first_number + self._asked.first_number(info.id, now)))
 
     def _add(self, info: SpanInfo, first_number: int) -> Node:
         parent = self.nodes[info.parent_id] if info.parent_id is not None else None
@@ -460,30 +452,6 @@ class Forest:
                     each.segment.last_change = active
                 self._look_at(each)
 
-    def begun(self, span_id: str) -> float | None:
-        """When the root's segment began of a span that is open; None if it is not."""
-        node = self.nodes.get(span_id)
-        root = node.root.segment if node and node.segment else None
-        return root.start if root else None
-
-    def has_group(self, span_id: str, name: str) -> bool:
-        """Whether a span that is open has a group."""
-        ledger = self._open_ledger(span_id)
-        return bool(ledger and (ledger.find(name) or name in ledger.announced))
-
-    def threshold(self, span_id: str, name: str) -> float:
-        """Seconds above which a run is slower than all those of a group that its next span can leave out.
-
-        Negative while there are none. It holds for as long as the group has unfinished tasks.
-        """
-        ledger = self._open_ledger(span_id)
-        group = ledger.find(name) if ledger and ledger.is_unfinished(name) else None
-        return group.picks.threshold if group and group.picks else -1.0
-
-    def _open_ledger(self, span_id: str) -> Ledger | None:
-        node = self.nodes.get(span_id)
-        return node.ledger if node and node.segment else None
-
     def take_out(self, node: Node) -> tuple[Segment, Ledger]:
         """End a node's open segment, and hand over what it held."""
         segment, ledger = node.segment, node.ledger
@@ -509,13 +477,3 @@ class Forest:
                 if not node.load.unfinished:
                     self.at_rest[node] = None
                 yield node
-
-    def shift(self, seconds: float) -> None:
-        """Move all times of what has not been sent: the clock was set."""
-        self.born += seconds
-        for node in self.open:
-            if node.segment:
-                node.segment.shift(seconds)
-        for node in (*self.open, *self.held):
-            if node.ledger:
-                node.ledger.shift(seconds)

@@ -51,8 +51,7 @@ class Plan:
     idle_timeout: float
     max_segment: float
     steps: tuple[Step, ...]
-    #: Groups beyond which what happened to them may be told later; few have more than some.
-    many_groups: int
+    sweep_interval: float
     #: Groups of a segment that are shown.
     max_groups: int
 
@@ -77,6 +76,6 @@ class Plan:
                 )
                 for _ in range(rng.randint(5, 15))
             ),
-            many_groups=rng.choice((-1, 50)),
+            sweep_interval=rng.choice((0.05, 0.5)),
             max_groups=rng.choice((1, 3, 500)),
         )

@@ -14,8 +14,6 @@ import dask
 from distributed import Client, Scheduler
 from support.memory import MemoryPlugin
 
-from dask_otel.scheduler import task_groups as deferral
-
 from . import faults, work
 from .accounts import dask_numbers
 from .cluster import Cluster
@@ -74,10 +72,14 @@ async def _run(plan: Plan) -> Outcome:
         "dataframe.shuffle.method": "p2p",
     }
     dask.config.set(settings)
-    deferral.MANY_GROUPS, deferral.SECONDS_BEFORE_CUT = plan.many_groups, 0.0
     outcome = Outcome(plan.seed, faults=sum(step.is_fault for step in plan.steps))
     rng = random.Random(plan.seed)
-    plugin = MemoryPlugin(idle_timeout=plan.idle_timeout, max_segment=plan.max_segment, max_groups=plan.max_groups)
+    plugin = MemoryPlugin(
+        idle_timeout=plan.idle_timeout,
+        max_segment=plan.max_segment,
+        max_groups=plan.max_groups,
+        sweep_interval=plan.sweep_interval,
+    )
     async with Scheduler(host="127.0.0.1", port=0, dashboard_address=":0", dashboard=False, validate=True) as scheduler:
         recorder = Recorder(scheduler)
         scheduler.add_plugin(recorder)

@@ -88,14 +88,14 @@ def run_and_end_within_a_sweep(monkeypatch, step):
         worker = await Worker(scheduler.address, nthreads=2)
         await plugin.add_to(scheduler)
         await asyncio.to_thread(work, scheduler.address)
-        sweeper, begun = plugin._bridge._sweeper, asyncio.Event()
-        complete = sweeper._groups.complete
+        sweeper, begun = plugin._bridge.sweep, asyncio.Event()
+        read_delta = sweeper._groups.read_delta
 
         def in_the_middle(group, change):
             begun.set()
-            complete(group, change)
+            read_delta(group, change)
 
-        sweeper._groups.complete = in_the_middle
+        sweeper._groups.read_delta = in_the_middle
         task = plugin._bridge.close() if step == "closing" else asyncio.create_task(sweeper.sweep())
         await begun.wait()
         return task, worker  # both are alive until the loop ends

@@ -127,7 +127,7 @@ async def test_nobody_is_asked_where_nothing_is_owed(client, scheduler, worker, 
         if why != "nothing has run":
             await work(client, worker)
         if why == "all has come":
-            await plugin._bridge._sweeper.sweep()
+            await plugin._bridge.sweep.sweep()
             await worker.heartbeat()
             await worker.heartbeat()
         elif why == "the worker has left":

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import re
 from unittest.mock import patch
 
 import pytest
-from distributed import Scheduler, span, wait
+from distributed import Client, Nanny, Scheduler, Worker, span, wait
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.spans import SpansSchedulerExtension
 from distributed.utils_test import captured_logger, gen_cluster, gen_test, inc, slowinc
 from support.memory import MemoryPlugin
 
+from dask_otel.scheduler import outcomes
 from dask_otel.scheduler.compat import can_work, missing
 
 
@@ -114,19 +116,48 @@ async def test_the_shapes_of_what_dask_says(client, scheduler, a, b):
         assert unit in ("seconds", "bytes", "count")
 
 
+#: The beginning of each stimulus that an outcome rests on, and the function of Dask that makes it.
+STIMULI = {
+    "cancel-key": Scheduler.stimulus_cancel,
+    "client-restart": Client._restart,
+    "client-restart-workers": Client._restart_workers,
+    "task-erred": Worker.execute,
+    "execute-unknown-error": Worker.execute,
+    "stimulus-retry": Scheduler.stimulus_retry,
+    "update-graph": Scheduler.update_graph,
+    "handle-worker-cleanup": Scheduler.handle_worker,
+    "check-worker-ttl": Scheduler.check_worker_ttl,
+    "retire-workers": Scheduler.retire_workers,
+    "cancelled-by-worker-close": Worker.execute,
+    "worker-close": Worker.close_gracefully,
+    "nanny-close": Nanny._unregister,
+    "worker-send-comm-fail": Scheduler.worker_send,
+    "send-all-comm-fail": Scheduler.send_all,
+}
+
+
+@pytest.mark.parametrize("stimulus", STIMULI)
+def test_stimuli_begin_as_they_did(stimulus):
+    where = STIMULI[stimulus]
+    source = inspect.getsource(where)
+    found = re.search("f[\"']" + stimulus + "-[{g]", source)
+    assert found, f"{where.__qualname__} no longer makes a stimulus {stimulus!r}"
+
+
+def test_every_stimulus_that_an_outcome_rests_on_is_looked_for():
+    assert {*outcomes.CANCELLED, *outcomes.RETRIED, *outcomes.ASKED_FOR, *outcomes.LOST} == set(STIMULI)
+
+
 @pytest.mark.parametrize(
     ("stimulus", "where"),
     [
-        ("cancel-key", Scheduler.stimulus_cancel),
         ("client-releases-keys", Scheduler.client_releases_keys),
         ("remove-client", Scheduler.remove_client),
-        ("handle-worker-cleanup", Scheduler.handle_worker),
-        ("check-worker-ttl", Scheduler.check_worker_ttl),
-        ("retire-workers", Scheduler.retire_workers),
         ("check-no-workers-timeout", Scheduler._check_no_workers),
     ],
 )
-def test_stimuli_begin_as_they_did(stimulus, where):
+def test_stimuli_of_which_no_outcome_is_made(stimulus, where):
+    """Such a release is ``abandoned``, or ``upstream_failed``: by the state of the task."""
     assert stimulus in inspect.getsource(where), f"{where.__qualname__} no longer makes a stimulus {stimulus!r}"
 
 

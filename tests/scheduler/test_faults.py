@@ -57,14 +57,16 @@ EXPECTED = (210, TypeError, 211, [1, 2, 3, 4, 5])
 FAULTS = {
     "scheduler.inbox.Inbox._ran": "transition hook",
     "scheduler.inbox.Inbox._erred": "transition hook",
-    "scheduler.runtime.SchedulerBridge.graph": "update_graph hook",
-    "scheduler.runtime.SchedulerBridge.graph_event": "log_event hook",
+    "scheduler.submissions.Submissions.taken_in": "update_graph hook",
+    "scheduler.submissions.Submissions.logged": "log_event hook",
     "scheduler.submissions._submission": "update-graph hook",
-    "spantree.timing.Heartbeats.beat": "heartbeat hook",
-    "spantree.timing.Heartbeats.left": "remove_worker hook",
-    "scheduler.sweep.Sweep._check_clock": "sweep",
-    "scheduler.inbox.Inbox.drain": "sweep",
-    "scheduler.task_groups.Groups.complete": "sweep",
+    "scheduler.inbox.Inbox.heartbeat": "heartbeat hook",
+    "scheduler.inbox.Inbox.worker_left": "remove_worker hook",
+    "scheduler.inbox.Inbox.take": "sweep",
+    "spantree.timing.Heartbeats.beat": "sweep",
+    "spantree.timing.Heartbeats.left": "sweep",
+    "scheduler.task_groups.TaskGroupReader.read_delta": "sweep",
+    "scheduler.task_groups.TaskGroupReader.forget_gone": "sweep",
     "scheduler.sweep.span_info": "sweep",
     "spantree.lifecycle.SpanTree.add_change": "sweep",
     "spantree.lifecycle.SpanTree.add_metrics": "sweep",
@@ -84,7 +86,7 @@ FAULTS = {
     "metrics.recorder.Recorder.begin_sweep": "metrics",
     "metrics.recorder.Recorder.change": "metrics",
     "metrics.recorder.Recorder.busy": "metrics",
-    "metrics.recorder.Recorder.graph": "metrics",
+    "metrics.recorder.Recorder.count": "metrics",
     "metrics.recorder.Recorder.root_ended": "metrics",
     "metrics.recorder.Recorder.tasks_shown": "metrics",
     "metrics.recorder.Recorder.swept": "metrics",
@@ -169,7 +171,8 @@ def test_other_people_s_code_that_fails(attribute, value, where):
 
 
 @pytest.mark.parametrize(
-    "target", ["config.load", "otlp.exporter.connect", "scheduler.runtime.SpanTree", "scheduler.runtime.Sweep.learn"]
+    "target",
+    ["config.load", "otlp.exporter.connect", "scheduler.runtime.SpanTree", "scheduler.runtime.Sweep.read_baseline"],
 )
 def test_a_fault_at_the_start_leaves_the_bridge_off(target, monkeypatch):
     monkeypatch.setattr(f"dask_otel.{target}", fail)

@@ -178,13 +178,13 @@ async def test_giving_up_on_closing_does_not_stop_it(client, scheduler, worker):
     with span("root") as root_id:
         await client.submit(inc, 1, key="x")
     go_on = asyncio.Event()
-    sweep = plugin._bridge._sweeper.sweep
+    sweep = plugin._bridge.sweep.sweep
 
     async def sweep_later(**options):
         await go_on.wait()
         await sweep(**options)
 
-    with mock.patch.object(plugin._bridge._sweeper, "sweep", sweep_later):
+    with mock.patch.object(plugin._bridge.sweep, "sweep", sweep_later):
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(plugin.before_close(), 0.01)
         go_on.set()
@@ -322,7 +322,7 @@ def _fail():
 @bridged(sweep_interval=3600.0)
 async def test_data_that_is_scattered_into_a_group_and_forgotten(plugin, client, scheduler, *workers):
     """No hook is called when it comes; when it goes, its numbers were once never read."""
-    sweep = plugin._bridge._sweeper.sweep
+    sweep = plugin._bridge.sweep.sweep
     held = Event(client=client)
     with span("root"):
         first = client.submit(bytes, 1000, key=("mixed", 0))
@@ -345,7 +345,7 @@ async def test_data_that_is_scattered_into_a_group_and_forgotten(plugin, client,
 @bridged(sweep_interval=3600.0)
 async def test_a_group_that_ends_while_others_are_being_forgotten(plugin, client, scheduler, *workers):
     """Thousands that are forgotten at once take some time, in which more may happen; it was once counted twice."""
-    sweep = plugin._bridge._sweeper.sweep
+    sweep = plugin._bridge.sweep.sweep
     held = Event(client=client)
     with span("root"):
         tasks = [client.submit(bytes, 1000, key=("group", 0)), client.submit(held.wait, key=("group", 1))]

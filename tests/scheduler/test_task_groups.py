@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from distributed.scheduler import TaskGroup, TaskPrefix, TaskState
 
-from dask_otel.scheduler.task_groups import Groups
+from dask_otel.scheduler.pace import Clock
+from dask_otel.scheduler.task_groups import TaskGroupReader
 from dask_otel.spantree.events import Change
 
 
@@ -14,15 +15,19 @@ def group_of(tasks: int) -> TaskGroup:
     return group
 
 
-def counted(groups: Groups, group: TaskGroup) -> int:
+def reader(registry: dict[str, TaskGroup]) -> TaskGroupReader:
+    return TaskGroupReader(registry, Clock())
+
+
+def counted(groups: TaskGroupReader, group: TaskGroup) -> int:
     change = Change(0.0)
-    groups.complete(group, change)
+    groups.read_delta(group, change)
     return change.tasks
 
 
 def test_only_what_is_new_counts():
     group = group_of(3)
-    groups = Groups({"g": group})
+    groups = reader({"g": group})
     assert counted(groups, group) == 3
     TaskState("g-new", None, "released", group, False)
     assert counted(groups, group) == 1
@@ -32,17 +37,17 @@ def test_only_what_is_new_counts():
 def test_a_group_that_is_forgotten_while_a_sweep_runs_is_not_counted_again():
     group = group_of(3)
     registry = {"g": group}
-    groups = Groups(registry)
-    del registry["g"]  # after the sweep drained the latches, before it looks at the group
+    groups = reader(registry)
+    del registry["g"]  # after the sweep took the inbox, before it reads the group
     assert counted(groups, group) == 3
-    list(groups.forget({group}.__contains__, [], touch=None))  # the hooks have latched that its tasks were forgotten
+    list(groups.forget_gone([], {group}.__contains__, touch=None))  # hooks have reported that its tasks were forgotten
     assert counted(groups, group) == 0
-    list(groups.forget(set().__contains__, [], touch=None))
+    list(groups.forget_gone([], set().__contains__, touch=None))
     assert groups.known() == []
 
 
 def test_learned_numbers_are_the_zero():
     group = group_of(3)
-    groups = Groups({"g": group})
-    assert groups.learn(group).is_empty
+    groups = reader({"g": group})
+    assert groups.read_baseline(group).is_empty
     assert counted(groups, group) == 0

@@ -102,7 +102,7 @@ def test_a_worker_that_leaves_before_it_delivered_is_a_known_loss():
     span = story.span("a", "b")
     story.begin(span, "g")
     story.finish(span, "g", 100, 101)
-    story.span_tree.worker_left(WORKER)
+    story.leave(WORKER)
     story.pass_time(10, beats=False)
     assert [segment.metrics_complete for segment in segments(story.records)] == [False, False]
 
@@ -113,7 +113,7 @@ def test_a_worker_that_leaves_after_it_delivered_is_no_loss():
     story.begin(span, "g")
     story.finish(span, "g", 100, 101)
     story.pass_time(2)
-    story.span_tree.worker_left(WORKER)
+    story.leave(WORKER)
     story.pass_time(10, beats=False)
     assert [segment.metrics_complete for segment in segments(story.records)] == [True]
 
@@ -276,7 +276,7 @@ def test_a_finished_workflow_stays_finished_when_the_workers_leave_first():
     story.begin(span, "g")
     story.finish(span, "g", 100, 101)
     story.pass_time(3)
-    story.span_tree.worker_left(WORKER)
+    story.leave(WORKER)
     # memory → released → waiting → no-worker, because the worker left
     story.change(span, "g", active=False, load=Load(no_worker=1, provisional=1))
     story.now += 1
@@ -477,7 +477,7 @@ def test_a_cut_remembers_who_owes_metrics():
     story.pass_time(59.5)
     story.finish(span, "g", 100, 159.4, unfinished=1)
     story.pass_time(1, step=0.6, beats=False)
-    story.span_tree.worker_left(WORKER)
+    story.leave(WORKER)
     story.finish(span, "g", 100, 161, worker="tcp://other")
     assert [segment.metrics_complete for segment in segments(story.records + story.close())][-1] is False
 
@@ -510,13 +510,12 @@ def test_what_was_said_of_a_span_in_which_nothing_happens_is_not_kept():
 def test_a_worker_that_leaves_concerns_only_the_segments_that_wait_for_it():
     """With 20,000 spans open, each worker that left once took a look at all of them, on the event loop."""
     story = Story()
-    story.span_tree.heartbeats.joined("other", story.now)
+    story.join("other")
     for number in range(100):
         story.begin(story.span("root", f"span {number}"), "g", 2)
     story.finish("root/span 7", "g", 100, 101, worker="other", unfinished=1)
-    story.span_tree.worker_left("other")
-    steps = list(story.span_tree.owed.settle_left())
-    assert len(steps) == 1
+    steps = list(story.span_tree.add_worker_event("left", "other", story.now))
+    assert len(steps) == 2  # the one segment that waits for it, and the worker
     assert story.span_tree.owed._waiting == {}
     incomplete = {segment.name for segment in segments(story.close()) if not segment.metrics_complete}
     assert incomplete == {"span 7", "root"}
@@ -528,8 +527,8 @@ def test_a_worker_that_comes_back_under_its_address_owes_for_what_it_runs_then()
     story.begin(span, "g")
     story.finish(span, "g", 100, 101)
     story.pass_time(3)
-    story.span_tree.worker_left(WORKER)
-    story.span_tree.worker_joined(WORKER, story.now)
+    story.leave(WORKER)
+    story.join(WORKER)
     story.begin(span, "g")
     story.finish(span, "g", 101, 102)
     story.pass_time(20)

@@ -165,7 +165,7 @@ class Machine(RuleBasedStateMachine):
     @rule(w=worker)
     def everything_ends(self, w: str) -> None:
         self._run(self.cluster.tasks(*STATES), "completed", 0.2, w)
-        self.sweep(8, 5.0, True, False, False)
+        self.sweep(8, 5.0, True, False)
 
     # Workers and time
 
@@ -178,28 +178,27 @@ class Machine(RuleBasedStateMachine):
         step=seconds([0.1, 1.0, 5.0]),
         beats=st.booleans(),
         busy=st.booleans(),
-        may_defer=st.booleans(),
     )
-    def sweep(self, n: int, step: float, beats: bool, busy: bool, may_defer: bool) -> None:
+    def sweep(self, n: int, step: float, beats: bool, busy: bool) -> None:
         for _ in range(n):
             self.cluster.now += step
             if beats:
                 self.world.worker("beats")
-            self.world.sweep(busy, may_defer=may_defer)
+            self.world.sweep(busy)
 
-    @rule(w=worker, after=st.integers(0, 6), how=st.sampled_from(["leaves", "joins", "beats"]), may_defer=st.booleans())
-    def a_worker_comes_or_goes_during_a_sweep(self, w: str, after: int, how: str, may_defer: bool) -> None:
+    @rule(w=worker, after=st.integers(0, 6), how=st.sampled_from(["leaves", "joins", "beats"]))
+    def a_worker_comes_or_goes_during_a_sweep(self, w: str, after: int, how: str) -> None:
         self.cluster.now += 1.0
-        self.world.sweep(False, after=after, then=lambda: self.world.worker(how, w), may_defer=may_defer)
+        self.world.sweep(False, after=after, then=lambda: self.world.worker(how, w))
 
     @have_running
-    @rule(i=some, w=worker, may_defer=st.booleans())
-    def a_task_ends_during_a_sweep(self, i: int, w: str, may_defer: bool) -> None:
+    @rule(i=some, w=worker)
+    def a_task_ends_during_a_sweep(self, i: int, w: str) -> None:
         def end() -> None:
             self._run(self._tasks(i, "processing")[:1], "completed", 0.5, w)
 
         self.cluster.now += 1.0
-        self.world.sweep(False, meanwhile=end, may_defer=may_defer)
+        self.world.sweep(False, meanwhile=end)
 
     @rule(step=seconds([0.1, 0.7, 30.0, 4000.0]))
     def time_passes(self, step: float) -> None:
@@ -232,8 +231,8 @@ class Machine(RuleBasedStateMachine):
             self.cluster.end(task, outcome, length=length, skew=skew, worker=w)
 
 
-TestMirror = Machine.TestCase
-TestMirror.settings = settings(
+TestSpanTree = Machine.TestCase
+TestSpanTree.settings = settings(
     max_examples=int(EXAMPLES or 500),
     stateful_step_count=50,
     derandomize=not EXAMPLES,

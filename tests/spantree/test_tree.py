@@ -12,8 +12,8 @@ def ask(story, number, *, parent=None, load=None, completed=0):
     span_id = f"asker-{number}"
     tags = ("asker",) if parent is None else ("asker", "child")
     if parent is not None:
-        story.span_tree.add_asked(SpanInfo(parent, ("asker",), None, story.now), 0, story.now)
-    story.span_tree.add_asked(SpanInfo(span_id, tags, parent, story.now), 0, story.now)
+        story.span_tree.add_requested(SpanInfo(parent, ("asker",), None, story.now), story.now)
+    story.span_tree.add_requested(SpanInfo(span_id, tags, parent, story.now), story.now)
     claim = Claim(span_id, "holder", story.now)
     claim.tasks, claim.completed, claim.load, claim.last_event = 1, completed, load or Load(), story.now
     story.span_tree.add_claim(claim, story.now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import count
 
 from dask_otel.spantree.counts import FirstError, Load, Tally
@@ -18,12 +18,12 @@ class Cluster:
     """Spans, groups and tasks, and what has happened to them since it was last told."""
 
     def __init__(self) -> None:
+        #: The clock of dask-otel, and by how much the system's clock was set back.
         self.now = 1_000_000.0
+        self.offset = 0.0
         self.spans: dict[str, SpanInfo] = {}
         self.groups: dict[tuple[str, str], Group] = {}
         self.inbox: dict[Group, Latch] = {}
-        #: Seconds above which a run is worth telling of.
-        self.thresholds: dict[Group, float] = {}
         #: All that a group's next span could show.
         self.picks: dict[GroupLedger, Picks] = {}
         self.claims: dict[tuple[str, str], Claim] = {}
@@ -114,8 +114,7 @@ class Cluster:
         elif outcome == "completed" and run:
             described = self._run(group, run)
             self.touch(group).picks.add_slow(described)
-            if described.seconds > change.slow:
-                change.picks.add_slow(described)
+            change.picks.add_slow(described)
         change.active = True
         self._count(task, outcome, run, message)
         if task.provisional:
@@ -124,11 +123,6 @@ class Cluster:
         self.move(task, {"completed": "memory"}.get(outcome, "waiting" if outcome in AGAIN else "gone"))
         if not task.is_unfinished:
             task.followers = ()
-
-    def set_clock_back(self, seconds: float) -> None:
-        """The watch has noticed."""
-        for latch in self.inbox.values():
-            latch.change.clock_set_back(seconds, self.now)
 
     def release(self, task: Task) -> None:
         """Nobody needs the result any more that was to be computed again."""
@@ -176,7 +170,6 @@ class Cluster:
         latch = self.inbox.get(group)
         if latch is None:
             latch = self.inbox[group] = Latch(Change(self.now))
-            latch.change.slow = self.thresholds.get(group, -1.0)
         return latch
 
     def _claim(self, asker: str, holder: str) -> Claim:
@@ -184,17 +177,9 @@ class Cluster:
 
     # What is told
 
-    def tell(
-        self, span_tree: SpanTree, account: Callable[[str], Account], meanwhile: Callable[[], None], *, may_defer: bool
-    ) -> list[Group]:
-        """Tell everything, in the order of a sweep, but what may be left for later; things happen meanwhile.
-
-        Returns
-        -------
-        The groups of which all has been told.
-        """
+    def tell(self, span_tree: SpanTree, account: Callable[[str], Account], meanwhile: Callable[[], None]) -> bool:
+        """Report everything, in the order of a sweep; things happen meanwhile. Return whether any group had changed."""
         inbox, self.inbox = self.inbox, {}
-        self.thresholds = {}
         claims, self.claims = self.claims, {}
         graphs, self.graphs = self.graphs, []
         metrics, self.metrics = self.metrics, {}
@@ -205,14 +190,7 @@ class Cluster:
             told = account(graph.span_id)
             told.graph_seconds += graph.seconds
             told.graphs.update([graph.failure] if graph.failure else [])
-        for group, latch in list(inbox.items()):
-            entered = latch.change.entered
-            if may_defer and self._defer(span_tree, group, latch):
-                told = account(group.span_id)
-                told.numbers["tasks"] += latch.change.entered - entered
-                told.groups.add(group.name)
-                del inbox[group]
-                continue
+        for group, latch in inbox.items():
             self._learn(
                 span_tree, group.span_id, *filter(None, {each for askers in latch.change.foreign for each in askers})
             )
@@ -238,39 +216,7 @@ class Cluster:
             for key, value in values.items():
                 account(span_id).metrics[without_prefix(key)] += value
             span_tree.add_metrics(span_id, dict(values), self.now)
-        return list(inbox)
-
-    def _defer(self, span_tree: SpanTree, group: Group, latch: Latch) -> bool:
-        load, told, change = group.load(), group.told_load, latch.change
-        plain = change.is_plain and load.provisional == told.provisional
-        is_new = not group.told and not any(told) and not change.completed
-        if group in self.inbox or not (plain and (is_new or told.unfinished) and load.unfinished):
-            return False
-        if not span_tree.forest.knows(group.span_id):
-            return False
-        if not is_new and not span_tree.forest.has_group(group.span_id, group.name):
-            return False
-        begun = span_tree.forest.begun(group.span_id)
-        if begun is None or begun <= self.now - 0.9 * span_tree.settings.max_segment:
-            return False
-        self.inbox[group] = latch
-        change.load, group.told_load = load.minus(told), load
-        change.tasks = group.totals["tasks"] - group.told["tasks"]
-        group.told["tasks"] = group.totals["tasks"]
-        self._name(group, change)
-        span_tree.look(change, self.now)
-        self._expect(span_tree, group.span_id, load.minus(told), change.run_stop > change.run_start)
-        return True
-
-    def set_thresholds(self, span_tree: SpanTree, groups: Iterable[Group]) -> None:
-        """At the end of a sweep, learn which runs will not be among the slowest."""
-        for group in groups:
-            threshold = span_tree.forest.threshold(group.span_id, group.name)
-            if threshold >= 0.0:
-                self.thresholds[group] = threshold
-                if group in self.inbox:
-                    change = self.inbox[group].change
-                    change.slow = max(change.slow, threshold)
+        return bool(inbox)
 
     def _check_picks(self, span_tree: SpanTree, group: Group, latch: Latch) -> None:
         """Whatever was not told of: the slowest runs of the group are those that they would be."""

@@ -1,4 +1,4 @@
-"""A cluster, a span tree that is told of it, and an oracle that hears of both."""
+"""A cluster, its span tree, and an oracle for both."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from .model_oracle import Oracle
 
 #: What a trace may hold: so little that it is used up.
 BUDGET = Budget(0, groups=6, erred=3, slowest=4)
-#: The watch tells of no smaller step of the clock.
-LEAST_STEP = 0.25
 
 
 def _nothing() -> None:
@@ -24,15 +22,15 @@ def _nothing() -> None:
 
 
 class World:
-    """Does what ``watch/sweep.py`` does, and has everything checked that comes out."""
+    """Does what ``scheduler/sweep.py`` does, and has everything checked that comes out."""
 
     def __init__(self, cluster: Cluster, max_groups: int, times: Mapping[str, float]) -> None:
         self.cluster = cluster
         self.span_tree = SpanTree(cluster.now, 2, SpanTreeSettings(max_groups=max_groups, **times))
         self.oracle = Oracle(cluster, max_groups, BUDGET)
         self.workers: set[str] = set()
-        #: By how much the clock was set back since the last sweep.
-        self.behind = 0.0
+        #: What happened to workers since the last sweep.
+        self.events: list[tuple[str, str, float]] = []
         #: No check has failed yet.
         self.intact = True
         budget = partial(Budget, groups=BUDGET.groups, erred=BUDGET.erred, slowest=BUDGET.slowest)
@@ -47,22 +45,20 @@ class World:
     def worker(self, how: str, worker: str = "") -> None:
         """A worker joins or leaves, or all beat."""
         if how == "beats":
-            for each in sorted(self.workers):
-                self.span_tree.heartbeats.beat(each, self.cluster.now)
+            self.events += [("heartbeat", each, self.cluster.now) for each in sorted(self.workers)]
             self.oracle.beats += 1
         elif how == "joins":
-            self.span_tree.worker_joined(worker, self.cluster.now)
+            self.events.append(("joined", worker, self.cluster.now))
             self.workers.add(worker)
         else:
-            self.span_tree.worker_left(worker)
+            self.events.append(("left", worker, self.cluster.now))
             self.workers.discard(worker)
             self.oracle.all_stay = False
         self.span_tree.threads.add(self.cluster.now, 2 * len(self.workers))
 
     def set_clock_back(self, seconds: float) -> None:
-        """The next sweep will notice, if it is by more than a little."""
-        self.cluster.now -= seconds
-        self.behind += seconds
+        """The clock of dask-otel goes on; what it reports is in the system's new time."""
+        self.cluster.offset += seconds
         self.oracle.steady = False
 
     def sweep(
@@ -72,23 +68,20 @@ class World:
         meanwhile: Callable[[], None] = _nothing,
         after: int = -1,
         then: Callable[[], None] = _nothing,
-        may_defer: bool = False,
     ) -> None:
         """While one is on its way, tasks go on; between its steps, workers come and go."""
         self.intact = False  # unless it gets to the end
-        if self.behind > LEAST_STEP:
-            self.cluster.set_clock_back(self.behind)
-            self.span_tree.clock_set_back(self.behind)
-            may_defer = False
-        self.behind = 0.0
-        told = self.cluster.tell(self.span_tree, self.oracle.account, meanwhile, may_defer=may_defer)
-        if told:
+        events, self.events = self.events, []
+        now = self.cluster.now
+        for event in events:
+            for _ in self.span_tree.add_worker_event(*event):
+                pass
+        if self.cluster.tell(self.span_tree, self.oracle.account, meanwhile):
             self.oracle.beats = 0
-        for step, record in enumerate(self.span_tree.advance(self.cluster.now, taking_in_graph=busy)):
+        for step, record in enumerate(self.span_tree.advance(now, self.cluster.offset, taking_in_graph=busy)):
             self.oracle.take(record)
             if step == after:
                 then()
-        self.cluster.set_thresholds(self.span_tree, told)
         self.intact = True
 
     def close(self) -> None:
@@ -96,7 +89,7 @@ class World:
         try:
             if self.intact:
                 self.sweep(True)
-                for record in self.span_tree.close(self.cluster.now):
+                for record in self.span_tree.close(self.cluster.now, self.cluster.offset):
                     self.oracle.take(record)
                 self.oracle.check_end(self.span_tree)
         finally:

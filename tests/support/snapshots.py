@@ -36,9 +36,9 @@ def everything(recorder: Recorder, *, prefix: str = "inc", root: str = "etl", er
     recorder.root_ended(run, {2})
     recorder.busy(root, 2.5)
     recorder.open_roots({root: 1})
-    recorder.graph("OK")
-    recorder.worker_added()
-    recorder.worker_removed(expected=False)
+    recorder.count("dask.graph.updates", "OK", 1)
+    recorder.count("dask.worker.added", None, 1)
+    recorder.count("dask.worker.removed", False, 1)
     recorder.threads(8.0)
     recorder.swept(0.001)
     for (context, of, name, unit), total in {

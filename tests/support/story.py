@@ -14,12 +14,14 @@ WORKER = "tcp://worker"
 
 
 class Story:
-    """A mirror, a clock, and what came out."""
+    """A span tree, a clock, and what came out."""
 
     def __init__(self, *, threads: int = 4, **settings: Any) -> None:
         self.now = 100.0
         self.span_tree = SpanTree(self.now, threads, SpanTreeSettings(**({"pending_span_after": 86400.0} | settings)))
-        self.span_tree.heartbeats.joined(WORKER, self.now)
+        #: By how much the system's clock has been set back; ``now`` never goes back.
+        self.clock_offset = 0.0
+        self.join(WORKER)
         self.records: list[Record] = []
 
     def span(self, *tags: str) -> str:
@@ -76,7 +78,17 @@ class Story:
         self.change(span_id, group, run=(start, stop), completed=tasks, load=Load(processing=-tasks), **kwargs)
 
     def beat(self, worker: str = WORKER) -> None:
-        self.span_tree.heartbeats.beat(worker, self.now)
+        self.event("heartbeat", worker)
+
+    def join(self, worker: str) -> None:
+        self.event("joined", worker)
+
+    def leave(self, worker: str) -> None:
+        self.event("left", worker)
+
+    def event(self, kind: str, worker: str) -> None:
+        for _ in self.span_tree.add_worker_event(kind, worker, self.now):
+            pass
 
     def pass_time(self, seconds: float, *, step: float = 1.0, beats: bool = True) -> list[Record]:
         """Sweep once a second."""
@@ -86,12 +98,12 @@ class Story:
             self.now = min(until, self.now + step)
             if beats:
                 self.beat()
-            new += filter(None, self.span_tree.advance(self.now))
+            new += filter(None, self.span_tree.advance(self.now, self.clock_offset))
         self.records += new
         return new
 
     def close(self) -> list[Record]:
-        new = list(filter(None, self.span_tree.close(self.now)))
+        new = list(filter(None, self.span_tree.close(self.now, self.clock_offset)))
         self.records += new
         return new
 

@@ -113,7 +113,7 @@ def pause(x):
 
 def deferred(dask_scheduler: Scheduler) -> int:
     """How many groups the bridge has left for a later sweep."""
-    known = dask_scheduler.plugins["dask-otel"]._bridge._sweeper._groups._known
+    known = dask_scheduler.plugins["dask-otel"]._bridge.sweep._groups._known
     return sum(each.deferred > 0 for each in known.values())
 
 

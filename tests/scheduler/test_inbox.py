@@ -1,0 +1,87 @@
+"""Hooks, heartbeats and worker events only append to the inbox; a sweep takes all of it at one moment."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+from distributed import Worker, span
+from distributed.utils_test import gen_cluster, inc, slowinc
+from support.clusters import finished
+from support.memory import MemoryPlugin
+
+from dask_otel.metrics.recorder import Recorder
+from dask_otel.scheduler.pace import Pace
+from dask_otel.spantree.lifecycle import SpanTree
+from dask_otel.spantree.timing import Heartbeats
+
+ONE_WORKER = {"client": True, "nthreads": [("127.0.0.1", 2)]}
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_a_heartbeat_that_arrives_during_a_sweep_counts_together_with_its_metrics(client, scheduler, worker):
+    """It counted at once, and its metrics at the next sweep: a segment closed without them and called them complete."""
+    plugin = MemoryPlugin(idle_timeout=0.0, sweep_interval=3600.0)
+    await plugin.add_to(scheduler)
+    worker.periodic_callbacks["heartbeat"].stop()
+    with span("root") as root_id:
+        await client.submit(slowinc, 1, delay=0.05, key="x")
+    rest, beats = Pace.rest, [2]
+
+    async def rest_and_beat(self):
+        if plugin._bridge.span_tree.forest.open and beats:
+            for _ in range(beats.pop()):
+                await worker.heartbeat()
+        await rest(self)
+
+    with mock.patch.object(Pace, "rest", rest_and_beat):
+        await plugin._bridge.sweep.sweep()
+    assert not beats
+    (root,) = [each for each in await finished(plugin) if not each.parent_id]
+    metrics = scheduler.extensions["spans"].spans[root_id].cumulative_worker_metrics
+    executed = {key[2:]: value for key, value in metrics.items() if key[0] == "execute"}
+    del executed["idle or other spans", "seconds"]  # derived by Dask
+    busy = sum(value for (_, unit), value in executed.items() if unit == "seconds")
+    assert busy > 0
+    assert root.attributes["dask.thread_time.busy"] == pytest.approx(busy)
+    assert root.attributes["dask.metrics.complete"]
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_hooks_change_nothing_but_the_inbox(client, scheduler, worker):
+    """A worker that left had each open segment looked at in the hook."""
+    plugin = MemoryPlugin(sweep_interval=3600.0)
+    await plugin.add_to(scheduler)
+    with span("before"):
+        await client.submit(inc, 1, key="a")
+    await plugin._bridge.sweep.sweep()
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("called by a hook")
+
+    public = [
+        mock.patch.object(each, name, forbidden)
+        for each in (SpanTree, Heartbeats, Recorder)
+        for name in vars(each)
+        if not name.startswith("_") and callable(getattr(each, name))
+    ]
+    assert len(public) > 20
+    for patch in public:
+        patch.start()
+    try:
+        async with Worker(scheduler.address, nthreads=1) as other:
+            with span("root"):
+                await client.submit(inc, 2, key="b", workers=[other.address])
+                await client.submit(int, "no number", key="bad").exception()
+            await other.heartbeat()
+    finally:
+        for patch in public:
+            patch.stop()
+    taken = plugin._bridge.inbox.take()
+    assert {group.name for group in taken.changes} >= {"b", "bad"}
+    mine = [event.kind for event in taken.workers if event.worker == other.address]
+    assert (mine[0], mine[-1], set(mine[1:-1])) == ("joined", "left", {"heartbeat"})
+    assert taken.counts["dask.worker.added", None] == taken.counts["dask.worker.removed", True] == 1
+    assert not any(plugin._bridge.inbox.take())
+    assert not plugin.safety.failures
+    await plugin.before_close()
