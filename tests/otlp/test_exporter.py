@@ -15,7 +15,7 @@ from support.records import group, segment
 from dask_otel.cli.receiver import Receiver
 from dask_otel.otlp import exporter as module
 from dask_otel.otlp.environment import Limits
-from dask_otel.otlp.exporter import SpanExportThread
+from dask_otel.otlp.exporter import ExportThread, SpanExportQueue
 from dask_otel.otlp.transport import Sender, make_senders
 from dask_otel.safety import Safety
 
@@ -27,7 +27,9 @@ def together(number: int, groups: int = 1):
 
 
 def pipeline_of(exporter, *, safety=None, name="test", **limits):
-    return SpanExportThread(Sender(name, exporter), FACTORY, safety or Safety(), Limits(**({"delay": 0.0} | limits)))
+    safety = safety or Safety()
+    queue = SpanExportQueue(FACTORY, safety, Limits(**({"delay": 0.0} | limits)))
+    return ExportThread(Sender(name, exporter), queue, safety)
 
 
 class Gate(SpanExporter):
@@ -54,14 +56,14 @@ def test_sends_all_in_order(monkeypatch, protocol):
     safety = Safety()
     with Receiver() as receiver:
         (sender,) = make_senders(receiver.endpoints[protocol])
-        pipeline = SpanExportThread(sender, FACTORY, safety)
+        pipeline = ExportThread(sender, SpanExportQueue(FACTORY, safety), safety)
         for number in range(20):
             pipeline.put(together(number, groups=40))
         pipeline.close(timeout=30)
         names = [span.name for span in receiver.wait(lambda spans: len(spans) >= 20 * 41, timeout=30)]
     assert names == [record.name for number in range(20) for record in together(number, groups=40)]
     assert pipeline.unsent == 0
-    assert pipeline.delivery.sent == {"group": 800, "span": 20}
+    assert pipeline.queue.sent == {"group": 800, "span": 20}
     assert not safety.failures
 
 
@@ -110,7 +112,7 @@ def test_never_blocks_and_logs_what_it_drops_once_a_minute():
     sent = [name for names in gate.names for name in names]
     # The newest 20 segments; their groups are worth less.
     assert sent == ["0.0", "0", *map(str, range(81, 101))]
-    assert pipeline.delivery.dropped == {("group", "queue_full"): 100, ("span", "queue_full"): 80}
+    assert pipeline.queue.dropped == {("group", "queue_full"): 100, ("span", "queue_full"): 80}
     assert pipeline.unsent == 202 - len(sent)
 
 
@@ -141,7 +143,7 @@ def test_a_record_that_cannot_be_converted_costs_only_its_attributes():
         )
         pipeline.close(timeout=30)
     assert gate.names == [["inc", "good"]]
-    assert pipeline.delivery.dropped == {("group", "fault"): 1}
+    assert pipeline.queue.dropped == {("group", "fault"): 1}
     assert sum(safety.failures.values()) == 3
 
 
@@ -164,11 +166,11 @@ def test_an_exporter_that_hangs_holds_up_no_other():
 class Way:
     """Notes how much time it was given, and whether not to try."""
 
-    def __init__(self, has_use=True, is_failing=False):
-        self.has_use = has_use
+    def __init__(self, is_supported=True, is_failing=False):
+        self.is_supported = is_supported
         self.is_failing = is_failing
 
-    def close(self, timeout, *, give_up=False):
+    def close(self, timeout, *, last=None, give_up=False):
         self.timeout = timeout
         self.gave_up = give_up
 
@@ -177,7 +179,7 @@ class Way:
 def test_the_last_metrics_have_time_left(timeout, for_spans):
     sink = make_sink(Safety())
     spans, metrics = Way(), Way()
-    sink._pipelines, sink._meters = [spans], [metrics]
+    sink.span_threads, sink.metric_threads = [spans], [metrics]
     sink.close(timeout)
     assert spans.timeout == for_spans
     assert metrics.timeout <= timeout - min(1.0, timeout / 5)
@@ -201,7 +203,7 @@ def test_the_last_metrics_have_time_left(timeout, for_spans):
 def test_whether_anybody_is_there(spans, metrics, is_away, gives_up):
     sink = make_sink(Safety())
     way = Way(is_failing=metrics)
-    sink._pipelines, sink._meters = [Way(is_failing=failing) for failing in spans], [way]
+    sink.span_threads, sink.metric_threads = [Way(is_failing=failing) for failing in spans], [way]
     assert sink.is_away is is_away
     assert sink.wants_metrics(last=True) is not gives_up
     sink.close(10.0)
@@ -211,7 +213,7 @@ def test_whether_anybody_is_there(spans, metrics, is_away, gives_up):
 def test_no_time_is_kept_for_a_backend_that_takes_no_metrics():
     sink = make_sink(Safety())
     spans = Way()
-    sink._pipelines, sink._meters = [spans], [Way(has_use=False)]
+    sink.span_threads, sink.metric_threads = [spans], [Way(is_supported=False)]
     sink.close(10.0)
     assert spans.timeout == 9.0
 
@@ -249,5 +251,5 @@ def test_what_an_exporter_that_raises_did_not_send_is_counted(monkeypatch):
         while "has dropped" not in log.getvalue():
             threading.Event().wait(0.01)
         pipeline.close(timeout=30)
-    assert pipeline.delivery.dropped == {("group", "refused"): 1, ("span", "refused"): 1}
+    assert pipeline.queue.dropped == {("group", "refused"): 1, ("span", "refused"): 1}
     assert len(sloppy.names) == safety.failures[("exporter test", "OSError")] > 1

@@ -25,7 +25,7 @@ from dask_otel import __version__
 from dask_otel.errors import SettingError
 from dask_otel.otlp import exporter as module
 from dask_otel.otlp.environment import Limits
-from dask_otel.otlp.exporter import SpanExportThread
+from dask_otel.otlp.exporter import ExportThread, SpanExportQueue
 from dask_otel.otlp.transport import MAX_BODY, RetryDecision, Sender, make_senders
 from dask_otel.safety import Safety
 
@@ -40,6 +40,11 @@ def send(endpoint=None):
         return sender.send([FACTORY.span(segment())])
     finally:
         sender.shutdown()
+
+
+def export_thread(sender, **limits):
+    safety = Safety()
+    return ExportThread(sender, SpanExportQueue(FACTORY, safety, Limits(**limits)), safety)
 
 
 @contextlib.contextmanager
@@ -123,7 +128,7 @@ def test_a_collector_that_asks_for_no_wait_is_not_asked_without_end(protocol, mo
         captured_logger("distributed.dask_otel"),
     ):
         (sender,) = make_senders(receiver.endpoint)
-        pipeline = SpanExportThread(sender, FACTORY, Safety(), Limits(delay=0.0))
+        pipeline = export_thread(sender, delay=0.0)
         begin = monotonic()
         pipeline.put([segment()])
         while len(receiver.requests) < 5:
@@ -277,7 +282,7 @@ def test_an_exporter_that_would_end_its_thread_does_not(error, monkeypatch):
 
     rude = Rude()
     with captured_logger("distributed.dask_otel"):
-        pipeline = SpanExportThread(Sender("rude", rude), FACTORY, Safety(), Limits(delay=0.0))
+        pipeline = export_thread(Sender("rude", rude), delay=0.0)
         pipeline.put([segment()])
         while pipeline.unsent:
             threading.Event().wait(0.01)
@@ -297,11 +302,11 @@ def test_a_queue_that_becomes_empty_while_the_thread_waits_does_not_end_it():
             pass
 
     with captured_logger("distributed.dask_otel"):
-        pipeline = SpanExportThread(Sender("test", Exporter()), FACTORY, Safety(), Limits(max_bytes=30_000, delay=0.1))
+        pipeline = export_thread(Sender("test", Exporter()), max_bytes=30_000, delay=0.1)
         large = segment(metrics={("execute", str(n), "x", "seconds"): 1.0 for n in range(1000)})
         pipeline.put([segment()])
         pipeline.put([large])
-        assert pipeline._waiting.spans == 0
+        assert pipeline.queue.waiting == 0
         threading.Event().wait(0.2)
         pipeline.put([segment()])
         assert sent.wait(10)

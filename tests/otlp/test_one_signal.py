@@ -145,7 +145,7 @@ def test_another_encoding_over_http_falls_back_to_protobuf(signal, value, snapsh
 def test_a_timeout_that_must_be_milliseconds(protocol, value, seconds, line, snapshots):
     variables = {"EXPORTER_OTLP_PROTOCOL": protocol, "EXPORTER_OTLP_TIMEOUT": value}
     with Receiver() as receiver, running(receiver.endpoints[protocol], **variables) as run:
-        for sender in [run.sink._pipelines[0]._sender, run.sink._meters[0]._sender]:
+        for sender in [each._sender for each in (*run.sink.span_threads, *run.sink.metric_threads)]:
             assert sender.settings.timeout == seconds
         assert arrivals(receiver, run, snapshots) == BOTH
     said = [each for each in run.log.getvalue().splitlines() if "TIMEOUT" in each]

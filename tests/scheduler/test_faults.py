@@ -82,7 +82,7 @@ FAULTS = {
     "otlp.queue.SpanQueue.put": "sink",
     "otlp.queue.SpanQueue.take": "exporter thread",
     "otlp.spans.SpanFactory._make": "conversion",
-    "otlp.exporter.SpanExportThread._deliver": "exporter memory",
+    "otlp.exporter.SpanExportQueue.export": "exporter memory",
     "metrics.recorder.Recorder.begin_sweep": "metrics",
     "metrics.recorder.Recorder.change": "metrics",
     "metrics.recorder.Recorder.busy": "metrics",
