@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -106,7 +105,9 @@ class Sampling:
         self._safety = safety
         self._sampler = sampler
         self._shown = shown
-        self._decisions: OrderedDict[int, Decided] = OrderedDict()
+        #: By trace, the oldest first. Export threads look up single traces while the event loop adds some, which a
+        #: plain dict allows; nobody else may iterate over it.
+        self._decisions: dict[int, Decided] = {}
 
     def decided(self, record: Record) -> Decided:
         """What was decided of the trace of a record."""
@@ -119,7 +120,7 @@ class Sampling:
                 decided = self._decide(self._sampler, record)
             self._decisions[record.trace_id] = decided
             if len(self._decisions) > MAX_REMEMBERED:
-                self._decisions.popitem(last=False)
+                del self._decisions[next(iter(self._decisions))]
         return decided
 
     def known(self, trace_id: int) -> Decided:

@@ -107,6 +107,9 @@ RETRY_GRPC = {
 #: What RESOURCE_EXHAUSTED says if it means TOO_LARGE, not overload. Not "size": rate limits speak of sizes too.
 TOO_LARGE = re.compile(r"larger than max|too large|exceeds? (the )?max\w* (message|size|request)", re.IGNORECASE)
 
+#: What UNAVAILABLE says if gRPC itself gives it.
+_NO_CONNECTION = re.compile("failed to connect|DNS resolution failed|Connection reset|Socket closed|Broken pipe")
+
 #: Seconds that a collector may ask to wait, at most.
 LONGEST_WAIT = 300.0
 #: Bytes read of an answer over HTTP, and characters kept of its text.
@@ -604,7 +607,9 @@ def _is_from_collector(error: Any, result: ExportResult) -> bool:
     if not result.said.startswith("UNAVAILABLE"):
         return True
     describe = getattr(error, "debug_error_string", None)
-    return describe is None or "received from peer" in (describe() or "received from peer")
+    # Before 1.81 or so, gRPC claims that of all of them.
+    is_from_peer = describe is None or "received from peer" in (describe() or "received from peer")
+    return is_from_peer and not _NO_CONNECTION.search(result.said)
 
 
 def _retry_delay(error: Any) -> float | None:

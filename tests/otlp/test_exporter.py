@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 from time import monotonic
 
 import pytest
 from distributed.utils_test import captured_logger
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from support.memory import FACTORY, make_sink
 from support.records import group, segment
 
 from dask_otel.cli.receiver import Receiver
+from dask_otel.metrics.snapshot import Snapshot
 from dask_otel.otlp import exporter as module
 from dask_otel.otlp.environment import Limits
-from dask_otel.otlp.exporter import ExportThread, SpanExportQueue
-from dask_otel.otlp.transport import Sender, make_senders
-from dask_otel.safety import Safety
+from dask_otel.otlp.exporter import ExportThread, MetricExportQueue, SpanExportQueue
+from dask_otel.otlp.metrics import MetricFactory
+from dask_otel.otlp.transport import ExportResult, RetryDecision, Sender, make_senders
+from dask_otel.safety import Safety, log
 
 
 def together(number: int, groups: int = 1):
@@ -103,10 +108,10 @@ def test_never_blocks_and_logs_what_it_drops_once_a_minute():
     pipeline = pipeline_of(gate, max_waiting=20)
     pipeline.put(together(0))
     gate.entered.wait()
-    with captured_logger("distributed.dask_otel") as log:
+    with captured_logger("distributed.dask_otel") as logged:
         for number in range(1, 101):
             pipeline.put(together(number))
-    assert log.getvalue().count("has dropped") == 1
+    assert logged.getvalue().count("has dropped") == 1
     gate.open.set()
     pipeline.close(timeout=30)
     sent = [name for names in gate.names for name in names]
@@ -123,12 +128,12 @@ def test_closing_never_takes_longer_than_the_timeout():
     gate.entered.wait()
     pipeline.put(together(2))
     begin = monotonic()
-    with captured_logger("distributed.dask_otel") as log:
+    with captured_logger("distributed.dask_otel") as logged:
         pipeline.close(timeout=0.2)
     assert monotonic() - begin < 30  # it would hang for ever
     assert (
         "could not send 4 spans with exporter 'test'; 4 were left when the time was over; it has sent 0"
-        in log.getvalue()
+        in logged.getvalue()
     )
     gate.open.set()
 
@@ -161,6 +166,55 @@ def test_an_exporter_that_hangs_holds_up_no_other():
     assert good.names == [["1.0", "1"]]
     assert sink.unsent == 2
     hanging.open.set()
+
+
+class Blocking(logging.Handler):
+    """A handler that blocks, as one that sends over the network does."""
+
+    def __init__(self):
+        super().__init__()
+        self.entered, self.goes_on = threading.Event(), threading.Event()
+
+    def emit(self, record):
+        self.entered.set()
+        self.goes_on.wait(60)
+
+
+class Away(Sender):
+    """A collector that is away."""
+
+    def send(self, data):
+        return ExportResult(RetryDecision.LATER, "nobody there")
+
+    def shutdown(self):
+        pass
+
+
+@pytest.mark.parametrize("items", ["spans", "metrics"])
+def test_putting_does_not_wait_for_a_logging_handler(items):
+    """The event loop puts; what an export thread logs meanwhile must not hold its lock."""
+    safety, handler = Safety(), Blocking()
+    if items == "spans":
+        queue, put = SpanExportQueue(FACTORY, safety, Limits(delay=0.0)), together(1)
+    else:
+        scope = InstrumentationScope("test")
+        queue = MetricExportQueue(MetricFactory(Resource({}), scope, lambda name, value: value))
+        put = Snapshot(1.0, [])
+    log.addHandler(handler)
+    try:
+        thread = ExportThread(Away("away"), queue, safety)
+        thread.put(put)
+        assert handler.entered.wait(30)
+        putting = threading.Thread(target=thread.put, args=(put,), daemon=True)
+        putting.start()
+        putting.join(10)
+        assert not putting.is_alive()
+        assert thread.status()["failing"]
+    finally:
+        handler.goes_on.set()
+        log.removeHandler(handler)
+    with captured_logger("distributed.dask_otel"):
+        thread.close(0.1)
 
 
 class Way:
@@ -245,10 +299,10 @@ def test_what_an_exporter_that_raises_did_not_send_is_counted(monkeypatch):
     monkeypatch.setattr(module, "BACK_OFF", (0.01, 0.05))
     monkeypatch.setattr(module, "GIVE_UP_AFTER", 1.0)
     sloppy, safety = Sloppy(OSError("no")), Safety()
-    with captured_logger("distributed.dask_otel") as log:
+    with captured_logger("distributed.dask_otel") as logged:
         pipeline = pipeline_of(sloppy, safety=safety)
         pipeline.put(together(1))
-        while "has dropped" not in log.getvalue():
+        while "has dropped" not in logged.getvalue():
             threading.Event().wait(0.01)
         pipeline.close(timeout=30)
     assert pipeline.queue.dropped == {("group", "refused"): 1, ("span", "refused"): 1}

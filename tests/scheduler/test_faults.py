@@ -220,6 +220,15 @@ def test_what_an_exception_says_is_not_logged_if_that_may_hold_secrets(monkeypat
     assert SECRET not in log
 
 
+def test_failures_can_be_read_while_another_thread_counts_some():
+    safety = safety_module.Safety()
+    with captured_logger("distributed.dask_otel"):
+        safety.caught("sweep", Injected())
+        for number, _ in enumerate(safety.failures.items()):  # as the page does, on the event loop
+            safety.caught(f"exporter {number}", Injected())
+    assert len(safety.failures) == 2
+
+
 def test_failures_far_between_turn_nothing_off():
     safety = safety_module.Safety()
     with captured_logger("distributed.dask_otel"):
