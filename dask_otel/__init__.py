@@ -1,7 +1,7 @@
 """Dask's spans as OpenTelemetry traces.
 
-``dask scheduler --preload dask_otel`` is the whole set-up. Importing this package needs nothing but the standard
-library: an ImportError in a preload module would stop the scheduler.
+``dask scheduler --preload dask_otel`` is the whole set-up. Importing this package imports the standard library only: an
+ImportError in a preload module would stop the scheduler.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def dask_setup(server: Any) -> None:
 
 
 def trace_id(root_span_id: str | None = None) -> str:
-    """Id of the trace that shows a root Dask span.
+    """Return the id of the trace of a root Dask span.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def trace_id(root_span_id: str | None = None) -> str:
 
 
 def trace_url(root_span_id: str | None = None) -> str:
-    """Link to the trace of a root Dask span, made from the setting ``otel.trace-url``.
+    """Return a link to the trace of a root Dask span, made from the setting ``otel.trace-url``.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What is wrong with a setting, said so that a person can mend it."""
+"""Errors and remarks about settings and environment variables, worded so that a person can correct them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class SettingError(ValueError):
     Parameters
     ----------
     setting
-        As the person wrote it: ``otel.traces.idle-timeout`` or an environment variable.
+        Its name: ``otel.traces.idle-timeout`` or an environment variable.
     value
-        What they wrote.
+        The value that was given.
     allowed
-        What they may write.
+        Describes the values that can be used.
     """
 
     def __init__(self, setting: str, value: object, allowed: str) -> None:
@@ -27,20 +27,20 @@ class SettingError(ValueError):
 
 @dataclass
 class Remarks:
-    """What a person should know of values that stop nothing: a line each, once."""
+    """Lines for a person about values that stop nothing; each line once."""
 
-    #: A value is understood otherwise than it is written, or leaves something off that nobody asked for.
+    #: A value is understood in another way than it is written, or switches something off as a side effect.
     readings: list[str] = field(default_factory=list)
     #: A value cannot be used, and something else is used instead.
     problems: list[str] = field(default_factory=list)
 
     def reading(self, line: str) -> None:
-        """Add a line on how a value is understood."""
+        """Add a line about how a value is understood."""
         if line not in self.readings:
             self.readings.append(line)
 
     def fall_back(self, error: SettingError, instead: str) -> None:
-        """Add a line on a value that cannot be used, and what is done instead."""
+        """Add a line about a value that cannot be used, and what is done instead."""
         line = f"{error}; {instead}"
         if line not in self.problems:
             self.problems.append(line)

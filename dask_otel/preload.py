@@ -1,4 +1,4 @@
-"""Which process am I in? Wires watch → mirror → export."""
+"""Sets up a process: in a scheduler, the plugin that reads the settings and connects the bridge with its exporters."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .status.report import StatusReport
 
 __all__ = ["OTelPlugin", "set_up"]
 
-_EXPORT = "dask_otel.otlp.exporter"
+_EXPORTER = "dask_otel.otlp.exporter"
 _LEVELS = {"spans": Level.SPANS, "groups": Level.GROUPS, "tasks": Level.TASKS}
 _DEFAULT_LEVELS = {"full": Level.TASKS, "segments": Level.SPANS, "off": Level.NOTHING}
 
 
 def set_up(server: Any) -> None:
-    """Set up the bridge in a Scheduler; for a Worker, Nanny or Client, say where it belongs."""
+    """Set up the bridge in a Scheduler; in a Worker, Nanny or Client, log where it belongs."""
     if not isinstance(server, Scheduler):
         log.info(
             "dask-otel was preloaded in a %s, where it does nothing yet. The scheduler sends the traces and metrics: "
@@ -42,21 +42,16 @@ def set_up(server: Any) -> None:
         server.add_plugin(OTelPlugin())
 
 
-def _import_exporters(endpoint: str | None) -> None:
-    with suppress(Exception):  # whoever needs them says what is wrong
-        importlib.import_module(_EXPORT).import_exporters(endpoint)
-
-
 class OTelPlugin(BridgePlugin):
     """Scheduler plugin that sends Dask's spans as OpenTelemetry traces.
 
-    For a cluster that runs without the preload: ``client.register_plugin(dask_otel.OTelPlugin())``. Numbers then count
-    from that moment. Settings are those of the scheduler's process.
+    For a cluster that runs without the preload: ``client.register_plugin(dask_otel.OTelPlugin())``. It counts what
+    happens after it has been registered. It reads the settings of the scheduler's process.
 
     Parameters
     ----------
     endpoint
-        Send here over OTLP, instead of where the scheduler's ``OTEL_*`` variables say.
+        Send to this OTLP endpoint, whatever the scheduler's ``OTEL_*`` variables are.
     """
 
     def __init__(self, endpoint: str | None = None) -> None:
@@ -65,21 +60,24 @@ class OTelPlugin(BridgePlugin):
         self._settings: config.Settings | None = None
 
     async def prepare(self) -> None:
-        """Import OpenTelemetry and its exporters in a thread: that takes a tenth of a second and more."""
-        if _EXPORT not in sys.modules:
-            await asyncio.to_thread(_import_exporters, self._endpoint)
+        """Import OpenTelemetry and its exporters in a thread: it takes at least a tenth of a second."""
+
+        def import_exporters() -> None:
+            with suppress(Exception):  # ``connect`` reports what cannot be imported
+                importlib.import_module(_EXPORTER).import_exporters(self._endpoint)
+
+        if _EXPORTER not in sys.modules:
+            await asyncio.to_thread(import_exporters)
 
     def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, Output] | None:
-        """Read the settings and make the sink."""
+        """Read the settings and make the exporters; None if the bridge stays off."""
         settings = config.load(lambda error: log.error("dask-otel %s: %s", config.consequence(error), error))
         self._settings = settings
         safety.tells = all(settings.capture.values())
         try:
             config.check_limits()
-            export = import_or_log(_EXPORT)
-            if export is None:
-                return None
-            sink: Any = export.connect(
+            exporter = import_or_log(_EXPORTER)
+            sink: Any = exporter and exporter.connect(
                 service_name="dask-scheduler",
                 instance_id=scheduler.id,
                 version=distributed.__version__,
@@ -95,42 +93,40 @@ class OTelPlugin(BridgePlugin):
         if sink is None:
             return None
         status = sink.status()
-        ways_out = dict.fromkeys(
+        targets = dict.fromkeys(
             (each["target"] or each["name"]) + (f" through {each['proxy']}" if each["proxy"] else "")
             for each in status["exporters"] + status["metrics"]
         )
         log.info(
             "dask-otel %s is on and sends to %s; its page is /otel/ beside Dask's dashboard",
             __version__,
-            ", ".join(ways_out),
-        )
-        span_tree = SpanTreeSettings(
-            idle_timeout=settings.idle_timeout,
-            max_segment=settings.max_segment,
-            pending_span_after=settings.pending_span_after,
-            max_groups=settings.max_groups,
-            level=_LEVELS[settings.level],
-            default_level=_DEFAULT_LEVELS[settings.default_spans],
-        )
-        measure = MetricSettings(
-            task_bounds=settings.task_bounds,
-            span_bounds=settings.span_bounds,
-            root_names=settings.root_names,
-            excluded=settings.excluded_metrics,
+            ", ".join(targets),
         )
         bridge = BridgeSettings(
             sweep_interval=settings.sweep_interval,
             shutdown_timeout=settings.shutdown_timeout,
             annotations=settings.annotations,
-            span_tree=span_tree,
-            metrics=measure,
+            span_tree=SpanTreeSettings(
+                idle_timeout=settings.idle_timeout,
+                max_segment=settings.max_segment,
+                pending_span_after=settings.pending_span_after,
+                max_groups=settings.max_groups,
+                level=_LEVELS[settings.level],
+                default_level=_DEFAULT_LEVELS[settings.default_spans],
+            ),
+            metrics=MetricSettings(
+                task_bounds=settings.task_bounds,
+                span_bounds=settings.span_bounds,
+                root_names=settings.root_names,
+                excluded=settings.excluded_metrics,
+            ),
         )
         return bridge, sink
 
     def started(self, scheduler: Any, bridge: SchedulerBridge) -> None:
-        """Put the page on the scheduler's HTTP server."""
+        """Add the status page to the scheduler's HTTP server."""
         if self._settings:
-            health = StatusReport(
+            report = StatusReport(
                 scheduler.id,
                 bridge,
                 self.sink,
@@ -138,4 +134,4 @@ class OTelPlugin(BridgePlugin):
                 cluster_name=self._settings.cluster_name,
                 trace_url=self._settings.trace_url,
             )
-            install(scheduler, health)
+            install(scheduler, report)

@@ -1,4 +1,4 @@
-"""Takes out of a record what a person does not want to be shown: the settings ``otel.capture.*``."""
+"""Removes from a record what the settings ``otel.capture.*`` exclude, or puts pseudonyms in its place."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .spantree.records import Failure, GroupRecord, Record, SegmentRecord, TaskR
 
 __all__ = ["Capture", "Redactor"]
 
+#: Exceptions whose names are shown always.
 _BUILT_IN_ERRORS = {
     name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
 } | {"_OTHER", "KilledWorker", "CancelledError", "TimeoutError"}
@@ -20,38 +21,49 @@ _BUILT_IN_ERRORS = {
 
 @dataclass(frozen=True)
 class Capture:
-    """What may be shown."""
+    """What may be sent and shown."""
 
-    #: What exceptions say.
+    #: Messages of exceptions.
     message: bool = True
     traceback: bool = True
     #: Keys of tasks, and names of groups and prefixes, which are parts of them.
     keys: bool = True
     #: Tags of spans.
     tags: bool = True
-    #: File and line that submitted.
+    #: File and line of the code that submitted the work.
     code: bool = True
     #: Names of types of results and collections, and of exceptions that are not Python's own.
     types: bool = True
 
 
 class Redactor:
-    """Puts pseudonyms in the place of names, the same one for the same name as long as the scheduler lives."""
+    """Removes what must not be shown; a name has the same pseudonym as long as the scheduler lives."""
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
-        #: Else names that are easy to guess could be found by trying.
+        #: Without a salt, pseudonyms of names that are easy to guess could be found by trying.
         self._salt = token_bytes(16)
 
     def __call__(self, record: Record) -> Record:
-        """Return a record without what is not to be shown; the same one if all is."""
+        """Return a record without what must not be shown; the same record if everything may be shown."""
         if self._capture == Capture():
             return record
-        changes: dict[str, Any] = {"span": self._span(record.span), "failure": self._failure(record.failure)}
+        changes: dict[str, Any] = {
+            "span": replace(record.span, tags=self.tags(record.span.tags)),
+            "failure": self._failure(record.failure),
+        }
         if isinstance(record, SegmentRecord):
-            changes |= self._segment(record)
+            changes |= {
+                "name": self.title(record.span, record.name),
+                "code": record.code if self._capture.code else None,
+                "includes": tuple(map(self._path, record.includes)),
+                "collections": record.collections if self._capture.types else (),
+            }
         elif isinstance(record, GroupRecord):
-            changes |= self._group(record)
+            changes["types"] = record.types if self._capture.types else {}
+            changes["dependencies"] = tuple(map(self._key, record.dependencies))
+            if not record.folded:  # else the name is "other groups"
+                changes |= {"name": self._key(record.name), "group": self._key(record.group)}
         elif isinstance(record, TaskRecord):
             changes |= {"name": self._key(record.name), "run": self._run(record.run)}
         else:
@@ -70,33 +82,13 @@ class Redactor:
             return name if self._capture.keys else "default"
         return self.tags(span.tags)[-1]
 
-    def label(self, name: str, value: str) -> str:
-        """Return the value of a metric's label, or a pseudonym."""
+    def metric_attribute(self, name: str, value: str) -> str:
+        """Return the value of a metric's attribute, or a pseudonym."""
         if name == "dask.span.root":
             return self.tags((value,))[0]
         if name == "dask.task.prefix":
             return self._key(value)
         return self._error_type(value) if name == "error.type" else value
-
-    def _span(self, span: SpanInfo) -> SpanInfo:
-        return replace(span, tags=self.tags(span.tags))
-
-    def _segment(self, record: SegmentRecord) -> dict[str, Any]:
-        return {
-            "name": self.title(record.span, record.name),
-            "code": record.code if self._capture.code else None,
-            "includes": tuple(self._path(path) for path in record.includes),
-            "collections": record.collections if self._capture.types else (),
-        }
-
-    def _group(self, record: GroupRecord) -> dict[str, Any]:
-        changes: dict[str, Any] = {
-            "types": record.types if self._capture.types else {},
-            "dependencies": tuple(map(self._key, record.dependencies)),
-        }
-        if not record.folded:  # else it is called "other groups"
-            changes |= {"name": self._key(record.name), "group": self._key(record.group)}
-        return changes
 
     def _run(self, run: TaskRun) -> TaskRun:
         error = run.error

@@ -464,7 +464,7 @@ def test_metrics():
     settings, complaints = loaded(
         **{
             "otel.metrics.exclude": ["dask.activity.io"],
-            "otel.metrics.root-names": [["(?x) (?P<who>.*)'s\\ (.*) # a remark", r"\g<2> of \1"]],
+            "otel.metrics.root-names": [["(?P<who>.*)'s (.*)", r"\g<2> of \1"]],
             "otel.metrics.task-bounds": ["100ms", 1, "1m"],
         }
     )

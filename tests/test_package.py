@@ -69,7 +69,7 @@ ALLOWED = {
         "google",
         "requests",
     },
-    "status": {"safety", "scheduler", "spantree", "", "distributed"},
+    "status": {"safety", "scheduler", "spantree", "", "dask", "distributed"},
     "config": {"errors", "schema", "dask", "yaml"},
     "preload": {"config", "errors", "metrics", "safety", "scheduler", "spantree", "status", "", "distributed"},
     "cli": {

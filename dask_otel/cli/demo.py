@@ -1,10 +1,8 @@
-"""The demo's workflow: a dataset written to and read from Parquet, nested spans, a step that fails and one that
-is retried.
+"""``dask-otel demo``: runs a workflow on a local cluster and shows its trace.
 
-Dask's documentation shows these spans on its page "Spans"; here each ``compute()`` stands inside its span, because a
-DataFrame keeps only the span that is active then.
-
-``dask-otel demo``: a workflow on a local cluster, and the trace it made.
+The workflow writes and reads a Parquet dataset, in nested spans; one step fails and one is retried. Dask's
+documentation has these spans on its page "Spans"; here each ``compute()`` is inside its span, because a DataFrame keeps
+only the span that is active then.
 """
 
 from __future__ import annotations
@@ -39,6 +37,35 @@ from .waterfall import waterfall
 __all__ = ["STEPS", "demo", "run"]
 
 STEPS = ("data load", "ML preprocessing", "Model training", "Quality gate")
+#: Seconds that the trace may take to arrive once the workflow is done.
+TIMEOUT = 60.0
+
+
+@click.command()
+@click.option("--endpoint", metavar="URL", help="Send to this OTLP endpoint instead of drawing the trace here.")
+@click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), help="Also write the picture to this file.")
+def demo(endpoint: str | None, svg: Path | None) -> None:
+    """Run a workflow on a local cluster and show its trace."""
+    _check_variables()
+    # 110 columns where the width is not the terminal's, so that bars and remarks have room.
+    console = Console(record=svg is not None)
+    if console.width < 110 and not console.is_terminal:
+        console = Console(record=svg is not None, width=110)
+    if endpoint is None:
+        with Receiver() as receiver:
+            root_id, _ = _run_workflow(receiver.endpoints[otlp_protocol(Remarks())], console)
+            spans = receiver.wait_for_trace(trace_id(root_id), TIMEOUT)
+        _draw(spans, console)
+        if svg:
+            console.save_svg(str(svg), title="dask-otel demo")
+    else:
+        _check_endpoint(endpoint)
+        root_id, unsent = _run_workflow(endpoint, console)
+        if unsent:
+            raise click.ClickException(f"{unsent} spans could not be sent to {endpoint}; see the log above")
+        console.print(f"Trace [bold]{trace_id(root_id)}[/] was sent to {endpoint}")
+        if link := _link(trace_id(root_id), endpoint):
+            console.print(f"See it at {link}", soft_wrap=True)
 
 
 def run(client: Client, folder: Path) -> Iterator[str]:
@@ -53,19 +80,19 @@ def run(client: Client, folder: Path) -> Iterator[str]:
     warnings.filterwarnings("ignore", message="Dask annotations .* detected")
     with span("Alice's workflow") as root_id:
         yield root_id
-        with span("data load"):
+        with span(STEPS[0]):
             timeseries(end="2000-01-15", partition_freq="1d", freq="1s", seed=1).to_parquet(folder)
             yield STEPS[0]
-        with span("ML preprocessing"):
+        with span(STEPS[1]):
             means = dd.read_parquet(folder).groupby("name")[["x", "y"]].mean().compute()
             yield STEPS[1]
-        with span("Model training"):
+        with span(STEPS[2]):
             # The last one fails once, on purpose: Dask runs it again.
             failed = folder.with_suffix(".failed")
             models = client.map(_train, range(4), means=means, failed=failed, key="train", retries=1)
             client.gather(models)
             yield STEPS[2]
-        with span("Quality gate"):
+        with span(STEPS[3]):
             scores = client.map(_check_rows, models, key="check")
             client.gather(scores, errors="skip")
             yield STEPS[3]
@@ -85,39 +112,6 @@ def _check_rows(score: float) -> float:
     if score > 3:
         raise ValueError(f"score {score:.1f} is not plausible")
     return score
-
-
-#: Seconds that the trace may take to arrive once the workflow is done.
-PATIENCE = 60.0
-
-
-@click.command()
-@click.option("--endpoint", metavar="URL", help="Send to this OTLP endpoint instead of drawing the trace here.")
-@click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), help="Also write the picture to this file.")
-def demo(endpoint: str | None, svg: Path | None) -> None:
-    """Run a workflow on a local cluster and show its trace."""
-    if sdk_disabled():
-        raise click.ClickException("OTEL_SDK_DISABLED is true: nothing would be sent")
-    _check_variables()
-    # 110 columns where the width is not the terminal's, so that bars and remarks have room.
-    console = Console(record=svg is not None)
-    if console.width < 110 and not console.is_terminal:
-        console = Console(record=svg is not None, width=110)
-    if endpoint is None:
-        with Receiver() as receiver:
-            root_id, _ = _run_workflow(receiver.endpoints[otlp_protocol(Remarks())], console)
-            spans = receiver.wait_for_trace(trace_id(root_id), PATIENCE)
-        _draw(spans, console)
-        if svg:
-            console.save_svg(str(svg), title="dask-otel demo")
-    else:
-        _check(endpoint)
-        root_id, unsent = _run_workflow(endpoint, console)
-        if unsent:
-            raise click.ClickException(f"{unsent} spans could not be sent to {endpoint}; see the log above")
-        console.print(f"Trace [bold]{trace_id(root_id)}[/] was sent to {endpoint}")
-        if link := _link(trace_id(root_id), endpoint):
-            console.print(f"See it at {link}", soft_wrap=True)
 
 
 def _run_workflow(endpoint: str, console: Console) -> tuple[str, int]:
@@ -148,7 +142,7 @@ def _run_workflow(endpoint: str, console: Console) -> tuple[str, int]:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[str], None]]:
-    """Show how far we are; yields a function that is told what has been done."""
+    """Show a progress bar; yields a function to call with the name of each step that is done."""
     columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=len(STEPS) + 2)
@@ -158,15 +152,16 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
 def _draw(spans: list[Span], console: Console) -> None:
     root = next(span for span in spans if not span.parent_id)
     console.print(f"{len(spans)} spans arrived over OTLP, as trace {root.trace_id}.", highlight=False)
-    slow = sum(span.attributes.get("dask.task.picked") == "slowest" for span in spans)
-    console.print(f"Drawn is all but those of the {slow} slowest tasks:\n", highlight=False)
-    spans = [span for span in spans if span.attributes.get("dask.task.picked") != "slowest"]
-    # What the other columns need is about 75 characters.
-    console.print(waterfall(spans, width=max(10, min(30, console.width - 80))))
+    drawn = [span for span in spans if span.attributes.get("dask.task.picked") != "slowest"]
+    console.print(f"All are drawn but those of the {len(spans) - len(drawn)} slowest tasks:\n", highlight=False)
+    # The other columns need about 75 characters.
+    console.print(waterfall(drawn, width=max(10, min(30, console.width - 80))))
 
 
 def _check_variables() -> None:
-    """Complain here of variables for which the bridge would stay off: the cluster's log is silenced."""
+    """Fail at variables for which the bridge would stay off, since the cluster's log is silenced."""
+    if sdk_disabled():
+        raise click.ClickException("OTEL_SDK_DISABLED is true: nothing would be sent")
     try:
         config.check_limits()
         for sender in make_senders("http://localhost:4317"):
@@ -175,8 +170,8 @@ def _check_variables() -> None:
         raise click.ClickException(str(error)) from error
 
 
-def _check(endpoint: str) -> None:
-    """Complain in good time of an endpoint where nothing listens."""
+def _check_endpoint(endpoint: str) -> None:
+    """Fail at an endpoint where nothing listens."""
     parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)

@@ -11,24 +11,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceRequest,
-    ExportMetricsServiceResponse,
-)
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
-    MetricsServiceServicer,
-    add_MetricsServiceServicer_to_server,
-)
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
-    TraceServiceServicer,
-    add_TraceServiceServicer_to_server,
-)
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_service
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_service
 
-__all__ = ["Inbox", "Receiver", "Span"]
+__all__ = ["Receiver", "Span", "Store"]
+
+_PACKAGE = "opentelemetry.proto.collector"
+#: By path over HTTP: the service's name over gRPC, its two messages, and the method of ``Store`` that takes a request.
+_SERVICES: dict[str, tuple[str, Any, Any, str]] = {
+    "/v1/traces": (
+        f"{_PACKAGE}.trace.v1.TraceService",
+        trace_service.ExportTraceServiceRequest,
+        trace_service.ExportTraceServiceResponse,
+        "take",
+    ),
+    "/v1/metrics": (
+        f"{_PACKAGE}.metrics.v1.MetricsService",
+        metrics_service.ExportMetricsServiceRequest,
+        metrics_service.ExportMetricsServiceResponse,
+        "take_metrics",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,15 @@ class Span:
         return self.end - self.start
 
 
-class Inbox:
-    """Keeps the spans of the requests it is given, and requests with metrics as they are."""
+class Store:
+    """Keeps the spans of export requests, and requests with metrics as they are."""
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
-        self.metrics: list[ExportMetricsServiceRequest] = []
+        self.metrics: list[metrics_service.ExportMetricsServiceRequest] = []
         self._arrived = threading.Condition()
 
-    def take(self, request: ExportTraceServiceRequest) -> None:
+    def take(self, request: trace_service.ExportTraceServiceRequest) -> None:
         """Keep the spans of a request."""
         spans = [
             _span(span, _values(by_resource.resource.attributes))
@@ -79,14 +82,14 @@ class Inbox:
             self._spans += spans
             self._arrived.notify_all()
 
-    def take_metrics(self, request: ExportMetricsServiceRequest) -> None:
+    def take_metrics(self, request: metrics_service.ExportMetricsServiceRequest) -> None:
         """Keep a request with metrics."""
         with self._arrived:
             self.metrics.append(request)
             self._arrived.notify_all()
 
     def wait(self, enough: Callable[[Sequence[Span]], bool], timeout: float) -> list[Span]:
-        """Wait until ``enough`` says so of all spans that have arrived, and return them.
+        """Wait until ``enough`` is true of all spans that have arrived, and return them.
 
         Raises
         ------
@@ -113,16 +116,15 @@ class Inbox:
         return [span for span in spans if span.trace_id == trace_id]
 
 
-class Receiver(Inbox, TraceServiceServicer):  # type: ignore[misc]
+class Receiver(Store):
     """Receives OTLP on two loopback ports, free ones by default; a context manager."""
 
     def __init__(self, *, grpc_port: int = 0) -> None:
         super().__init__()
-        self._grpc = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="otlp-receiver"))
-        add_TraceServiceServicer_to_server(self, self._grpc)
-        add_MetricsServiceServicer_to_server(_Metrics(self), self._grpc)
+        pool = ThreadPoolExecutor(2, thread_name_prefix="otlp-receiver")
+        self._grpc = grpc.server(pool, handlers=[_grpc_handler(self, *service) for service in _SERVICES.values()])
         port = self._grpc.add_insecure_port(f"127.0.0.1:{grpc_port}")
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
         self._http_thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
         #: Where to send, by ``OTEL_EXPORTER_OTLP_PROTOCOL``.
         self.endpoints = {
@@ -141,26 +143,19 @@ class Receiver(Inbox, TraceServiceServicer):  # type: ignore[misc]
         self._http.server_close()
         self._http_thread.join()
 
-    def Export(self, request: ExportTraceServiceRequest, context: object) -> ExportTraceServiceResponse:  # noqa: N802 -- the protocol's name
-        """Take a request that came over gRPC."""
-        self.take(request)
-        return ExportTraceServiceResponse()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        takers = {
-            "/v1/traces": lambda body: self.take(ExportTraceServiceRequest.FromString(body)),
-            "/v1/metrics": lambda body: self.take_metrics(ExportMetricsServiceRequest.FromString(body)),
-        }
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Return the class that answers requests over HTTP."""
+        store = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
-                take = takers.get(self.path)
-                if take:
-                    take(body)
-                self.send_response(200 if take else 404)
+                if self.path in _SERVICES:
+                    _, request_type, _, take = _SERVICES[self.path]
+                    getattr(store, take)(request_type.FromString(body))
+                self.send_response(200 if self.path in _SERVICES else 404)
                 self.send_header("Content-Type", "application/x-protobuf")
                 self.end_headers()
 
@@ -170,16 +165,13 @@ class Receiver(Inbox, TraceServiceServicer):  # type: ignore[misc]
         return Handler
 
 
-class _Metrics(MetricsServiceServicer):  # type: ignore[misc]
-    """The same for metrics: both services call their method ``Export``."""
+def _grpc_handler(store: Store, name: str, request_type: Any, response_type: Any, take: str) -> Any:
+    def export(request: Any, context: object) -> Any:
+        getattr(store, take)(request)
+        return response_type()
 
-    def __init__(self, inbox: Inbox) -> None:
-        self._inbox = inbox
-
-    def Export(self, request: ExportMetricsServiceRequest, context: object) -> ExportMetricsServiceResponse:  # noqa: N802 -- the protocol's name
-        """Take a request that came over gRPC."""
-        self._inbox.take_metrics(request)
-        return ExportMetricsServiceResponse()
+    method = grpc.unary_unary_rpc_method_handler(export, request_type.FromString, response_type.SerializeToString)
+    return grpc.method_handlers_generic_handler(name, {"Export": method})
 
 
 def _span(span: Any, resource: dict[str, Any]) -> Span:

@@ -1,10 +1,11 @@
-"""Draws a trace as a waterfall in the terminal."""
+"""A trace as a waterfall in the terminal: ``dask-otel demo``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.table import Table
+from dask.utils import format_time
+from rich.table import Column, Table
 from rich.text import Text
 
 from .receiver import Span
@@ -17,7 +18,7 @@ _COLOURS = {"span": "cyan", "group": "green"}
 
 
 def waterfall(spans: Sequence[Span], width: int = 30) -> Table:
-    """Draw the spans of one trace: a row each, in the order of a tree, with a bar where it lies in time.
+    """Draw the spans of one trace: one row for each, in the order of a tree, with a bar for its time.
 
     Parameters
     ----------
@@ -33,36 +34,38 @@ def waterfall(spans: Sequence[Span], width: int = 30) -> Table:
         raise ValueError("no spans to draw")
     begin = min(span.start for span in spans)
     whole = max(span.end for span in spans) - begin or 1.0
-    table = Table(box=None, padding=(0, 1), pad_edge=False, expand=True)
-    table.add_column("span and task groups", no_wrap=True)
-    table.add_column("when", no_wrap=True, min_width=width, max_width=width)
-    table.add_column("duration", justify="right", no_wrap=True)
-    table.add_column("tasks", justify="right", no_wrap=True)
-    table.add_column("compute", justify="right", no_wrap=True)
-    table.add_column("busy", justify="right", no_wrap=True)
-    table.add_column("what happened", ratio=1)
+    table = Table(
+        Column("span and task groups", no_wrap=True),
+        Column("when", no_wrap=True, min_width=width, max_width=width),
+        *(Column(name, justify="right", no_wrap=True) for name in ("duration", "tasks", "compute", "busy")),
+        Column("what happened", ratio=1),
+        box=None,
+        padding=(0, 1),
+        pad_edge=False,
+        expand=True,
+    )
     for indent, span in _tree(spans):
-        failed = span.status == "Error"
-        colour = "red" if failed else _COLOURS.get(span.attributes.get("dask.kind", ""), "white")
-        style = f"bold {colour}" if span.attributes.get("dask.kind") == "span" else colour
-        name = Text().append(indent, style="dim").append(span.name, style=style)
-        bar = _bar((span.start - begin) / whole, (span.end - begin) / whole, width)
-        compute = span.attributes.get("dask.duration.compute")
-        efficiency = span.attributes.get("dask.efficiency")
+        attributes = span.attributes
+        kind, failed = attributes.get("dask.kind", ""), span.status == "Error"
+        colour = "red" if failed else _COLOURS.get(kind, "white")
+        compute, efficiency = attributes.get("dask.duration.compute"), attributes.get("dask.efficiency")
+        remarks = [f"{attributes.get('error.type')}: {span.status_message}"] if failed else []
+        if retried := attributes.get("dask.task.retried"):
+            remarks.append(f"{retried} retried")
         table.add_row(
-            name,
-            Text(bar, style=colour),
-            _seconds(span.seconds),
-            f"{span.attributes.get('dask.task.count', '')}",
-            "" if compute is None else _seconds(compute),
+            Text(indent, style="dim").append(span.name, style=f"bold {colour}" if kind == "span" else colour),
+            Text(_bar((span.start - begin) / whole, (span.end - begin) / whole, width), style=colour),
+            format_time(span.seconds),
+            f"{attributes.get('dask.task.count', '')}",
+            "" if compute is None else format_time(compute),
             "" if efficiency is None else f"{efficiency:.0%}",
-            Text(_remarks(span), style="red" if failed else ""),
+            Text(", ".join(remarks), style="red" if failed else ""),
         )
     return table
 
 
 def _tree(spans: Sequence[Span]) -> Iterator[tuple[str, Span]]:
-    """Each span with the lines that lead to it, parents before children, in order of time."""
+    """Yield each span with the lines of the tree before its name, parents before children, in order of time."""
     ids = {span.span_id for span in spans}
     children: dict[str, list[Span]] = {}
     for span in sorted(spans, key=lambda span: (span.start, span.end, span.name)):
@@ -79,23 +82,8 @@ def _tree(spans: Sequence[Span]) -> Iterator[tuple[str, Span]]:
 
 
 def _bar(start: float, end: float, width: int) -> str:
-    """Draw a bar from ``start`` to ``end``, parts of the whole (0…1); never quite nothing."""
+    """Draw a bar from ``start`` to ``end``, parts of the whole (0…1); at least an eighth of a cell."""
     first = min(int(start * width), width - 1)
     eighths = max(1, round(end * width * 8) - first * 8)
     full, rest = divmod(eighths, 8)
     return " " * first + "█" * full + (_PARTIAL[rest] if rest else "")
-
-
-def _seconds(seconds: float) -> str:
-    if seconds >= 60:
-        return f"{int(seconds // 60)} min {seconds % 60:02.0f} s"
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
-
-
-def _remarks(span: Span) -> str:
-    remarks = []
-    if span.status == "Error":
-        remarks.append(f"{span.attributes.get('error.type')}: {span.status_message}")
-    if retried := span.attributes.get("dask.task.retried"):
-        remarks.append(f"{retried} retried")
-    return ", ".join(remarks)

@@ -200,6 +200,8 @@ class ExportQueue(ABC):
     retry: RetrySettings
     #: Seconds to wait for more items to share a request with.
     delay = 0.0
+    #: What to do if the backend has no place for the signal; for the log.
+    if_unsupported = ""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -251,10 +253,6 @@ class ExportQueue(ABC):
     @abstractmethod
     def last_line(self, last_error: str) -> tuple[str, str] | None:
         """Return how the last line of the log begins and ends; None if all has arrived. The caller locks."""
-
-    def hint(self, result: ExportResult) -> str:
-        """Return what becomes of items after a failure, for the log."""
-        return "it is tried again"
 
     def losses(self) -> str:
         """Return what was dropped and why, e.g. ``12 task (queue_full), 1 span (invalid)``; the caller locks."""
@@ -336,10 +334,6 @@ class SpanExportQueue(ExportQueue):
             "in_flight": self.in_flight,
         }
 
-    def hint(self, result: ExportResult) -> str:
-        """Return how many spans wait."""
-        return f"{self.waiting + self.in_flight} wait and are tried again"
-
     def last_line(self, last_error: str) -> tuple[str, str] | None:
         """Return how many spans are lost, and why."""
         left, dropped = self.waiting + self.in_flight, self.dropped.total()
@@ -400,6 +394,7 @@ class MetricExportQueue(ExportQueue):
     """The latest snapshot: one place, since a newer snapshot holds all that an older one does."""
 
     items = "metrics"
+    if_unsupported = NO_METRICS
 
     def __init__(self, factory: MetricFactory) -> None:
         super().__init__()
@@ -453,10 +448,6 @@ class MetricExportQueue(ExportQueue):
         """Return counts of exports."""
         rejected = self.dropped["points", "rejected"]
         return {"exports": self.sent["exports"], "failures": self.failures, "rejected": rejected}
-
-    def hint(self, result: ExportResult) -> str:
-        """Return what to do about a backend for traces."""
-        return NO_METRICS if result.is_unsupported else super().hint(result)
 
     def last_line(self, last_error: str) -> tuple[str, str] | None:
         """Return that the last snapshot is lost."""
@@ -620,7 +611,7 @@ class ExportThread:
 
     def _note(self, result: ExportResult) -> None:
         """Note the result of a request, and log what a person should know."""
-        failed = result.decision is not RetryDecision.SENT
+        items, failed = self.queue.items, result.decision is not RetryDecision.SENT
         is_about_data = result.decision in (RetryDecision.TOO_LARGE, RetryDecision.INVALID)
         with self._changed:
             if failed or result.said or result.rejected:
@@ -634,21 +625,16 @@ class ExportThread:
             self.queue.failures += failed
             if not failed:
                 self._deadline.arrived()
-            hint = self.queue.hint(result)
+            left = self.queue.waiting + self.queue.in_flight
         if failed and self._may_log("failing"):
-            where = (self._sender.target or "its backend") + self._through
+            target = (self._sender.target or "its backend") + self._through
+            hint = self.queue.if_unsupported if result.is_unsupported else ""
+            hint = hint or f"it tries again; {left} {'waits' if left == 1 else 'wait'}"
             log.warning(
-                "dask-otel cannot send %s with exporter %r to %s (%s); %s",
-                self.queue.items,
-                self.name,
-                where,
-                result.said,
-                hint,
+                "dask-otel cannot send %s with exporter %r to %s (%s); %s", items, self.name, target, result.said, hint
             )
         elif was_failing and not failed:
-            log.info(
-                "dask-otel sends %s again with exporter %r, after %.0f s", self.queue.items, self.name, time() - since
-            )
+            log.info("dask-otel sends %s again with exporter %r, after %.0f s", items, self.name, time() - since)
         self._log_losses()
 
     def _log_losses(self) -> None:
@@ -954,8 +940,8 @@ def connect(
     )
     scope = InstrumentationScope("dask_otel", __version__)
     # The preference for deltas is a variable of OTLP.
-    otlp = MetricFactory(resource, scope, redactor.label, found.deltas)
-    plain = MetricFactory(resource, scope, redactor.label)
+    otlp = MetricFactory(resource, scope, redactor.metric_attribute, found.deltas)
+    plain = MetricFactory(resource, scope, redactor.metric_attribute)
     metric_threads = [
         ExportThread(sender, MetricExportQueue(otlp if sender.target else plain), safety) for sender in found.metrics
     ]

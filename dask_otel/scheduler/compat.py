@@ -1,6 +1,7 @@
-"""What the watch needs of ``distributed``, much of it promised to nobody: looked for before anything is touched.
+"""What the bridge needs of ``distributed``, and how it wraps methods of Dask's objects.
 
-Listening in on methods of Dask's objects: one object's, never a class's.
+Much of it is not public, so it is checked before anything is touched. If a new ``distributed`` renames a hook or an
+attribute, it must be changed here: ``NEEDED`` lists them all.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ _NO_SPANS = "the scheduler extension 'spans'"
 
 
 def can_work(scheduler: Any) -> bool:
-    """Whether a scheduler has what the watch needs; says so if not."""
+    """Whether a scheduler has what the bridge needs; if not, log what it lacks."""
     lacking = missing(scheduler)
     defaults = getattr(distributed.scheduler, "DEFAULT_EXTENSIONS", ())  # Dask promises it to nobody
     if lacking == [_NO_SPANS] and "spans" in defaults:  # it is not Dask that lacks it
@@ -95,7 +96,7 @@ def can_work(scheduler: Any) -> bool:
 
 
 def missing(scheduler: Any) -> list[str]:
-    """Name what a scheduler lacks that the watch needs."""
+    """Name what a scheduler lacks that the bridge needs."""
     lacking = [f"{path}.{name}" for path, names in NEEDED.items() for name in names if not _has(path, name)]
     if "spans" not in scheduler.extensions:
         lacking.append(_NO_SPANS)
@@ -113,11 +114,11 @@ def _has(path: str, name: str) -> bool:
 
 
 def wrap(target: Any, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
-    """Put a wrapper in the place of an object's method.
+    """Replace a method of one object, never of a class, by a wrapper.
 
     Returns
     -------
-    What puts back what was there, which may be somebody else's wrapper. If somebody has wrapped ours since, it stays.
+    A function that restores what was there before, unless somebody has wrapped the wrapper since.
     """
     before = vars(target).get(name)
     setattr(target, name, wrapper)

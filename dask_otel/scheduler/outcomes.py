@@ -79,14 +79,14 @@ def outcome_of_release(task: Any, start: str, stimulus_id: str) -> str | None:
 
 
 def error_of(task: Any) -> tuple[str, str]:
-    """Type and message of the exception of a task that erred, as far as they are known without unpickling it.
+    """Type and message of the exception of a task that erred, found without unpickling it.
 
-    The pickle tells the type: a ``repr`` may look like anything, also like that of another type. The ``repr`` tells it
-    where the pickle does not.
+    The type is that in the pickle, or that in the ``repr`` if the pickle does not show it: a ``repr`` may look like
+    anything, also like that of another type.
 
     Returns
     -------
-    ``("_OTHER", text)`` where neither tells.
+    ``("_OTHER", text)`` if neither shows the type.
     """
     if task is None:
         return "_OTHER", ""

@@ -1,4 +1,4 @@
-"""The scheduler plugin: hooks that do next to nothing."""
+"""The scheduler plugin: Dask calls its hooks, which append to the inbox."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
     idempotent = True
 
     def __init__(self) -> None:
-        #: Set while the watch is on.
+        #: Set while the bridge is on.
         self._bridge: SchedulerBridge | None = None
-        #: Where records go; stays after the watch has stopped.
+        #: Where records go; stays after the bridge has stopped.
         self.sink: Output | None = None
 
     @abstractmethod
     def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, Output] | None:
-        """Read the settings and make the sink; None if the watch is to stay off."""
+        """Read the settings and make the output; None if the bridge is to stay off."""
 
     async def prepare(self) -> None:
-        """Do first what would hold the event loop for long: the scheduler may be at work."""
+        """Do what would hold the event loop for long, in a thread: the scheduler may be running."""
 
     async def start(self, scheduler: Any) -> None:
         """Start watching; called by Dask. Never raises."""
@@ -75,7 +75,7 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
             asyncio.get_running_loop().call_soon(_withdraw, self, scheduler)
 
     def started(self, scheduler: Any, bridge: SchedulerBridge) -> None:
-        """Do what is to be done once the watch is on; a failure costs nothing else."""
+        """Do what follows once the bridge is on; a failure affects nothing else."""
 
     async def before_close(self) -> None:
         """Send everything; called by Dask when the scheduler closes, while its workers may still be there."""
@@ -84,14 +84,14 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
             await asyncio.shield(self._bridge.close())
 
     def stopped(self, scheduler: Any, bridge: SchedulerBridge) -> None:
-        """Forget a watch that has ended, and unregister: the hooks would do nothing from now on."""
+        """Forget a bridge that has ended, and unregister: the hooks would do nothing from now on."""
         if self._bridge is bridge:  # else the plugin has been started anew
             self._bridge = None
             _withdraw(self, scheduler)
             self.__dict__.pop("transition", None)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any) -> None:
-        """Do nothing; while the watch is on, ``Inbox.transition`` takes this one's place and saves a call."""
+        """Do nothing; while the bridge is on, ``Inbox.transition`` replaces this method and saves a call."""
 
     def update_graph(self, scheduler: Any, *, tasks: Any, annotations: Any, stimulus_id: str, **kwargs: Any) -> None:
         """Append a graph to the inbox; called by Dask when it has been taken in."""
@@ -130,12 +130,12 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
                 self._bridge.inbox.worker_left(worker)
 
 
-#: The latest watch of each scheduler, which it must not keep alive.
+#: The latest bridge of each scheduler, which it must not keep alive.
 _bridges: WeakKeyDictionary[Any, ref[SchedulerBridge]] = WeakKeyDictionary()
 
 
 def _make_place(scheduler: Any) -> None:
-    """End an earlier watch that has not noticed yet that its plugin is gone: wrappers must not pile up."""
+    """End an earlier bridge that has not noticed yet that its plugin is gone: wrappers must not accumulate."""
     earlier = _bridges.get(scheduler, lambda: None)()
     if earlier and not earlier.why_ended:
         earlier.detach()

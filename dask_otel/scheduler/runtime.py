@@ -1,11 +1,7 @@
-"""Waits for what blocks, also when executors have ended.
+"""The life of the bridge on a scheduler: start, the rhythm of sweeps, and shutdown.
 
-Asks workers for a heartbeat: fine metrics travel on it, and a scheduler that closes need not wait for the next one.
-
-Dask has no message for that, so the worker is asked to run a function, as ``Client.run`` does. It is made of its source
-with nothing but Python's own names: a worker need not have this package, nor the same Python.
-
-What runs between the plugin's start and its end: the sweep's rhythm, and closing.
+When the scheduler closes (SIGTERM, SIGINT, ``Scheduler.close``), the bridge requests the metrics that workers still
+owe, closes all segments, and gives the export threads what is left of ``otel.shutdown-timeout``.
 """
 
 from __future__ import annotations
@@ -33,98 +29,28 @@ from .pace import Clock
 from .submissions import Submissions
 from .sweep import Output, Sweep
 
-__all__ = ["HURRY", "BridgeSettings", "SchedulerBridge", "ask_for_heartbeats", "in_thread"]
+__all__ = ["BridgeSettings", "SchedulerBridge"]
 
-#: Seconds for the rest of closing once somebody is in a hurry.
+#: Seconds for the rest of closing once it has been cancelled, e.g. by a second Ctrl-C.
 HURRY = 2.0
-
-
-async def in_thread(function: Callable[..., None], *arguments: Any) -> bool:
-    """Call a function in a thread of its own: executors take nothing any more when the interpreter exits.
-
-    Returns
-    -------
-    Whether nobody was in a hurry. Else it may not have ended yet.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: Exception | None) -> None:
-        if not done.done():
-            done.set_exception(error) if error else done.set_result(None)
-
-    def run() -> None:
-        failed: Exception | None = None
-        try:
-            function(*arguments)
-        except Exception as error:  # noqa: BLE001 -- raised again where it is awaited
-            failed = error
-        with suppress(RuntimeError):  # the loop is closed: whoever waited is gone
-            loop.call_soon_threadsafe(settle, failed)
-
-    threading.Thread(target=run, name="dask-otel close", daemon=True).start()
-    try:
-        await asyncio.shield(done)
-    except asyncio.CancelledError:
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait({done}, timeout=HURRY)
-        return False
-    return True
-
-
-#: The function's name is in the worker's log, at level INFO. A heartbeat may be on its way that was drawn up before
-#: the last task had ended, and one that a worker sends while it leaves would be an error.
-_SOURCE = """
-async def dask_otel_asks_for_heartbeat(dask_worker):
-    for _ in range(2):
-        if dask_worker.status.name in ("running", "paused"):
-            await dask_worker.heartbeat()
-"""
-
-
-class _Function:
-    """Pickles as a call of ``eval``."""
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return eval, (f"(lambda names: exec({_SOURCE!r}, names) or names['dask_otel_asks_for_heartbeat'])({{}})",)
-
-
-_FUNCTION = pickle.dumps(_Function(), protocol=4)
-
-
-async def ask_for_heartbeats(scheduler: Any, worker: str) -> bool:
-    """Have a worker send what it knows; return whether it has. Takes as long as the worker likes."""
-    if "run" in dask.config.get("distributed.worker.blocked-handlers", ()):  # it would log an error
-        return False
-    try:
-        response = await scheduler.rpc(worker).run(function=_FUNCTION)
-    except asyncio.CancelledError:
-        raise
-    except Exception:  # noqa: BLE001 -- it is gone, or takes no functions (distributed.worker.blocked-handlers)
-        return False
-    return isinstance(response, dict) and response.get("status") == "OK"
-
-
 #: Seconds that closing may take when the interpreter exits: Dask gives itself 10 s, of which workers may take 4.
 AT_EXIT = 4.0
-#: Seconds for what takes a moment, mostly, and is not worth a longer wait.
+#: Seconds to wait for what usually takes a moment.
 MOMENT = 0.2
-#: Workers that are asked for their metrics at a time.
+#: Workers of which metrics are requested at a time.
 ASKED_AT_A_TIME = 100
 #: The part of the time that sweeps may take, and by how many times the interval is longer then at most.
 MAX_SHARE = 0.01
 MAX_STRETCH = 5
-#: Open roots that the status names.
+#: Open roots in the status.
 MAX_ROOTS = 100
-
-
 #: The clock of all bridges of this process: the system's clock is the same for all.
 CLOCK = Clock()
 
 
 @dataclass(frozen=True)
 class BridgeSettings:
-    """What the watch needs to know; times in seconds."""
+    """Settings of the bridge; times in seconds."""
 
     sweep_interval: float = 1.0
     shutdown_timeout: float = 10.0
@@ -142,7 +68,7 @@ class SchedulerBridge:
     is_registered
         Whether the scheduler still has the plugin.
     stopped
-        Called once, when nothing is watched any more.
+        Called once, when the bridge listens to nothing any more.
     """
 
     def __init__(
@@ -314,12 +240,80 @@ class SchedulerBridge:
         return min(1.5 * max(1.0, interval), self._timeout() / 2)
 
 
-#: How many watches a scheduler has had.
+#: How many bridges a scheduler has had.
 _generations: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 def _first_number(scheduler: Any) -> int:
-    """Where this watch's segment numbers begin for spans that an earlier one may have sent: no id may repeat."""
+    """Where segment numbers begin for spans that an earlier bridge may have sent: no id may repeat."""
     earlier = _generations.get(scheduler, 0)
     _generations[scheduler] = earlier + 1
     return earlier * 1_000_000
+
+
+#: Dask has no message that requests a heartbeat, so a worker runs this function, as with ``Client.run``. It is made of
+#: its source and of Python's own names: a worker need not have this package, nor the same Python. Two heartbeats, since
+#: one that is being sent may have been made before the last task ended; none while a worker leaves, which would be an
+#: error. The function's name is in the worker's log, at level INFO.
+_SOURCE = """
+async def dask_otel_asks_for_heartbeat(dask_worker):
+    for _ in range(2):
+        if dask_worker.status.name in ("running", "paused"):
+            await dask_worker.heartbeat()
+"""
+
+
+class _Function:
+    """Pickles as a call of ``eval``."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return eval, (f"(lambda names: exec({_SOURCE!r}, names) or names['dask_otel_asks_for_heartbeat'])({{}})",)
+
+
+_FUNCTION = pickle.dumps(_Function(), protocol=4)
+
+
+async def ask_for_heartbeats(scheduler: Any, worker: str) -> bool:
+    """Have a worker send its fine metrics; return whether it has. Takes as long as the worker needs."""
+    if "run" in dask.config.get("distributed.worker.blocked-handlers", ()):  # it would log an error
+        return False
+    try:
+        response = await scheduler.rpc(worker).run(function=_FUNCTION)
+    except asyncio.CancelledError:
+        raise
+    except Exception:  # noqa: BLE001 -- it is gone, or takes no functions (distributed.worker.blocked-handlers)
+        return False
+    return isinstance(response, dict) and response.get("status") == "OK"
+
+
+async def in_thread(function: Callable[..., None], *arguments: Any) -> bool:
+    """Call a function that blocks in a thread of its own: executors accept nothing when the interpreter exits.
+
+    Returns
+    -------
+    False if the wait was cancelled; then the function may not have ended yet.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: Exception | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error else done.set_result(None)
+
+    def run() -> None:
+        failed: Exception | None = None
+        try:
+            function(*arguments)
+        except Exception as error:  # noqa: BLE001 -- raised again where it is awaited
+            failed = error
+        with suppress(RuntimeError):  # the loop is closed: whoever waited is gone
+            loop.call_soon_threadsafe(settle, failed)
+
+    threading.Thread(target=run, name="dask-otel close", daemon=True).start()
+    try:
+        await asyncio.shield(done)
+    except asyncio.CancelledError:
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({done}, timeout=HURRY)
+        return False
+    return True

@@ -38,12 +38,12 @@ _current: ContextVar[Submission | None] = ContextVar("dask_otel_submission", def
 
 @dataclass(slots=True)
 class Collision:
-    """A task that Dask counts in another span than the one that was asked for."""
+    """A task that Dask counts in another span than the requested one."""
 
     key: Any
-    #: None where no span was asked for.
+    #: None if no span was requested.
     ask: RequestedSpan | None
-    #: Whether the task is new: only this submission has asked for it.
+    #: Whether the task is new: only this submission has requested it.
     is_new: bool
 
 
@@ -62,7 +62,7 @@ class Submission:
     #: Number of new tasks that are where they belong, for each group of the graph's tasks and their inputs.
     groups: dict[Any, int] = field(default_factory=dict)
     collisions: list[Collision] = field(default_factory=list)
-    #: Keys of tasks that are where this submission wants them, but that another span has asked for before.
+    #: Keys of tasks that are in the span that this submission requests, but that another span requested before.
     again: list[Any] = field(default_factory=list)
 
 
@@ -124,7 +124,7 @@ class Submissions:
         return self._observe(tasks, *args, **details)
 
     def _read(self, submission: Submission, tasks: Collection[Any], *, code: Any = (), **details: Any) -> None:
-        """Note which span each task asked for, before Dask overwrites it."""
+        """Record which span each task requests, before Dask overwrites it."""
         if code:  # frames of the user's code, the innermost last
             submission.code = (code[-1].filename, code[-1].lineno_frame)
         around = submission.ask.id if submission.ask else NOBODY
@@ -138,7 +138,7 @@ class Submissions:
             if home is None:
                 home = homes[group] = self._home(group, asked)
                 submission.groups[group] = 0
-            if task.run_id is not None or task.state != "released":  # not new: an input, or somebody asked before
+            if task.run_id is not None or task.state != "released":  # not new: an input, or requested before
                 if around and around not in home:
                     submission.collisions.append(Collision(task.key, submission.ask, is_new=False))
                 elif around in home and task.key in self._inbox.claims.keys:
@@ -222,7 +222,7 @@ class Submissions:
         )
 
     def _collide(self, submission: Submission, sizes: Counter[str]) -> dict[Any, str]:
-        """Follow tasks that are not where they belong; return which span each new one asked for."""
+        """Follow tasks that are not in their requested span; return the requested span of each new one."""
         asked: dict[Any, str] = {}
         for collision in submission.collisions:
             key, ask = collision.key, collision.ask

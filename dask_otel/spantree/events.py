@@ -75,17 +75,17 @@ class TaskRun(NamedTuple):
 
 
 def latest_run(startstops: Sequence[Mapping[str, Any]] | None) -> Sequence[Mapping[str, Any]]:
-    """What a worker says of a run, without the runs before: it goes on writing where it still knows the task."""
+    """Return what a worker reported of its latest run of a task, without those before in the same list."""
     startstops = startstops or ()
     computes = [number for number, each in enumerate(startstops) if each["action"] == "compute"]
     return startstops[computes[-2] + 1 :] if len(computes) > 1 else startstops
 
 
 class PickedRun(NamedTuple):
-    """A run that is among the slowest so far, as a worker has told of it.
+    """A run that is among the slowest so far, as a worker reported it.
 
-    Most of them will not have a span in the end: of a group with few tasks all are picked, and there may be thousands
-    of such groups.
+    Most of them get no span in the end, so they are described only then: of a group with few tasks all are picked, and
+    there may be thousands of such groups.
     """
 
     #: Of compute.
@@ -103,11 +103,6 @@ class PickedRun(NamedTuple):
     nbytes: int | None
     #: Seconds to add to these times, see ``scheduler.pace.Clock``.
     clock_offset: float = 0.0
-
-    @property
-    def stop(self) -> float:
-        """When it ended, seconds since the epoch."""
-        return max((each["stop"] for each in self.startstops), default=0.0) + self.clock_offset
 
     def described(self, error: TaskError | None = None) -> TaskRun:
         """Return all that its span says."""
@@ -175,9 +170,9 @@ class Picks:
 #: Fine performance metrics: ``("execute", prefix, activity, unit)`` or ``("p2p", where, activity, unit)``.
 Metrics = dict[tuple[object, ...], float]
 
-#: Types of errors that are told apart in one change.
+#: Types of errors that one change counts separately.
 MAX_ERRORS = 32
-#: Stands for the span that was asked for where none was.
+#: Stands for the requested span if none was requested.
 NOBODY = ""
 
 
@@ -194,7 +189,7 @@ class SpanInfo:
 
     @property
     def is_default(self) -> bool:
-        """True for the span that Dask gives to work without a span."""
+        """Whether Dask made this span for work without one."""
         return self.tags == ("default",)
 
     @property
@@ -211,9 +206,9 @@ class Dependency(NamedTuple):
 
 
 class Change(Tally):
-    """What happened to one task group of Dask's between two sweeps.
+    """What happened to one ``TaskGroup`` between two sweeps.
 
-    The hooks write into it what would otherwise vanish; the sweep adds what can be read from the group.
+    Hooks add what would be gone by the next sweep; the sweep adds what it reads from the group.
     """
 
     __slots__ = (
@@ -255,7 +250,7 @@ class Change(Tally):
         self.failed: dict[str, tuple[dict[int, int], float]] = {}
         #: Number of results by type name.
         self.types: dict[str, int] = {}
-        #: Of all tasks of the change, those that only other spans asked for, by these spans' ids or ``NOBODY``.
+        #: Of all tasks of the change, those that only other spans requested, by these spans' ids or ``NOBODY``.
         self.foreign: dict[frozenset[str], Tally] = {}
         #: Addresses of workers that were given tasks; a set in order of insertion.
         self.sent_to: dict[str, None] = {}
@@ -274,7 +269,7 @@ class Change(Tally):
         self.unfinished = 0
 
     def run_failed(self, error: str, interval: int, seconds: float) -> None:
-        """Say of a run that is among the intervals that it failed."""
+        """Mark a run that has been counted in an interval as failed."""
         if error not in self.failed and len(self.failed) >= MAX_ERRORS:
             error = "_OTHER"
         counts, total = self.failed.get(error) or ({}, 0.0)
@@ -295,7 +290,7 @@ class Change(Tally):
             self.failed[error] = bars, total
 
     def adopt(self, is_inside: Callable[[str], bool]) -> None:
-        """Take what spans inside asked for as one's own."""
+        """Count what spans inside requested as requested here."""
         for askers in [askers for askers in self.foreign if any(map(is_inside, askers))]:
             tally = self.foreign.pop(askers)
             self.error = self.error or tally.error
@@ -332,7 +327,7 @@ class Claim(Tally):
 
 @dataclass(slots=True)
 class Graph:
-    """What a submission said about one Dask span."""
+    """What a submission contained for one Dask span."""
 
     span_id: str
     #: Ids of the clients that submitted.

@@ -1,4 +1,4 @@
-"""What the span tree knows about time: the workers' heartbeats, the cluster's threads, a segment's wall time."""
+"""Time: the workers' heartbeats, the cluster's thread-seconds, and the parts of a segment's wall time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from .counts import Load
 
 __all__ = ["Activity", "Happened", "Heartbeats", "Threads", "Wall", "fit"]
 
-#: A worker that has not been heard of for this long is not waited for (Dask itself waits 5 minutes).
+#: Seconds without a heartbeat after which a worker is not waited for; Dask itself waits 5 minutes.
 SILENT = 30.0
 
 
 def fit(start: float, end: float, low: float, high: float) -> tuple[float, float]:
-    """Bring an interval into another one: what sticks out is cut off; one that is all outside is moved.
+    """Clip an interval to another one; an interval that lies entirely outside is moved instead.
 
-    A run that was under way when its segment was cut sticks out. One outside was reported by a clock that is off;
-    cutting would leave it no duration at all.
+    A run that was under way when its segment was cut overlaps an end. One outside was reported by a clock that is
+    wrong: clipping would leave it no duration at all.
     """
     length = min(max(0.0, end - start), high - low)
     if end <= low:
@@ -28,21 +28,21 @@ def fit(start: float, end: float, low: float, high: float) -> tuple[float, float
 
 
 class Heartbeats:
-    """When each live worker was last heard of.
+    """The times of the last two heartbeats of each worker.
 
-    Fine metrics travel on heartbeats, and one that arrives after a task ended may have been drawn up before: the
-    second one has the task's metrics for sure.
+    Fine metrics travel on heartbeats. The first heartbeat after the end of a task may have been made before it; the
+    second one surely carries the task's metrics.
     """
 
     def __init__(self) -> None:
         self._last_two: dict[str, tuple[float, float]] = {}
 
     def joined(self, worker: str) -> None:
-        """Note a new worker. Joining carries no metrics, so it is not a heartbeat."""
+        """Add a worker. Joining carries no metrics, so it is not a heartbeat."""
         self._last_two.setdefault(worker, (0.0, 0.0))
 
     def beat(self, worker: str, now: float) -> None:
-        """Note a heartbeat."""
+        """Add a heartbeat."""
         before = self._last_two.get(worker)
         self._last_two[worker] = (before[1] if before else 0.0, now)
 

@@ -1,4 +1,4 @@
-"""How the bridge is doing: what the page, ``status.json`` and ``dask-otel doctor`` show."""
+"""The data that the page, ``status.json`` and ``dask-otel doctor --scheduler`` show."""
 
 from __future__ import annotations
 
@@ -14,17 +14,7 @@ __all__ = ["StatusReport"]
 
 
 class StatusReport:
-    """Asks the watch and the sink.
-
-    Parameters
-    ----------
-    sink
-        The export side's.
-    cluster_name
-        The setting ``otel.cluster-name``.
-    trace_url
-        The setting ``otel.trace-url``.
-    """
+    """Collects the status of a bridge and of its exporters (``sink``)."""
 
     def __init__(
         self,
@@ -44,7 +34,7 @@ class StatusReport:
         self._trace_url = trace_url
 
     def status(self) -> dict[str, Any]:
-        """Say everything, as plain data; ``docs/health.md`` describes it. Call it on the event loop."""
+        """Return everything as plain data, described in ``docs/health.md``. Call it on the event loop."""
         bridge, sink = self._bridge.status(), self._sink.status()
         failures = self._safety.failures.items()
         return {
@@ -66,7 +56,7 @@ class StatusReport:
         }
 
     def find(self, span_id: str) -> dict[str, str | None] | None:
-        """Say in which trace a Dask span is: ``trace_id`` and ``link``; None if the span is not known."""
+        """Return the trace of a Dask span: ``trace_id`` and ``link``; None if the span is not known."""
         number = trace_of(self._bridge.span_tree.forest, span_id)
         if number is None:
             return None

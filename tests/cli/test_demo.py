@@ -30,7 +30,7 @@ def test_draws_the_trace_it_received(tmp_path, protocol):
     assert done.stderr == ""
     rows = [re.sub(r"[│├└─ ]+", " ", line).split("█")[0].strip() for line in done.stdout.splitlines()]
     assert re.match(
-        r"\d+ spans arrived over OTLP, as trace [0-9a-f]{32}.\nDrawn is all but those of the \d+ slowest tasks:",
+        r"\d+ spans arrived over OTLP, as trace [0-9a-f]{32}.\nAll are drawn but those of the \d+ slowest tasks:",
         done.stdout.strip(),
     )
     text = "\n".join(rows)

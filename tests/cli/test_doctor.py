@@ -304,7 +304,7 @@ def test_asks_a_live_cluster(doctor, monkeypatch):
 
 
 def test_no_scheduler_there(doctor, monkeypatch):
-    monkeypatch.setattr("dask_otel.cli.doctor.PATIENCE", 0.5)
+    monkeypatch.setattr("dask_otel.cli.doctor_scheduler.TIMEOUT", 0.5)
     code, out = doctor("--scheduler", "tcp://127.0.0.1:1")
     assert code == 1
     assert "no scheduler answers at 'tcp://127.0.0.1:1'" in out

@@ -40,11 +40,11 @@ def test_draws_a_tree_with_bars():
         span("inc", "4", "2", 0, 2, task__count=2, duration__compute=0.02),
     ]
     assert draw(spans) == [
-        "span and task groups  when                    duration  tasks     compute  busy  what happened",
-        "root                  ████████████████████  1 min 40 s      3  1 min 02 s   50%",
-        "├─ early              ██████████               50.00 s      2                    1 retried",
-        "│  └─ inc             ▍                         2.00 s      2       20 ms",
-        "└─ late                         ██████████     50.00 s      1                    ValueError: 1 task erred",
+        "span and task groups  when                  duration  tasks   compute  busy  what happened",
+        "root                  ████████████████████  100.00 s      3   61.50 s   50%",
+        "├─ early              ██████████             50.00 s      2                  1 retried",
+        "│  └─ inc             ▍                       2.00 s      2  20.00 ms",
+        "└─ late                         ██████████   50.00 s      1                  ValueError: 1 task erred",
     ]
 
 

@@ -292,7 +292,7 @@ def test_closing_does_not_wait_for_metrics_where_they_had_failed(protocol, monke
 
 
 class Answering(Receiver):
-    """A receiver whose metrics' service answers as it is told."""
+    """A receiver whose metrics' service gives a fixed answer."""
 
     def __init__(self, **fault):
         super().__init__()
@@ -302,10 +302,10 @@ class Answering(Receiver):
         super().take_metrics(request)
         self.requests += 1
 
-    def _handler(self):
+    def handler(self):
         receiver = self
 
-        class Handler(super()._handler()):
+        class Handler(super().handler()):
             def send_response(self, code, message=None):
                 super().send_response(receiver.fault.get("status", code), message)
                 if "wait" in receiver.fault:

@@ -20,7 +20,7 @@ DELTA = frozenset({Kind.COUNTER, Kind.HISTOGRAM})
 
 def sent(snapshot: Snapshot, capture: Capture | None = None, kinds=frozenset()):
     redactor = Redactor(capture or Capture())
-    factory = MetricFactory(Resource({"service.name": "test"}), SCOPE, redactor.label, kinds)
+    factory = MetricFactory(Resource({"service.name": "test"}), SCOPE, redactor.metric_attribute, kinds)
     return points([encode_metrics(factory.data(snapshot))])
 
 

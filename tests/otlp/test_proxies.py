@@ -208,7 +208,7 @@ def test_what_the_collector_behind_a_proxy_says(monkeypatch, protocol):
         monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
         code, out = doctor("http://collector.invalid:4317")
     assert code == 1
-    assert "  The collector wants to know who you are: OTEL_EXPORTER_OTLP_HEADERS" in out
+    assert "  The collector wants credentials: OTEL_EXPORTER_OTLP_HEADERS" in out
     assert f"Requests go through the proxy {proxy.address} that http_proxy names" in out
 
 

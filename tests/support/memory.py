@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from dask_otel.cli.receiver import Inbox, Span
+from dask_otel.cli.receiver import Span, Store
 from dask_otel.otlp.environment import Limits, make_resource
 from dask_otel.otlp.exporter import ExportThread, SpanExportQueue, TelemetryOutput
 from dask_otel.otlp.queue import RateLimiter
@@ -54,17 +54,17 @@ class MemoryExporter(SpanExporter):
     """Encodes spans as for OTLP and reads them back, so that tests see what a backend would."""
 
     def __init__(self) -> None:
-        self._inbox = Inbox()
+        self._store = Store()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self._inbox.take(encode_spans(spans))
+        self._store.take(encode_spans(spans))
         return SpanExportResult.SUCCESS
 
     def wait_for_trace(self, trace_id: str) -> list[Span]:
-        return self._inbox.wait_for_trace(trace_id, timeout=30)
+        return self._store.wait_for_trace(trace_id, timeout=30)
 
     def spans(self) -> list[Span]:
-        return self._inbox.wait(lambda spans: True, timeout=1)
+        return self._store.wait(lambda spans: True, timeout=1)
 
 
 class MemoryPlugin(OTelPlugin):

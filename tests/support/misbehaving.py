@@ -25,7 +25,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 
-from dask_otel.cli.receiver import Inbox
+from dask_otel.cli.receiver import Store
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def in_turn(*faults: Fault) -> Rule:
 NO_FAULT = in_turn()
 
 
-class Misbehaving(Inbox, TraceServiceServicer):
+class Misbehaving(Store, TraceServiceServicer):
     """A receiver for one protocol; a context manager.
 
     Parameters

@@ -1,22 +1,168 @@
-"""``dask-otel doctor --scheduler``, of real schedulers that run without dask-otel."""
+"""``dask-otel doctor --scheduler``: addresses where no scheduler answers, and schedulers that run without dask-otel."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import re
 import sys
+import warnings
 
 import dask
 import pytest
+from click.testing import CliRunner
 from distributed import Client, LocalCluster
+from distributed.security import Security
 from support.processes import LOOPBACK, Process, cluster
 
-from dask_otel.cli import remote
-from dask_otel.cli.remote import VARIABLE, Facts, why_without
+from dask_otel.cli.doctor_scheduler import VARIABLE, Facts, ask_facts, why_without
+from dask_otel.cli.main import dask_otel
 from dask_otel.safety import log
 
+#: Attempts to connect that Dask gives up leave their sockets open.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed <socket:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 LOCAL = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0", "protocol": "tcp"}
-ASKS = f"start it with --preload dask_otel, or with {VARIABLE}=dask_otel"
+START = f"start it with --preload dask_otel, or with {VARIABLE}=dask_otel"
 ADD = "add --preload dask_otel to its command line"
+
+
+@pytest.fixture
+def ask(monkeypatch):
+    """`dask-otel doctor --scheduler` of an address: the exit code, and the lines it prints."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    for name in list(os.environ):
+        if name.startswith("DASK_"):
+            monkeypatch.delenv(name)
+
+    def run(address):
+        result = CliRunner().invoke(dask_otel, ["doctor", "--scheduler", address])
+        assert not result.exception or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.output.splitlines()
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _collect_what_dask_leaves_open():
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("", "--scheduler needs the address of a scheduler, e.g. tcp://scheduler:8786"),
+        ("tcp://", "needs the address of a scheduler"),
+        ("http://host:8787/status", "is a web address, such as the dashboard's: .* usually tcp://host:8786"),
+        ("HTTPS://user:secret@host/x", "is a web address, .* usually tcp://host:8786"),
+        ("gateway://1.2.3.4:443/dask.abc", "dask-gateway's own client only: open /otel/"),
+        ("inproc://10.0.0.1/1/2", "from its own process only: make the cluster with protocol='tcp'"),
+        ("ucx://host:8786", "needs the package distributed-ucxx, here too"),
+        ("ucxx://host:8786", "needs the package distributed-ucxx, here too"),
+        ("foo://host:8786", "scheme that Dask does not know here .*: give an address like tcp://scheduler:8786"),
+        ("host", "no address with a host and a port: give the scheduler's, e.g. tcp://host:8786"),
+        ("tcp://host", "no address with a host and a port: .* tcp://host:8786"),
+        ("tcp://host:port", "no address with a host and a port: .* tcp://host:8786"),
+        ("tcp://host:123456", "no address with a host and a port: .* tcp://host:8786"),
+        ("tcp:/host:8786", "no address with a host and a port: .* tcp://scheduler:8786"),
+        ("tls://host", "no address with a host and a port: .* tls://host:8786"),
+        (":8786", "no address with a host and a port: .* tcp://scheduler:8786"),
+        ("8786", "no address with a host and a port: .* tcp://scheduler:8786"),
+        ("scheduler.json", "no address with a host and a port"),
+        ("tls://host:8786", "needs TLS, which is not configured here: set .*DASK_DISTRIBUTED__COMM__TLS__CA_FILE"),
+        ("wss://host:8786", "needs TLS, which is not configured here"),
+        ("127.0.0.1:1", "no scheduler answers at .*; nothing listens there; give the address that workers use"),
+        ("tcp://127.0.0.1:1", "nothing listens there"),
+        ("localhost:1", "nothing listens there"),
+        ("[::1]:1", "nothing listens there"),
+        ("ws://127.0.0.1:1", "nothing listens there"),
+        ("tcp://no-such-host.invalid:8786", "'no-such-host.invalid' has no address here"),
+    ],
+)
+def test_an_address_that_is_none(ask, monkeypatch, address, line):
+    monkeypatch.setattr("dask_otel.cli.doctor_scheduler.TIMEOUT", 2.0)
+    code, (printed,) = ask(address)
+    assert code == 1
+    assert re.search(line, printed), printed
+    assert "secret" not in printed
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr("dask_otel.cli.doctor_scheduler.TIMEOUT", 4.0)
+
+
+def test_the_dashboard_s_port(ask, quick):
+    with LocalCluster(**LOCAL) as cluster:
+        port = cluster.scheduler.http_server.port
+        _, (line,) = ask(f"tcp://127.0.0.1:{port}")
+    assert "a web server that listens there, perhaps the dashboard's: give the scheduler's own port" in line
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_another_protocol(ask, quick):
+    with LocalCluster(**LOCAL) as cluster:
+        address = cluster.scheduler_address
+        _, (line,) = ask(address.replace("tcp", "ws"))
+    assert line.endswith(f"the scheduler there does not use ws: give {address}")
+    gc.collect()  # a websocket that Dask gives up on leaves its socket open
+
+
+@pytest.fixture(scope="module")
+def tls_cluster():
+    with LocalCluster(**LOCAL | {"protocol": "tls"}, security=Security.temporary()) as cluster:
+        yield cluster
+
+
+def test_tls_that_was_not_asked_for(ask, quick, tls_cluster):
+    _, (line,) = ask(tls_cluster.scheduler_address.replace("tls", "tcp"))
+    assert line.endswith(f"it hangs up: if the cluster uses TLS, give {tls_cluster.scheduler_address}")
+
+
+def _files(security, folder):
+    """Dask's settings for the certificates that a temporary `Security` keeps in memory."""
+    files = {
+        "ca-file": security.tls_ca_file,
+        "client.cert": security.tls_client_cert,
+        "client.key": security.tls_client_key,
+    }
+    settings = {}
+    for name, content in files.items():
+        (folder / name).write_text(content)
+        settings[f"distributed.comm.tls.{name}"] = str(folder / name)
+    return settings
+
+
+def test_certificates(ask, quick, tls_cluster, tmp_path):
+    address = tls_cluster.scheduler_address
+    with dask.config.set(_files(tls_cluster.security, tmp_path)):
+        _, out = ask(address)
+        assert out == [
+            f"✗ the scheduler at {address} runs without dask-otel: nothing there preloads it: start it with "
+            "--preload dask_otel, or with DASK_DISTRIBUTED__SCHEDULER__PRELOAD=dask_otel"
+        ]
+        with LocalCluster(**LOCAL) as plain:
+            _, (line,) = ask(plain.scheduler_address.replace("tcp", "tls"))
+            assert line.endswith(f"the scheduler there does not use tls: give {plain.scheduler_address}")
+    with dask.config.set(_files(Security.temporary(), tmp_path)):
+        _, (line,) = ask(address)
+        assert line.endswith("the certificates here are not those of this cluster: see distributed.comm.tls")
+    with dask.config.set(dict.fromkeys(_files(tls_cluster.security, tmp_path), "/no/file")):
+        _, (line,) = ask(address)
+        assert line.startswith("Error: the TLS configuration here cannot be used (")
+
+
+def test_blanks_and_a_slash_do_not_matter(ask):
+    with LocalCluster(**LOCAL) as cluster:
+        _, (line,) = ask(f" {cluster.scheduler_address}/ ")
+        assert "runs without dask-otel" in line
+        _, (line,) = ask(cluster.scheduler_address.removeprefix("tcp://"))
+        assert "runs without dask-otel" in line
 
 
 @pytest.mark.parametrize(
@@ -54,7 +200,7 @@ ADD = "add --preload dask_otel to its command line"
             {VARIABLE: "dask_otel"},
             [f"{VARIABLE}=dask_otel is set here, but not in the scheduler's process: set it where that is started"],
         ),
-        ([], {}, {}, [f"nothing there asks for it: {ASKS}"]),
+        ([], {}, {}, [f"nothing there preloads it: {START}"]),
         (
             [],
             {"DASK_SCHEDULER__PRELOAD": "dask-otel"},
@@ -83,7 +229,7 @@ ADD = "add --preload dask_otel to its command line"
             ["--preload", "dask_otel"],
             {"OTEL_SDK_DISABLED": "true"},
             {},
-            ["it is off, since its log says: dask-otel is off: OTEL_SDK_DISABLED is true"],
+            ["it is off; its log has: dask-otel is off: OTEL_SDK_DISABLED is true"],
         ),
         (
             [],
@@ -97,7 +243,7 @@ ADD = "add --preload dask_otel to its command line"
             {},
             [
                 "start it with --preload dask_otel on its command line",
-                "why it runs without cannot be told, since it does not answer that (The 'run_function' handler has "
+                "the cause is not known, since it does not answer the question (The 'run_function' handler has "
                 "been explicitly disallowed in Scheduler, possibly due to security concerns.)",
             ],
         ),
@@ -200,7 +346,7 @@ class TestLocal:
             self.check(
                 ask,
                 cluster,
-                f"the setting distributed.scheduler.preload there is json, whatever {VARIABLE}=dask_otel says: add "
+                f"the setting distributed.scheduler.preload there is json, in spite of {VARIABLE}=dask_otel: add "
                 "dask_otel to it before the scheduler starts",
             )
 
@@ -221,15 +367,15 @@ class TestLocal:
 
 def test_preloaded_but_not_started():
     facts = Facts(preloads=["dask_otel"], log=["dask-otel failed in its start and goes on without"])
-    assert why_without(facts, {}) == [
-        "it was preloaded, but did not start: see what the scheduler's log says of distributed.dask_otel"
+    assert why_without(facts) == [
+        "it was preloaded, but did not start: see the lines of distributed.dask_otel in the scheduler's log"
     ]
 
 
-def test_a_question_that_fails_is_said():
+def test_a_question_that_fails_is_reported():
     class Broken:
         async def run_function(self, function):
             return {"status": "error", "exception_text": "ImportError('x')"}
 
-    facts = asyncio.run(remote.ask_facts(Broken()))
+    facts = asyncio.run(ask_facts(Broken()))
     assert facts.unknown == "the question failed there: ImportError('x')"
