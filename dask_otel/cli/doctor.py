@@ -128,7 +128,7 @@ def advice(protocol: str, target: str, message: str, proxy: Proxy | None = None,
     protocol
         ``grpc`` or ``http/protobuf``.
     message
-        What the collector or the connection reported: ``ExportResult.said``.
+        What the collector or the connection reported: ``ExportResult.message``.
     proxy
         What requests go through.
     signal
@@ -297,7 +297,7 @@ def _try_metrics(sender: Sender, console: Console) -> bool:
     if not good:
         _print_failure(sender, METRICS, result, console)
     elif result.is_unsupported:
-        console.print(Text(f"· {_where(sender)}: {NO_METRICS} ({result.said})"))
+        console.print(Text(f"· {_where(sender)}: {NO_METRICS} ({result.message})"))
     else:
         print_line(console, f"{_where(sender)}: metrics are taken", good=True)
     return good
@@ -319,7 +319,7 @@ def _where(sender: Sender) -> str:
 
 
 def _print_failure(sender: Sender, signal: Signal, result: ExportResult, console: Console) -> None:
-    print_line(console, f"{_where(sender)}: {result.said}", good=False)
+    print_line(console, f"{_where(sender)}: {result.message}", good=False)
     known = {"otlp_proto_grpc": "grpc", "otlp_proto_http": "http/protobuf"}
     protocol = known.get(sender.name) or otlp_protocol(Remarks(), signal)
-    console.print(Text("  " + advice(protocol, sender.target, result.said, sender.proxy, signal)))
+    console.print(Text("  " + advice(protocol, sender.target, result.message, sender.proxy, signal)))

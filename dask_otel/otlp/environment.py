@@ -45,7 +45,7 @@ __all__ = [
     "shown",
 ]
 
-#: Seconds for one request, unless a variable says otherwise, and at most: gRPC and requests cannot count much further.
+#: Seconds for one request, unless a variable is set, and at most: gRPC and requests cannot count much further.
 TIMEOUT = 10
 MAX_TIMEOUT = 3600.0
 #: Seconds between two exports of metrics, as in the specification.
@@ -293,7 +293,7 @@ def metric_interval(remarks: Remarks) -> float:
 
 
 def delta_kinds(remarks: Remarks) -> frozenset[Kind]:
-    """Return the kinds of metrics that are exported as deltas; none unless a variable says so."""
+    """Return the kinds of metrics that are exported as deltas; none unless a variable is set."""
     name = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
     preference = _get(name)
     kinds = _DELTAS.get(preference.lower() or "cumulative")
@@ -378,8 +378,8 @@ def _why_not_sent(signal: Signal) -> str:
         pass
     items = signal.items
     return (
-        f"no {items} are sent: only {name} is set. OTEL_EXPORTER_OTLP_{signal.name}_ENDPOINT says where {items} go, "
-        "OTEL_EXPORTER_OTLP_ENDPOINT where both go"
+        f"no {items} are sent: only {name} is set. Set OTEL_EXPORTER_OTLP_{signal.name}_ENDPOINT to send {items}, or "
+        "OTEL_EXPORTER_OTLP_ENDPOINT for both signals"
     )
 
 
@@ -585,7 +585,7 @@ def _is_in(host: str, network: str) -> bool:
 
 
 def _proxy_address(proxy: str) -> str:
-    """Host and port, if they can be told apart from a password."""
+    """Host and port, if they cannot be part of a password."""
     rest = proxy.partition("://")[2] if "://" in proxy else proxy
     authority = re.split("[/?#]", rest)[0]
     # A proxy has no path, so an @ behind the first slash belongs to a password.

@@ -85,7 +85,7 @@ METRICS_LAST_CHANCE = 0.2
 SHORT_PAUSE = 0.1
 #: Seconds between two attempts at shutdown, at most, unless the collector asks for more.
 SHUTDOWN_BACK_OFF = 0.5
-#: Seconds kept for the last metrics, which say what became of the last spans; at most a quarter of the time.
+#: Seconds kept for the last metrics, which count what became of the last spans; at most a quarter of the time.
 FOR_METRICS = 2.0
 #: Seconds from the first snapshot to the second; then twice as long each time, up to the interval.
 FIRST_PAUSE = 1.0
@@ -251,7 +251,7 @@ class ExportQueue(ABC):
         """Return what became of the items, as plain data; the caller locks."""
 
     @abstractmethod
-    def last_line(self, last_error: str) -> tuple[str, str] | None:
+    def last_line(self, last_error: str, *, timed_out: bool) -> tuple[str, str] | None:
         """Return how the last line of the log begins and ends; None if all has arrived. The caller locks."""
 
     def losses(self) -> str:
@@ -334,7 +334,7 @@ class SpanExportQueue(ExportQueue):
             "in_flight": self.in_flight,
         }
 
-    def last_line(self, last_error: str) -> tuple[str, str] | None:
+    def last_line(self, last_error: str, *, timed_out: bool) -> tuple[str, str] | None:
         """Return how many spans are lost, and why."""
         left, dropped = self.waiting + self.in_flight, self.dropped.total()
         if not left + dropped:
@@ -366,7 +366,7 @@ class SpanExportQueue(ExportQueue):
         return None
 
     def _count_sent(self, records: list[Record], rejected: int) -> None:
-        """Count records that have arrived, of which the collector may have rejected some; which, it does not say."""
+        """Count records that have arrived, of which the collector may have rejected some, unknown which."""
         kinds = Counter(map(kind_of, records))
         lost = min(rejected, len(records))
         if 0 < lost < len(records) and len(kinds) > 1:
@@ -449,10 +449,11 @@ class MetricExportQueue(ExportQueue):
         rejected = self.dropped["points", "rejected"]
         return {"exports": self.sent["exports"], "failures": self.failures, "rejected": rejected}
 
-    def last_line(self, last_error: str) -> tuple[str, str] | None:
-        """Return that the last snapshot is lost."""
+    def last_line(self, last_error: str, *, timed_out: bool) -> tuple[str, str] | None:
+        """Return why the last snapshot is lost."""
         is_lost = self._is_lost or self.waiting or self.in_flight
-        return ("could not send the last metrics", f": {last_error}") if is_lost else None
+        why = "no answer in time" if timed_out else last_error
+        return ("could not send the last metrics", f": {why}") if is_lost else None
 
 
 class ExportThread:
@@ -464,7 +465,7 @@ class ExportThread:
         #: Whether the last request failed, None before there was one; and since when (seconds since the epoch).
         self.is_failing: bool | None = None
         self.failing_since: float | None = None
-        #: What the last failure said, and when.
+        #: Message of the last failure, and when it was (seconds since the epoch).
         self.last_error = ""
         self.last_error_at: float | None = None
         #: False for a backend without a place for this signal.
@@ -511,7 +512,7 @@ class ExportThread:
             self._thread.join(left)
         with self._changed:
             is_sending = self._thread.is_alive()
-            line = self.queue.last_line("no answer in time" if is_sending and not self.abandoned else self.last_error)
+            line = self.queue.last_line(self.last_error, timed_out=is_sending and not self.abandoned)
             self.abandoned = self.abandoned or is_sending
         if line:
             begin, end = line
@@ -603,10 +604,10 @@ class ExportThread:
                 )
             elif is_closing or result.wait is not None:
                 pause = self._deadline.pause(max(min(seconds, SHUTDOWN_BACK_OFF), asked), result)
-                if pause is None:
-                    self.abandoned = True
-                else:
+                if pause is not None:
                     self._changed.wait(pause)
+                elif not self.queue.is_superseded:  # else the last snapshot has an attempt of its own
+                    self.abandoned = True
             return not (self.abandoned or self.queue.is_superseded)
 
     def _note(self, result: ExportResult) -> None:
@@ -614,8 +615,8 @@ class ExportThread:
         items, failed = self.queue.items, result.decision is not RetryDecision.SENT
         is_about_data = result.decision in (RetryDecision.TOO_LARGE, RetryDecision.INVALID)
         with self._changed:
-            if failed or result.said or result.rejected:
-                self.last_error, self.last_error_at = result.said or f"{result.rejected} rejected", time()
+            if failed or result.message or result.rejected:
+                self.last_error, self.last_error_at = result.message or f"{result.rejected} rejected", time()
             if is_about_data and self.queue.retry.can_split:
                 return
             was_failing, since = self.is_failing, self.failing_since or time()
@@ -631,7 +632,12 @@ class ExportThread:
             hint = self.queue.if_unsupported if result.is_unsupported else ""
             hint = hint or f"it tries again; {left} {'waits' if left == 1 else 'wait'}"
             log.warning(
-                "dask-otel cannot send %s with exporter %r to %s (%s); %s", items, self.name, target, result.said, hint
+                "dask-otel cannot send %s with exporter %r to %s (%s); %s",
+                items,
+                self.name,
+                target,
+                result.message,
+                hint,
             )
         elif was_failing and not failed:
             log.info("dask-otel sends %s again with exporter %r, after %.0f s", items, self.name, time() - since)
@@ -643,8 +649,8 @@ class ExportThread:
             total, losses, last_error = self.queue.dropped.total(), self.queue.losses(), self.last_error
         if total > self._logged_losses and self._may_log("dropped"):
             self._logged_losses = total
-            said = f"; last error: {last_error}" if last_error else ""
-            log.warning("dask-otel has dropped %s of exporter %r: %s%s", self.queue.items, self.name, losses, said)
+            why = f"; last error: {last_error}" if last_error else ""
+            log.warning("dask-otel has dropped %s of exporter %r: %s%s", self.queue.items, self.name, losses, why)
 
     def _may_log(self, topic: str) -> bool:
         """Whether it is time for another line on a topic, which then counts as logged; not during shutdown."""
@@ -838,15 +844,15 @@ def _exporter_counts(thread: ExportThread, over_limit: int) -> ExporterCounts:
 
 @dataclass
 class Found:
-    """What the standard variables say of where spans and metrics go; each signal stands for itself."""
+    """The exporters and options that the standard variables name; each signal stands for itself."""
 
     remarks: Remarks = field(default_factory=Remarks)
-    #: Of spans, and what else concerns them alone.
+    #: Exporters of spans, and what else concerns them alone.
     spans: list[Sender] = field(default_factory=list)
     limits: Limits = field(default_factory=Limits)
     sampler: Sampler | None = None
     span_limits: SpanLimits | None = None
-    #: Why there are none.
+    #: Why no spans are sent.
     spans_error: SettingError | None = None
     #: The same of metrics: seconds between two exports, and the kinds that count from one export to the next.
     metrics: list[Sender] = field(default_factory=list)
@@ -892,9 +898,9 @@ def connect(
     capture: Mapping[str, bool],
     max_rate: int,
 ) -> TelemetryOutput | None:
-    """Make the way from records and metrics to the backends that the standard variables name.
+    """Make what exports records and metrics to the backends that the standard variables name.
 
-    What is wrong with one of the two signals leaves the other one on.
+    An error in the variables of one signal leaves the other one on.
 
     Parameters
     ----------
@@ -905,12 +911,12 @@ def connect(
 
     Returns
     -------
-    None if they say that nothing is to be sent.
+    None if nothing is to be sent.
 
     Raises
     ------
     SettingError
-        If nothing can be sent because of one of them.
+        If nothing can be sent because of a variable.
     """
     if sdk_disabled():
         log.info("dask-otel is off: OTEL_SDK_DISABLED is true")
@@ -929,7 +935,7 @@ def connect(
     for line in found.remarks.problems:
         log.warning("dask-otel: %s", line)
     if not is_on:
-        log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none, and there is nowhere to send metrics to")
+        log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none, and metrics have no endpoint")
         return None
     for name in not_read():
         log.warning("dask-otel does not read %s; it takes its configuration from the other OTEL_* variables", name)

@@ -59,7 +59,7 @@ def _from_entry_point(name: str, argument: str) -> Sampler:
     try:
         sampler: Any = installed[name].load()(argument)
     except Exception as error:
-        raise SettingError("OTEL_TRACES_SAMPLER", name, f"one that starts, but this one says: {error}") from error
+        raise SettingError("OTEL_TRACES_SAMPLER", name, f"one that starts, but this one raises {error}") from error
     if not isinstance(sampler, Sampler):
         raise SettingError("OTEL_TRACES_SAMPLER", name, f"a Sampler, but this one makes a {type(sampler).__name__}")
     return sampler

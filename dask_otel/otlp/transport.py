@@ -57,10 +57,10 @@ __all__ = [
     "Pacer",
     "RetryDecision",
     "Sender",
+    "grpc_result",
+    "http_result",
     "import_exporters",
     "make_senders",
-    "of_grpc",
-    "of_http",
     "retry_after",
     "shut_down",
 ]
@@ -104,10 +104,10 @@ RETRY_GRPC = {
     "RESOURCE_EXHAUSTED": RetryDecision.LATER,
     "INVALID_ARGUMENT": RetryDecision.INVALID,
 }
-#: What RESOURCE_EXHAUSTED says if it means TOO_LARGE, not overload. Not "size": rate limits speak of sizes too.
+#: Text of RESOURCE_EXHAUSTED where it means TOO_LARGE, not overload. Not "size": rate limits speak of sizes too.
 TOO_LARGE = re.compile(r"larger than max|too large|exceeds? (the )?max\w* (message|size|request)", re.IGNORECASE)
 
-#: What UNAVAILABLE says if gRPC itself gives it.
+#: Text of UNAVAILABLE where gRPC itself gives it.
 _NO_CONNECTION = re.compile("failed to connect|DNS resolution failed|Connection reset|Socket closed|Broken pipe")
 
 #: Seconds that a collector may ask to wait, at most.
@@ -180,7 +180,7 @@ class ExportResult:
 
     decision: RetryDecision
     #: For a person, e.g. ``HTTP 503 Service Unavailable: overloaded``; empty if there is nothing to report.
-    said: str = ""
+    message: str = ""
     #: Seconds that the collector asks to wait.
     wait: float | None = None
     #: Spans, or points of metrics, that were rejected though the request was taken: partial success.
@@ -191,20 +191,20 @@ class ExportResult:
     @property
     def is_unsupported(self) -> bool:
         """Whether the server has no place for this signal: a backend for traces that gets metrics."""
-        return self.decision is RetryDecision.REFUSED and self.said.startswith(("UNIMPLEMENTED", "HTTP 404"))
+        return self.decision is RetryDecision.REFUSED and self.message.startswith(("UNIMPLEMENTED", "HTTP 404"))
 
 
-def of_http(status: int, reason: str, headers: Mapping[str, str], body: str) -> ExportResult:
+def http_result(status: int, reason: str, headers: Mapping[str, str], body: str) -> ExportResult:
     """Interpret an answer over HTTP, but for partial success."""
     html = "html" in headers.get("Content-Type", "").lower()
     detail = "a web page" if html else _short(body)
-    said = f"HTTP {status} {_short(reason)}".rstrip() + (f": {detail}" if detail else "")
+    message = f"HTTP {status} {_short(reason)}".rstrip() + (f": {detail}" if detail else "")
     if 200 <= status < 300:  # a server that sends web pages has not taken spans
-        return ExportResult(RetryDecision.REFUSED if html else RetryDecision.SENT, said if html else "")
-    return ExportResult(RETRY_HTTP.get(status, RetryDecision.REFUSED), said, retry_after(headers.get("Retry-After")))
+        return ExportResult(RetryDecision.REFUSED if html else RetryDecision.SENT, message if html else "")
+    return ExportResult(RETRY_HTTP.get(status, RetryDecision.REFUSED), message, retry_after(headers.get("Retry-After")))
 
 
-def of_grpc(code: str, details: str, wait: float | None) -> ExportResult:
+def grpc_result(code: str, details: str, wait: float | None) -> ExportResult:
     """Interpret a call over gRPC that failed.
 
     Parameters
@@ -231,7 +231,7 @@ def retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             date = parsedate_to_datetime(value)
-            # HTTP's dates are in GMT, whether they say so or not.
+            # HTTP's dates are in GMT, with or without a time zone.
             seconds = date.replace(tzinfo=date.tzinfo or timezone.utc).timestamp() - time()
         except (TypeError, ValueError, OverflowError):
             return None
@@ -277,7 +277,7 @@ class Sender:
             raise
         except BaseException as error:  # it must not end the thread
             raise RuntimeError(f"the exporter raised {type(error).__name__}") from error
-        return ExportResult(RetryDecision.REFUSED, "the exporter says FAILURE") if failed else _SENT
+        return ExportResult(RetryDecision.REFUSED, "the exporter returns FAILURE") if failed else _SENT
 
     def reconnect(self) -> None:
         """Make the next request try to connect, however short ago that has failed."""
@@ -325,7 +325,7 @@ class HttpSender(_OtlpSender):
         except Exception as error:  # noqa: BLE001 -- a credential provider may raise anything
             return _of_request_error(error)
         text = answer.decode("utf-8", "replace")
-        result = of_http(response.status_code, response.reason or "", response.headers, text)
+        result = http_result(response.status_code, response.reason or "", response.headers, text)
         return _partial_success(answer) if result.decision is RetryDecision.SENT else result
 
     def shutdown(self) -> None:
@@ -391,7 +391,7 @@ class GrpcSender(_OtlpSender):
         try:
             return _rejected(self._export(request, timeout=self.settings.timeout, metadata=metadata))
         except RpcError as error:
-            result = of_grpc(error.code().name, error.details() or "", _retry_delay(error))
+            result = grpc_result(error.code().name, error.details() or "", _retry_delay(error))
             return replace(result, was_reached=_is_from_collector(error, result))
         except Exception as error:  # noqa: BLE001 -- headers that gRPC does not take, for instance
             return ExportResult(RetryDecision.REFUSED, _CANNOT_REQUEST.format(type(error).__name__))
@@ -451,7 +451,7 @@ def make_senders(endpoint: str | None = None, signal: Signal = TRACES, remarks: 
     if errors and not senders:
         raise errors[0]
     for unused in errors:
-        remarks.fall_back(unused, f"it goes on with {', '.join(sender.name for sender in senders)}")
+        remarks.fall_back(unused, f"the others are used: {', '.join(sender.name for sender in senders)}")
     return senders
 
 
@@ -492,8 +492,8 @@ def _make(signal: Signal, name: str, remarks: Remarks, endpoint: str | None) -> 
     try:
         return Sender(name, exporter())
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        raise SettingError(signal.exporter, name, f"one that starts, but this one says {said}") from error
+        raised = f"{type(error).__name__}: {error}"
+        raise SettingError(signal.exporter, name, f"one that starts, but this one raises {raised}") from error
 
 
 def _protocol(signal: Signal, name: str, remarks: Remarks) -> str:
@@ -517,8 +517,8 @@ def _load(signal: Signal, name: str) -> tuple[str, Callable[[], Any]]:
     try:
         return known, installed[known].load()
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        raise SettingError(signal.exporter, name, f"one that can be imported, but this one says {said}") from error
+        raised = f"{type(error).__name__}: {error}"
+        raise SettingError(signal.exporter, name, f"one that can be imported, but this one raises {raised}") from error
 
 
 def _session(signal: Signal) -> Any:
@@ -551,7 +551,7 @@ def _from_provider(signal: Signal, protocol: str, wanted: type) -> Any:
         try:
             provided = point.load()()
         except Exception as error:
-            raise SettingError(variable, name, f"one that works, but this one says: {error}") from error
+            raise SettingError(variable, name, f"one that works, but this one raises {error}") from error
         if isinstance(provided, wanted):
             return provided
     raise SettingError(variable, name, f"a credential provider that is installed and gives a {wanted.__name__}")
@@ -604,12 +604,12 @@ def _rejected(response: Any) -> ExportResult:
 
 def _is_from_collector(error: Any, result: ExportResult) -> bool:
     """Whether the collector sent a status; gRPC itself gives UNAVAILABLE where there is no connection."""
-    if not result.said.startswith("UNAVAILABLE"):
+    if not result.message.startswith("UNAVAILABLE"):
         return True
     describe = getattr(error, "debug_error_string", None)
-    # Before 1.81 or so, gRPC claims that of all of them.
+    # Before 1.81 or so, gRPC writes that of all of them.
     is_from_peer = describe is None or "received from peer" in (describe() or "received from peer")
-    return is_from_peer and not _NO_CONNECTION.search(result.said)
+    return is_from_peer and not _NO_CONNECTION.search(result.message)
 
 
 def _retry_delay(error: Any) -> float | None:

@@ -114,7 +114,7 @@ def test_an_answer_that_cannot_be_read_is_no_failure(http, body):
 
 def test_what_a_server_says_is_one_printable_line(http):
     with raw_server(lambda: [b"HTTP/1.1 503 \x1b[31mred" + b"x" * 5000 + b"\r\nContent-Length: 0\r\n\r\n"]) as endpoint:
-        said = send(endpoint).said
+        said = send(endpoint).message
     assert said.isprintable()
     assert len(said) < 1000
 
@@ -145,7 +145,7 @@ def test_headers_that_cannot_be_sent_are_never_shown(protocol, header, monkeypat
     with Misbehaving(protocol) as receiver:
         try:
             answer = send(receiver.endpoint)
-            said = answer.said
+            said = answer.message
             assert answer.decision in (RetryDecision.SENT, RetryDecision.REFUSED)  # not the spans' fault
         except SettingError as error:
             said = str(error)
@@ -160,7 +160,7 @@ def test_headers_that_cannot_be_sent_are_never_shown(protocol, header, monkeypat
 def test_a_password_in_the_endpoint_is_never_shown(protocol, endpoint, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     try:
-        said = send(endpoint.format(SECRET)).said
+        said = send(endpoint.format(SECRET)).message
     except SettingError as error:
         said = str(error)
     assert said
@@ -184,7 +184,7 @@ def test_no_redirect_is_followed(http):
     with Misbehaving("http/protobuf", lambda *_: fault) as receiver:
         answer = send(receiver.endpoint)
     assert answer.decision is RetryDecision.REFUSED
-    assert answer.said.startswith("HTTP 302")
+    assert answer.message.startswith("HTTP 302")
 
 
 class OfTheProvider(Exception):
@@ -218,7 +218,7 @@ def test_a_credential_provider_that_fails_for_a_while_loses_nothing(http, monkey
     with Misbehaving("http/protobuf") as receiver:
         answer = send(receiver.endpoint)
         assert answer.decision is RetryDecision.REFUSED  # tried again for ten minutes
-        assert SECRET not in answer.said
+        assert SECRET not in answer.message
         monkeypatch.setattr(Session, "error", None)
         assert send(receiver.endpoint).decision is RetryDecision.SENT
 
