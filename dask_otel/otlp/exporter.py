@@ -198,8 +198,11 @@ class ExportQueue(ABC):
     #: What is exported, for a person.
     items: str
     retry: RetrySettings
-    #: Seconds to wait for more items to share a request with.
+    #: Items that are exported at once, and seconds to wait for as many.
+    max_batch = 1
     delay = 0.0
+    #: Whether what waits replaces what is being exported.
+    is_latest_only = False
     #: What to do if the backend has no place for the signal; for the log.
     if_unsupported = ""
 
@@ -219,16 +222,6 @@ class ExportQueue(ABC):
     @abstractmethod
     def waiting(self) -> int:
         """Number of items that wait."""
-
-    @property
-    def is_full_batch(self) -> bool:
-        """Whether what waits need not wait for more."""
-        return True
-
-    @property
-    def is_superseded(self) -> bool:
-        """Whether what is being exported need not be retried, since something newer waits."""
-        return False
 
     @abstractmethod
     def put(self, items: Any) -> None:
@@ -277,7 +270,7 @@ class SpanExportQueue(ExportQueue):
         self.delay = limits.delay
         self._factory = factory
         self._safety = safety
-        self._max_batch = min(limits.max_batch, limits.max_waiting)
+        self.max_batch = min(limits.max_batch, limits.max_waiting)
         self._queue = SpanQueue(limits.max_waiting, limits.max_bytes, partial(self._count_dropped, "queue_full"))
 
     @property
@@ -285,18 +278,13 @@ class SpanExportQueue(ExportQueue):
         """Number of records that wait."""
         return self._queue.spans
 
-    @property
-    def is_full_batch(self) -> bool:
-        """Whether a batch is full."""
-        return self.waiting >= self._max_batch
-
     def put(self, items: list[Record]) -> None:
         """Add records that should leave together."""
         self._queue.put(items)
 
     def take(self) -> list[Record]:
         """Take out records that may leave together."""
-        batch = self._queue.take(self._max_batch, MAX_BATCH_BYTES)
+        batch = self._queue.take(self.max_batch, MAX_BATCH_BYTES)
         self.in_flight = len(batch)
         return batch
 
@@ -394,6 +382,7 @@ class MetricExportQueue(ExportQueue):
     """The latest snapshot: one place, since a newer snapshot holds all that an older one does."""
 
     items = "metrics"
+    is_latest_only = True
     if_unsupported = NO_METRICS
 
     def __init__(self, factory: MetricFactory) -> None:
@@ -410,11 +399,6 @@ class MetricExportQueue(ExportQueue):
     def waiting(self) -> int:
         """Whether a snapshot waits."""
         return int(self._latest is not None)
-
-    @property
-    def is_superseded(self) -> bool:
-        """Whether a newer snapshot waits."""
-        return self._latest is not None
 
     def put(self, items: Snapshot) -> None:
         """Put a snapshot in the place of one that waits."""
@@ -563,7 +547,9 @@ class ExportThread:
         """Wait for a batch; empty if there is nothing more to do."""
         with self._changed:
             self._changed.wait_for(lambda: self.queue.waiting or self._is_closing)
-            self._changed.wait_for(lambda: self.queue.is_full_batch or self._is_closing, self.queue.delay)
+            self._changed.wait_for(
+                lambda: self.queue.waiting >= self.queue.max_batch or self._is_closing, self.queue.delay
+            )
             return self.queue.take()
 
     def _send(self, data: Any) -> ExportResult:
@@ -600,15 +586,15 @@ class ExportThread:
             if not self._is_closing:
                 # A collector that asks to be left alone is, also with something newer.
                 self._changed.wait_for(
-                    lambda: self._is_closing or (result.wait is None and self.queue.is_superseded), max(seconds, asked)
+                    lambda: self._is_closing or (result.wait is None and self._is_superseded), max(seconds, asked)
                 )
             elif is_closing or result.wait is not None:
                 pause = self._deadline.pause(max(min(seconds, SHUTDOWN_BACK_OFF), asked), result)
                 if pause is not None:
                     self._changed.wait(pause)
-                elif not self.queue.is_superseded:  # else the last snapshot has an attempt of its own
+                elif not self._is_superseded:  # else the last snapshot has an attempt of its own
                     self.abandoned = True
-            return not (self.abandoned or self.queue.is_superseded)
+            return not (self.abandoned or self._is_superseded)
 
     def _note(self, result: ExportResult) -> None:
         """Note the result of a request, and log what a person should know."""
@@ -662,6 +648,10 @@ class ExportThread:
 
     def _guard(self) -> AbstractContextManager[None, bool]:
         return self._safety.guard(f"exporter {self.name}")
+
+    @property
+    def _is_superseded(self) -> bool:
+        return self.queue.is_latest_only and self.queue.waiting > 0
 
     @property
     def _is_closing(self) -> bool:

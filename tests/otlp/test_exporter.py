@@ -152,6 +152,21 @@ def test_a_record_that_cannot_be_converted_costs_only_its_attributes():
     assert sum(safety.failures.values()) == 3
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_span_that_cannot_be_encoded_loses_only_itself(monkeypatch, protocol):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    safety = Safety()
+    with Receiver() as receiver, captured_logger("distributed.dask_otel"):
+        (sender,) = make_senders(receiver.endpoints[protocol])
+        pipeline = ExportThread(sender, SpanExportQueue(FACTORY, safety), safety)
+        pipeline.put([*together(1, groups=8), group(name="odd", span_id=2**64), *together(2, groups=8)])
+        pipeline.close(timeout=30)
+        names = [span.name for span in receiver.wait(lambda spans: len(spans) >= 18, timeout=30)]
+    assert names == [record.name for number in (1, 2) for record in together(number, groups=8)]
+    assert pipeline.queue.dropped == {("group", "invalid"): 1}
+    assert set(safety.failures) == {("exporter otlp", "OverflowError")}
+
+
 def test_an_exporter_that_hangs_holds_up_no_other():
     hanging, good = Gate(), Gate()
     good.open.set()
