@@ -43,7 +43,7 @@ def filled() -> Recorder:
 
 
 def count(recorder: Recorder) -> int:
-    return sum(len(each.points) for each in recorder.measured())
+    return sum(len(each.points) for each in recorder.collect())
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
         def export() -> None:
             for _ in range(ROUNDS):
                 begin = perf_counter()
-                snapshot = Snapshot(1000.0, list(recorder.measured()))
+                snapshot = Snapshot(1000.0, list(recorder.collect()))
                 on_loop.append(perf_counter() - begin)
                 begin = thread_time()
                 sender.send(factory.data(snapshot))

@@ -24,7 +24,7 @@ import yaml
 from dask.utils import parse_timedelta
 
 from .errors import SettingError
-from .schema import METRICS
+from .schema import MAX_METRIC_VALUE, METRICS
 
 __all__ = ["DEFAULTS", "Settings", "check_limits", "consequence", "is_quick", "load", "trace_url_template"]
 
@@ -32,8 +32,6 @@ __all__ = ["DEFAULTS", "Settings", "check_limits", "consequence", "is_quick", "l
 DEFAULTS = yaml.safe_load((Path(__file__).parent / "otel.yaml").read_text(encoding="utf-8"))
 #: Bounds of a histogram; each one adds a series for each combination of attributes.
 MAX_BOUNDS = 30
-#: Characters of the longest name that patterns are matched with.
-MAX_NAME = 200
 #: Ways to match a name that a pattern may try.
 MAX_WAYS = 100_000
 
@@ -169,7 +167,7 @@ def is_quick(pattern: str) -> bool:
         return False
     ways = 2 ** bare.count("|")
     for quantifier, _ in _QUANTIFIER.findall(bare):
-        ways *= 2 if quantifier == "?" else 1 if re.fullmatch(r"\{\d+\}", quantifier) else MAX_NAME + 1
+        ways *= 2 if quantifier == "?" else 1 if re.fullmatch(r"\{\d+\}", quantifier) else MAX_METRIC_VALUE + 1
     return bool(ways <= MAX_WAYS)
 
 

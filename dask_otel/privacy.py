@@ -8,6 +8,7 @@ from hashlib import blake2b
 from secrets import token_bytes
 from typing import Any
 
+from .schema import ERROR_TYPE, SPAN_ROOT, TASK_PREFIX
 from .spantree.events import SpanInfo, TaskRun
 from .spantree.records import Failure, GroupRecord, Record, SegmentRecord, TaskRecord
 
@@ -84,11 +85,11 @@ class Redactor:
 
     def metric_attribute(self, name: str, value: str) -> str:
         """Return the value of a metric's attribute, or a pseudonym."""
-        if name == "dask.span.root":
+        if name == SPAN_ROOT:
             return self.tags((value,))[0]
-        if name == "dask.task.prefix":
+        if name == TASK_PREFIX:
             return self._key(value)
-        return self._error_type(value) if name == "error.type" else value
+        return self._error_type(value) if name == ERROR_TYPE else value
 
     def _run(self, run: TaskRun) -> TaskRun:
         error = run.error

@@ -1,18 +1,446 @@
-"""Names of activities and units, which users may invent.
+"""Every attribute and metric that dask-otel emits, once, with its type, unit, cap and meaning; and the caps.
 
-Makes any text fit for OTLP: a lone surrogate in a name would lose a whole batch.
+Code takes names from here. ``python docs/tables.py`` makes the tables of ``docs/attributes.md`` and ``docs/metrics.md``
+from here. Names are a contract: dashboards and saved searches rest on them. Sizes and counts are ints, seconds and
+ratios doubles: TraceQL's literals match only their own type.
 
-Every metric that there is: the one place that names them.
+To add an attribute, add an entry below and set it in ``otlp/spans.py``. To add a metric, add an entry below and record
+it in ``metrics/recorder.py``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
-__all__ = ["METRICS", "OPEN_LABELS", "ZEROS", "Kind", "Metric", "clean", "clean_items", "identifier"]
+# Caps
+
+#: Bytes of a text; Tempo cuts at 2,048.
+MAX_VALUE = 2000
+#: Bytes of a name. Names are on every span, so they make up most of a trace's size.
+MAX_NAME = 250
+#: Bytes of a list, about.
+MAX_LIST = 1000
+#: Characters of a traceback, of which the end is kept.
+MAX_TRACEBACK = 1900
+
+#: Links of a span; a group names its other dependencies in an attribute.
+MAX_LINKS = 32
+#: Activities that a span has attributes for, in each context; the others are summed under ``other``.
+MAX_SPAN_ACTIVITIES = 32
+#: Groups that a group depends on.
+MAX_DEPENDENCIES = 128
+#: Spans that ``dask.span.includes`` names.
+MAX_INCLUDES = 256
+#: Types of results of the span ``other groups``.
+MAX_TYPES = 32
+#: Values of one annotation that one graph may add to a segment.
+MAX_ANNOTATION_VALUES = 32
+
+#: Task spans of a group: of failed tasks, and of the slowest runs.
+MAX_ERRED = 20
+MAX_SLOWEST = 5
+#: Spans in the trace of one segment of a root and all segments below it. Together they stay below the 5 MB at which
+#: Tempo drops a trace; the span of a failed task carries a traceback and is four times as large as others.
+MAX_GROUP_SPANS = 1000
+MAX_ERRED_SPANS = 200
+MAX_SLOWEST_SPANS = 800
+
+#: Series of one scheduler, counted as Prometheus does: a histogram has one for each bucket, its sum and its count.
+MAX_SERIES = 3000
+#: Values of attributes of metrics at a time; the others are recorded as ``other``.
+MAX_PREFIXES = 50
+MAX_ROOT_NAMES = 50
+MAX_CONTEXTS = 16
+MAX_ACTIVITIES = 32
+MAX_ERROR_TYPES = 32
+MAX_COMPONENTS = 32
+#: Characters of an attribute of a metric.
+MAX_METRIC_VALUE = 200
+#: Seconds after which a value that was not recorded makes room for another one.
+UNUSED_AFTER = 86_400.0
+
+
+# Attributes
+
+#: Values of ``dask.kind``, and what an attribute can be on besides.
+SEGMENT, GROUP, TASK, PENDING = "span", "group", "task", "pending"
+LINK, EXCEPTION, RESOURCE, METRIC = "link", "exception", "resource", "metric"
+
+EVERY = (SEGMENT, GROUP, TASK, PENDING)
+_SUMMED = (SEGMENT, GROUP)
+
+Type = Literal["string", "int", "double", "bool", "string[]", "string or string[]", "double; int for bytes and counts"]
+#: What has one value in most cases.
+_ONE_OR_MORE: Type = "string or string[]"
+_BY_UNIT: Type = "double; int for bytes and counts"
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """What never changes about an attribute."""
+
+    #: May hold placeholders: ``dask.duration.<action>``.
+    name: str
+    type: Type
+    #: Of a number that is no count: ``s``, ``bytes``, ``0…1``.
+    unit: str
+    #: Kinds of span, ``link``, ``exception``, ``resource``, ``metric``.
+    on: tuple[str, ...]
+    meaning: str
+    #: Bytes of a text; a list has ``MAX_LIST``.
+    cap: int
+    #: Values in metrics at a time, if users or programs invent them; else 0.
+    max_values: int
+
+
+#: By name, in the order of the documentation.
+ATTRIBUTES: dict[str, Attribute] = {}
+
+
+def _attribute(
+    name: str, type_: Type, on: Sequence[str], meaning: str, unit: str = "", cap: int = 0, max_values: int = 0
+) -> str:
+    ATTRIBUTES[name] = Attribute(name, type_, unit, tuple(on), meaning, cap or MAX_VALUE, max_values)
+    return name
+
+
+def _pattern(name: str, type_: Type, on: Sequence[str], meaning: str, unit: str = "") -> Callable[..., str]:
+    """Return a function that puts its arguments in the place of a name's placeholders."""
+    _attribute(name, type_, on, meaning, unit=unit)
+    return re.sub(r"<\w+>", "{}", name).format
+
+
+# fmt: off
+KIND = _attribute("dask.kind", "string", EVERY, meaning=
+    "`span` for a segment, `group` for a group span, `task` for a task span, `pending` for a pending span")
+SPAN_ID = _attribute("dask.span.id", "string", EVERY, meaning="id of the Dask span")
+SPAN_PATH = _attribute("dask.span.path", "string", EVERY, cap=MAX_NAME, meaning=
+    "tags of the Dask span from the root down, joined: `Alice's workflow / data load`")
+SPAN_ROOT = _attribute("dask.span.root", "string", (*EVERY, METRIC), cap=MAX_NAME, max_values=MAX_ROOT_NAMES, meaning=
+    "tag of the root span, so that one search finds all spans of a workflow")
+ERROR_TYPE = _attribute("error.type", "string", (*EVERY, METRIC), max_values=MAX_ERROR_TYPES, meaning=
+    "type of the first exception, read from its pickle or its `repr` ([how](truth.md#what-became-of-a-task)), or "
+    "`_OTHER` if neither contains it. A span with this attribute has the status Error; the status description has the "
+    "number of failed tasks and the first message. Failures of tasks that only another span requested are not "
+    "included")
+DROPPED_ATTRIBUTES = _attribute("dask.dropped.attributes", "bool", EVERY, meaning=
+    "true on a span whose other attributes could not be converted")
+
+TASK_COUNT = _attribute("dask.task.count", "int", _SUMMED, meaning="tasks that were added to the scheduler")
+#: By outcome.
+TASK_OUTCOMES = {
+    outcome: _attribute(f"dask.task.{outcome}", "int", _SUMMED, meaning)
+    for outcome, meaning in {
+        "completed": "runs that ended with a result",
+        "erred": "tasks that raised an exception; absent if 0, as are the other outcomes below",
+        "upstream_failed": "tasks that never ran, because a task that they depend on failed",
+        "cancelled": "tasks that `cancel` or `restart` ended",
+        "abandoned": "unfinished tasks that were released because no client and no task needed them any more",
+        "retried": "failed runs after which the task ran again (`retries=`)",
+        "rescheduled": "runs that were started again on another worker, after `Reschedule` or a failed steal; P2P "
+        "shuffles use this regularly",
+        "recomputed": "runs of tasks that had finished before",
+        "lost": "runs lost with their worker, and tasks whose scattered input was lost",
+    }.items()
+}
+TRUNCATED_TASKS = _attribute("dask.truncated.tasks", "int", _SUMMED, meaning="failed tasks that have no task span")
+OUTPUT_SIZE = _attribute("dask.output.size", "int", (*_SUMMED, TASK), unit="bytes", meaning=
+    "size of the results (`nbytes_total`); negative on a segment or group span if results shrank in a recomputation")
+DURATION = _pattern("dask.duration.<action>", "double", (*_SUMMED, TASK), unit="s", meaning=
+    "time of the runs by action (`all_durations`): `compute`, `transfer`, `disk_read`, `disk_write`, `deserialize`")
+EXECUTE = _pattern("dask.execute.<activity>.<unit>", _BY_UNIT, _SUMMED, meaning=
+    "fine performance metrics of tasks: `dask.execute.thread_cpu.seconds`, `dask.execute.disk_read.bytes` … The "
+    f"first {MAX_SPAN_ACTIVITIES} activities have attributes, the others are summed under `other`. A group span has "
+    "them only if no other group of the segment has the same prefix")
+WORKER_COUNT = _attribute("dask.worker.count", "int", _SUMMED, meaning="workers that ran tasks")
+WORKER_SHARE_MAX = _attribute("dask.worker.share.max", "double", _SUMMED, unit="0…1", meaning=
+    "share of the compute time that the busiest worker had")
+
+SPAN_TAGS = _attribute("dask.span.tags", "string[]", [SEGMENT], meaning=
+    "tags of the Dask span from the root down: `Span.name`")
+SPAN_SEGMENT = _attribute("dask.span.segment", "int", [SEGMENT], meaning=
+    "number of the segment in its Dask span: 0, 1, 2 …")
+SEGMENT_PREVIOUS_ID = _attribute("dask.segment.previous_id", "string", [SEGMENT], meaning=
+    "span id of the previous segment, on segments of roots; other segments have a link to it")
+SPAN_RESULT = _attribute("dask.span.result", "string", [SEGMENT, METRIC], meaning=
+    "`success`, `error`, `cancelled`, `lost` (with a worker, and not run again), `unfinished` (cut because of its "
+    "age), `interrupted` (the cluster closed)")
+SPAN_COUNTED_IN = _attribute("dask.span.counted_in", _ONE_OR_MORE, [SEGMENT], meaning=
+    "ids of Dask spans that count tasks which this span requested, see "
+    "[below](#tasks-that-dask-counts-in-another-span)")
+SPAN_INCLUDES = _attribute("dask.span.includes", "string[]", [SEGMENT], meaning=
+    "paths of other spans that requested tasks which this span counts; `default` for work without a span")
+ELSEWHERE_COUNT = _attribute("dask.elsewhere.count", "int", [SEGMENT], meaning=
+    "tasks that this span, or one below it, requested and that a span outside counts. They are in no sum. A task that "
+    "two spans below requested counts twice, and so does a result that is requested twice")
+ELSEWHERE = _pattern("dask.elsewhere.<outcome>", "int", [SEGMENT], meaning=
+    "outcomes of these tasks: `completed`, `erred` … as for `dask.task.*`")
+#: By the status of ``update_graph``.
+GRAPH_FAILURES = {
+    "error": _attribute(
+        "dask.graph.failed", "int", [SEGMENT], "graphs that the scheduler failed to process; the status is Error"
+    ),
+    "cancelled": _attribute(
+        "dask.graph.cancelled", "int", [SEGMENT], "graphs that were cancelled because data that they needed was lost"
+    ),
+}
+TRUNCATED_GROUPS = _attribute("dask.truncated.groups", "int", [SEGMENT], meaning=
+    "groups of this segment and the segments below it that have no group span, because they were folded into the span "
+    "`other groups` or because of `otel.traces.level`")
+DROPPED_GROUPS = _attribute("dask.dropped.groups", "int", [SEGMENT], meaning=
+    "group spans of this segment that were dropped, because the queue was full or `otel.traces.max-rate` was reached")
+DROPPED_TASKS = _attribute("dask.dropped.tasks", "int", [SEGMENT], meaning=
+    "task spans of this segment that were dropped for the same reasons")
+DROPPED_SPANS = _attribute("dask.dropped.spans", "int", [SEGMENT], meaning=
+    "on a root: other spans of its trace that were lost before it was sent: segments for which the queue had no room, "
+    "spans that the collector refused")
+SPAN_QUEUE_TIME = _attribute("dask.span.queue_time", "double", [SEGMENT], unit="s", meaning=
+    "time from the start of the segment to the start of its first run")
+#: By what a segment was waiting for.
+WALL = {
+    part: _attribute(f"dask.wall.{part}", "double", [SEGMENT], meaning, unit="s")
+    for part, meaning in {
+        "executing": "part of the segment's duration in which a worker had at least one of its tasks. Changes "
+        "between the other three parts are noticed by the next sweep. The four parts sum to the duration",
+        "queued": "part in which no worker had a task, but tasks were queued or waited for other tasks",
+        "no_worker": "part in which all unfinished tasks waited for a suitable worker",
+        "idle": "part in which no task was unfinished: think time",
+    }.items()
+}
+GRAPH_UPDATE_TIME = _attribute("dask.graph.update_time", "double", [SEGMENT], unit="s", meaning=
+    "time that the scheduler took to process the graphs; the time of one graph is divided between its spans by number "
+    "of tasks")
+THREAD_TIME_AVAILABLE = _attribute("dask.thread_time.available", "double", [SEGMENT], unit="s", meaning=
+    "thread-seconds that the cluster had during the segment")
+THREAD_TIME_BUSY = _attribute("dask.thread_time.busy", "double", [SEGMENT], unit="s", meaning=
+    "thread-seconds that the tasks used: the sum of `dask.execute.*.seconds`")
+THREAD_TIME_OTHERS = _attribute("dask.thread_time.others", "double", [SEGMENT], unit="s", meaning=
+    "thread-seconds that other root spans used during the segment. Absent if that is more than the cluster had: "
+    "heartbeats report use with a delay, and tasks that [secede](#threads-that-are-not-counted) use additional "
+    "threads")
+EFFICIENCY = _attribute("dask.efficiency", "double", [SEGMENT], unit="0…1", meaning=
+    "busy / (available - others). Absent if busy is larger than the divisor, because tasks that "
+    "[secede](#threads-that-are-not-counted) use additional threads")
+METRICS_COMPLETE = _attribute("dask.metrics.complete", "bool", [SEGMENT], meaning=
+    "false if fine metrics may be missing: a worker left, stopped sending heartbeats, or the cluster closed before "
+    "the worker had delivered them")
+CLIENT_ID = _attribute("dask.client.id", _ONE_OR_MORE, [SEGMENT], meaning="ids of the clients that submitted")
+CLIENT_NAME = _attribute("dask.client.name", _ONE_OR_MORE, [SEGMENT], meaning="their names, if set: `Client(name=…)`")
+COLLECTIONS = _attribute("dask.collections", "string[]", [SEGMENT], meaning=
+    "types of the collections that were computed")
+ANNOTATION = _pattern("dask.annotation.<name>", _ONE_OR_MORE, [SEGMENT], meaning=
+    "values of a Dask annotation that the setting `otel.annotations` lists")
+P2P = _pattern("dask.p2p.<where>.<activity>.<unit>", _BY_UNIT, [SEGMENT], meaning=
+    "fine performance metrics of P2P shuffles")
+CODE_FILE_PATH = _attribute("code.file.path", "string", [SEGMENT], meaning=
+    "file that submitted, if the client sends it (`distributed.diagnostics.computations.nframes`)")
+CODE_LINE_NUMBER = _attribute("code.line.number", "int", [SEGMENT], meaning="line of that file")
+
+GROUP_NAME = _attribute("dask.group.name", "string", [GROUP, TASK], cap=MAX_NAME, meaning=
+    "name of the group: `TaskGroup.name`")
+TASK_PREFIX = _attribute("dask.task.prefix", "string", [GROUP, TASK, METRIC],
+    cap=MAX_NAME, max_values=MAX_PREFIXES, meaning=
+    "prefix of the group: `TaskGroup.prefix.name`")
+GROUP_DEPENDENCIES = _attribute("dask.group.dependencies", "string[]", [GROUP], meaning=
+    "names of the groups that it depends on, as many as fit")
+TASK_TYPES = _attribute("dask.task.types", "string[]", [GROUP], meaning="types of the results, the most frequent first")
+#: By quantile.
+TASK_DURATION_QUANTILES = {
+    q: _attribute(f"dask.task.duration.{name}", "double", [GROUP], meaning, unit="s")
+    for q, name, meaning in (
+        (0.5, "p50", "median of the compute times, from logarithmic buckets: ± 4.9 %"),
+        (0.95, "p95", "95th percentile of the compute times, likewise"),
+        (1.0, "max", "longest compute time, likewise"),
+    )
+}
+GROUP_FOLDED = _attribute("dask.group.folded", "int", [GROUP], meaning=
+    "on the span `other groups`: number of groups that were folded into it. It has no group name, prefix or fine "
+    "metrics")
+GROUP_PREFIX_SHARED = _attribute("dask.group.prefix_shared", "bool", [GROUP], meaning=
+    "true if several groups of the segment have the same prefix: Dask does not separate their fine metrics")
+
+TASK_KEY = _attribute("dask.task.key", "string", [TASK], cap=MAX_NAME, meaning="key of the task")
+TASK_RUN_ID = _attribute("dask.task.run_id", "int", [TASK], meaning=
+    "Dask's number of the run; absent if the task never ran")
+TASK_PICKED = _attribute("dask.task.picked", "string", [TASK], meaning="why the task has a span: `erred`, `slowest`")
+TASK_TYPE = _attribute("dask.task.type", "string", [TASK], meaning="type of the result")
+WORKER_ADDRESS = _attribute("dask.worker.address", "string", [TASK], meaning="address of the worker that ran the task")
+WORKER_NAME = _attribute("dask.worker.name", "string", [TASK], meaning="name of that worker")
+THREAD_ID = _attribute("thread.id", "int", [TASK], meaning="id of the thread that ran the task")
+
+EXCEPTION_TYPE = _attribute("exception.type", "string", [EXCEPTION], meaning="type of the exception")
+EXCEPTION_MESSAGE = _attribute("exception.message", "string", [EXCEPTION], meaning="message of the exception")
+EXCEPTION_STACKTRACE = _attribute("exception.stacktrace", "string", [EXCEPTION], meaning=
+    f"the last {MAX_TRACEBACK:,} characters of the traceback")
+
+LINK_TYPE = _attribute("dask.link.type", "string", [LINK], meaning="why a span refers to another one")
+#: Values of ``dask.link.type``: from which span, to which.
+LINK_TYPES = {
+    "dependency": "group span → the latest group span of a group that it depends on, also in another trace",
+    "continues": "segment → the previous segment; not on a root within its own trace, which has "
+    "`dask.segment.previous_id` instead",
+    "counted_in": "segment → the segment of another trace that counts tasks which this one requested",
+}
+
+for _name, _meaning in {
+    "service.name": "`OTEL_SERVICE_NAME`, else `dask-scheduler`",
+    "service.instance.id": "the scheduler's id",
+    "service.version": "the version of `distributed`",
+    "host.name": "the scheduler's host",
+    "process.pid": "the scheduler's process",
+    "process.runtime.name": "its Python implementation",
+    "process.runtime.version": "the version of its Python",
+    "process.runtime.description": "the same in full",
+    "telemetry.sdk.name": "OpenTelemetry's own",
+    "telemetry.sdk.language": "OpenTelemetry's own",
+    "telemetry.sdk.version": "OpenTelemetry's own",
+}.items():
+    _attribute(_name, "int" if _name == "process.pid" else "string", [RESOURCE], _meaning)
+CLUSTER_NAME = _attribute("dask.cluster.name", "string", [RESOURCE], meaning=
+    "the setting `otel.cluster-name`, else `DASK_GATEWAY_CLUSTER_NAME`, if set")
+
+TASK_STATE = _attribute("dask.task.state", "string", [METRIC], meaning="state of a task on the scheduler")
+TASK_OUTCOME = _attribute("dask.task.outcome", "string", [METRIC], meaning=
+    "what became of a task, as in `dask.task.<outcome>`")
+WORKER_STATUS = _attribute("dask.worker.status", "string", [METRIC], meaning="status of a worker")
+WORKER_EXPECTED = _attribute("dask.worker.expected", "bool", [METRIC], meaning="whether the worker was asked to leave")
+GRAPH_STATUS = _attribute("dask.graph.status", "string", [METRIC], meaning="`OK`, `error`, `cancelled`")
+MEMORY_STATE = _attribute("dask.memory.state", "string", [METRIC], meaning="`managed`, `unmanaged`")
+CONTEXT = _attribute("dask.context", "string", [METRIC], max_values=MAX_CONTEXTS, meaning=
+    "`execute`, `gather_dep`, `get_data`, `memory_monitor`, `p2p.<where>`")
+ACTIVITY = _attribute("dask.activity", "string", [METRIC], max_values=MAX_ACTIVITIES, meaning="what a worker did")
+COMPONENT_NAME = _attribute("otel.component.name", "string", [METRIC], max_values=MAX_COMPONENTS, meaning=
+    "name of the exporter")
+COMPONENT_TYPE = _attribute("otel.component.type", "string", [METRIC], meaning="`dask_otel`")
+ERROR_WHERE = _attribute("dask_otel.error.where", "string", [METRIC], max_values=MAX_COMPONENTS, meaning=
+    "part of dask-otel that failed")
+# fmt: on
+
+
+# Metrics
+
+
+class Kind(Enum):
+    """Kinds of metrics, by OpenTelemetry's names."""
+
+    COUNTER = "counter"
+    UPDOWNCOUNTER = "updowncounter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """What never changes about a metric."""
+
+    name: str
+    kind: Kind
+    #: In UCUM, as OpenTelemetry writes it: ``s``, ``By``, ``{task}``.
+    unit: str
+    #: Names of its attributes.
+    attributes: tuple[str, ...]
+    description: str
+    #: How many combinations of values are left where all values that somebody invents are recorded as ``other``.
+    folded: int
+    #: Of a counter, the combinations that are 0 before anything has happened.
+    zeros: tuple[tuple[str | bool, ...], ...]
+    #: Upper ends of the buckets of a histogram, each included, if no setting changes them; seconds.
+    bounds: tuple[float, ...]
+
+    @property
+    def prometheus_name(self) -> str:
+        """Its name in Prometheus; of a histogram, without ``_bucket``, ``_sum`` and ``_count``."""
+        unit = {"s": "_seconds", "By": "_bytes"}.get(self.unit, "")
+        return self.name.replace(".", "_") + unit + ("_total" if self.kind is Kind.COUNTER else "")
+
+
+#: By name, in the order of the documentation.
+METRICS: dict[str, Metric] = {}
+
+
+def _metric(
+    name: str,
+    kind: Kind,
+    unit: str,
+    *attributes: str,
+    description: str,
+    folded: int = 1,
+    zeros: tuple[tuple[str | bool, ...], ...] = (),
+    bounds: tuple[float, ...] = (),
+) -> Metric:
+    metric = METRICS[name] = Metric(name, kind, unit, attributes, description, folded, zeros, bounds)
+    return metric
+
+
+_COMPONENT = (COMPONENT_NAME, COMPONENT_TYPE)
+_COUNTER, _UPDOWN, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.UPDOWNCOUNTER, Kind.GAUGE, Kind.HISTOGRAM
+
+# fmt: off
+SCHEDULER_TASK_COUNT = _metric("dask.scheduler.task.count", _UPDOWN, "{task}", TASK_STATE, folded=8, description=
+    "Tasks on the scheduler")
+SCHEDULER_WORKER_COUNT = _metric("dask.scheduler.worker.count", _UPDOWN, "{worker}", WORKER_STATUS,
+    folded=13, description=
+    "Workers of the cluster")
+SCHEDULER_THREAD_COUNT = _metric("dask.scheduler.thread.count", _UPDOWN, "{thread}", description=
+    "Threads of all workers")
+SCHEDULER_THREAD_TIME = _metric("dask.scheduler.thread_time", _COUNTER, "s", zeros=((),), description=
+    "Thread-seconds that the cluster has had, used or not")
+WORKER_ADDED = _metric("dask.worker.added", _COUNTER, "{worker}", zeros=((),), description="Workers that joined")
+WORKER_REMOVED = _metric("dask.worker.removed", _COUNTER, "{worker}", WORKER_EXPECTED,
+    folded=2, zeros=((True,), (False,)), description=
+    "Workers that left; expected if the cluster was scaled down, or the worker reported that it closes")
+GRAPH_UPDATES = _metric("dask.graph.updates", _COUNTER, "{graph}", GRAPH_STATUS,
+    folded=3, zeros=(("OK",), ("error",), ("cancelled",)), description=
+    "Graphs that clients submitted")
+SCHEDULER_CLIENT_COUNT = _metric("dask.scheduler.client.count", _UPDOWN, "{client}", description=
+    "Clients that are connected")
+SCHEDULER_EVENT_LOOP_DELAY = _metric("dask.scheduler.event_loop.delay", _GAUGE, "s", description=
+    "Longest delay of the scheduler's event loop since the last export")
+TASK_FINISHED = _metric("dask.task.finished", _COUNTER, "{task}", TASK_PREFIX, TASK_OUTCOME,
+    folded=len(TASK_OUTCOMES), description=
+    "Tasks by outcome")
+TASK_DURATION = _metric("dask.task.duration", _HISTOGRAM, "s", TASK_PREFIX, ERROR_TYPE, folded=2,
+    bounds=(0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0, 60.0, 300.0, 1200.0, 3600.0, 10800.0, 43200.0),
+    description="Compute time of runs; runs that failed have `error.type`")
+ACTIVITY_TIME = _metric("dask.activity.time", _COUNTER, "s", CONTEXT, ACTIVITY, TASK_PREFIX, folded=2, description=
+    "Time that workers spent, by activity")
+ACTIVITY_IO = _metric("dask.activity.io", _COUNTER, "By", CONTEXT, ACTIVITY, TASK_PREFIX, folded=2, description=
+    "Bytes that workers moved, by activity")
+WORKER_MEMORY_USAGE = _metric("dask.worker.memory.usage", _UPDOWN, "By", MEMORY_STATE, folded=2, description=
+    "Memory of all workers' processes: managed is Dask's results, unmanaged is the rest")
+WORKER_MEMORY_SPILLED = _metric("dask.worker.memory.spilled", _UPDOWN, "By", description=
+    "Results that workers hold on disk")
+WORKER_MEMORY_LIMIT = _metric("dask.worker.memory.limit", _UPDOWN, "By", description=
+    "Memory that all workers may use; absent if no worker has a limit")
+SPAN_ACTIVE = _metric("dask.span.active", _UPDOWN, "{span}", SPAN_ROOT, description=
+    "Root spans that have an open segment")
+SPAN_DURATION = _metric("dask.span.duration", _HISTOGRAM, "s", SPAN_ROOT, SPAN_RESULT, folded=6,
+    bounds=(0.01, 0.1, 0.5, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 10800.0, 43200.0),
+    description="Duration of runs of root spans, from the first task to the last")
+SPAN_THREAD_TIME = _metric("dask.span.thread_time", _COUNTER, "s", SPAN_ROOT, description=
+    "Thread-seconds that a root span's tasks used")
+SWEEP_DURATION = _metric("dask_otel.sweep.duration", _HISTOGRAM, "s",
+    bounds=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5), description=
+    "Time for which a sweep held the scheduler's event loop")
+BRIDGE_ERRORS = _metric("dask_otel.errors", _COUNTER, "{error}", ERROR_WHERE, description="Failures in dask-otel")
+SDK_QUEUE_SIZE = _metric("otel.sdk.processor.span.queue.size", _UPDOWN, "{span}", *_COMPONENT, description=
+    "Spans in the queue of an exporter")
+SDK_QUEUE_CAPACITY = _metric("otel.sdk.processor.span.queue.capacity", _UPDOWN, "{span}", *_COMPONENT, description=
+    "Spans that fit in the queue")
+SDK_SPANS_PROCESSED = _metric("otel.sdk.processor.span.processed", _COUNTER, "{span}", *_COMPONENT, ERROR_TYPE,
+    folded=2, description=
+    "Spans that left the queue; with `error.type`, spans that were dropped from it")
+SDK_SPANS_EXPORTED = _metric("otel.sdk.exporter.span.exported", _COUNTER, "{span}", *_COMPONENT, ERROR_TYPE,
+    folded=2, description=
+    "Spans that the collector accepted; with `error.type`, spans that it did not")
+# fmt: on
+
+
+# Values
 
 
 def identifier(text: object) -> str:
@@ -20,16 +448,11 @@ def identifier(text: object) -> str:
     return re.sub(r"[^a-z0-9]+", "_", str(text).lower()).strip("_")[:64] or "unnamed"
 
 
-#: Bytes of an attribute value; Tempo cuts at 2,048.
-MAX_VALUE = 2000
-#: Bytes of a name. Names stand on every span, so they make most of a trace's size.
-MAX_NAME = 250
-#: Bytes of a list.
-MAX_LIST = 1000
-
-
 def clean(text: str, limit: int = MAX_VALUE) -> str:
-    """Return valid UTF-8 text of at most ``limit`` bytes, without a character cut in two."""
+    """Return valid UTF-8 text of at most ``limit`` bytes, without a character cut in two.
+
+    A lone surrogate would lose the whole batch that it is exported in.
+    """
     data = text.encode("utf-8", "replace")
     if len(data) <= limit:
         return data.decode("utf-8")
@@ -37,7 +460,7 @@ def clean(text: str, limit: int = MAX_VALUE) -> str:
 
 
 def clean_items(texts: Sequence[str], limit: int = MAX_LIST) -> list[str]:
-    """Return valid texts of about ``limit`` bytes together; the last one says how many there was no room for."""
+    """Return valid texts of about ``limit`` bytes together; if some are left out, the last item is their number."""
     out: list[str] = []
     room = limit
     for number, text in enumerate(texts):
@@ -47,125 +470,3 @@ def clean_items(texts: Sequence[str], limit: int = MAX_LIST) -> list[str]:
             return [*out, f"… ({len(texts) - number} more)"]
         out.append(item)
     return out
-
-
-class Kind(Enum):
-    """As OpenTelemetry calls it."""
-
-    COUNTER = "counter"
-    UPDOWNCOUNTER = "updowncounter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-#: Labels whose values people or programs invent. They are what is folded into ``other`` where there are too many.
-OPEN_LABELS = frozenset(
-    {"dask.task.prefix", "dask.span.root", "dask.activity", "dask.context", "error.type", "dask_otel.error.where"}
-    | {"otel.component.name"}
-)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What never changes about a metric."""
-
-    name: str
-    kind: Kind
-    #: In UCUM, as OpenTelemetry writes it: ``s``, ``By``, ``{task}``.
-    unit: str
-    labels: tuple[str, ...]
-    description: str
-    #: How many combinations of values there are once all open labels say ``other``.
-    closed: int = 1
-
-
-_PREFIX, _ROOT = "dask.task.prefix", "dask.span.root"
-_C, _U, _H = Kind.COUNTER, Kind.UPDOWNCOUNTER, Kind.HISTOGRAM
-_COMPONENT = ("otel.component.name", "otel.component.type")
-_ACTIVITY = ("dask.context", "dask.activity", _PREFIX)
-
-#: By name, in the order of the documentation.
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("dask.scheduler.task.count", _U, "{task}", ("dask.task.state",), "Tasks that the scheduler knows", 8),
-        Metric("dask.scheduler.worker.count", _U, "{worker}", ("dask.worker.status",), "Workers of the cluster", 13),
-        Metric("dask.scheduler.thread.count", _U, "{thread}", (), "Threads of all workers"),
-        Metric("dask.scheduler.thread_time", _C, "s", (), "Thread-seconds that the cluster has had: what was paid for"),
-        Metric("dask.worker.added", _C, "{worker}", (), "Workers that joined"),
-        Metric(
-            "dask.worker.removed",
-            _C,
-            "{worker}",
-            ("dask.worker.expected",),
-            "Workers that left; expected: because the cluster was scaled down, or they were asked to or said so",
-            2,
-        ),
-        Metric("dask.graph.updates", _C, "{graph}", ("dask.graph.status",), "Graphs that clients submitted", 3),
-        Metric("dask.scheduler.client.count", _U, "{client}", (), "Clients that are connected"),
-        Metric(
-            "dask.scheduler.event_loop.delay",
-            Kind.GAUGE,
-            "s",
-            (),
-            "By how much the scheduler's event loop was late, at worst, since the last export",
-        ),
-        Metric("dask.task.finished", _C, "{task}", (_PREFIX, "dask.task.outcome"), "Tasks by what became of them", 9),
-        Metric(
-            "dask.task.duration",
-            _H,
-            "s",
-            (_PREFIX, "error.type"),
-            "Time that tasks computed; with an error, failures",
-            2,
-        ),
-        Metric("dask.activity.time", _C, "s", _ACTIVITY, "Time that workers spent, by what on", 2),
-        Metric("dask.activity.io", _C, "By", _ACTIVITY, "Bytes that workers moved, by what for", 2),
-        Metric(
-            "dask.worker.memory.usage",
-            _U,
-            "By",
-            ("dask.memory.state",),
-            "Memory of all workers' processes: managed holds Dask's results, unmanaged is the rest",
-            2,
-        ),
-        Metric("dask.worker.memory.spilled", _U, "By", (), "Results that workers hold on disk"),
-        Metric("dask.worker.memory.limit", _U, "By", (), "Memory that all workers may use; absent if none has a limit"),
-        Metric("dask.span.active", _U, "{span}", (_ROOT,), "Root spans at work or just finished"),
-        Metric(
-            "dask.span.duration", _H, "s", (_ROOT, "dask.span.result"), "Runs of root spans, from first to last task", 6
-        ),
-        Metric("dask.span.thread_time", _C, "s", (_ROOT,), "Busy thread-seconds: who used what was paid for"),
-        Metric("dask_otel.sweep.duration", _H, "s", (), "Time for which a sweep held the scheduler's event loop"),
-        Metric("dask_otel.errors", _C, "{error}", ("dask_otel.error.where",), "Failures in the bridge"),
-        Metric("otel.sdk.processor.span.queue.size", _U, "{span}", _COMPONENT, "Spans that wait to be sent"),
-        Metric("otel.sdk.processor.span.queue.capacity", _U, "{span}", _COMPONENT, "Spans that may wait"),
-        Metric(
-            "otel.sdk.processor.span.processed",
-            _C,
-            "{span}",
-            (*_COMPONENT, "error.type"),
-            "Spans that left the queue; with an error, dropped from it",
-            2,
-        ),
-        Metric(
-            "otel.sdk.exporter.span.exported",
-            _C,
-            "{span}",
-            (*_COMPONENT, "error.type"),
-            "Spans that arrived; with an error, those that did not",
-            2,
-        ),
-    )
-}
-
-#: Counters that are zero before anything has happened, by labels.
-ZEROS: tuple[tuple[str, tuple[str | bool, ...]], ...] = (
-    ("dask.scheduler.thread_time", ()),
-    ("dask.worker.added", ()),
-    ("dask.worker.removed", (True,)),
-    ("dask.worker.removed", (False,)),
-    ("dask.graph.updates", ("OK",)),
-    ("dask.graph.updates", ("error",)),
-    ("dask.graph.updates", ("cancelled",)),
-)

@@ -14,7 +14,7 @@ import yaml
 
 import dask_otel
 from dask_otel import config
-from dask_otel.metrics.registry import SPAN_BOUNDS, TASK_BOUNDS
+from dask_otel.schema import SPAN_DURATION, TASK_DURATION
 
 PACKAGE = Path(dask_otel.__file__).parent
 DEFAULTS = yaml.safe_load((PACKAGE / "otel.yaml").read_text())
@@ -64,8 +64,8 @@ def test_defaults():
         max_rate=60_000,
         excluded_metrics=frozenset(),
         root_names=(),
-        task_bounds=TASK_BOUNDS,
-        span_bounds=SPAN_BOUNDS,
+        task_bounds=TASK_DURATION.bounds,
+        span_bounds=SPAN_DURATION.bounds,
         capture=dict.fromkeys(("message", "traceback", "keys", "tags", "code", "types"), True),
     )
 

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 import yaml
 from support.dashboards import load
 from support.memory import MemoryExporter, make_sink
-from support.names import prometheus_name
-from support.records import group, pending, segment, task
 
 import dask_otel
 from dask_otel.cli.main import dask_otel as commands
 from dask_otel.config import MAX_BOUNDS
-from dask_otel.metrics.registry import MAX_ACTIVITIES, MAX_ERRORS, MAX_NAMES, MAX_SERIES, UNUSED
 from dask_otel.otlp.environment import Limits, make_resource
 from dask_otel.otlp.exporter import MAX_REQUESTS
-from dask_otel.otlp.spans import attributes
 from dask_otel.otlp.transport import Sender
 from dask_otel.safety import MAX_IN_A_ROW, Safety
-from dask_otel.schema import METRICS
+from dask_otel.schema import (
+    ATTRIBUTES,
+    MAX_ACTIVITIES,
+    MAX_ERROR_TYPES,
+    MAX_PREFIXES,
+    MAX_ROOT_NAMES,
+    MAX_SERIES,
+    METRIC,
+    METRICS,
+    RESOURCE,
+    UNUSED_AFTER,
+)
 from dask_otel.status.report import StatusReport
 
 ROOT = Path(__file__).parents[1]
@@ -39,75 +47,39 @@ def tables(text):
     return {heading: rows[1:] for heading, rows in out.items()}
 
 
-ATTRIBUTES = tables((ROOT / "docs/attributes.md").read_text(encoding="utf-8"))
+TABLES = runpy.run_path(str(ROOT / "docs/tables.py"))
 
 
-def documented(*headings):
-    return [name for heading in headings for row in ATTRIBUTES[heading] for name in re.findall(r"`([^`]+)`", row[0])]
+@pytest.mark.parametrize("path", TABLES["PAGES"], ids=lambda path: path.name)
+def test_tables_are_those_of_the_schema(path):
+    """``python docs/tables.py`` rewrites them."""
+    text = path.read_text(encoding="utf-8")
+    assert TABLES["rewritten"](text) == text
 
 
-def covers(name, attribute):
-    return re.fullmatch(
-        re.sub(r"<\w+>", r"[a-z0-9_]+", re.escape(name).replace(r"\<", "<").replace(r"\>", ">")), attribute
-    )
-
-
-@pytest.mark.parametrize(
-    ("headings", "records"),
-    [
-        (
-            ("Every span", "Segments and group spans", "Segment"),
-            [segment(dropped_groups=1, dropped_tasks=1, dropped_spans=1)],
-        ),
-        (("Every span", "Segments and group spans", "Group span"), [group(), group(metrics=None), group(folded=2)]),
-        (("Every span", "Task span"), [task()]),
-    ],
-    ids=["segment", "group", "task"],
-)
-def test_attribute_tables_list_exactly_what_is_emitted(headings, records):
-    names = documented(*headings)
-    emitted = {name for record in records for name in attributes(record)}
-    assert {name for name in emitted if not any(covers(pattern, name) for pattern in names)} == set()
-    assert [pattern for pattern in names if not any(covers(pattern, name) for name in emitted)] == []
-    assert len(names) == len(set(names))
-
-
-def test_a_pending_span_has_what_every_span_has():
-    assert set(attributes(pending())) | {"error.type"} == set(documented("Every span"))
+def test_each_attribute_of_spans_and_resources_each_metric_and_each_table_is_on_the_pages():
+    text = "".join(path.read_text(encoding="utf-8") for path in TABLES["PAGES"])
+    assert re.findall(r"<!-- schema: (.*) -->", text) == list(TABLES["TABLES"])
+    assert text.count("<!-- end -->") == len(TABLES["TABLES"])
+    for name, attribute in ATTRIBUTES.items():
+        assert f"`{name}`" in text or {*attribute.on} <= {METRIC}, name
+    assert all(f"| `{name}` |" in text for name in METRICS)
 
 
 def test_resource_table_lists_exactly_what_is_emitted(monkeypatch):
     monkeypatch.delenv("OTEL_RESOURCE_ATTRIBUTES", raising=False)
     made = make_resource(service_name="dask-scheduler", instance_id="id", version="1", cluster_name="prod")
-    assert set(made.attributes) == set(documented("Resource"))
-
-
-def test_link_table():
-    assert documented("Links") == ["dependency", "continues", "counted_in"]
-
-
-def test_metrics_table_is_the_catalog():
-    rows = tables((ROOT / "docs/metrics.md").read_text(encoding="utf-8"))["What is sent"]
-    assert rows == [
-        [
-            f"`{metric.name}`",
-            f"{metric.kind.value}, {metric.unit}",
-            ", ".join(f"`{label}`" for label in metric.labels) or "none",
-            metric.description,
-            f"`{prometheus_name(metric)}`",
-        ]
-        for metric in METRICS.values()
-    ]
+    assert set(made.attributes) == {name for name, attribute in ATTRIBUTES.items() if RESOURCE in attribute.on}
 
 
 def test_metrics_page_names_the_limits_that_hold():
     text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
     assert f"At most {MAX_SERIES:,} series" in text
-    assert f"{MAX_NAMES} task prefixes and {MAX_NAMES} root spans" in text
+    assert f"{MAX_PREFIXES} task prefixes and {MAX_ROOT_NAMES} root spans" in text
     assert f"{MAX_ACTIVITIES} activities and types of errors" in text
-    assert MAX_ACTIVITIES == MAX_ERRORS
+    assert MAX_ACTIVITIES == MAX_ERROR_TYPES
     assert f"at most {MAX_BOUNDS} each" in text
-    assert UNUSED == 86_400
+    assert UNUSED_AFTER == 86_400
 
 
 def test_the_panels_that_questions_name_exist():

@@ -14,6 +14,8 @@ import grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_service
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_service
 
+from ..schema import LINK_TYPE
+
 __all__ = ["Receiver", "Span", "Store"]
 
 _PACKAGE = "opentelemetry.proto.collector"
@@ -184,7 +186,7 @@ def _span(span: Any, resource: dict[str, Any]) -> Span:
         end=span.end_time_unix_nano / 1e9,
         attributes=_values(span.attributes),
         links=tuple(
-            (link.trace_id.hex(), link.span_id.hex(), _values(link.attributes).get("dask.link.type", ""))
+            (link.trace_id.hex(), link.span_id.hex(), _values(link.attributes).get(LINK_TYPE, ""))
             for link in span.links
         ),
         status={0: "Unset", 1: "Ok", 2: "Error"}[span.status.code],

@@ -8,6 +8,7 @@ from dask.utils import format_time
 from rich.table import Column, Table
 from rich.text import Text
 
+from .. import schema
 from .receiver import Span
 
 __all__ = ["waterfall"]
@@ -46,17 +47,17 @@ def waterfall(spans: Sequence[Span], width: int = 30) -> Table:
     )
     for indent, span in _tree(spans):
         attributes = span.attributes
-        kind, failed = attributes.get("dask.kind", ""), span.status == "Error"
+        kind, failed = attributes.get(schema.KIND, ""), span.status == "Error"
         colour = "red" if failed else _COLOURS.get(kind, "white")
-        compute, efficiency = attributes.get("dask.duration.compute"), attributes.get("dask.efficiency")
+        compute, efficiency = attributes.get(schema.DURATION("compute")), attributes.get(schema.EFFICIENCY)
         remarks = [f"{attributes.get('error.type')}: {span.status_message}"] if failed else []
-        if retried := attributes.get("dask.task.retried"):
+        if retried := attributes.get(schema.TASK_OUTCOMES["retried"]):
             remarks.append(f"{retried} retried")
         table.add_row(
             Text(indent, style="dim").append(span.name, style=f"bold {colour}" if kind == "span" else colour),
             Text(_bar((span.start - begin) / whole, (span.end - begin) / whole, width), style=colour),
             format_time(span.seconds),
-            f"{attributes.get('dask.task.count', '')}",
+            f"{attributes.get(schema.TASK_COUNT, '')}",
             "" if compute is None else format_time(compute),
             "" if efficiency is None else f"{efficiency:.0%}",
             Text(", ".join(remarks), style="red" if failed else ""),

@@ -1,1 +1,1 @@
-"""The metrics of the cluster: values are recorded, snapshots come out. Imports neither Dask nor OpenTelemetry."""
+"""The metrics of one scheduler: values are recorded, points come out. Imports neither Dask nor OpenTelemetry."""

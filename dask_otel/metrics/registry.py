@@ -1,10 +1,13 @@
-"""What is measured, and how finely.
+"""The series of all metrics, within one cardinality limit.
 
-The series of one metric: its values by label. All of them share so much room.
+A series is one combination of values of a metric's attributes. Users and programs invent values of some attributes:
+task prefixes, names of root spans, types of exceptions. So many of these are recorded at a time; the others are
+recorded as ``other``. All metrics share one limit on series, too.
 
-Names that people invent, as labels: so many at a time, so that tomorrow's have a place, too.
-
-All series and the names that label them: who has a place, who counts under ``other``, who gives up a place.
+OpenTelemetry's own rule, a limit on each metric beyond which all is one series ``otel.metric.overflow``, does not fit:
+that series has no outcome and no result, so that sums by these would lose tasks; and it never ends, so that a scheduler
+that lives for months would record no new prefix. Here, ``other`` stands for the values that were invented only, and a
+value that was not recorded for a day makes room for one that is new.
 """
 
 from __future__ import annotations
@@ -14,460 +17,319 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from math import isfinite
 from operator import attrgetter
 from typing import Any
 
-from ..schema import METRICS, OPEN_LABELS, ZEROS, Kind, Metric
-from .snapshot import Exemplar, HistogramPoint, Labels, MetricPoints, NumberPoint
+from ..schema import (
+    ATTRIBUTES,
+    MAX_METRIC_VALUE,
+    MAX_SERIES,
+    METRICS,
+    SPAN_DURATION,
+    SPAN_ROOT,
+    TASK_DURATION,
+    UNUSED_AFTER,
+    Kind,
+    Metric,
+)
+from .snapshot import AttributeValues, Exemplar, HistogramPoint, MetricPoints, NumberPoint
 
-__all__ = [
-    "MAX_ACTIVITIES",
-    "MAX_CONTEXTS",
-    "MAX_ERRORS",
-    "MAX_NAMES",
-    "MAX_SERIES",
-    "OTHER",
-    "SPAN_BOUNDS",
-    "SWEEP_BOUNDS",
-    "TASK_BOUNDS",
-    "UNUSED",
-    "CardinalityLimit",
-    "HistogramSeries",
-    "MetricSettings",
-    "Names",
-    "NumberSeries",
-    "Registry",
-    "Rewriting",
-    "Series",
-]
+__all__ = ["MAX_REMEMBERED", "OTHER", "MetricSettings", "OpenAttribute", "Registry", "Rewriting"]
 
-#: Seconds; of ``dask.task.duration``, ``dask.span.duration``, ``dask_otel.sweep.duration``.
-TASK_BOUNDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0, 60.0, 300.0, 1200.0, 3600.0, 10800.0, 43200.0)
-SPAN_BOUNDS = (0.01, 0.1, 0.5, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 10800.0, 43200.0)
-SWEEP_BOUNDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+#: Stands for all values of an attribute that there is no room for.
+OTHER = "other"
+#: Rewritten values that are remembered.
+MAX_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True)
 class MetricSettings:
-    """Of the metrics."""
+    """The settings ``otel.metrics.*``."""
 
     #: Upper ends of the buckets of task and root durations, seconds.
-    task_bounds: tuple[float, ...] = TASK_BOUNDS
-    span_bounds: tuple[float, ...] = SPAN_BOUNDS
-    #: What names of roots become, by the first pattern that matches all of one.
+    task_bounds: tuple[float, ...] = TASK_DURATION.bounds
+    span_bounds: tuple[float, ...] = SPAN_DURATION.bounds
+    #: Patterns of names of root spans, and what replaces a name; the first that matches all of it is used.
     root_names: tuple[tuple[re.Pattern[str], str], ...] = ()
-    #: Names of metrics that are not wanted.
+    #: Names of metrics that are not recorded.
     excluded: frozenset[str] = frozenset()
 
 
-#: Series of one scheduler, counted as Prometheus does: a histogram is one for each bucket, and its sum and count.
-MAX_SERIES = 3000
-#: Stands for all values of a label that there is no room for.
-OTHER = "other"
+class Registry:
+    """Records values, in place of OpenTelemetry's instruments.
 
-
-class CardinalityLimit:
-    """How many series there may still be. What is folded has its place from the start."""
-
-    def __init__(self, now: float, most: int = MAX_SERIES) -> None:
-        self._left = most
-        #: When the sweep before this one began: what is counted for the first time came after it.
-        self.since = now
-        #: Called when there is none left.
-        self.make_some: Callable[[], None] = lambda: None
-
-    def reserve(self, number: int) -> None:
-        """Keep places."""
-        self._left -= number
-
-    def take(self, number: int) -> bool:
-        """Take places, if there are as many."""
-        if number > self._left:
-            self.make_some()
-        if number > self._left:
-            return False
-        self._left -= number
-        return True
-
-    def give_back(self, number: int) -> None:
-        """Give places back."""
-        self._left += number
-
-
-class Series:
-    """What numbers and histograms have in common.
+    Values of attributes are given in the order of ``Metric.attributes``, as the program that invented them wrote them.
 
     Parameters
     ----------
-    cost
-        Series, as Prometheus counts them, of one combination of labels.
+    now
+        When recording starts; seconds since the epoch.
     """
 
-    def __init__(self, metric: Metric, room: CardinalityLimit, cost: int) -> None:
-        self.metric = metric
-        self._room = room
-        self._cost = cost
-        self._open = [name in OPEN_LABELS for name in metric.labels]
-        #: By labels, when they were first seen; before, their value was zero.
-        self._starts: dict[Labels, float] = {}
-        room.reserve(cost * metric.closed)
+    def __init__(self, now: float, settings: MetricSettings) -> None:
+        self._now = now
+        #: When the previous sweep began: what has not been recorded before was zero then.
+        self.since = now
+        #: Series that there is room for. One for each combination that values can be folded into is kept free.
+        self._room = MAX_SERIES
+        rewriting = {SPAN_ROOT: Rewriting(settings.root_names)}
+        self._open = {
+            name: OpenAttribute(partial(self._forget, name), attribute.max_values, rewriting.get(name) or Rewriting())
+            for name, attribute in ATTRIBUTES.items()
+            if attribute.max_values
+        }
+        bounds = {TASK_DURATION.name: settings.task_bounds, SPAN_DURATION.name: settings.span_bounds}
+        self._series: dict[str, _Series] = {}
+        for name, metric in METRICS.items():
+            if name not in settings.excluded:
+                series = self._series[name] = _Series(metric, bounds.get(name, metric.bounds), self._open)
+                self._room -= metric.folded * series.cost
+                for values in metric.zeros:
+                    self._cell(series, values)
 
-    def _place(self, labels: Labels, since: float | None = None) -> Labels:
-        """Return labels, or what they are folded into if there is no room for more; ``since`` when they were zero."""
-        if labels in self._starts:
-            return labels
-        folded = tuple(
-            OTHER if is_open and value is not None else value for value, is_open in zip(labels, self._open, strict=True)
-        )
-        if labels != folded and not self._room.take(self._cost):
-            labels = folded
-        self._starts.setdefault(labels, self._room.since if since is None else since)
-        return labels
+    def begin_sweep(self, now: float) -> None:
+        """Note that a sweep begins."""
+        self.since, self._now = self._now, now
 
-    def _folded(self, labels: Labels) -> Labels:
-        return tuple(
-            OTHER if is_open and value is not None else value for value, is_open in zip(labels, self._open, strict=True)
-        )
+    def add(self, metric: Metric, values: AttributeValues, amount: float, since: float | None = None) -> None:
+        """Add to a counter. If it is a new series, it was zero at ``since``, or when the previous sweep began."""
+        if series := self._series.get(metric.name):
+            self._cell(series, values, since).add(amount)
 
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self._starts = {labels: start + seconds for labels, start in self._starts.items()}
+    def set(self, metric: Metric, amounts: Mapping[Any, float]) -> None:
+        """Set an updowncounter or gauge, by values of attributes. Series that are not among them are zero."""
+        if series := self._series.get(metric.name):
+            for cell in series.cells.values():
+                cell.value = 0
+            for values, amount in amounts.items():
+                self._cell(series, values).value += amount
 
-    def forget(self, name: str, value: str) -> None:
-        """Drop the series whose label ``name`` has a value, but for what is folded into it."""
-        if name not in self.metric.labels or value == OTHER:
-            return
-        at = self.metric.labels.index(name)
-        for labels in [labels for labels in self._starts if labels[at] == value]:
-            del self._starts[labels]
-            self._drop(labels)
-            self._room.give_back(self._cost)
+    def clear(self, metric: Metric) -> None:
+        """End the series of a metric that has no attributes: its value is not known."""
+        if series := self._series.get(metric.name):
+            series.cells.clear()
+            series.found.clear()
 
-    def _drop(self, labels: Labels) -> None:
-        raise NotImplementedError
+    def observe(self, metric: Metric, values: AttributeValues, value: float) -> None:
+        """Add one observation to a histogram."""
+        if series := self._series.get(metric.name):
+            self._cell(series, values).add_counts({bisect_left(series.bounds, value): 1}, value)
 
-    def measured(self) -> MetricPoints:
-        """Return all points as they are now."""
-        raise NotImplementedError
+    def add_counts(
+        self, metric: Metric, values: AttributeValues, counts: Mapping[int, int], total: float, since: float
+    ) -> None:
+        """Add observations to a histogram, by number of their bucket, and their sum; ``since`` as for a counter."""
+        if series := self._series.get(metric.name):
+            self._cell(series, values, since).add_counts(counts, total)
 
+    def exemplify(self, metric: Metric, values: AttributeValues, exemplar: Exemplar) -> None:
+        """Keep an observation that was recorded with the same values as an exemplar."""
+        if series := self._series.get(metric.name):
+            named = self._named(series, values)
+            cell = series.cells.get(named) or series.cells.get(series.folded(named))
+            if cell:
+                cell.exemplars[bisect_left(series.bounds, exemplar.value)] = exemplar
 
-class NumberSeries(Series):
-    """A counter, updowncounter or gauge."""
+    def collect(self) -> Iterator[MetricPoints]:
+        """Return the metrics that have values, one at a time; each is little work. Exemplars are returned once."""
+        for series in self._series.values():
+            if series.cells:
+                points = [series.point(values, cell) for values, cell in series.cells.items()]
+                yield MetricPoints(series.metric, series.bounds, points)
 
-    def __init__(self, metric: Metric, room: CardinalityLimit) -> None:
-        super().__init__(metric, room, 1)
-        self._values: dict[Labels, float] = {}
-        #: What a counter shows: its value, held at its maximum.
-        self._shown: dict[Labels, float] = {}
-        #: Of counts that are told as totals, what has been added; by labels as they were given.
-        self._totals: dict[Labels, float] = {}
-
-    def add(self, labels: Labels, value: float, since: float | None = None) -> None:
-        """Add to a counter; what is shown never goes down. ``since`` when, if not since the latest sweep."""
-        labels = self._place(labels, since)
-        total = self._values.get(labels, 0) + value
-        if isfinite(total):  # else it would spoil every sum that it enters
-            self._values[labels] = total
-            self._shown[labels] = max(total, self._shown.get(labels, 0))
-
-    def reach(self, labels: Labels, total: float, since: float) -> None:
-        """Say to how much somebody else's count has come, since when it was last said."""
-        change = total - self._totals.get(labels, 0)
-        if change or labels not in self._totals:
-            self._totals[labels] = total
-            self.add(labels, change, since)
-
-    def begin_totals(self) -> None:
-        """Expect that somebody else's counts begin anew; what they had come to stays."""
-        self._totals.clear()
-
-    def set(self, values: Mapping[Any, float]) -> None:
-        """Say how it is now; what was there before and is not named is zero."""
-        folded: dict[Labels, float] = {}
-        for labels, value in values.items():
-            labels = self._place(labels)
-            folded[labels] = folded.get(labels, 0) + value
-        self._values = dict.fromkeys(self._values, 0) | folded
-
-    def clear(self) -> None:
-        """Say that nothing is known."""
-        self._values.clear()
-
-    def measured(self) -> MetricPoints:
-        """Return all points as they are now."""
-        shown = self._shown if self.metric.kind is Kind.COUNTER else self._values
-        return MetricPoints(
-            self.metric, (), [NumberPoint(labels, self._starts[labels], value) for labels, value in shown.items()]
-        )
-
-    def _drop(self, labels: Labels) -> None:
-        self._values.pop(labels, None)
-        self._shown.pop(labels, None)
-
-
-class _Cell:
-    __slots__ = ("counts", "exemplars", "sum")
-
-    def __init__(self, buckets: int) -> None:
-        self.counts = [0] * buckets
-        self.sum = 0.0
-        #: The latest of each bucket since they were last handed over.
-        self.exemplars: dict[int, Exemplar] = {}
-
-
-class HistogramSeries(Series):
-    """A histogram; ``bounds`` are the upper ends of its buckets, each included."""
-
-    def __init__(self, metric: Metric, room: CardinalityLimit, bounds: Sequence[float]) -> None:
-        # A bucket for what is beyond the last bound, the sum, the count.
-        super().__init__(metric, room, len(bounds) + 3)
-        self._bounds = tuple(bounds)
-        self._cells: dict[Labels, _Cell] = {}
-
-    def add(self, labels: Labels, value: float) -> None:
-        """Add one observation."""
-        self.add_counts(labels, {bisect_left(self._bounds, value): 1}, value)
-
-    def add_counts(self, labels: Labels, counts: Mapping[int, int], total: float, since: float | None = None) -> None:
-        """Add observations by number of their bucket, and what they sum to; ``since`` as for a counter."""
-        cell = self._cell(self._place(labels, since))
-        for number, count in counts.items():
-            cell.counts[number] += count
-        cell.sum += total if isfinite(total) else 0.0
-
-    def exemplify(self, labels: Labels, exemplar: Exemplar) -> None:
-        """Keep an observation that was counted under the same labels as an example."""
-        cell = self._cells.get(labels) or self._cells.get(self._folded(labels))
-        if cell:
-            cell.exemplars[bisect_left(self._bounds, exemplar.value)] = exemplar
-
-    def measured(self) -> MetricPoints:
-        """Return all points as they are now, and hand the exemplars over."""
-        points = []
-        for labels, cell in self._cells.items():
-            exemplars = tuple(sorted(cell.exemplars.values(), key=attrgetter("time")))
-            cell.exemplars.clear()
-            points.append(HistogramPoint(labels, self._starts[labels], tuple(cell.counts), cell.sum, exemplars))
-        return MetricPoints(self.metric, self._bounds, points)
-
-    def _cell(self, labels: Labels) -> _Cell:
-        cell = self._cells.get(labels)
-        if cell is None:
-            cell = self._cells[labels] = _Cell(len(self._bounds) + 1)
+    def _cell(self, series: _Series, values: AttributeValues, since: float | None = None) -> _Cell:
+        """Return the cell of a series, which is folded if there is no room for a new one."""
+        cell = series.found.get(values)
+        if cell is None or cell.used != self._now:
+            named = self._named(series, values)
+            cell = series.cells.get(named)
+            if cell is None:
+                return self._new_cell(series, named, since)
+            if OTHER not in named:  # else there may be room for the values later
+                cell.used = self._now
+                if len(series.found) >= MAX_REMEMBERED:
+                    series.found.clear()
+                series.found[values] = cell
         return cell
 
-    def _drop(self, labels: Labels) -> None:
-        self._cells.pop(labels, None)
+    def _new_cell(self, series: _Series, named: AttributeValues, since: float | None) -> _Cell:
+        folded = series.folded(named)
+        if named == folded or not self._take(series.cost):
+            named = folded
+        start = self.since if since is None else since
+        return series.cells.setdefault(named, _Cell(start, len(series.bounds) + 1 if series.bounds else 0))
+
+    def _named(self, series: _Series, values: AttributeValues) -> AttributeValues:
+        """Replace the values that somebody invented by what is recorded for them."""
+        named = list(values)
+        for at, attribute in enumerate(series.open):
+            if attribute and named[at] is not None:
+                named[at] = attribute.use(str(named[at]), self._now)
+        return tuple(named)
+
+    def _take(self, number: int) -> bool:
+        if number > self._room:
+            for attribute in self._open.values():
+                attribute.forget_unused(self._now)
+        if number > self._room:
+            return False
+        self._room -= number
+        return True
+
+    def _forget(self, name: str, value: str) -> None:
+        """End all series that have a value, but for those that it is folded into."""
+        for series in self._series.values():
+            self._room += series.forget(name, value)
 
 
-#: Names at a time; what is beyond is ``other``.
-MAX_NAMES = 50
-#: Seconds after which a name that was not used gives its place up, if another one wants it.
-UNUSED = 86_400.0
-#: Characters of a label.
-MAX_LABEL = 200
-#: Names whose rewriting is remembered.
-MAX_REMEMBERED = 10_000
-
-
-class Names:
-    """The values of one label.
+class OpenAttribute:
+    """The values of an attribute that somebody invents.
 
     Parameters
     ----------
     forget
-        Told of each name that gives its place up.
+        Called with each value that makes room for another one.
+    limit
+        How many values are recorded at a time.
     """
 
-    def __init__(self, forget: Callable[[str], None], most: int = MAX_NAMES) -> None:
+    def __init__(self, forget: Callable[[str], None], limit: int, rewrite: Callable[[str], str] = str) -> None:
         self._forget = forget
-        self._most = most
-        #: When each was last used, the longest unused first.
+        self._limit = limit
+        self._rewrite = rewrite
+        #: When each value was last recorded, the longest unused first.
         self._used: OrderedDict[str, float] = OrderedDict()
 
-    def use(self, name: str, now: float) -> str:
-        """Return what a name is called in metrics: itself, or ``other`` if there is no place."""
-        if name not in self._used and (name == OTHER or not self._has_place(now)):
+    def use(self, value: str, now: float) -> str:
+        """Return what is recorded for a value: itself, rewritten, or ``other`` if there is no room."""
+        value = self._rewrite(value)
+        if value not in self._used and (value == OTHER or not self._has_room(now)):
             return OTHER
-        self._used[name] = now
-        self._used.move_to_end(name)
-        return name
-
-    def known(self, name: str) -> str:
-        """Return what a name is called that was used before."""
-        return name if name in self._used else OTHER
-
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        for name in self._used:
-            self._used[name] += seconds
+        self._used[value] = now
+        self._used.move_to_end(value)
+        return value
 
     def forget_unused(self, now: float) -> None:
-        """Have the names that were not used for long give their places up."""
+        """Forget the values that were not recorded for long."""
         while self._used:
-            oldest, used = next(iter(self._used.items()))
-            if now - used < UNUSED:
+            value, used = next(iter(self._used.items()))
+            if now - used < UNUSED_AFTER:
                 return
-            del self._used[oldest]
-            self._forget(oldest)
+            del self._used[value]
+            self._forget(value)
 
-    def _has_place(self, now: float) -> bool:
-        if len(self._used) >= self._most:
+    def _has_room(self, now: float) -> bool:
+        if len(self._used) >= self._limit:
             self.forget_unused(now)
-        return len(self._used) < self._most
+        return len(self._used) < self._limit
 
 
 class Rewriting:
-    """Replaces names by patterns: the first that matches all of a name says what it becomes; not of very long ones."""
+    """Makes values fit for metrics: rewritten by the first pattern that matches all of one, valid text, not too long.
+
+    Long ones are not rewritten: patterns could take long.
+    """
 
     def __init__(self, patterns: Sequence[tuple[re.Pattern[str], str]] = ()) -> None:
         self._patterns = patterns
         self._remembered: dict[str, str] = {}
 
-    def __call__(self, name: str) -> str:
-        """Return the label for a name: rewritten, valid text, not too long."""
-        if len(name) > MAX_LABEL:
-            return _valid_label(name)
-        label = self._remembered.get(name)
-        if label is None:
+    def __call__(self, value: str) -> str:
+        """Return what a value becomes."""
+        if len(value) > MAX_METRIC_VALUE:
+            return _valid(value)
+        rewritten = self._remembered.get(value)
+        if rewritten is None:
             if len(self._remembered) >= MAX_REMEMBERED:
                 self._remembered.clear()
-            label = self._remembered[name] = _valid_label(self._rewrite(name))
-        return label
+            rewritten = self._remembered[value] = _valid(self._rewrite(value))
+        return rewritten
 
-    def _rewrite(self, name: str) -> str:
+    def _rewrite(self, value: str) -> str:
         for pattern, replacement in self._patterns:
-            match = pattern.fullmatch(name)
+            match = pattern.fullmatch(value)
             if match:
                 return match.expand(replacement)
-        return name
+        return value
 
 
-def _valid_label(name: str) -> str:
-    """Return valid text; what is too long ends in a hash, so that names stay apart."""
-    data = name.encode("utf-8", "replace")
-    text = data.decode("utf-8") or "unnamed"
-    if len(text) <= MAX_LABEL:
+def _valid(value: str) -> str:
+    """Return valid text; what is too long ends in a hash, so that values stay distinct."""
+    text = value.encode("utf-8", "replace").decode("utf-8") or "unnamed"
+    if len(text) <= MAX_METRIC_VALUE:
         return text
-    digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-    return f"{text[: MAX_LABEL - 9]}…{digest}"
+    digest = blake2b(value.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return f"{text[: MAX_METRIC_VALUE - 9]}…{digest}"
 
 
-#: Names at a time, other than of prefixes and roots.
-MAX_CONTEXTS = 16
-MAX_ACTIVITIES = 32
-MAX_ERRORS = 32
+class _Cell:
+    """The value of one series: a number, or a histogram if it has buckets."""
+
+    __slots__ = ("counts", "exemplars", "highest", "start", "used", "value")
+
+    def __init__(self, start: float, buckets: int) -> None:
+        #: When it was zero, and when its attributes were last looked up.
+        self.start = self.used = start
+        #: Of a histogram, the sum.
+        self.value: float = 0
+        #: What a counter shows: it must not go down where what it counts does.
+        self.highest: float = 0
+        self.counts = [0] * buckets
+        #: The latest of each bucket since they were last collected.
+        self.exemplars: dict[int, Exemplar] = {}
+
+    def add(self, amount: float) -> None:
+        total = self.value + amount
+        if isfinite(total):  # else it would spoil every sum that it is added to
+            self.value = total
+            self.highest = max(total, self.highest)
+
+    def add_counts(self, counts: Mapping[int, int], total: float) -> None:
+        for number, count in counts.items():
+            self.counts[number] += count
+        self.add(total)
 
 
-class Registry:
-    """The series of all metrics, by name.
+class _Series:
+    """All series of one metric."""
 
-    Parameters
-    ----------
-    now
-        When they begin to count; seconds since the epoch.
-    """
+    def __init__(self, metric: Metric, bounds: tuple[float, ...], open_: Mapping[str, OpenAttribute]) -> None:
+        self.metric = metric
+        self.bounds = bounds
+        #: The attributes whose values somebody invents; None for the others.
+        self.open = [open_.get(name) for name in metric.attributes]
+        #: Series of one cell, as Prometheus counts them: also of the bucket above the last bound, the sum, the count.
+        self.cost = len(bounds) + 3 if bounds else 1
+        self.cells: dict[AttributeValues, _Cell] = {}
+        #: Cells by values of attributes as they were given; they hold for the sweep in which they were used.
+        self.found: dict[AttributeValues, _Cell] = {}
 
-    def __init__(self, now: float, settings: MetricSettings) -> None:
-        self._now = now
-        self._room = CardinalityLimit(now)
-        self._room.make_some = self._forget_unused
-        #: Of metrics that are not wanted: counted like the others, but never shown.
-        self._elsewhere = CardinalityLimit(now)
-        self._excluded = settings.excluded
-        self._all: dict[str, Series] = {}
-        for metric in METRICS.values():
-            room = self._elsewhere if metric.name in settings.excluded else self._room
-            if metric.kind is Kind.HISTOGRAM:
-                bounds = {"dask.task.duration": settings.task_bounds, "dask.span.duration": settings.span_bounds}
-                self._all[metric.name] = HistogramSeries(metric, room, bounds.get(metric.name, SWEEP_BOUNDS))
-            else:
-                self._all[metric.name] = NumberSeries(metric, room)
-        self.rewrite = Rewriting(settings.root_names)
-        self.label = Rewriting()
-        self.prefixes = self._names("dask.task.prefix")
-        self.roots = self._names("dask.span.root")
-        self.errors = self._names("error.type", MAX_ERRORS)
-        self.contexts = self._names("dask.context", MAX_CONTEXTS)
-        self.activities = self._names("dask.activity", MAX_ACTIVITIES)
-        self._open_names = (self.prefixes, self.roots, self.errors, self.contexts, self.activities)
-        for name, labels in ZEROS:
-            self.numbers(name).add(labels, 0)
-
-    def begin_sweep(self, now: float) -> None:
-        """Note that a sweep begins."""
-        self._room.since = self._elsewhere.since = self._now
-        self._now = now
-
-    def zero_at(self, since: float) -> float:
-        """When a new series was zero that counts what happened after a time, and after the latest sweep."""
-        return min(since, self._room.since)
-
-    def shift(self, seconds: float) -> None:
-        """Move all times: the clock was set."""
-        self._now += seconds
-        self._room.since += seconds
-        self._elsewhere.since += seconds
-        for series in self._all.values():
-            series.shift(seconds)
-        for names in self._open_names:
-            names.shift(seconds)
-
-    def begin_totals(self) -> None:
-        """Expect that the exporters' counts begin anew."""
-        for series in self._all.values():
-            if isinstance(series, NumberSeries):
-                series.begin_totals()
-
-    def numbers(self, name: str) -> NumberSeries:
-        """Return a counter, updowncounter or gauge."""
-        series = self._all[name]
-        assert isinstance(series, NumberSeries)
-        return series
-
-    def histogram(self, name: str) -> HistogramSeries:
-        """Return a histogram."""
-        series = self._all[name]
-        assert isinstance(series, HistogramSeries)
-        return series
-
-    def prefix(self, name: str) -> str:
-        """Return the label for a task prefix that is counted now."""
-        return self.prefixes.use(self.label(name), self._now)
-
-    def root(self, name: str) -> str:
-        """Return the label for a root span that is counted now, by its first tag."""
-        return self.roots.use(self.rewrite(name), self._now)
-
-    def error(self, name: str) -> str:
-        """Return the label for a type of errors that is counted now."""
-        return self.errors.use(self.label(name), self._now)
-
-    def activity(self, context: str, name: str, prefix: str | None) -> tuple[str, str, str | None]:
-        """Return the labels for an activity that is counted now."""
-        return (
-            self.contexts.use(context, self._now),
-            self.activities.use(name, self._now),
-            None if prefix is None else self.prefix(prefix),
+    def folded(self, values: AttributeValues) -> AttributeValues:
+        """Replace all values that somebody invented."""
+        return tuple(
+            OTHER if attribute and value is not None else value
+            for value, attribute in zip(values, self.open, strict=True)
         )
 
-    def measured(self) -> Iterator[MetricPoints]:
-        """Return the metrics that have values, one at a time; each is little work."""
-        for name, series in self._all.items():
-            if name not in self._excluded:
-                measured = series.measured()
-                if measured.points:
-                    yield measured
+    def forget(self, name: str, value: str) -> int:
+        """Drop the cells that have a value; return for how many series there is room again."""
+        if name not in self.metric.attributes:
+            return 0
+        at = self.metric.attributes.index(name)
+        gone = [values for values in self.cells if values[at] == value]
+        for values in gone:
+            del self.cells[values]
+        self.found.clear()
+        return len(gone) * self.cost
 
-    def _names(self, label: str, *most: int) -> Names:
-        def forget(name: str) -> None:
-            for series in self._all.values():
-                series.forget(label, name)
-
-        return Names(forget, *most)
-
-    def _forget_unused(self) -> None:
-        for names in self._open_names:
-            names.forget_unused(self._now)
+    def point(self, values: AttributeValues, cell: _Cell) -> NumberPoint | HistogramPoint:
+        """Return what a cell holds; its exemplars are handed over."""
+        if not self.bounds:
+            value = cell.highest if self.metric.kind is Kind.COUNTER else cell.value
+            return NumberPoint(values, cell.start, value)
+        exemplars = tuple(sorted(cell.exemplars.values(), key=attrgetter("time")))
+        cell.exemplars.clear()
+        return HistogramPoint(values, cell.start, tuple(cell.counts), cell.value, exemplars)

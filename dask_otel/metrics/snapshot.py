@@ -1,9 +1,4 @@
-"""What comes out: metrics as plain data, at one moment. Nothing changes it any more.
-
-How the cluster is at one moment, as plain data.
-
-What has come since an earlier snapshot, for backends that want to be told that and not totals.
-"""
+"""A snapshot of all metrics as plain data, which nothing changes afterwards; and its difference to an earlier one."""
 
 from __future__ import annotations
 
@@ -15,23 +10,23 @@ from ..schema import Kind, Metric
 
 __all__ = [
     "ActivityKey",
+    "AttributeValues",
     "Cluster",
     "Exemplar",
     "ExporterCounts",
     "HistogramPoint",
-    "Labels",
     "MetricPoints",
     "NumberPoint",
     "Snapshot",
     "deltas",
 ]
 
-#: Values in the order of the metric's labels; None where a label does not apply.
-Labels = tuple["str | bool | None", ...]
+#: Values in the order of ``Metric.attributes``; None where an attribute does not apply.
+AttributeValues = tuple["str | bool | None", ...]
 
 
 class Exemplar(NamedTuple):
-    """An observation that a trace shows."""
+    """An observation, and the span that shows it."""
 
     value: float
     #: Seconds since the epoch.
@@ -43,7 +38,7 @@ class Exemplar(NamedTuple):
 class NumberPoint(NamedTuple):
     """A point of a counter, updowncounter or gauge."""
 
-    labels: Labels
+    attributes: AttributeValues
     #: When it was zero; seconds since the epoch.
     start: float
     value: float
@@ -52,7 +47,7 @@ class NumberPoint(NamedTuple):
 class HistogramPoint(NamedTuple):
     """A point of a histogram."""
 
-    labels: Labels
+    attributes: AttributeValues
     start: float
     #: Observations up to and including each bound, and beyond the last; not cumulative.
     counts: tuple[int, ...]
@@ -64,7 +59,7 @@ class MetricPoints(NamedTuple):
     """All points of one metric."""
 
     metric: Metric
-    #: Of a histogram.
+    #: Upper ends of a histogram's buckets.
     bounds: tuple[float, ...]
     points: Sequence[NumberPoint | HistogramPoint]
 
@@ -74,7 +69,7 @@ class Snapshot(NamedTuple):
 
     #: Seconds since the epoch.
     at: float
-    measured: list[MetricPoints]
+    metrics: list[MetricPoints]
     #: Seconds to subtract from all times: the system's clock has been set back by so much since the start.
     clock_offset: float = 0.0
 
@@ -85,7 +80,7 @@ ActivityKey = tuple[str, "str | None", str, str]
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the scheduler knows; bytes and counts."""
+    """State of the cluster; bytes and counts."""
 
     tasks: Mapping[str, int]
     workers: Mapping[str, int]
@@ -100,7 +95,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class ExporterCounts:
-    """What became of the spans that one exporter was given: counts."""
+    """What became of the spans that one exporter was given."""
 
     name: str
     waiting: int
@@ -113,22 +108,20 @@ class ExporterCounts:
 
 
 def deltas(now: Snapshot, before: Snapshot | None, kinds: Collection[Kind]) -> Snapshot:
-    """Return a snapshot in which some kinds of metrics count from an earlier one on, without what has not changed."""
-    earlier = {each.metric.name: each for each in before.measured} if before else {}
+    """Return a snapshot whose metrics of some kinds count from an earlier one on, without what has not changed."""
+    earlier = {each.metric.name: each for each in before.metrics} if before else {}
     at = before.at if before else 0.0
-    measured = [
-        _delta(each, earlier.get(each.metric.name), at) if each.metric.kind in kinds else each for each in now.measured
+    metrics = [
+        _delta(each, earlier.get(each.metric.name), at) if each.metric.kind in kinds else each for each in now.metrics
     ]
-    return now._replace(measured=[each for each in measured if each.points])
+    return now._replace(metrics=[each for each in metrics if each.points])
 
 
 def _delta(now: MetricPoints, before: MetricPoints | None, at: float) -> MetricPoints:
-    known: dict[Labels, NumberPoint | HistogramPoint] = (
-        {point.labels: point for point in before.points} if before else {}
-    )
+    known = {point.attributes: point for point in before.points} if before else {}
     points: list[NumberPoint | HistogramPoint] = []
     for point in now.points:
-        earlier = known.get(point.labels)
+        earlier = known.get(point.attributes)
         if earlier and earlier.start == point.start:  # else it is new, or was forgotten meanwhile
             point = _minus(point, earlier)._replace(start=at)
         if point.value if isinstance(point, NumberPoint) else any(point.counts):

@@ -20,7 +20,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, ProcessResourceDet
 from opentelemetry.sdk.trace import SpanLimits
 
 from ..errors import Remarks, SettingError
-from ..schema import Kind, clean
+from ..schema import CLUSTER_NAME, Kind, clean
 
 __all__ = [
     "METRICS",
@@ -317,7 +317,7 @@ def make_resource(*, service_name: str, instance_id: str, version: str, cluster_
         name: value for name, value in detected.items() if name == "process.pid" or name.startswith("process.runtime.")
     }
     if cluster_name:
-        values["dask.cluster.name"] = cluster_name
+        values[CLUSTER_NAME] = cluster_name
     sdk = {name: value for name, value in Resource.create().attributes.items() if name.startswith("telemetry.sdk.")}
     values |= sdk | dict(OTELResourceDetector().detect().attributes)
     return Resource({name: clean(value) if isinstance(value, str) else value for name, value in values.items()})

@@ -1,12 +1,12 @@
-"""From snapshots to OpenTelemetry's metrics.
+"""Snapshots to OpenTelemetry's metrics.
 
-Built directly, not by the SDK's instruments: those cannot let go of a label that nobody uses any more, need to know an
-example's trace when the observation is made, and count a whole bucket one by one.
+The SDK's data classes are made directly, not by its instruments: those cannot end a series that nobody uses any more,
+need an exemplar's trace when the observation is made, and record observations one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from opentelemetry.sdk.metrics import Exemplar
@@ -26,14 +26,18 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from ..metrics.registry import OTHER
-from ..metrics.snapshot import HistogramPoint, Labels, MetricPoints, NumberPoint, Snapshot
+from ..metrics.snapshot import HistogramPoint, MetricPoints, NumberPoint, Snapshot
 from ..schema import Kind, clean
 from .transport import Pacer
 
 __all__ = ["MetricFactory"]
 
-#: What OTLP can hold.
+#: The largest int of OTLP.
 _LARGEST = 2**63 - 1
+
+
+#: Attributes of a point by name, as a key.
+_Key = tuple[tuple[str, "str | bool"], ...]
 
 
 class MetricFactory:
@@ -42,9 +46,9 @@ class MetricFactory:
     Parameters
     ----------
     shown
-        Says how the value of a label may be shown, by label and value.
+        Returns what may be shown of the value of an attribute, by its name and value.
     deltas
-        Kinds of metrics that count from the snapshot before on, not from the start.
+        Kinds of metrics that count from the previous snapshot on, not from the start.
     """
 
     def __init__(
@@ -62,20 +66,19 @@ class MetricFactory:
     def data(self, snapshot: Snapshot) -> MetricsData:
         """Return a snapshot in OpenTelemetry's terms."""
         pacer = Pacer()
-        at = _nanos(snapshot.at - snapshot.clock_offset)
-        metrics = [self._metric(measured, at, snapshot.clock_offset, pacer) for measured in snapshot.measured]
+        metrics = [self._metric(each, snapshot, pacer) for each in snapshot.metrics]
         # Exporters encode one scope of one resource; of two equal ones, one would be lost.
         scopes = [ScopeMetrics(self._scope, metrics, schema_url="")]
         return MetricsData([ResourceMetrics(self._resource, scopes, schema_url="")])
 
-    def _metric(self, measured: MetricPoints, at: int, offset: float, pacer: Pacer) -> Metric:
-        metric = measured.metric
-        shown: dict[tuple[tuple[str, str | bool], ...], NumberPoint | HistogramPoint] = {}
-        for point in pacer.paced(measured.points):
-            attributes = self._attributes(metric.labels, point.labels)
-            same = shown.get(attributes)  # several names may be shown as one
-            shown[attributes] = _together(same, point) if same else point
-        points = pacer.paced([self._point(measured, dict(key), each, at, offset) for key, each in shown.items()])
+    def _metric(self, each: MetricPoints, snapshot: Snapshot, pacer: Pacer) -> Metric:
+        metric = each.metric
+        by_key: dict[_Key, NumberPoint | HistogramPoint] = {}
+        for point in pacer.paced(each.points):
+            key = self._key(each, point)
+            same = by_key.get(key)  # several values may be shown as one
+            by_key[key] = _sum(same, point) if same else point
+        points = pacer.paced([_point(each, dict(key), point, snapshot) for key, point in by_key.items()])
         temporality = AggregationTemporality.DELTA if metric.kind in self.deltas else AggregationTemporality.CUMULATIVE
         data: Any
         if metric.kind is Kind.HISTOGRAM:
@@ -86,45 +89,42 @@ class MetricFactory:
             data = Sum(points, temporality, is_monotonic=metric.kind is Kind.COUNTER)
         return Metric(metric.name, metric.description, metric.unit, data)
 
-    def _point(
-        self,
-        measured: MetricPoints,
-        attributes: dict[str, str | bool],
-        point: NumberPoint | HistogramPoint,
-        at: int,
-        offset: float,
-    ) -> Any:
-        # A point must not begin after it ends; the clock may have been set.
-        start = min(_nanos(point.start - offset), at)
-        if isinstance(point, NumberPoint):
-            return NumberDataPoint(attributes, start, at, _number(point.value, measured.metric.unit))
-        unknown: Any = None
-        return HistogramDataPoint(
-            attributes,
-            start,
-            at,
-            count=sum(point.counts),
-            sum=point.sum,
-            bucket_counts=point.counts,
-            explicit_bounds=measured.bounds,
-            min=unknown,
-            max=unknown,
-            exemplars=[
-                Exemplar({}, each.value, _nanos(each.time - offset), each.span_id, each.trace_id)
-                for each in point.exemplars
-            ],
-        )
-
-    def _attributes(self, names: Sequence[str], labels: Labels) -> tuple[tuple[str, str | bool], ...]:
+    def _key(self, each: MetricPoints, point: NumberPoint | HistogramPoint) -> _Key:
         return tuple(
             (name, clean(self._shown(name, value)) if isinstance(value, str) and value != OTHER else value)
-            for name, value in zip(names, labels, strict=True)
+            for name, value in zip(each.metric.attributes, point.attributes, strict=True)
             if value is not None
         )
 
 
-def _together(one: NumberPoint | HistogramPoint, other: NumberPoint | HistogramPoint) -> NumberPoint | HistogramPoint:
-    """Add two points of one metric."""
+def _point(
+    each: MetricPoints, attributes: dict[str, str | bool], point: NumberPoint | HistogramPoint, snapshot: Snapshot
+) -> Any:
+    offset = snapshot.clock_offset
+    at = _nanoseconds(snapshot.at - offset)
+    # A point must not begin after it ends; the clock may have been set.
+    start = min(_nanoseconds(point.start - offset), at)
+    if isinstance(point, NumberPoint):
+        return NumberDataPoint(attributes, start, at, _number(point.value, each.metric.unit))
+    unknown: Any = None
+    return HistogramDataPoint(
+        attributes,
+        start,
+        at,
+        count=sum(point.counts),
+        sum=point.sum,
+        bucket_counts=point.counts,
+        explicit_bounds=each.bounds,
+        min=unknown,
+        max=unknown,
+        exemplars=[
+            Exemplar({}, example.value, _nanoseconds(example.time - offset), example.span_id, example.trace_id)
+            for example in point.exemplars
+        ],
+    )
+
+
+def _sum(one: NumberPoint | HistogramPoint, other: NumberPoint | HistogramPoint) -> NumberPoint | HistogramPoint:
     start = min(one.start, other.start)
     if isinstance(one, NumberPoint) and isinstance(other, NumberPoint):
         return one._replace(start=start, value=one.value + other.value)
@@ -143,5 +143,5 @@ def _number(value: float, unit: str) -> float:
     return float(value) if unit == "s" else max(-_LARGEST, min(_LARGEST, round(value)))
 
 
-def _nanos(seconds: float) -> int:
+def _nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)

@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind, TraceState
 
 from ..errors import Remarks, SettingError
 from ..safety import Safety
-from ..schema import MAX_NAME, clean
+from ..schema import MAX_NAME, SPAN_ROOT, clean
 from ..spantree.records import Record
 
 __all__ = ["Decided", "Sampling", "make_sampler"]
@@ -130,6 +130,6 @@ class Sampling:
     def _decide(self, sampler: Sampler, record: Record) -> Decided:
         root = clean(self._shown(record.span.tags)[0], MAX_NAME)
         # Not None: that would be whatever span is current here.
-        result = sampler.should_sample(Context(), record.trace_id, root, SpanKind.INTERNAL, {"dask.span.root": root})
+        result = sampler.should_sample(Context(), record.trace_id, root, SpanKind.INTERNAL, {SPAN_ROOT: root})
         takes = result.decision is Decision.RECORD_AND_SAMPLE
         return Decided(takes, dict(result.attributes or {}), result.trace_state)

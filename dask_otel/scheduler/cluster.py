@@ -19,7 +19,7 @@ from ..metrics.recorder import Recorder
 from ..metrics.registry import MetricSettings
 from ..metrics.snapshot import ActivityKey, Cluster, ExporterCounts, Snapshot
 from ..safety import Safety
-from ..schema import identifier
+from ..schema import Metric, identifier
 from ..spantree.events import Change
 from ..spantree.lifecycle import SpanTree
 from ..spantree.records import Record
@@ -29,8 +29,21 @@ from .pace import Clock, Pace
 __all__ = ["ClusterMetrics", "Delay", "Departures", "in_parts", "read_activities", "read_cluster"]
 
 
+#: Items that are read in one step, within a tenth of a slice.
+AT_ONCE = 100
+#: States of tasks and statuses of workers that have a series even if their number is 0.
+_STATES = ("released", "waiting", "no-worker", "queued", "processing", "memory", "erred")
+_STATUSES = ("running", "paused", "closing_gracefully")
+#: How the reasons end for which a worker closes because of a failure.
+_BROKEN = ("-fail-hard", "-heartbeat-error")
+
+Item = TypeVar("Item")
+
+
 class Delay:
-    """Listens in on ``Server.digest_metric``, which is told of every tick. Dask's own maximum is reset by others.
+    """The delay of the event loop, from the ticks that Dask reports to ``Server.digest_metric``.
+
+    Dask keeps a maximum, too, but others reset it.
 
     Parameters
     ----------
@@ -41,23 +54,23 @@ class Delay:
     def __init__(self, scheduler: Any, safety: Safety) -> None:
         self._scheduler = scheduler
         self._safety = safety
-        #: Seconds from one tick to the next, if nothing is in the way.
+        #: Seconds from one tick to the next without a delay.
         self._regular = float(parse_timedelta(dask.config.get("distributed.admin.tick.interval"), default="ms"))
         self._longest = 0.0
         self._original = scheduler.digest_metric
         self._undo: Callable[[], None] = lambda: None
 
     def install(self) -> None:
-        """Begin to listen."""
+        """Wrap the method that ticks are reported to."""
         self._original = self._scheduler.digest_metric
         self._undo = wrap(self._scheduler, "digest_metric", self._digest)
 
     def remove(self) -> None:
-        """Stop listening."""
+        """Remove the wrapper."""
         self._undo()
 
     def take(self) -> float:
-        """By how many seconds a tick was late at worst since the last call."""
+        """Return the longest delay of a tick since the last call, in seconds."""
         longest, self._longest = self._longest, 0.0
         return max(0.0, longest - self._regular)
 
@@ -68,20 +81,17 @@ class Delay:
                 self._longest = max(self._longest, value)
 
 
-#: At the end of the reasons for which a worker closes because it cannot go on.
-_BROKEN = ("-fail-hard", "-heartbeat-error")
-
-
 class Departures:
-    """Remembers which workers have said that they close.
+    """Remembers which workers have reported that they close.
 
-    Dask calls a worker's end expected only if the scheduler has retired it by its address. ``LocalCluster.scale``,
-    ``Client.restart`` and a nanny close workers themselves: these say so, and what is killed or lost does not.
+    Dask calls a departure expected only if the scheduler retired the worker by its address. ``LocalCluster.scale``,
+    ``Client.restart`` and a nanny close workers directly: these report that they close; a worker that is killed or lost
+    does not.
 
     Parameters
     ----------
     workers
-        ``Scheduler.workers``; anybody can log events of others.
+        ``Scheduler.workers``. Events of other topics than these do not count: clients can log any event.
     """
 
     def __init__(self, workers: Container[str]) -> None:
@@ -89,24 +99,15 @@ class Departures:
         self._closing: set[str] = set()
 
     def announced(self, worker: str, reason: object) -> None:
-        """Note that a worker has said that it closes, and why."""
+        """Note that a worker has reported that it closes, and why."""
         if worker in self._workers and not (isinstance(reason, str) and reason.endswith(_BROKEN)):
             self._closing.add(worker)
 
     def is_expected(self, worker: object, expected: object) -> bool:
-        """Say whether a worker that has left was asked to; ``expected`` is what Dask says of it."""
+        """Return whether the departure of a worker was expected; ``expected`` is Dask's own answer."""
         announced = str(worker) in self._closing
         self._closing.discard(str(worker))
         return announced or expected is True
-
-
-#: Things that are looked at in one step, within a tenth of a slice.
-AT_ONCE = 100
-#: What is counted also where there is none.
-_STATES = ("released", "waiting", "no-worker", "queued", "processing", "memory", "erred")
-_STATUSES = ("running", "paused", "closing_gracefully")
-
-Item = TypeVar("Item")
 
 
 async def read_cluster(scheduler: Any, pace: Pace) -> Cluster:
@@ -117,8 +118,7 @@ async def read_cluster(scheduler: Any, pace: Pace) -> Cluster:
             for state, count in group.states.items():
                 tasks[state] += count
         await pace.rest()
-    # Those that the scheduler does not know any more.
-    del tasks["forgotten"]
+    del tasks["forgotten"]  # tasks that are no longer on the scheduler
     workers = Counter(dict.fromkeys(_STATUSES, 0))
     managed = unmanaged = spilled = limit = 0
     for some in in_parts(list(scheduler.workers.values())):
@@ -143,19 +143,18 @@ async def read_cluster(scheduler: Any, pace: Pace) -> Cluster:
 
 
 async def read_activities(scheduler: Any, recorder: Recorder, safety: Safety, pace: Pace) -> None:
-    """Tell what has come to Dask's fine metrics, about two microseconds for each."""
+    """Record the totals of Dask's fine metrics; takes about two microseconds for each."""
     for some in in_parts(list(scheduler.cumulative_worker_metrics.items())):
         for key, total in some:
-            with safety.guard("metrics"):  # users may add what they like
-                activity = _activity(key)
-                if activity:
+            with safety.guard("metrics"):  # users may add anything
+                if activity := _activity(key):
                     recorder.activity(key, activity, total)
         await pace.rest()
 
 
 def _activity(key: Any) -> ActivityKey | None:
     """Read ``("execute", prefix, activity, unit)``, ``("p2p", where, activity, unit)``, or three: context, …"""
-    if not isinstance(key, tuple):  # of the worker, not of an activity
+    if not isinstance(key, tuple):  # a metric of the worker, not of an activity
         return None
     if len(key) == 4 and key[0] == "execute":
         return "execute", str(key[1]), identifier(key[2]), str(key[3])
@@ -165,19 +164,19 @@ def _activity(key: Any) -> ActivityKey | None:
 
 
 def in_parts(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Divide things into parts that are little work."""
+    """Divide items into parts that are little work."""
     rest = iter(items)
     while part := list(islice(rest, AT_ONCE)):
         yield part
 
 
 class ClusterMetrics:
-    """Measures one scheduler.
+    """Passes the numbers of one scheduler and of the sweep to its recorder, and makes snapshots.
 
     Parameters
     ----------
     exporters
-        Says what became of the spans.
+        Returns what became of the spans.
     """
 
     def __init__(
@@ -196,16 +195,16 @@ class ClusterMetrics:
         self._delay = delay
         self._exporters = exporters
         self._safety = safety
-        #: Until when the cluster's threads have been counted, also by a clock that nobody sets.
+        #: Until when thread-seconds are recorded, also by the monotonic clock.
         self._until, self._steady = clock.now(), monotonic()
         self._recorder = _recorder_of(scheduler, settings, self._until)
-        #: Not itself: what measures a scheduler must not keep it alive.
+        #: An object of its own: the recorder must not keep the bridge alive.
         self._token = self._recorder.owner = object()
-        #: Ids of the OTel spans that this sweep has put on their way.
+        #: Ids of the root segments that this sweep has put into the queue of an exporter.
         self._shown: set[int] = set()
 
     def read_baseline(self) -> None:
-        """Take Dask's own counts as they are for the zero from which to count."""
+        """Take Dask's own totals as recorded."""
         for key, total in self._scheduler.cumulative_worker_metrics.items():
             self._recorder.learn_activity(key, total)
 
@@ -216,37 +215,37 @@ class ClusterMetrics:
                 now, steady = self._clock.now(), monotonic()
                 self._recorder.begin_sweep(now)
                 seconds = self._span_tree.threads.available(self._until, now)
-                # A clock that was set forward gives the cluster no more of them.
+                # If the clock was set forward, the cluster has had no more thread-seconds for it.
                 passed = min(1.0, (steady - self._steady) / (now - self._until)) if now > self._until else 0.0
                 self._recorder.threads(seconds * passed)
                 self._until, self._steady = now, steady
 
-    def count(self, counts: Mapping[tuple[str, Any], int]) -> None:
-        """Count what hooks reported for metrics only, by name and value of the attribute."""
+    def count(self, counts: Mapping[tuple[Metric, Any], int]) -> None:
+        """Record what hooks counted for metrics only, by metric and value of the attribute."""
         for (metric, value), number in counts.items():
             with self._safety.guard("metrics"):
                 self._recorder.count(metric, value, number)
 
     def change(self, change: Change) -> None:
-        """Count what happened to a task group."""
+        """Record what happened to a task group."""
         if not (change.completed or change.outcomes or change.failed or change.runs):
             return
         with self._safety.guard("metrics"):
             self._recorder.change(change)
 
     def busy(self, span_id: str, seconds: float) -> None:
-        """Count busy thread-seconds of a Dask span."""
+        """Record busy thread-seconds of a Dask span."""
         with self._safety.guard("metrics"):
             self._recorder.busy(self._span_tree.forest.root_of(span_id).tags[0], seconds)
 
     def sent(self, records: Iterable[Record]) -> None:
-        """Note records that are on their way to a backend."""
+        """Note records that are in the queue of an exporter, for exemplars."""
         with self._safety.guard("metrics"):
             self._shown.update(record.span_id for record in records if record.parent_id is None)
             self._recorder.tasks_shown(records)
 
     async def count_ended(self, pace: Pace) -> None:
-        """Count the runs of roots that this sweep has ended."""
+        """Record the runs of root spans that this sweep has ended."""
         for run in self._span_tree.roots.drain():
             with self._safety.guard("metrics"):
                 self._recorder.root_ended(run, self._shown)
@@ -254,14 +253,12 @@ class ClusterMetrics:
         self._shown.clear()
 
     def swept(self, seconds: float) -> None:
-        """Count a sweep, by the time for which it held the event loop."""
+        """Record a sweep, by the time for which it held the event loop."""
         with self._safety.guard("metrics"):
             self._recorder.swept(seconds)
 
-    # What comes out
-
     async def snapshot(self, pace: Pace) -> Snapshot | None:
-        """Say how everything is now; None if another watch does."""
+        """Return a snapshot of all metrics; None if another bridge was registered for the scheduler since."""
         if not self._is_latest:
             return None
         self._recorder.begin_snapshot()
@@ -279,25 +276,25 @@ class ClusterMetrics:
             for (where, _), count in self._safety.failures.items():
                 errors[where] += count
             self._recorder.bridge(self._exporters(), errors)
-        measured = []
-        for each in self._recorder.measured():
-            measured.append(each)
+        metrics = []
+        for each in self._recorder.collect():
+            metrics.append(each)
             await pace.rest()
-        return Snapshot(self._clock.now(), measured, self._clock.offset)
+        return Snapshot(self._clock.now(), metrics, self._clock.offset)
 
     @property
     def _is_latest(self) -> bool:
         return self._recorder.owner is self._token
 
 
-#: Of each scheduler, which they must not keep alive: counters must not go backwards if the bridge is registered again.
-_recorder: WeakKeyDictionary[Any, Recorder] = WeakKeyDictionary()
+#: By scheduler. It outlives the bridge, so that counters do not go backwards if the bridge is registered again.
+_recorders: WeakKeyDictionary[Any, Recorder] = WeakKeyDictionary()
 
 
 def _recorder_of(scheduler: Any, settings: MetricSettings, now: float) -> Recorder:
-    recorder = _recorder.get(scheduler)
+    recorder = _recorders.get(scheduler)
     if recorder and recorder.settings == settings:
         recorder.begin_again(now)
     else:
-        recorder = _recorder[scheduler] = Recorder(now, settings)
+        recorder = _recorders[scheduler] = Recorder(now, settings)
     return recorder

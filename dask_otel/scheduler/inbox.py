@@ -15,8 +15,9 @@ from math import inf
 from typing import Any, NamedTuple
 
 from ..safety import Safety
+from ..schema import MAX_ERRED, MAX_TRACEBACK, Metric
 from ..spantree.counts import FirstError, Intervals
-from ..spantree.events import MAX_ERRED, Change, Claim, Graph, Metrics, PickedRun, Picks, TaskError, latest_run
+from ..spantree.events import Change, Claim, Graph, Metrics, PickedRun, Picks, TaskError, latest_run
 from .claims import Claims
 from .compat import wrap
 from .outcomes import ASKED_FOR, RETRY, UNFINISHED, error_of, outcome_of_release
@@ -24,8 +25,6 @@ from .pace import Clock
 
 __all__ = ["HeartbeatTap", "Inbox", "RequestedSpan", "Taken", "WorkerEvent"]
 
-#: Characters kept of a traceback: its end, where the error was raised.
-MAX_TRACEBACK = 1900
 #: A transition from a state of rest to one of these changes no number.
 _AT_REST, _LET_GO = ("memory", "erred", "released"), ("released", "forgotten")
 
@@ -65,8 +64,8 @@ class Taken(NamedTuple):
     workers: list[WorkerEvent]
     #: Fine metrics by Dask span.
     metrics: dict[str, Metrics]
-    #: What only metrics count, by name and value of its attribute: ``("dask.graph.updates", "OK")``.
-    counts: Counter[tuple[str, Any]]
+    #: What only metrics count, by metric and value of its attribute.
+    counts: Counter[tuple[Metric, Any]]
 
 
 class Inbox:
@@ -118,7 +117,7 @@ class Inbox:
         self._requested: dict[str, tuple[RequestedSpan, float]] = {}
         self._worker_events: list[WorkerEvent] = []
         self._metrics: dict[str, Metrics] = {}
-        self._counts: Counter[tuple[str, Any]] = Counter()
+        self._counts: Counter[tuple[Metric, Any]] = Counter()
 
     def take(self) -> Taken:
         """Return everything since the last call."""
@@ -158,7 +157,7 @@ class Inbox:
         """Append a span that a submission named."""
         self._requested.setdefault(span.id, (span, since))
 
-    def count(self, metric: str, value: object = None) -> None:
+    def count(self, metric: Metric, value: object = None) -> None:
         """Count one, for a metric with at most one attribute."""
         self._counts[metric, value] += 1
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, ref
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from ..safety import Safety
+from ..schema import GRAPH_UPDATES, WORKER_ADDED, WORKER_REMOVED
 from .compat import can_work
 from .runtime import BridgeSettings, SchedulerBridge
 from .sweep import Output
@@ -108,20 +109,20 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
                     return
                 if action == "update-graph" and topic == "scheduler":
                     if msg.get("status") in GRAPH_STATUSES:
-                        self._bridge.inbox.count("dask.graph.updates", msg["status"])
+                        self._bridge.inbox.count(GRAPH_UPDATES, msg["status"])
                     self._bridge.submissions.logged(msg)
                 elif action == "closing-worker":
                     self._bridge.departures.announced(topic, msg.get("reason"))
                 elif action == "remove-worker" and topic == "all" and isinstance(msg.get("expected"), bool):
                     is_expected = self._bridge.departures.is_expected(msg.get("worker"), msg["expected"])
-                    self._bridge.inbox.count("dask.worker.removed", is_expected)
+                    self._bridge.inbox.count(WORKER_REMOVED, is_expected)
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """Append a new worker; called by Dask."""
         if self._bridge:
             with self._bridge.safety.guard("add_worker hook"):
                 self._bridge.inbox.worker_joined(worker)
-                self._bridge.inbox.count("dask.worker.added")
+                self._bridge.inbox.count(WORKER_ADDED)
 
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
         """Append that a worker left; called by Dask."""

@@ -16,15 +16,13 @@ from uuid import uuid4
 from dask.utils import key_split
 
 from ..safety import Safety, log
+from ..schema import MAX_ANNOTATION_VALUES
 from ..spantree.events import NOBODY, Graph
 from .compat import wrap
 from .inbox import Inbox, RequestedSpan
 from .pace import Clock
 
 __all__ = ["Submissions"]
-
-#: Values of one annotation that one graph may add to a span.
-MAX_VALUES = 32
 
 _EXPLANATION = (
     "dask-otel: Dask counts some tasks that were submitted in %r in another span, because tasks of the same name are "
@@ -256,7 +254,7 @@ class Submissions:
                 span_id = asked.get(key, self._scheduler.tasks[key].group.span_id)
                 if span_id:
                     values = by_span.setdefault(span_id, {}).setdefault(name, {})
-                    if len(values) < MAX_VALUES:
+                    if len(values) < MAX_ANNOTATION_VALUES:
                         values[str(value)] = None
         return by_span
 

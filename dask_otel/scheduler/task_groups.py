@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
+from ..schema import MAX_DEPENDENCIES
 from ..spantree.counts import Load
 from ..spantree.events import Change, Dependency, SpanInfo
 from .inbox import RequestedSpan
 from .pace import Clock
 
 __all__ = ["TaskGroupReader", "requested_spans", "span_info"]
-
-#: A group span names at most this many of the groups it depends on.
-MAX_DEPENDENCIES = 128
 
 
 class _Known:

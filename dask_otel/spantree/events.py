@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from ..schema import MAX_ERRED, MAX_ERROR_TYPES, MAX_SLOWEST
 from .counts import Intervals, Load, Tally, sum_into
 
 __all__ = [
-    "MAX_ERRED",
-    "MAX_SLOWEST",
     "NOBODY",
     "Change",
     "Claim",
@@ -31,10 +30,6 @@ __all__ = [
     "TaskRun",
     "latest_run",
 ]
-
-#: Task spans a group.
-MAX_ERRED = 20
-MAX_SLOWEST = 5
 
 
 class TaskError(NamedTuple):
@@ -170,8 +165,6 @@ class Picks:
 #: Fine performance metrics: ``("execute", prefix, activity, unit)`` or ``("p2p", where, activity, unit)``.
 Metrics = dict[tuple[object, ...], float]
 
-#: Types of errors that one change counts separately.
-MAX_ERRORS = 32
 #: Stands for the requested span if none was requested.
 NOBODY = ""
 
@@ -270,7 +263,7 @@ class Change(Tally):
 
     def run_failed(self, error: str, interval: int, seconds: float) -> None:
         """Mark a run that has been counted in an interval as failed."""
-        if error not in self.failed and len(self.failed) >= MAX_ERRORS:
+        if error not in self.failed and len(self.failed) >= MAX_ERROR_TYPES:
             error = "_OTHER"
         counts, total = self.failed.get(error) or ({}, 0.0)
         counts[interval] = counts.get(interval, 0) + 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple, TypeVar
 
+from ..schema import MAX_ERRED_SPANS, MAX_GROUP_SPANS, MAX_SLOWEST_SPANS, MAX_TYPES
 from .counts import Tally, sum_into
 from .events import Change, Claim, Dependency, Graph, Metrics, Picks
 
@@ -17,8 +18,6 @@ __all__ = ["UNFINISHED", "Budget", "GroupLedger", "Ledger", "UnfinishedGroup", "
 
 #: More than any sum of µs.
 _FAILED, UNFINISHED = 1e20, 1e30
-#: Distinct result types that folded groups name.
-MAX_TYPES = 32
 
 
 @dataclass(slots=True)
@@ -30,10 +29,9 @@ class Budget:
 
     #: Groups of one segment.
     a_segment: int
-    groups: int = 1000
-    #: A failed task's span carries a traceback; it is four times as large.
-    erred: int = 200
-    slowest: int = 800
+    groups: int = MAX_GROUP_SPANS
+    erred: int = MAX_ERRED_SPANS
+    slowest: int = MAX_SLOWEST_SPANS
 
     def groups_beside(self, pinned: int) -> int:
         """How many groups a segment may have beside those that are pinned, and have been charged for."""

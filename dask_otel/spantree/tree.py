@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from ..identity import bit_of, group_id, others_id, segment_id, trace_id
+from ..schema import MAX_INCLUDES
 from .counts import Load
 from .events import NOBODY, SpanInfo
 from .ledger import Budget, GroupLedger, Ledger
@@ -290,10 +291,6 @@ def _bit(span_id: str) -> tuple[int, int]:
     """Byte and bit of a span."""
     byte, bit = divmod(bit_of(span_id, BITS), 8)
     return byte, 1 << bit
-
-
-#: Other spans that a ledger names.
-MAX_INCLUDES = 256
 
 
 class Forest:

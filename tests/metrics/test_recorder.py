@@ -1,4 +1,4 @@
-"""Measures alone, told of the worst: they stay small, lose nothing, and no counter goes back."""
+"""The recorder alone, given the worst: series stay few, nothing is lost, and no counter goes back."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from hypothesis import strategies as st
 from support.measured import histogram, nonzero, size, value, values
 
 from dask_otel.metrics.recorder import Recorder
-from dask_otel.metrics.registry import MAX_NAMES, MAX_SERIES, OTHER, TASK_BOUNDS, UNUSED, MetricSettings
+from dask_otel.metrics.registry import OTHER, MetricSettings
 from dask_otel.metrics.snapshot import Cluster, ExporterCounts, HistogramPoint, Snapshot
-from dask_otel.schema import METRICS, OPEN_LABELS, Kind
+from dask_otel.schema import ATTRIBUTES, MAX_PREFIXES, MAX_SERIES, METRICS, TASK_DURATION, UNUSED_AFTER, Kind
 from dask_otel.spantree.counts import OUTCOMES, Intervals
 from dask_otel.spantree.events import Change, SpanInfo
 from dask_otel.spantree.records import RootRun
 
 SECONDS = (0.0005, 0.001, 0.003, 0.7, 5000.0, 100_000.0)
-#: Invented by us, so few.
-OWN = {"dask_otel.error.where", "otel.component.name"}
 RESULTS = ("success", "error", "lost", "cancelled", "interrupted")
 
 
 class Driven:
-    """Measures that are told of a lot, and plain sums of it."""
+    """A recorder that records a lot, and plain sums of it."""
 
     def __init__(self, measure_settings=None):
         self.now = 1000.0
@@ -43,9 +41,9 @@ class Driven:
         """A group's tasks completed in so many seconds each, or failed in as many."""
         change = Change(since or self.now)
         change.prefix = prefix
-        intervals = Intervals(TASK_BOUNDS)
+        intervals = Intervals(TASK_DURATION.bounds)
         for error, each in [(None, each) for each in seconds] + list(errors):
-            bucket = histogram([each], TASK_BOUNDS).index(1)
+            bucket = histogram([each], TASK_DURATION.bounds).index(1)
             interval = bisect_left(intervals.ends, each)
             change.intervals[interval] = change.intervals.get(interval, 0) + 1
             change.workers["w"] = change.workers.get("w", 0.0) + each
@@ -75,7 +73,7 @@ class Driven:
         self.sums[unit] += amount
 
     def snapshot(self):
-        snapshot = Snapshot(self.now, list(self.recorder.measured()))
+        snapshot = Snapshot(self.now, list(self.recorder.collect()))
         self.check(snapshot)
         return snapshot
 
@@ -83,13 +81,13 @@ class Driven:
         """What holds of every snapshot, after whatever came before."""
         assert size(snapshot) <= MAX_SERIES
         now = {}
-        for each in snapshot.measured:
+        for each in snapshot.metrics:
             assert each.metric is METRICS[each.metric.name]
             if each.metric.kind in (Kind.COUNTER, Kind.HISTOGRAM):
-                now |= {(each.metric.name, point.labels): point for point in each.points}
-            for at, label in enumerate(() if each.metric.name.startswith("otel.sdk") else each.metric.labels):
-                if label in OPEN_LABELS - OWN:
-                    assert len({point.labels[at] for point in each.points} - {OTHER, None}) <= MAX_NAMES
+                now |= {(each.metric.name, point.attributes): point for point in each.points}
+            for at, name in enumerate(each.metric.attributes):
+                if limit := ATTRIBUTES[name].max_values:
+                    assert len({point.attributes[at] for point in each.points} - {OTHER, None}) <= limit
             for point in each.points:
                 assert point.start <= self.now
         for key, point in now.items():
@@ -170,7 +168,7 @@ def test_each_alone_is_bounded():
 NAMES = st.integers(0, 80).map(str)
 UNITS = st.sampled_from(("seconds", "bytes"))
 STEP = st.one_of(
-    st.tuples(st.just("sweep"), st.sampled_from((0.5, 1.0, UNUSED / 3, UNUSED))),
+    st.tuples(st.just("sweep"), st.sampled_from((0.5, 1.0, UNUSED_AFTER / 3, UNUSED_AFTER))),
     st.tuples(
         st.just("ran"),
         NAMES,
@@ -206,13 +204,13 @@ def test_tomorrows_names_have_a_place():
         driven.ran(f"old{n}", [0.01], [(f"Old{n}", 0.1)])
     driven.ran("used", [0.01])
     driven.snapshot()
-    driven.sweep(UNUSED - 1)
+    driven.sweep(UNUSED_AFTER - 1)
     driven.ran("old1", [0.01])
     driven.ran("new", [0.01])
     snapshot = driven.snapshot()
     assert ("new", "completed") not in values(snapshot, "dask.task.finished")
     driven.sweep(2)
-    for n in range(MAX_NAMES - 1):
+    for n in range(MAX_PREFIXES - 1):
         driven.ran(f"new{n}", [0.01])
     driven.ran("one too many", [0.01])
     snapshot = driven.snapshot()
@@ -221,10 +219,10 @@ def test_tomorrows_names_have_a_place():
     assert finished["old1", "completed"] == 2
     assert ("old2", "completed") not in finished
     assert ("one too many", "completed") not in finished
-    assert len({prefix for prefix, _ in finished}) == MAX_NAMES + 1
+    assert len({prefix for prefix, _ in finished}) == MAX_PREFIXES + 1
     driven.ran("new0", [0.01])
     assert value(driven.snapshot(), "dask.task.finished", "new0", "completed") == 2
-    start = next(m for m in snapshot.measured if m.metric.name == "dask.task.finished").points[-1].start
+    start = next(m for m in snapshot.metrics if m.metric.name == "dask.task.finished").points[-1].start
     assert start >= driven.now - 2 - 1e-6
 
 
@@ -252,6 +250,9 @@ def test_how_it_is_is_not_how_it_was():
     assert nonzero(values(snapshot, "dask.scheduler.worker.count")) == {("running",): 1}
     assert nonzero(values(snapshot, "dask.span.active")) == {("b",): 1}
     assert not values(snapshot, "dask.worker.memory.limit")
+    driven.recorder.cluster(Cluster(workers={"running": 1}, limit=7, **state), 0.0)
+    driven.recorder.cluster(Cluster(workers={"running": 1}, limit=8, **state), 0.0)
+    assert value(driven.snapshot(), "dask.worker.memory.limit") == 8
 
 
 def test_an_example_is_handed_over_once_and_stands_where_it_was_counted():
@@ -268,7 +269,7 @@ def test_an_example_is_handed_over_once_and_stands_where_it_was_counted():
 
 def fill(driven, name):
     """Take all room for series of prefixes."""
-    for n in range(MAX_NAMES):
+    for n in range(MAX_PREFIXES):
         driven.ran(f"{name}{n}", [0.01], [(f"{name}{m}", 0.1) for m in range(9)])
     assert size(driven.snapshot()) > 0.9 * MAX_SERIES
 
@@ -277,7 +278,7 @@ def test_room_comes_back():
     driven = Driven()
     for name in ("monday", "tuesday", "monday", "tuesday"):
         fill(driven, name)
-        driven.sweep(UNUSED)
+        driven.sweep(UNUSED_AFTER)
         # There is a name left for a root, but no room but that of the prefixes.
         driven.root(name, 1.0, "success")
         assert (name, "success") in values(driven.snapshot(), "dask.span.duration")
@@ -286,23 +287,36 @@ def test_room_comes_back():
 def test_what_is_not_wanted_takes_no_room():
     for excluded in (set(), {"dask.task.duration"}):
         driven = Driven(MetricSettings(excluded=frozenset(excluded)))
-        for n in range(MAX_NAMES):
+        for n in range(MAX_PREFIXES):
             driven.ran(f"p{n}", [0.01], [(f"e{m}", 0.1) for m in range(9)])
-        for n in range(MAX_NAMES):
+        for n in range(MAX_PREFIXES):
             driven.root(f"r{n}", 1.0, "success")
         snapshot = driven.snapshot()
         assert bool(values(snapshot, "dask.task.duration")) != bool(excluded)
         roots = values(snapshot, "dask.span.duration")
-        assert len(roots) == (MAX_NAMES if excluded else 1)
+        assert len(roots) == (MAX_PREFIXES if excluded else 1)
 
 
 def test_a_series_begins_before_what_it_counts():
-    """What happened to a group may be told some sweeps later."""
+    """What happened to a group may be recorded some sweeps later."""
     driven = Driven()
     since = driven.now + 1
     for _ in range(5):
         driven.sweep()
     driven.ran("late", seconds=[0.1], errors=[("ValueError", 0.1)], since=since)
-    points = [point for each in driven.recorder.measured() for point in each.points if "late" in point.labels]
+    points = [point for each in driven.recorder.collect() for point in each.points if "late" in point.attributes]
     assert {point.start for point in points} == {since}
     assert len(points) == 4
+
+
+def test_a_name_that_was_folded_is_recorded_once_there_is_room():
+    """Although another one is folded before it, in each sweep."""
+    driven = Driven()
+    for n in range(MAX_PREFIXES):
+        driven.ran(f"old{n}", [0.01])
+    for seconds in (1.0, 1.0, UNUSED_AFTER):
+        assert ("new", "completed") not in values(driven.snapshot(), "dask.task.finished")
+        driven.sweep(seconds)
+        for name in (OTHER, "new"):
+            driven.ran(name, [0.01])
+    assert value(driven.snapshot(), "dask.task.finished", "new", "completed") == 1

@@ -1,4 +1,4 @@
-"""Labels: so many at a time, tomorrow's have a place, too; rewritten, valid, short."""
+"""Values of attributes: so many at a time, with room for new ones after a day; rewritten, valid, short."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections import OrderedDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_otel.metrics.registry import MAX_LABEL, MAX_NAMES, MAX_REMEMBERED, OTHER, UNUSED, Names, Rewriting
+from dask_otel.metrics.registry import MAX_REMEMBERED, OTHER, OpenAttribute, Rewriting
+from dask_otel.schema import MAX_METRIC_VALUE, MAX_PREFIXES, UNUSED_AFTER
 
 
 def make(most=3):
     forgotten = []
-    return Names(forgotten.append, most), forgotten
+    return OpenAttribute(forgotten.append, most), forgotten
 
 
 def test_so_many_at_a_time():
-    names, forgotten = make(MAX_NAMES)
-    assert [names.use(str(n), 0.0) for n in range(MAX_NAMES)] == [str(n) for n in range(MAX_NAMES)]
+    names, forgotten = make(MAX_PREFIXES)
+    assert [names.use(str(n), 0.0) for n in range(MAX_PREFIXES)] == [str(n) for n in range(MAX_PREFIXES)]
     assert names.use("one more", 0.0) == OTHER
     assert names.use("0", 0.0) == "0"
     assert not forgotten
@@ -29,20 +30,20 @@ def test_a_place_that_nobody_used_for_a_day_goes_to_another():
     for at, name in enumerate("abc"):
         names.use(name, at)
     names.use("a", 10.0)
-    assert names.use("d", UNUSED + 0.9) == OTHER
-    assert names.use("d", UNUSED + 1.0) == "d"
+    assert names.use("d", UNUSED_AFTER + 0.9) == OTHER
+    assert names.use("d", UNUSED_AFTER + 1.0) == "d"
     assert forgotten == ["b"]
-    assert names.use("b", UNUSED + 1.0) == OTHER
-    assert names.use("a", UNUSED + 2.0) == "a"
-    assert names.use("b", UNUSED + 2.0) == "b"
+    assert names.use("b", UNUSED_AFTER + 1.0) == OTHER
+    assert names.use("a", UNUSED_AFTER + 2.0) == "a"
+    assert names.use("b", UNUSED_AFTER + 2.0) == "b"
     assert forgotten == ["b", "c"]
 
 
 def test_a_place_that_nobody_wants_is_kept():
     names, forgotten = make()
     names.use("a", 0.0)
-    assert names.use("b", 10 * UNUSED) == "b"
-    assert names.use("a", 10 * UNUSED) == "a"
+    assert names.use("b", 10 * UNUSED_AFTER) == "b"
+    assert names.use("a", 10 * UNUSED_AFTER) == "a"
     assert not forgotten
 
 
@@ -50,11 +51,11 @@ def test_one_that_is_called_like_the_rest_is_among_the_rest():
     names, forgotten = make(1)
     assert names.use(OTHER, 0.0) == OTHER
     assert names.use("a", 0.0) == "a"
-    names.forget_unused(UNUSED)
+    names.forget_unused(UNUSED_AFTER)
     assert forgotten == ["a"]
 
 
-STEPS = st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(0, UNUSED * 0.7)), max_size=60)
+STEPS = st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(0, UNUSED_AFTER * 0.7)), max_size=60)
 
 
 @given(STEPS, st.integers(1, 4))
@@ -64,7 +65,7 @@ def test_against_a_model(steps, most):
     for name, pause in steps:
         now += pause
         if name not in model and len(model) >= most:
-            for old in [each for each, used in model.items() if now - used >= UNUSED]:
+            for old in [each for each, used in model.items() if now - used >= UNUSED_AFTER]:
                 del model[old]
                 gone.append(old)
         has_place = name in model or len(model) < most
@@ -100,26 +101,31 @@ def test_a_name_that_is_rewritten_to_nothing():
 
 
 @given(
-    st.lists(st.text(st.characters(exclude_categories=()), max_size=3 * MAX_LABEL), unique=True, min_size=2, max_size=2)
+    st.lists(
+        st.text(st.characters(exclude_categories=()), max_size=3 * MAX_METRIC_VALUE),
+        unique=True,
+        min_size=2,
+        max_size=2,
+    )
 )
-def test_labels_are_valid_text_and_stay_apart(pair):
+def test_values_are_valid_text_and_stay_distinct(pair):
     rewrite = Rewriting()
-    labels = [rewrite(name) for name in pair]
-    for name, label in zip(pair, labels, strict=True):
-        assert 0 < len(label) <= MAX_LABEL
-        label.encode()
-        assert label == rewrite(name)
-        if 0 < len(name) <= MAX_LABEL and name.isascii():
-            assert label == name
+    rewritten = [rewrite(name) for name in pair]
+    for name, each in zip(pair, rewritten, strict=True):
+        assert 0 < len(each) <= MAX_METRIC_VALUE
+        each.encode()
+        assert each == rewrite(name)
+        if 0 < len(name) <= MAX_METRIC_VALUE and name.isascii():
+            assert each == name
 
 
-def test_long_labels_stay_apart():
+def test_long_values_stay_distinct():
     rewrite = Rewriting()
     assert rewrite("\ud800x") == "?x"
     long = ["x" * 1000 + each for each in ("", "a", "b")]
     assert len({rewrite(name) for name in long}) == 3
-    assert rewrite("x" * MAX_LABEL) == "x" * MAX_LABEL
-    assert all(len(rewrite(name)) == MAX_LABEL for name in long)
+    assert rewrite("x" * MAX_METRIC_VALUE) == "x" * MAX_METRIC_VALUE
+    assert all(len(rewrite(name)) == MAX_METRIC_VALUE for name in long)
 
 
 def test_what_is_remembered_is_bounded_and_changes_nothing():

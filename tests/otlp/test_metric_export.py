@@ -54,7 +54,7 @@ def wait_until(condition):
 
 
 def completed(receiver):
-    return [p.value for p in points(receiver.metrics) if p.labels.get("dask.task.outcome") == "completed"]
+    return [p.value for p in points(receiver.metrics) if p.attributes.get("dask.task.outcome") == "completed"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -114,7 +114,7 @@ def test_what_a_collector_that_was_away_gets(preference, monkeypatch):
         wait_until(lambda: sink.put_metrics(taken(3)) or completed(again))
         sink.close(PATIENCE)
         durations = [
-            p for p in points(again.metrics) if p.name == "dask.task.duration" and "error.type" not in p.labels
+            p for p in points(again.metrics) if p.name == "dask.task.duration" and "error.type" not in p.attributes
         ]
     assert completed(again)[0] == (4 if preference == "delta" else 6)
     assert sum(durations[0].value) == (6 if preference == "cumulative" else 4)

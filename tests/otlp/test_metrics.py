@@ -32,20 +32,22 @@ def test_all_metrics_of_the_catalog_are_sent_as_it_says():
     for point in arrived:
         metric = METRICS[point.name]
         assert (point.unit, point.kind) == (metric.unit, metric.kind.value)
-        assert set(point.labels) <= set(metric.labels)
+        assert set(point.attributes) <= set(metric.attributes)
         assert not point.is_delta
         assert (point.start, point.time) == (0.0 if point.kind == "gauge" else 900.0, 1000.0)
         if point.kind != "histogram":
             assert isinstance(point.value, float if point.unit == "s" else int), point
     for metric in METRICS.values():
-        assert {name for point in arrived if point.name == metric.name for name in point.labels} == set(metric.labels)
+        assert {name for point in arrived if point.name == metric.name for name in point.attributes} == set(
+            metric.attributes
+        )
 
 
 def test_a_histogram():
     recorder = Recorder(900.0, MetricSettings(span_bounds=(1.0, 5.0)))
     everything(recorder)
     (point,) = [point for point in sent(snapshot(recorder)) if point.name == "dask.span.duration"]
-    assert point.labels == {"dask.span.root": "etl", "dask.span.result": "success"}
+    assert point.attributes == {"dask.span.root": "etl", "dask.span.result": "success"}
     assert (point.value, point.sum, point.bounds) == ((0, 1, 0), 4.0, (1.0, 5.0))
     assert point.exemplars == ((4.0, f"{1:032x}", f"{2:016x}"),)
     (again,) = [point for point in sent(snapshot(recorder)) if point.name == "dask.span.duration"]
@@ -65,7 +67,7 @@ def test_what_was_counted_since_the_last_time():
         (True, 1000.0, 1, 1.0),
         (True, 1000.0, 2, 2.0),
     ]
-    completed = next(point for point in arrived if point.labels.get("dask.task.outcome") == "completed")
+    completed = next(point for point in arrived if point.attributes.get("dask.task.outcome") == "completed")
     assert (completed.value, completed.start, completed.is_delta) == (2, 1000.0, True)
     # Only what has changed; how it is now is always said.
     assert "dask.activity.time" not in {point.name for point in arrived}
@@ -92,15 +94,17 @@ def test_pseudonyms():
     everything(recorder, prefix="secret", root="secret", error="SecretError")
     hidden = Capture(keys=False, tags=False, types=False)
     arrived = sent(snapshot(recorder), hidden)
-    values = {str(value) for point in arrived for value in point.labels.values()}
+    values = {str(value) for point in arrived for value in point.attributes.values()}
     assert not {value for value in values if "secret" in value.lower()}
-    assert {point.labels["dask.task.prefix"] for point in arrived if "dask.task.prefix" in point.labels} != {"other"}
+    assert {point.attributes["dask.task.prefix"] for point in arrived if "dask.task.prefix" in point.attributes} != {
+        "other"
+    }
     assert "_OTHER" in values
     # What stands for many names is no name.
     many = Recorder(900.0, MetricSettings())
     for number in range(60):
         everything(many, prefix=f"secret-{number}", root=f"secret-{number}")
-    assert "other" in {point.labels.get("dask.task.prefix") for point in sent(snapshot(many), hidden)}
+    assert "other" in {point.attributes.get("dask.task.prefix") for point in sent(snapshot(many), hidden)}
 
 
 def test_names_that_are_shown_as_one_are_one():
@@ -108,9 +112,9 @@ def test_names_that_are_shown_as_one_are_one():
     for number in range(3):
         everything(recorder, error=f"OwnError{number}")
     arrived = sent(snapshot(recorder), Capture(types=False))
-    (failed,) = [p for p in arrived if p.name == "dask.task.duration" and "error.type" in p.labels]
-    assert (failed.labels["error.type"], sum(failed.value), failed.sum) == ("_OTHER", 3, 3.0)
-    keys = [(p.name, tuple(sorted(p.labels.items()))) for p in arrived]
+    (failed,) = [p for p in arrived if p.name == "dask.task.duration" and "error.type" in p.attributes]
+    assert (failed.attributes["error.type"], sum(failed.value), failed.sum) == ("_OTHER", 3, 3.0)
+    keys = [(p.name, tuple(sorted(p.attributes.items()))) for p in arrived]
     assert len(keys) == len(set(keys))
 
 
@@ -120,26 +124,26 @@ def test_strange_names_lose_nothing(name):
     everything(recorder, prefix=name, root=name, error=name)
     arrived = sent(snapshot(recorder))
     assert {point.name for point in arrived} == set(METRICS)
-    assert all(len(str(value)) <= 200 for point in arrived for value in point.labels.values())
+    assert all(len(str(value)) <= 200 for point in arrived for value in point.attributes.values())
 
 
 def test_long_names_stay_apart():
     recorder = Recorder(900.0, MetricSettings())
     for end in "ab":
         everything(recorder, prefix="x" * 5000 + end)
-    prefixes = {point.labels.get("dask.task.prefix") for point in sent(snapshot(recorder))} - {None}
+    prefixes = {point.attributes.get("dask.task.prefix") for point in sent(snapshot(recorder))} - {None}
     assert len(prefixes) == 2
 
 
 def test_a_clock_that_was_set_back_moves_what_was_counted():
     recorder = Recorder(2000.0, MetricSettings())
     everything(recorder)
-    recorder.shift(-1500.0)
-    recorder.begin_sweep(501.0)
+    recorder.begin_sweep(2001.0)
     everything(recorder, prefix="later")
-    arrived = [point for point in sent(snapshot(recorder, 1000.0)) if point.kind != "gauge"]
+    later = snapshot(recorder, 2500.0)._replace(clock_offset=1500.0)
+    arrived = [point for point in sent(later) if point.kind != "gauge"]
     starts = {
-        point.labels.get("dask.task.prefix"): point.start for point in arrived if point.name == "dask.task.finished"
+        point.attributes.get("dask.task.prefix"): point.start for point in arrived if point.name == "dask.task.finished"
     }
     assert starts == {"inc": 500.0, "later": 500.0}
     assert {point.start for point in arrived} == {500.0}

@@ -210,7 +210,7 @@ async def test_thread_seconds_that_there_were(plugin, client, scheduler, a, b):
     spent = value(last, "dask.scheduler.thread_time") - value(first, "dask.scheduler.thread_time")
     # A snapshot is a little younger than the sweep that it tells of.
     assert spent == pytest.approx(paid(scheduler, first.at, last.at), abs=8 * 0.5)
-    start = next(m for m in last.measured if m.metric.name == "dask.scheduler.thread_time").points[0].start
+    start = next(m for m in last.metrics if m.metric.name == "dask.scheduler.thread_time").points[0].start
     since_start = paid(scheduler, start, last.at)
     assert value(last, "dask.scheduler.thread_time") == pytest.approx(since_start, abs=8 * 0.5)
     assert spent > 3 * (last.at - first.at) + 50 * 0.1
@@ -628,10 +628,10 @@ async def test_activities_count_from_when_the_bridge_began(client, scheduler, wo
     await all_told([worker])
     await plugin.keeping.fresh()
     await finished(plugin)
-    for measured_ in plugin.last.measured:
+    for measured_ in plugin.last.metrics:
         for point in measured_.points:
             assert point.start >= before
-            assert "before" not in point.labels, (measured_.metric.name, point)
+            assert "before" not in point.attributes, (measured_.metric.name, point)
 
 
 @measured(nthreads=[("127.0.0.1", 1)])
@@ -644,8 +644,8 @@ async def test_activities_begin_when_they_were_zero(plugin, client, scheduler, w
     await until(lambda: plugin._bridge.status()["sweep"]["at"] > swept + 0.2)  # several
     plugin.keeping.is_due = True
     snapshot = await plugin.keeping.fresh()
-    (each,) = (each for each in snapshot.measured if each.metric.name == "dask.activity.time")
-    (point,) = (point for point in each.points if point.labels == ("execute", "thread_noncpu", "x"))
+    (each,) = (each for each in snapshot.metrics if each.metric.name == "dask.activity.time")
+    (point,) = (point for point in each.points if point.attributes == ("execute", "thread_noncpu", "x"))
     assert point.value == scheduler.cumulative_worker_metrics["execute", "x", "thread-noncpu", "seconds"] > 0.19
     assert point.start <= before.at + 0.1
 

@@ -92,7 +92,7 @@ FAULTS = {
     "metrics.recorder.Recorder.swept": "metrics",
 }
 #: In what the snapshot is made of; where nobody wants metrics, it is not made.
-MEASURING = ("cluster", "activity", "open_roots", "bridge", "measured")
+MEASURING = ("cluster", "activity", "open_roots", "bridge", "collect")
 
 
 def with_workload(plugin, settle):
@@ -264,8 +264,8 @@ def test_a_snapshot_that_cannot_be_made_costs_no_trace_and_as_little_of_the_rest
     assert log.count("dask-otel failed in its metrics and goes on without") == 1
     assert not plugin.safety.gave_up
     assert {"root", "sums"} <= {span.name for span in plugin.exporter.spans()}
-    if part != "measured":
-        names = {each.metric.name for each in plugin.last.measured}
+    if part != "collect":
+        names = {each.metric.name for each in plugin.last.metrics}
         assert "dask.task.finished" in names
         assert ("dask.scheduler.task.count" in names) == (part != "cluster")
 
@@ -289,5 +289,5 @@ def test_events_of_other_people_harm_nothing():
     result, log = with_workload(plugin, logged)
     assert result == EXPECTED
     assert "failed" not in log
-    labels = {point.labels for each in plugin.last.measured for point in each.points}
+    labels = {point.attributes for each in plugin.last.metrics for point in each.points}
     assert not any("text" in str(value) for each in labels for value in each)

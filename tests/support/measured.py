@@ -12,11 +12,10 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.utils_test import gen_cluster
 from random_runs.recorder import Recorder
 
-from dask_otel.metrics.registry import MAX_SERIES
 from dask_otel.metrics.snapshot import HistogramPoint, Snapshot
 from dask_otel.scheduler.runtime import BridgeSettings
 from dask_otel.scheduler.sweep import Output
-from dask_otel.schema import Kind
+from dask_otel.schema import MAX_SERIES, Kind
 from support.clusters import finished, one_clock
 from support.memory import MemoryPlugin
 
@@ -151,9 +150,9 @@ async def all_told(workers: Iterable[Worker]) -> None:
 
 def values(snapshot: Snapshot, name: str) -> dict[Any, Any]:
     """Return the points of a metric by labels: numbers, or whole distributions."""
-    for measured_ in snapshot.measured:
+    for measured_ in snapshot.metrics:
         if measured_.metric.name == name:
-            return {p.labels: p if isinstance(p, HistogramPoint) else p.value for p in measured_.points}
+            return {p.attributes: p if isinstance(p, HistogramPoint) else p.value for p in measured_.points}
     return {}
 
 
@@ -163,7 +162,7 @@ def value(snapshot: Snapshot, name: str, *labels: Any) -> Any:
 
 
 def bounds(snapshot: Snapshot, name: str) -> tuple[float, ...]:
-    return next(each.bounds for each in snapshot.measured if each.metric.name == name)
+    return next(each.bounds for each in snapshot.metrics if each.metric.name == name)
 
 
 def nonzero(numbers: dict[Any, float]) -> dict[Any, float]:
@@ -172,7 +171,7 @@ def nonzero(numbers: dict[Any, float]) -> dict[Any, float]:
 
 def size(snapshot: Snapshot) -> int:
     """Number of series as Prometheus counts them: one for each bucket, ``+Inf`` among them, ``_sum``, ``_count``."""
-    return sum(len(each.points) * (len(each.bounds) + 3 if each.bounds else 1) for each in snapshot.measured)
+    return sum(len(each.points) * (len(each.bounds) + 3 if each.bounds else 1) for each in snapshot.metrics)
 
 
 def check_series(snapshots: Sequence[Snapshot]) -> None:
@@ -182,13 +181,13 @@ def check_series(snapshots: Sequence[Snapshot]) -> None:
     for snapshot in snapshots:
         assert size(snapshot) <= MAX_SERIES
         now = {}
-        for each in snapshot.measured:
-            labels = [point.labels for point in each.points]
+        for each in snapshot.metrics:
+            labels = [point.attributes for point in each.points]
             assert len(set(labels)) == len(labels), each.metric.name
             for point in each.points:
                 assert point.start <= snapshot.at, (each.metric.name, point)
-                assert len(point.labels) == len(each.metric.labels)
-                now[each.metric.name, point.labels] = each.metric.kind, point
+                assert len(point.attributes) == len(each.metric.attributes)
+                now[each.metric.name, point.attributes] = each.metric.kind, point
         for key, (kind, point) in before.items():
             if kind not in (Kind.COUNTER, Kind.HISTOGRAM):
                 continue

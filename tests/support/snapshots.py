@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from dask_otel import schema
 from dask_otel.metrics.recorder import Recorder
 from dask_otel.metrics.snapshot import Cluster, ExporterCounts, Snapshot
 from dask_otel.spantree.events import Change, SpanInfo
@@ -36,9 +37,9 @@ def everything(recorder: Recorder, *, prefix: str = "inc", root: str = "etl", er
     recorder.root_ended(run, {2})
     recorder.busy(root, 2.5)
     recorder.open_roots({root: 1})
-    recorder.count("dask.graph.updates", "OK", 1)
-    recorder.count("dask.worker.added", None, 1)
-    recorder.count("dask.worker.removed", False, 1)
+    recorder.count(schema.GRAPH_UPDATES, "OK", 1)
+    recorder.count(schema.WORKER_ADDED, None, 1)
+    recorder.count(schema.WORKER_REMOVED, False, 1)
     recorder.threads(8.0)
     recorder.swept(0.001)
     for (context, of, name, unit), total in {
@@ -53,7 +54,7 @@ def everything(recorder: Recorder, *, prefix: str = "inc", root: str = "etl", er
 
 
 def snapshot(recorder: Recorder, at: float = 1000.0) -> Snapshot:
-    return Snapshot(at, list(recorder.measured()))
+    return Snapshot(at, list(recorder.collect()))
 
 
 class Point(NamedTuple):
@@ -63,7 +64,7 @@ class Point(NamedTuple):
     unit: str
     kind: str
     is_delta: bool
-    labels: dict[str, Any]
+    attributes: dict[str, Any]
     start: float
     time: float
     #: A number, or the counts of a histogram's buckets.
