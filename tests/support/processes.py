@@ -28,7 +28,8 @@ class Process:
 
     def __init__(self, *arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> None:
         # Workers must find the functions of the tests' workflows.
-        path = os.pathsep.join([*(env or {}).get("PYTHONPATH", "").split(), str(Path(__file__).parents[1])])
+        paths = [(env or {}).get("PYTHONPATH"), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
+        path = os.pathsep.join(filter(None, paths))
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dask", *arguments],
