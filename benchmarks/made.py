@@ -15,7 +15,16 @@ GROUPS = 49
 def bundle(number: int, tasks: int = 0) -> list[Record]:
     """A segment with its groups, and failed tasks."""
     span = SpanInfo(f"span-{number}", ("Alice's workflow", f"step {number}"), None, 0.0)
-    common = {"span": span, "trace_id": 1 + number, "start": 1e9, "end": 1e9 + 1, "links": (), "failure": None}
+    common = {
+        "span": span,
+        "top": span,
+        "caller": None,
+        "trace_id": 1 + number,
+        "start": 1e9,
+        "end": 1e9 + 1,
+        "links": (),
+        "failure": None,
+    }
     groups: list[Record] = [
         GroupRecord(
             **common, span_id=1 + n, parent_id=99, name="inc", tally=_tally(number),
@@ -43,7 +52,19 @@ def _task(span: SpanInfo, number: int, task: int) -> TaskRecord:
         f"tcp://10.0.0.1:{task}", "w", 1, None, None, error,
     )  # fmt: skip
     return TaskRecord(
-        span, 1 + number, 1000 + task, 1, "inc", 1e9, 1e9 + 1, (), Failure("ValueError", message), run, "erred"
+        span,
+        span,
+        None,
+        1 + number,
+        1000 + task,
+        1,
+        "inc",
+        1e9,
+        1e9 + 1,
+        (),
+        Failure("ValueError", message),
+        run,
+        "erred",
     )
 
 

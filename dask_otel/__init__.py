@@ -6,6 +6,7 @@ ImportError in a preload module would stop the scheduler.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,14 +33,14 @@ def dask_setup(server: Any) -> None:
             preload.set_up(server)
 
 
-def trace_id(root_span_id: str | None = None) -> str:
-    """Return the id of the trace of a root Dask span.
+def trace_id(span_ids: str | Sequence[str] | None = None) -> str:
+    """Return the id of the trace that shows a Dask span.
 
     Parameters
     ----------
-    root_span_id
-        What ``with span("name") as span_id`` yields for a span that is in no other; by default the outermost span
-        around the caller, in the client or inside a task.
+    span_ids
+        What ``with span("name") as span_id`` yields for a span that is in no other, or the ids of a span and of those
+        around it, the outermost first; by default those of the span around the caller, in the client or inside a task.
 
     Returns
     -------
@@ -50,17 +51,19 @@ def trace_id(root_span_id: str | None = None) -> str:
     ValueError
         If no id is given and there is no span around the caller.
     """
-    from .identity import trace_id as hashed
+    from .identity import origin_of
 
-    return f"{hashed(_root_span_id() if root_span_id is None else root_span_id):032x}"
+    if span_ids is None:
+        span_ids = _span_ids()
+    return f"{origin_of([span_ids] if isinstance(span_ids, str) else span_ids).trace_id():032x}"
 
 
-def trace_url(root_span_id: str | None = None) -> str:
-    """Return a link to the trace of a root Dask span, made from the setting ``otel.trace-url``.
+def trace_url(span_ids: str | Sequence[str] | None = None) -> str:
+    """Return a link to the trace of a Dask span, made from the setting ``otel.trace-url``.
 
     Parameters
     ----------
-    root_span_id
+    span_ids
         As for :func:`trace_id`.
 
     Raises
@@ -70,16 +73,16 @@ def trace_url(root_span_id: str | None = None) -> str:
     """
     from .config import trace_url_template
 
-    return trace_url_template().replace("{trace_id}", trace_id(root_span_id))
+    return trace_url_template().replace("{trace_id}", trace_id(span_ids))
 
 
-def _root_span_id() -> str:
+def _span_ids() -> Sequence[str]:
     import dask
 
     annotation = dask.get_annotations().get("span")
     if not annotation:
         raise ValueError('no span here: call this inside `with span("name"):`, or give it the id of a root span')
-    return str(annotation["ids"][0])
+    return [str(each) for each in annotation["ids"]]
 
 
 def __getattr__(name: str) -> Any:

@@ -73,7 +73,7 @@ class OTelPlugin(BridgePlugin):
         """Read the settings and make the exporters; None if the bridge stays off."""
         settings = config.load(lambda error: log.error("dask-otel %s: %s", config.consequence(error), error))
         self._settings = settings
-        safety.tells = all(settings.capture.values())
+        safety.logs_messages = all(settings.capture.values())
         try:
             config.check_limits()
             exporter = import_or_log(_EXPORTER)

@@ -44,7 +44,7 @@ class Safety:
         self._lock = threading.Lock()
         self._failures: Counter[tuple[str, str]] = Counter()
         #: Whether what exceptions say may be logged; it can hold a person's keys and tags.
-        self.tells = True
+        self.logs_messages = True
         #: Set once a place has failed too often in a row.
         self.gave_up = False
         #: Failures in a row by place; and as of the last check.
@@ -77,8 +77,8 @@ class Safety:
                 "dask-otel failed in its %s and goes on without; the cluster is not affected. "
                 "Further failures of this kind are only counted.%s",
                 where,
-                "" if self.tells else f"\n{_without_message(error)}",
-                exc_info=error if self.tells else None,
+                "" if self.logs_messages else f"\n{_without_message(error)}",
+                exc_info=error if self.logs_messages else None,
             )
         if gives_up:
             log.error(

@@ -1,4 +1,4 @@
-"""Makes the tables of attributes, links and metrics in these pages from ``dask_otel/schema.py``, in place.
+"""Makes the tables of attributes, links and metrics in these pages from ``dask_otel/schema/``, in place.
 
 ``python docs/tables.py``. A table is between a line ``<!-- schema: its name -->`` and a line ``<!-- end -->``.
 """

@@ -11,6 +11,7 @@ import dask
 import jsonschema
 import pytest
 import yaml
+from support.callers import anchored, inside
 
 import dask_otel
 from dask_otel import config
@@ -404,6 +405,12 @@ def test_trace_id_of_the_span_around_the_caller():
     with span("outer", "middle") as _, span("inner"):
         root = dask.get_annotations()["span"]["ids"][0]
         assert dask_otel.trace_id() == dask_otel.trace_id(root)
+    with inside(a="x", b=anchored(7, 8, "nonce"), c="y"), span("inner"):
+        assert dask_otel.trace_id() == f"{7:032x}"
+        assert dask_otel.trace_id(dask.get_annotations()["span"]["ids"]) == f"{7:032x}"
+        with dask.config.set({"otel.trace-url": "http://jaeger/trace/{trace_id}"}):
+            assert dask_otel.trace_url() == dask_otel.trace_url(anchored(7, 9)) == f"http://jaeger/trace/{7:032x}"
+    assert dask_otel.trace_id(["x", "y"]) == dask_otel.trace_id("x")
     with pytest.raises(ValueError, match="no span here"):
         dask_otel.trace_id()
 

@@ -127,7 +127,7 @@ def test_metrics_have_attributes_of_the_schema():
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
 def test_names_of_attributes_and_metrics_are_in_the_schema_only(path):
-    if path.name == "schema.py":
+    if path.parent.name == "schema":
         return
     tree = ast.parse(path.read_text())
     docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}

@@ -267,8 +267,11 @@ def _samples_any(sampler: Sampler) -> bool:
 def _try_spans(sender: Sender, console: Console) -> bool:
     """Send a test span; return whether it has arrived."""
     root, now = str(uuid4()), time()
+    info = SpanInfo(root, ("dask-otel doctor",), None, now)
     record = PendingRecord(
-        span=SpanInfo(root, ("dask-otel doctor",), None, now),
+        span=info,
+        top=info,
+        caller=None,
         trace_id=trace_id(root),
         span_id=pending_id(root, 0),
         parent_id=None,

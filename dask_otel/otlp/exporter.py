@@ -699,7 +699,7 @@ class TelemetryOutput:
             return []
         last = records[-1]
         sampled = self._sampling.decided(last).takes
-        if isinstance(last, SegmentRecord) and last.parent_id is None:
+        if isinstance(last, SegmentRecord) and last.is_top:
             self._finished.append(self._summary(last, sampled=sampled))
         if not sampled:
             self._unsampled.update(map(kind_of, records))

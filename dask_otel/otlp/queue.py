@@ -132,7 +132,7 @@ class SpanQueue:
             self._make_place()
 
     def note_lost(self, records: list[Record]) -> None:
-        """Have root segments that are still to leave count these records as dropped spans of their traces."""
+        """Have the top segments of traces that are still to leave count these records as dropped."""
         for record in records:
             self._uncounted[record.trace_id] = self._uncounted.get(record.trace_id, 0) + 1
         while len(self._uncounted) > MAX_TRACES:
@@ -143,7 +143,7 @@ class SpanQueue:
         return [self._with_losses(record) for record in self._take(max_spans, max_bytes)]
 
     def _with_losses(self, record: Record) -> Record:
-        if self._uncounted and isinstance(record, SegmentRecord) and record.parent_id is None:
+        if self._uncounted and isinstance(record, SegmentRecord) and record.is_top:
             return replace(record, dropped_spans=self._uncounted.pop(record.trace_id, 0))
         return record
 

@@ -9,14 +9,22 @@ from typing import Any, NamedTuple
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, ParentBased, Sampler, TraceIdRatioBased
-from opentelemetry.trace import SpanKind, TraceState
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    TraceFlags,
+    TraceState,
+    set_span_in_context,
+)
 
 from ..errors import Remarks, SettingError
+from ..identity import Caller
 from ..safety import Safety
 from ..schema import MAX_NAME, SPAN_ROOT, clean
 from ..spantree.records import Record
 
-__all__ = ["Decided", "Sampling", "make_sampler"]
+__all__ = ["Decided", "Sampling", "caller_context", "make_sampler"]
 
 _BUILT_IN: dict[str, Callable[[float], Sampler]] = {
     "always_on": lambda ratio: ALWAYS_ON,
@@ -32,9 +40,9 @@ MAX_REMEMBERED = 10_000
 
 
 def make_sampler(remarks: Remarks) -> Sampler | None:
-    """Make the sampler that the variables name; None if everything is sent.
+    """Make the sampler that the variables name; None for ``parentbased_always_on``.
 
-    As in the SDK, that is so if none is named, or one that does not exist or does not start.
+    As in the SDK, that is the default, and what is used instead of one that does not exist or does not start.
     """
     name = os.environ.get("OTEL_TRACES_SAMPLER", "").strip()
     argument = os.environ.get("OTEL_TRACES_SAMPLER_ARG", "").strip()
@@ -46,7 +54,7 @@ def make_sampler(remarks: Remarks) -> Sampler | None:
     try:
         return _from_entry_point(name, argument)
     except SettingError as error:
-        remarks.fall_back(error, "parentbased_always_on is used, which sends every trace")
+        remarks.fall_back(error, "parentbased_always_on is used, the default")
         return None
 
 
@@ -81,22 +89,24 @@ class Decided(NamedTuple):
     """What a sampler decided of a trace."""
 
     takes: bool
-    #: For the root's spans.
+    #: For the spans at the top of the trace.
     attributes: Mapping[str, Any] = {}
     #: For all its spans.
     state: TraceState | None = None
 
 
-_TAKEN = Decided(takes=True)
+_TAKEN, _LEFT_OUT = Decided(takes=True), Decided(takes=False)
 
 
 class Sampling:
-    """Decides once per trace, when its first span is about to leave: by its id, and the root's name.
+    """Decides once per trace, when its first span is about to leave: by its id, caller and name.
+
+    Callers in one trace need not agree on whether it is sampled: the decision is for the cluster's spans below one.
 
     Parameters
     ----------
     shown
-        Says how a root's tags may be shown, also to a sampler.
+        Says how a span's tags may be shown, also to a sampler.
     """
 
     def __init__(
@@ -107,29 +117,41 @@ class Sampling:
         self._shown = shown
         #: By trace, the oldest first. Export threads look up single traces while the event loop adds some, which a
         #: plain dict allows; nobody else may iterate over it.
-        self._decisions: dict[int, Decided] = {}
+        self._decisions: dict[tuple[int, Caller | None], Decided] = {}
 
     def decided(self, record: Record) -> Decided:
         """What was decided of the trace of a record."""
         if self._sampler is None:
-            return _TAKEN
-        decided = self._decisions.get(record.trace_id)
+            return _TAKEN if record.caller is None or record.caller.is_sampled else _LEFT_OUT
+        key = record.trace_id, record.caller
+        decided = self._decisions.get(key)
         if decided is None:
             decided = _TAKEN  # if the sampler fails
             with self._safety.guard("sampler"):
                 decided = self._decide(self._sampler, record)
-            self._decisions[record.trace_id] = decided
+            self._decisions[key] = decided
             if len(self._decisions) > MAX_REMEMBERED:
                 del self._decisions[next(iter(self._decisions))]
         return decided
 
-    def known(self, trace_id: int) -> Decided:
-        """What was decided of a trace that is sent, as far as it is remembered; for other threads."""
-        return self._decisions.get(trace_id, _TAKEN)
+    def known(self, record: Record) -> Decided:
+        """What was decided of the trace of a record that is sent, if it is remembered; for other threads."""
+        return self._decisions.get((record.trace_id, record.caller), _TAKEN)
 
     def _decide(self, sampler: Sampler, record: Record) -> Decided:
-        root = clean(self._shown(record.span.tags)[0], MAX_NAME)
+        root, name = self._shown(record.span.tags)[0], self._shown(record.top.tags)[-1]
         # Not None: that would be whatever span is current here.
-        result = sampler.should_sample(Context(), record.trace_id, root, SpanKind.INTERNAL, {SPAN_ROOT: root})
+        context, kind = Context(), SpanKind.INTERNAL
+        if record.caller:
+            caller = NonRecordingSpan(caller_context(record.caller))
+            context, kind = set_span_in_context(caller, context), SpanKind.SERVER
+        attributes = {SPAN_ROOT: clean(root, MAX_NAME)}
+        result = sampler.should_sample(context, record.trace_id, clean(name, MAX_NAME), kind, attributes)
         takes = result.decision is Decision.RECORD_AND_SAMPLE
         return Decided(takes, dict(result.attributes or {}), result.trace_state)
+
+
+def caller_context(caller: Caller, state: TraceState | None = None) -> SpanContext:
+    """Make OpenTelemetry's description of a caller."""
+    flags = TraceFlags(TraceFlags.SAMPLED if caller.is_sampled else TraceFlags.DEFAULT)
+    return SpanContext(caller.trace_id, caller.span_id, is_remote=True, trace_flags=flags, trace_state=state)

@@ -22,7 +22,7 @@ from ..schema import MAX_LINKS, MAX_NAME, MAX_SPAN_ACTIVITIES, MAX_VALUE, clean,
 from ..spantree.counts import Tally, quantile
 from ..spantree.events import Metrics
 from ..spantree.records import Failure, GroupRecord, PendingRecord, Record, SegmentRecord, TaskRecord
-from .sampling import Decided
+from .sampling import Decided, caller_context
 
 __all__ = ["Attributes", "SpanFactory", "attributes", "error_description", "exception_event", "identity", "kind_of"]
 
@@ -49,7 +49,7 @@ class SpanFactory:
     redact
         Removes what must not be shown from a record.
     decided
-        Returns the sampler's decision on a trace, by its id.
+        Returns the sampler's decision on a record's trace.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SpanFactory:
         scope: InstrumentationScope,
         limits: SpanLimits,
         redact: Callable[[Record], Record] = lambda record: record,
-        decided: Callable[[int], Decided] = lambda trace_id: Decided(takes=True),
+        decided: Callable[[Record], Decided] = lambda record: Decided(takes=True),
     ) -> None:
         self._redact = redact
         self._decided = decided
@@ -83,18 +83,22 @@ class SpanFactory:
         self, record: Record, values: Attributes, events: Sequence[Event], links: Sequence[Link], status: Status
     ) -> ReadableSpan:
         limits = self._limits
-        _, extra, state = self._decided(record.trace_id)
-        if record.parent_id is None:
+        _, extra, state = self._decided(record)
+        parent = None if record.parent_id is None else _context(record.trace_id, record.parent_id, state)
+        kind = SpanKind.INTERNAL
+        if record.is_top:
             values = values | dict(extra)
+            if record.caller:
+                parent, kind = caller_context(record.caller, state), SpanKind.SERVER
         return ReadableSpan(
             name=clean(record.name, MAX_NAME) or "(no name)",
             context=_context(record.trace_id, record.span_id, state),
-            parent=None if record.parent_id is None else _context(record.trace_id, record.parent_id, state),
+            parent=parent,
             resource=self._resource,
             attributes=_bounded(values, limits.max_span_attributes, limits.max_span_attribute_length),
             events=events,
             links=links,
-            kind=SpanKind.INTERNAL,
+            kind=kind,
             status=status,
             start_time=_nanoseconds(record.start),
             end_time=_nanoseconds(record.end),

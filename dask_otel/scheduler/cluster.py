@@ -241,11 +241,11 @@ class ClusterMetrics:
     def sent(self, records: Iterable[Record]) -> None:
         """Note records that are in the queue of an exporter, for exemplars."""
         with self._safety.guard("metrics"):
-            self._shown.update(record.span_id for record in records if record.parent_id is None)
+            self._shown.update(record.span_id for record in records if record.is_top)
             self._recorder.tasks_shown(records)
 
     async def count_ended(self, pace: Pace) -> None:
-        """Record the runs of root spans that this sweep has ended."""
+        """Record the runs that this sweep has ended."""
         for run in self._span_tree.roots.drain():
             with self._safety.guard("metrics"):
                 self._recorder.root_ended(run, self._shown)
@@ -266,8 +266,8 @@ class ClusterMetrics:
             self._recorder.cluster(await read_cluster(self._scheduler, pace), self._delay.take())
         await read_activities(self._scheduler, self._recorder, self._safety, pace)
         roots: Counter[str] = Counter()
-        for some in in_parts(list(self._span_tree.forest.open_roots)):
-            roots.update(root.info.tags[0] for root in some)
+        for some in in_parts(list(self._span_tree.forest.open_tops)):
+            roots.update(top.info.tags[0] for top in some)
             await pace.rest()
         with self._safety.guard("metrics"):
             self._recorder.open_roots(roots)

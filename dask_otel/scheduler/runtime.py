@@ -22,7 +22,7 @@ from distributed.scheduler import heartbeat_interval
 from ..metrics.registry import MetricSettings
 from ..safety import Safety, log
 from ..spantree.build import Level, SpanTreeSettings
-from ..spantree.lifecycle import SpanTree, open_roots
+from ..spantree.lifecycle import SpanTree, open_runs
 from .cluster import ClusterMetrics, Delay, Departures
 from .inbox import HeartbeatTap, Inbox, WorkerEvent
 from .pace import Clock
@@ -121,7 +121,7 @@ class SchedulerBridge:
         """Return the open roots and the cost of the last sweep; call it on the event loop."""
         return {
             "open_segments": len(self.span_tree.forest.open),
-            "open": list(open_roots(self.span_tree.forest, MAX_ROOTS, self.clock.offset)),
+            "open": list(open_runs(self.span_tree.forest, MAX_ROOTS, self.clock.offset)),
             "sweep": self.sweep.cost,
         }
 

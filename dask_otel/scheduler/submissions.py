@@ -241,7 +241,7 @@ class Submissions:
             if not self._warned:
                 self._warned = True
                 path = " / ".join(map(str, ask.tags)) if ask else "no span"
-                log.warning(_EXPLANATION, path if self._safety.tells else "one span")
+                log.warning(_EXPLANATION, path if self._safety.logs_messages else "one span")
         return asked
 
     def _values(

@@ -1,10 +1,7 @@
-"""What the span tree needs to be told; times in seconds.
+"""Builds the records of a segment that closes: its result, its groups and tasks, its links.
 
-Keeps a trace bounded, whatever the graph: groups that are too many become one span that carries their sums.
-
-How it ended: of the tasks that were asked for here, wherever Dask counts them.
-
-Makes the records of a segment that closes. The ledger goes into them; nobody writes to it any more.
+A trace is bounded whatever the graph: groups beyond the limit are folded into one span that has their sums. The ledger
+of a closed segment becomes part of its record, and nothing changes it any more.
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ __all__ = [
 
 
 class Level(IntEnum):
-    """What a trace shows, each with all before."""
+    """What a trace shows; each level includes those before."""
 
     NOTHING = 0
     SPANS = 1
@@ -47,13 +44,13 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class SpanTreeSettings:
-    """How to cut what happens into segments, and how much of it to show."""
+    """Settings of the span tree; times in seconds."""
 
-    #: How long a subtree must be at rest before its segment closes.
+    #: For how long a subtree must be idle before its segment closes.
     idle_timeout: float = 5.0
     #: Age at which a segment is cut.
     max_segment: float = 3600.0
-    #: Age at which a root that is at work sends a pending span.
+    #: Age at which a run that is active gets a pending span.
     pending_span_after: float = 15.0
     #: Group spans a segment.
     max_groups: int = 500
@@ -72,7 +69,7 @@ FOLDED_AT_ONCE = 200
 
 
 def fold_some(node: Node, ledger: Ledger, most: int) -> None:
-    """While a segment is open: fold finished groups, some at a time, since to choose them takes a look at all."""
+    """Fold finished groups of an open segment, some at a time: to choose them takes time for all."""
     excess = min(most, FOLDED_AT_ONCE)
     if len(ledger.foldable) >= most + excess:
         for group, worth in sorted(ledger.foldable.items(), key=itemgetter(1))[:excess]:
@@ -81,7 +78,7 @@ def fold_some(node: Node, ledger: Ledger, most: int) -> None:
 
 
 def fold_for_closing(node: Node, segment: Segment, ledger: Ledger) -> Iterator[None]:
-    """Leave no more groups than a segment that closes, and the trace, may show; also of unfinished ones.
+    """Fold the groups of a segment that closes beyond those that it and the trace may show, also unfinished ones.
 
     Unfinished groups are kept first, then those that failed, then those that took longest; of equal ones the earlier.
     Lazy: each step is little work.
@@ -126,7 +123,7 @@ def verdict(ledger: Ledger, elsewhere: Tally | None, stopped: str) -> tuple[str,
     Parameters
     ----------
     elsewhere
-        All that it asked for and others count.
+        The tasks that it requested and other spans count.
     stopped
         Why it closes, if its work is not done.
     """
@@ -172,7 +169,7 @@ def _result(counts: Mapping[str, int], failure: Failure | None, graph_failures: 
     return "success"
 
 
-#: Tells the trace and span id of a group's span.
+#: Returns the trace and span id of a group's span.
 Find = Callable[[Dependency], "tuple[int, int] | None"]
 #: Runs that get a span, by group, with the reason.
 Runs = Mapping["str | None", Sequence["tuple[str, TaskRun | PickedRun]"]]
@@ -216,17 +213,19 @@ def close_segment(
     return record, _inside(record, ledger, offset, runs, find_here)
 
 
-def pending_span(root: Node, segment: Segment, now: float, offset: float) -> PendingRecord:
-    """Say of a root that it is running: it can be found before it ends, and should it never end."""
+def pending_span(top: Node, segment: Segment, now: float, offset: float) -> PendingRecord:
+    """Build the pending span of a run: the run can be found before it ends, or if it never does."""
     segment.pending_sent = True
     start, end = segment.start - offset, now - offset
     segment.enclose(start, end)
     return PendingRecord(
-        span=root.info,
+        span=top.info,
+        top=top.info,
+        caller=top.origin.caller,
         trace_id=segment.trace_id,
-        span_id=pending_id(root.info.id, segment.number),
+        span_id=pending_id(top.info.id, segment.number),
         parent_id=segment.id,
-        name=f"{root.title} (running)",
+        name=f"{top.title} (running)",
         start=start,
         end=end,
         links=(),
@@ -241,6 +240,9 @@ def _segment(
     # Its children have been sent with the offset of that time.
     end = max(_end(node, segment, ledger.tally, elsewhere, now, stopped) - offset, segment.enclosed_until)
     links = [Link(*at, "counted_in") for at in ledger.counted_in.values() if at and at[0] != segment.trace_id]
+    above = node.parent.segment if node.parent else None
+    if above and above.trace_id != segment.trace_id:
+        links.append(Link(above.trace_id, above.id, "within"))
     previous_id = None
     if node.previous:
         previous_trace, previous_span = node.previous
@@ -252,6 +254,8 @@ def _segment(
     result, failure = verdict(ledger, elsewhere, stopped if node.load.unfinished else "")
     return SegmentRecord(
         span=node.info,
+        top=segment.top.info,
+        caller=segment.top.origin.caller,
         trace_id=segment.trace_id,
         span_id=segment.id,
         parent_id=segment.parent_id,
@@ -303,6 +307,8 @@ def _group(
     span_id = segment.span.id
     return GroupRecord(
         span=segment.span,
+        top=segment.top,
+        caller=segment.caller,
         trace_id=segment.trace_id,
         span_id=others_id(span_id, group.number) if group.folded else group_id(span_id, group.name, group.number),
         parent_id=segment.span_id,
@@ -326,6 +332,8 @@ def _task(group: GroupRecord, run: TaskRun, offset: float, reason: str) -> TaskR
     start, end = fit(run.start - offset, run.stop - offset, group.start, group.end)
     return TaskRecord(
         span=group.span,
+        top=group.top,
+        caller=group.caller,
         trace_id=group.trace_id,
         span_id=task_id(group.span.id, run.key, run.run_id),
         parent_id=group.span_id,

@@ -1,6 +1,6 @@
-"""Durations in logarithmic buckets, so that quantiles cost a dict entry and not a list of all tasks.
+"""Numbers that add up: tallies of tasks, their load by state, and durations in logarithmic buckets.
 
-Numbers that add up, and how many tasks wait for what.
+With buckets, quantiles cost an entry of a dict and not a list of all tasks.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Load(NamedTuple):
 class FirstError(NamedTuple):
     """The exception that the first erred task raised."""
 
-    #: Unqualified, e.g. ``ValueError``; ``_OTHER`` where Dask doesn't say.
+    #: Unqualified, e.g. ``ValueError``; ``_OTHER`` if Dask does not know it.
     type: str
     message: str
 

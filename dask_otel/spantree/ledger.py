@@ -1,7 +1,4 @@
-"""What has been counted for one group, and how many groups a trace may show.
-
-The ledger: what has been counted for a Dask span since its last segment closed.
-"""
+"""Ledgers: what has been counted for a Dask span, and for each of its groups, since its last segment closed."""
 
 from __future__ import annotations
 
@@ -77,7 +74,7 @@ class GroupLedger:
         #: Number of the trace of its group span before; only for default roots that have rolled over.
         self.trace_before: int | None = None
         self.tally = Tally()
-        #: Of these, the tasks that only other spans asked for.
+        #: Of these, the tasks that only other spans requested.
         self.foreign: Tally | None = None
         self.buckets: dict[int, int] = {}
         self.types: dict[str, int] = {}
@@ -162,7 +159,7 @@ class Ledger:
         #: Groups that are worth no more would be folded soon.
         self.least_worth = -1.0
         self.pinned = 0
-        #: Number of own groups by prefix: fine metrics can be told apart by prefix only.
+        #: Number of own groups by prefix: Dask keeps fine metrics by prefix, not by group.
         self.prefixes: dict[str, int] = {}
         #: Fine metrics of this Dask span and of closed child segments, summed over prefixes.
         self.metrics: Metrics = {}
@@ -170,11 +167,11 @@ class Ledger:
         self.metrics_by_prefix: dict[object, Metrics] = {}
         #: False once metrics are known to be lost.
         self.metrics_complete = True
-        #: Of the tally, tasks that only spans outside this subtree asked for, by their ids or ``NOBODY``.
+        #: Of the tally, tasks that only spans outside this subtree requested, by their ids or ``NOBODY``.
         self.foreign: dict[frozenset[str], Tally] = {}
-        #: Tasks that this subtree asked for and one outside counts, by that one's id.
+        #: Tasks that this subtree requested and a span outside counts, by that span's id.
         self.elsewhere: dict[str, Tally] = {}
-        #: By id of a span that counts tasks this one asked for, its segment if it has one.
+        #: By id of a span that counts tasks which this one requested, its segment if it has one.
         self.counted_in: dict[str, tuple[int, int] | None] = {}
         self.graph_seconds = 0.0
         self.graph_failures: dict[str, int] = {}
@@ -253,7 +250,7 @@ class Ledger:
             yield self.others
 
     def pin(self, name: str, budget: Budget) -> bool:
-        """Promise that a group will have a span, if the budget allows: another span is to link to it."""
+        """Reserve a span for a group, if the budget allows: another span links to it."""
         group = self.groups[name]
         if not group.pinned and budget.groups_beside(self.pinned):
             group.pinned = True
@@ -289,7 +286,7 @@ class Ledger:
         return busy
 
     def add_claim(self, claim: Claim, *, is_inside: bool) -> None:
-        """Count what happened to tasks that this span asked for and another one counts.
+        """Count what happened to tasks that this span requested and another one counts.
 
         If the other one is inside this one, they are counted here, too; only their error is not known here.
         """
@@ -299,7 +296,7 @@ class Ledger:
             _tally(self.elsewhere, claim.holder).add(claim)
 
     def add_graph(self, graph: Graph) -> None:
-        """Add what a submission said."""
+        """Add what a submission contained."""
         self.graph_seconds += graph.seconds
         self.clients.update(dict.fromkeys(graph.clients))
         self.collections.update(dict.fromkeys(graph.collections))
@@ -311,7 +308,7 @@ class Ledger:
             self.tally.last_event = max(self.tally.last_event, graph.until)
 
     def add_child(self, child: Ledger, is_inside: Callable[[str], bool]) -> None:
-        """Add all of a child segment that has closed; ``is_inside`` tells whether a span is in this one's subtree."""
+        """Add all of a child segment that has closed; ``is_inside``: whether a span is in this one's subtree."""
         self.tally.add(child.tally)
         sum_into(self.metrics, child.metrics)
         self.metrics_complete &= child.metrics_complete
@@ -323,7 +320,7 @@ class Ledger:
             if not any(map(is_inside, askers)):
                 _tally(self.foreign, askers).add(tally)
         for holder, tally in child.elsewhere.items():
-            if is_inside(holder):  # counted here after all; but the holder has not told of this error
+            if is_inside(holder):  # counted here after all, but not with this error
                 self.tally.error = self.tally.error or tally.error
             else:
                 _tally(self.elsewhere, holder).add(tally)
@@ -334,7 +331,7 @@ class Ledger:
         self.code = self.code or child.code
 
     def all_elsewhere(self) -> Tally | None:
-        """Tasks that this subtree asked for and another one counts."""
+        """Tasks that this subtree requested and another one counts."""
         if not self.elsewhere:
             return None
         total = Tally()

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from ..identity import trace_id
 from .build import Level, SpanTreeSettings, close_segment, fold_for_closing, fold_some, pending_span
 from .events import Change, Claim, Dependency, Graph, Metrics, SpanInfo
 from .ledger import Ledger
@@ -19,9 +18,9 @@ from .records import Record, RootRuns
 from .timing import Heartbeats, Threads
 from .tree import NO_LOAD, Forest, Node, Segment
 
-__all__ = ["AwaitedMetrics", "Progress", "SpanTree", "open_roots", "trace_of"]
+__all__ = ["AwaitedMetrics", "Progress", "SpanTree", "open_runs", "trace_of"]
 
-#: Outcomes of runs that end without a word from their worker, whose metrics come all the same.
+#: Outcomes of runs that end without a report of their worker, whose metrics arrive all the same.
 _WORDLESS = ("retried", "rescheduled", "cancelled", "abandoned")
 
 
@@ -37,7 +36,7 @@ class AwaitedMetrics:
         self._waiting: dict[str, dict[Node, None]] = {}
 
     def after(self, node: Node, runs: Change, now: float) -> bool:
-        """Expect metrics of runs that have ended; say whether those who have them are still there."""
+        """Expect metrics of runs that have ended; return whether the workers that have them are still there."""
         assert node.segment
         if not node.segment.has_wordless_runs and runs.outcomes:
             node.segment.has_wordless_runs = any(runs.outcomes.get(outcome) for outcome in _WORDLESS)
@@ -50,8 +49,8 @@ class AwaitedMetrics:
         return all_here
 
     def after_wordless(self, node: Node, now: float) -> None:
-        """Expect metrics of all workers that were given tasks, if one has ended a run without a word."""
-        if node.segment and node.segment.has_wordless_runs:  # by one of these; two heartbeats will tell
+        """Expect metrics of all workers that were given tasks, if a run has ended without a report."""
+        if node.segment and node.segment.has_wordless_runs:  # on one of these workers
             node.segment.has_wordless_runs = False
             self.expect(node, {each: now for each in node.segment.sent_to if self.heartbeats.is_here(each)})
 
@@ -78,7 +77,7 @@ class AwaitedMetrics:
                 break
             over.append(worker)
         awaits_nothing = len(over) == len(segment.owed)
-        for worker in over:  # never looked at again
+        for worker in over:  # never checked again
             since = segment.owed.pop(worker)
             self._drop(worker, node)
             if not self.heartbeats.has_delivered(worker, since):
@@ -142,7 +141,7 @@ class SpanTree:
     """
 
     def __init__(self, now: float, threads: int, settings: SpanTreeSettings, first_number: int = 0) -> None:
-        #: Whose fine metrics are still to come.
+        #: Whose fine metrics have not arrived.
         self.owed = AwaitedMetrics()
         self.heartbeats = self.owed.heartbeats
         self.threads = Threads(now, threads)
@@ -153,14 +152,14 @@ class SpanTree:
         #: Seconds to subtract from times that leave, see ``scheduler.pace.Clock``.
         self._offset = 0.0
 
-    # What the sweep tells
+    # Input
 
     def add_span(self, info: SpanInfo) -> None:
         """Add a Dask span; its parent must be known."""
         self.forest.add(info)
 
     def add_requested(self, info: SpanInfo, now: float) -> None:
-        """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
+        """Add a span that was requested and that Dask has not made; its parent must be known."""
         self.forest.add_requested(info, now)
 
     def add_change(self, change: Change, now: float) -> None:
@@ -188,7 +187,7 @@ class SpanTree:
             node.ledger.note_unfinished(change)
 
     def add_claim(self, claim: Claim, now: float) -> None:
-        """Count what happened to tasks that a span asked for and Dask put in another; both must be known."""
+        """Count what happened to tasks that a span requested and Dask put in another; both must be known."""
         node, holder = self.forest.nodes[claim.asker], self.forest.nodes[claim.holder]
         segment = self.forest.open_segment(node, claim.since, now)
         if node.ledger and not node.ledger.groups:
@@ -209,7 +208,7 @@ class SpanTree:
         return busy
 
     def add_graph(self, graph: Graph, now: float) -> None:
-        """Note what a submission said about a Dask span."""
+        """Record what a submission contained for a Dask span."""
         node = self.forest.nodes[graph.span_id]
         if graph.failure:
             self.forest.open_segment(node, graph.since, now)
@@ -226,7 +225,7 @@ class SpanTree:
         """
         return self.owed.add_event(kind, worker, at)
 
-    # What comes out
+    # Output
 
     def advance(
         self, now: float, clock_offset: float = 0.0, *, taking_in_graph: bool = False
@@ -244,14 +243,15 @@ class SpanTree:
         yield from self.forest.drop_notes()
         yield from self._account(now)
         earliest = now
-        for root in list(self.forest.open_roots):
+        for top in list(self.forest.open_tops):
             yield None
-            earliest = min(earliest, root.segment.start if root.segment else now)
-            age = now - root.segment.start if root.segment else 0.0
-            if age >= self.settings.max_segment * (1 if root.load.unfinished else 2):  # in a pause, a run would end
-                yield from self._cut(root, now)
-            elif age >= self.settings.pending_span_after and root.segment and self._wants_pending_span(root):
-                yield pending_span(root, root.segment, now, self._offset)
+            earliest = min(earliest, top.segment.start if top.segment else now)
+            age = now - top.segment.start if top.segment else 0.0
+            # A root comes before the tops below it, and is as old: all are cut together. In a pause, a run would end.
+            if age >= self.settings.max_segment * (1 if top.load.unfinished else 2):
+                yield from self._cut(top, now)
+            elif age >= self.settings.pending_span_after and top.segment and self._wants_pending_span(top):
+                yield pending_span(top, top.segment, now, self._offset)
         if not taking_in_graph:
             for node in list(self.forest.at_rest):  # children before their parents
                 if self._may_close(node, now):
@@ -273,8 +273,9 @@ class SpanTree:
         for node in sorted(self.forest.held, key=lambda node: node.ledger.since if node.ledger else now):
             # Without a segment before, all its work was done before the span tree was there, or never.
             if node.previous and node.ledger and node.ledger.has_numbers:
-                if not node.root.segment:
-                    self.roots.late(node.root.info)
+                for each in node.lineage():
+                    if not each.segment:
+                        self.roots.late(each.info)
                 self.forest.open_segment(node, node.ledger.since, now)
         for node in sorted(self.forest.open, key=lambda node: -node.depth):
             yield from self._close(node, now, stopped="interrupted")
@@ -282,7 +283,7 @@ class SpanTree:
     # Inside
 
     def _saw(self, node: Node, change: Change, now: float) -> None:
-        """Have a node of which a change tells looked at, and await the metrics of its runs."""
+        """Add a change to the load of its node, and wait for the metrics of its runs."""
         self.forest.touch(node, change, change.load, now if change.active else None)
         if node.segment:
             node.segment.sent_to.update(change.sent_to)
@@ -302,7 +303,7 @@ class SpanTree:
             yield None
 
     def _close(self, node: Node, now: float, stopped: str = "") -> Iterator[Record | None]:
-        """Close a segment whose child segments are closed; ``stopped`` says why, if its work is not done."""
+        """Close a segment whose child segments are closed; ``stopped``: why, if its work is not done."""
         # Out of the way first: a segment that cannot be made must not stand in the way of others.
         segment, ledger = self.forest.take_out(node)
         self.owed.ended(node, segment.owed)
@@ -314,10 +315,10 @@ class SpanTree:
             node, segment, ledger, now, self._offset, stopped, self.threads, self._reserve, level
         )
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end + self._offset
-        above = node.parent
-        if above is None:
+        if record.is_top:
             self.roots.closed(record)
-        elif above.segment and above.ledger:
+        above = node.parent
+        if above and above.segment and above.ledger:
             above.segment.enclose(record.start, record.end)
             above.ledger.add_child(ledger, lambda span_id: self.forest.is_inside(span_id, above))
         if node.load == NO_LOAD:
@@ -356,9 +357,9 @@ class SpanTree:
     def _name_each_other(self, asker: Node, ledger: Ledger, holder: Node) -> None:
         self.forest.name_each_other(asker, ledger, holder, is_shown=self._level_of(holder) > Level.NOTHING)
 
-    def _wants_pending_span(self, root: Node) -> bool:
-        is_new = root.segment is not None and not root.segment.pending_sent
-        return is_new and root.load.unfinished > 0 and self._level_of(root) > Level.NOTHING
+    def _wants_pending_span(self, top: Node) -> bool:
+        is_new = top.segment is not None and not top.segment.pending_sent
+        return is_new and top.load.unfinished > 0 and self._level_of(top) > Level.NOTHING
 
     def _level_of(self, node: Node) -> Level:
         return self.settings.level_of(is_default=node.root.info.is_default)
@@ -369,12 +370,15 @@ class SpanTree:
         return node.reserve_group_span(to.name) if node and self._level_of(node) >= Level.GROUPS else None
 
 
-#: Open segments that are looked at in all; beyond, what is known is not summed up.
+#: Open segments that one status sums up; beyond, the sums are absent.
 MAX_SEGMENTS = 2000
 
 
 class Progress(NamedTuple):
-    """An open root. Numbers are those since its segment opened; None where it would take too long to tell."""
+    """A run that goes on: the open segment at the top of a trace.
+
+    Numbers are those since its segment opened; None where it would take too long to count.
+    """
 
     span: SpanInfo
     name: str
@@ -385,31 +389,31 @@ class Progress(NamedTuple):
     unfinished: int
 
 
-def open_roots(forest: Forest, most: int, clock_offset: float = 0.0) -> Iterator[Progress]:
-    """Describe the open roots, the oldest first; ``clock_offset`` is subtracted from times."""
+def open_runs(forest: Forest, most: int, clock_offset: float = 0.0) -> Iterator[Progress]:
+    """Describe the open runs, the oldest first; ``clock_offset`` is subtracted from times."""
     room = MAX_SEGMENTS
-    for root in islice(forest.open_roots, most):
-        if root.segment is None:
+    for top in islice(forest.open_tops, most):
+        if top.segment is None:
             continue
         tasks = completed = 0
-        for node in islice(root.open_below(), room):
+        for node in islice(top.open_below(), room):
             room -= 1
             if node.ledger:
                 tasks += node.ledger.tally.tasks
                 completed += node.ledger.tally.completed
         known = room > 0
         yield Progress(
-            root.info,
-            root.title,
-            root.segment.trace_id,
-            root.segment.start - clock_offset,
+            top.info,
+            top.title,
+            top.segment.trace_id,
+            top.segment.start - clock_offset,
             tasks if known else None,
             completed if known else None,
-            root.load.unfinished,
+            top.load.unfinished,
         )
 
 
 def trace_of(forest: Forest, span_id: str) -> int | None:
     """Id of the trace that shows a Dask span now, or showed it last; None if the span is not known."""
     node = forest.nodes.get(span_id)
-    return trace_id(node.root.info.id, node.root.trace_number) if node else None
+    return node.origin.trace_id(node.root.trace_number) if node else None

@@ -1,8 +1,6 @@
-"""The output of the span tree: finished OTel spans, not yet in OpenTelemetry's terms. Nothing changes them any more.
+"""Records: the output of the span tree. A record describes a finished OTel span, and nothing changes it any more.
 
 Times are seconds since the epoch by the scheduler's clock.
-
-Runs of root spans: from the first task to the last, however many segments they were cut into.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..identity import Caller
 from .counts import Tally
 from .events import Metrics, SpanInfo, TaskRun
 
@@ -28,7 +27,7 @@ __all__ = [
 
 
 class Link(NamedTuple):
-    """A reference to another span; ``kind`` is ``dependency``, ``continues`` or ``counted_in``."""
+    """A reference to another span; ``kind`` is ``dependency``, ``continues``, ``counted_in`` or ``within``."""
 
     trace_id: int
     span_id: int
@@ -36,7 +35,7 @@ class Link(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Why the status is Error. Tasks that another span asked for are no failure of this one."""
+    """Why the status is Error. Tasks that only another span requested are no failure of this one."""
 
     #: Of the first exception.
     type: str
@@ -52,6 +51,9 @@ class Record:
     """What all kinds of record have."""
 
     span: SpanInfo
+    #: The Dask span at the top of the trace, and the span of another process that is above that one.
+    top: SpanInfo
+    caller: Caller | None
     trace_id: int
     span_id: int
     parent_id: int | None
@@ -61,10 +63,15 @@ class Record:
     links: tuple[Link, ...]
     failure: Failure | None
 
+    @property
+    def is_top(self) -> bool:
+        """Whether this is a segment at the top of its trace, which is listed, counted and sampled as a run."""
+        return False
+
 
 @dataclass(slots=True)
 class PendingRecord(Record):
-    """Says of a root that it is running."""
+    """A span for a run that has not ended yet."""
 
 
 @dataclass(slots=True)
@@ -116,18 +123,23 @@ class SegmentRecord(Record):
     code: tuple[str, int] | None
     #: Paths of other spans whose tasks are counted here.
     includes: tuple[str, ...]
-    #: Ids of Dask spans that count tasks this one asked for, and those tasks.
+    #: Ids of Dask spans that count tasks which this one requested, and those tasks.
     counted_in: tuple[str, ...]
     elsewhere: Tally | None
     #: Graphs that the scheduler could not take in, by status: error, cancelled.
     graph_failures: Mapping[str, int]
     truncated_groups: int
     truncated_tasks: int
-    #: Spans inside this one that were given up on the way out: too many at once, or too many for what waits.
+    #: Spans inside this one that were dropped before they were sent: beyond the rate limit or the queue's size.
     dropped_groups: int = 0
     dropped_tasks: int = 0
-    #: On a root: spans of its trace that were lost before it left, and that no other segment tells of.
+    #: On a top: spans of its trace that were lost before it was sent, and that no other segment counts.
     dropped_spans: int = 0
+
+    @property
+    def is_top(self) -> bool:
+        """Whether no other span of the cluster is above it in its trace."""
+        return self.span.id == self.top.id
 
 
 class RootRun(NamedTuple):
@@ -143,21 +155,21 @@ class RootRun(NamedTuple):
 
 
 class RootRuns:
-    """Joins what was cut."""
+    """Joins the segments of runs that were cut: a run is from the first task to the last."""
 
     def __init__(self) -> None:
-        #: By id of a root that was cut and goes on: when it began, and the trace and span id of a segment that failed.
+        #: By id of a top that was cut and goes on: when it began, and the trace and span id of a segment that failed.
         self._cut: dict[str, tuple[float, tuple[int, int] | None]] = {}
         self._ended: list[RootRun] = []
-        #: Ids of roots whose segment is there for numbers that came late.
+        #: Ids of spans whose segment is there for numbers that came late.
         self._late: set[str] = set()
 
-    def late(self, root: SpanInfo) -> None:
-        """Note that the next segment of a root is no run."""
-        self._late.add(root.id)
+    def late(self, span: SpanInfo) -> None:
+        """Note that the next segment of a span is no run."""
+        self._late.add(span.id)
 
     def closed(self, record: SegmentRecord) -> None:
-        """Note that a segment of a root has closed."""
+        """Note that a segment at the top of its trace has closed."""
         if record.span.id in self._late:
             self._late.discard(record.span.id)
             return

@@ -1,8 +1,6 @@
-"""The span tree's copy of Dask's span tree: one node per Dask span, one segment per node that is open.
+"""The tree of Dask spans: one ``Node`` for each Dask span, one ``Segment`` for each node that is open.
 
-Spans that were only asked for: Dask has not made them, so nothing of Dask's bounds their number.
-
-Which spans are open: the span tree's nodes, and the sets of those that want attention.
+``Forest`` holds all nodes of a scheduler, and the sets of those that the next sweep has to look at.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from ..identity import bit_of, group_id, others_id, segment_id, trace_id
+from ..identity import Origin, bit_of, group_id, origin_of, others_id, place, segment_id
 from ..schema import MAX_INCLUDES
 from .counts import Load
 from .events import NOBODY, SpanInfo
@@ -45,6 +43,7 @@ class Segment:
         "pending_sent",
         "sent_to",
         "start",
+        "top",
         "trace_id",
         "wall",
     )
@@ -52,8 +51,10 @@ class Segment:
     def __init__(self, node: Node, start: float, others: float, max_groups: int) -> None:
         self.number = node.next_number
         self.id = segment_id(node.info.id, self.number)
-        self.trace_id = trace_id(node.root.info.id, node.root.trace_number)
-        self.parent_id = node.parent.segment.id if node.parent and node.parent.segment else None
+        above = node.parent.segment if node.parent else None
+        placed = place(node.origin, node.root.trace_number, (above.trace_id, above.id) if above else None)
+        self.trace_id: int = placed.trace_id
+        self.parent_id = placed.parent_id
         self.start = start
         self.wall = Wall(start)
         #: Latest sweep that saw something happen.
@@ -63,20 +64,22 @@ class Segment:
         #: Earliest start and latest end of what has been sent of its children: it must enclose them.
         self.enclosed_from = float("inf")
         self.enclosed_until = float("-inf")
-        #: A root only: whether its pending span has been sent.
+        #: A top only: whether its pending span has been sent.
         self.pending_sent = False
-        #: What the trace may still hold; one for the root and all below it.
-        above = node.root.segment
-        self.budget: Budget = above.budget if above else Budget(max_groups)
+        shares = above if above and not placed.is_top else None
+        #: The top of its trace.
+        self.top: Node = shares.top if shares else node
+        #: What the trace may still hold; one for the top and all below it.
+        self.budget: Budget = shares.budget if shares else Budget(max_groups)
         #: Workers that were given tasks; a set in order of insertion.
         self.sent_to: dict[str, None] = {}
-        #: Unfinished tasks that it asked for and another span counts, by that span's id.
+        #: Unfinished tasks that it requested and another span counts, by that span's id.
         self.claimed: dict[str, int] = {}
         #: Workers whose metrics are awaited, and since when.
         self.owed: dict[str, float] = {}
         #: The same of workers that are no longer waited for, though their metrics have not come.
         self.overdue: dict[str, float] = {}
-        #: Whether a run has ended without a word from its worker, whose metrics come all the same.
+        #: Whether a run has ended without a report of its worker; its metrics arrive all the same.
         self.has_wordless_runs = False
         #: Thread-seconds used by other roots, as known when the segment began and when it last changed.
         self.others_at_start = self.others_now = others
@@ -89,12 +92,12 @@ class Segment:
         self.enclosed_until = max(self.enclosed_until, end)
 
     def end_metrics(self, heartbeats: Heartbeats, *, goes_on: bool) -> bool:
-        """Await only what has not come; say whether nothing is known to be lost.
+        """Keep in ``owed`` only what has not arrived; return whether no metrics are known to be lost.
 
         Parameters
         ----------
         goes_on
-            Whether another segment will await the rest.
+            Whether another segment will wait for the rest.
         """
         self.owed = {
             worker: since
@@ -123,6 +126,7 @@ class Node:
         "ledger",
         "load",
         "next_number",
+        "origin",
         "parent",
         "previous",
         "previous_end",
@@ -136,6 +140,7 @@ class Node:
         self.info = info
         self.parent = parent
         self.root: Node = parent.root if parent else self
+        self.origin: Origin = parent.origin.below(info.id) if parent else origin_of([info.id])
         #: Number of nodes that have this one for their parent.
         self.children_known = 0
         self.depth: int = parent.depth + 1 if parent else 0
@@ -193,7 +198,7 @@ class Node:
         if self.segment and self.ledger and name in groups and not self.ledger.pin(name, self.segment.budget):
             return None  # it may have to be folded
         trace_number = (self.group_traces or {}).get(name, 0)
-        return trace_id(self.root.info.id, trace_number), group_id(self.info.id, name, number)
+        return self.origin.trace_id(trace_number), group_id(self.info.id, name, number)
 
     def begin_group(self, ledger: Ledger, name: str, prefix: str, since: float) -> GroupLedger:
         """Open the ledger of a group, under the next number of its name."""
@@ -238,16 +243,19 @@ class Node:
         return self.ledger
 
 
-#: Seconds that such a span is remembered after its last segment: it may ask again.
+#: Seconds for which a span that was only requested is kept after its last segment: it may request more.
 REMEMBERED = 3600.0
-#: Spans that are looked at in one sweep.
+#: Such spans that one sweep checks.
 FORGOTTEN_AT_ONCE = 200
 #: Of a set of forgotten ids; a million of them make one new id in sixteen look known.
 BITS = 2**24
 
 
 class Asked:
-    """Spans that Dask has not made, those to be looked at next first, and which ones have been forgotten."""
+    """Requested spans that Dask has not made, the next to be checked first, and a set of those that were forgotten.
+
+    Nothing of Dask bounds their number, hence they are forgotten after an hour.
+    """
 
     def __init__(self) -> None:
         self._nodes: dict[Node, None] = {}
@@ -257,11 +265,11 @@ class Asked:
         return node in self._nodes
 
     def add(self, node: Node) -> None:
-        """Note a span that was only asked for."""
+        """Add a span that was only requested."""
         self._nodes[node] = None
 
     def keep(self, node: Node) -> None:
-        """Note that Dask has made a span."""
+        """Keep a span that Dask has made after all."""
         self._nodes.pop(node, None)
 
     def first_number(self, span_id: str, now: float) -> int:
@@ -306,24 +314,24 @@ class Forest:
         self._asked = Asked()
         # Sets in order of insertion:
         self.open: dict[Node, None] = {}
-        self.open_roots: dict[Node, None] = {}
+        self.open_tops: dict[Node, None] = {}
         self.touched: dict[Node, None] = {}
         #: Children before their parents, as in ``touched``.
         self.at_rest: dict[Node, None] = {}
         #: Nodes with entries in a ledger but no open segment.
         self.held: dict[Node, None] = {}
-        #: Nodes of which a submission has said something since the last sweep.
+        #: Nodes that a submission has named since the last sweep.
         self.noted: dict[Node, None] = {}
         #: Busy thread-seconds of all roots, so far.
         self.busy = 0.0
 
     def add(self, info: SpanInfo) -> None:
-        """Learn of a Dask span; its parent must be known."""
+        """Add a Dask span; its parent must be known."""
         first_number = self._first_number if info.enqueued < self.born else 0
         self._asked.keep(self.nodes.get(info.id) or self._add(info, first_number))
 
     def add_requested(self, info: SpanInfo, now: float) -> None:
-        """Learn of a span that was asked for and that Dask has not made; its parent must be known."""
+        """Add a span that was requested and that Dask has not made; its parent must be known."""
         if info.id not in self.nodes:
             self._asked.add(self._add(info, self._first_number + self._asked.first_number(info.id, now)))
 
@@ -339,7 +347,7 @@ class Forest:
         return span_id in self.nodes
 
     def knows_made(self, span_id: str) -> bool:
-        """Whether a span is known as one that Dask has made, not only asked for."""
+        """Whether a span is known as one that Dask has made, not only as requested."""
         return self.knows(span_id) and self.nodes[span_id] not in self._asked
 
     def root_of(self, span_id: str) -> SpanInfo:
@@ -347,7 +355,7 @@ class Forest:
         return self.nodes[span_id].root.info
 
     def forget(self, now: float) -> None:
-        """Let go of spans that were only asked for, long after they have ended."""
+        """Forget spans that were only requested, long after they have ended."""
         self._asked.forget(self.nodes, self.held, now)
 
     def is_inside(self, span_id: str, node: Node) -> bool:
@@ -355,7 +363,7 @@ class Forest:
         return span_id in self.nodes and node in self.nodes[span_id].lineage()
 
     def include(self, ledger: Ledger, askers: Iterable[str]) -> None:
-        """Name spans whose tasks are counted in a ledger, and work without a span, as far as there is room."""
+        """Add the names of spans whose tasks are counted in a ledger, if there is room; also of work without a span."""
         for asker in askers:
             if len(ledger.includes) >= MAX_INCLUDES:
                 return
@@ -365,12 +373,12 @@ class Forest:
                 ledger.includes[self.nodes[asker].info.path] = None
 
     def name_each_other(self, asker: Node, ledger: Ledger, holder: Node, *, is_shown: bool) -> None:
-        """Have the ledger of an asker say who counts its tasks, and the holder's whose they are.
+        """Record in the requesting span's ledger who counts its tasks, and in the owning span's whose tasks they are.
 
         Parameters
         ----------
         is_shown
-            Whether there is anything of the holder to lead to.
+            Whether the owning span has a segment that can be linked to.
         """
         at = (holder.segment.trace_id, holder.segment.id) if holder.segment else holder.previous
         at = at if is_shown else None
@@ -411,16 +419,16 @@ class Forest:
         self.open[node] = None
         if above:
             above.children[node] = None
-        else:
-            self.open_roots[node] = None
+        if node.segment.top is node:
+            self.open_tops[node] = None
 
     def _look_at(self, node: Node) -> None:
-        """Have a node looked at by the next ``account``; to be called for children before their parents."""
+        """Have the next ``account`` visit a node; to be called for children before their parents."""
         self.touched.pop(node, None)
         self.touched[node] = None
 
     def drop_notes(self) -> Iterator[None]:
-        """Let go of what was said of spans in which nothing happens: their results were there already. Lazy."""
+        """Forget submissions to spans in which nothing happens, because their results were there already. Lazy."""
         noted, self.noted = self.noted, {}
         for node in noted:
             yield
@@ -429,7 +437,7 @@ class Forest:
                 del self.held[node]
 
     def touch(self, node: Node, happened: Happened | None, load: Load, active: float | None) -> None:
-        """Have a node and those above it looked at.
+        """Add to the load of a node and of those above it, and have the next ``account`` visit them.
 
         Parameters
         ----------
@@ -453,10 +461,10 @@ class Forest:
         """End a node's open segment, and hand over what it held."""
         segment, ledger = node.segment, node.ledger
         assert segment and ledger  # noqa: PT018
-        for index in (self.open, self.open_roots, self.touched, self.at_rest):
+        for index in (self.open, self.open_tops, self.touched, self.at_rest):
             index.pop(node, None)
         if not self.open:  # a dict that was large keeps its room, and walking over it its time
-            self.open, self.open_roots, self.at_rest = {}, {}, {}
+            self.open, self.open_tops, self.at_rest = {}, {}, {}
         node.segment = node.ledger = None
         node.next_number += 1
         if node.parent and node.parent.segment:

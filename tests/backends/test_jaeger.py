@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from urllib.request import urlopen
+from uuid import uuid4
+
 import pytest
-from opentelemetry.sdk.trace import SpanLimits
+from distributed import span
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from support.callers import anchored, inside
 from support.large import TASKS, large_trace
 from support.processes import cluster
-from support.trees import check_shape, check_sums, tree
+from support.trees import check_shape, check_sums, tree, trees
 from support.workflows import (
     NESTED,
     NESTED_ATTRIBUTES,
@@ -52,6 +61,43 @@ def test_a_workflow_appears_in_jaeger(jaeger, tmp_path, protocol):
     assert root.attributes["dask.execute.thread_noncpu.seconds"] >= 10 * 0.02
     assert {span.resource["service.name"] for span in spans} == {"dask-scheduler"}
     assert "ERROR" not in processes.scheduler.log
+
+
+def test_a_workflow_below_a_callers_span(jaeger, tmp_path):
+    """The caller's own SDK sends its span to the same place: one trace from the request to the tasks."""
+    provider = TracerProvider(resource=Resource({"service.name": "app"}), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(jaeger.endpoints["grpc"], insecure=True)))
+    root_id = f"{uuid4()}"
+    with cluster(tmp_path, env={"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"]}) as processes:
+        with provider.get_tracer("app").start_as_current_span("GET /report") as caller:
+            ids = caller.get_span_context()
+            with inside(service=root_id, report=anchored(ids.trace_id, ids.span_id, "nonce")):
+                trace = dask_otel.trace_id()
+                total = processes.client.submit(sum, processes.client.map(abs, range(5), key="load"), key="total")
+                with span("inner"):
+                    assert processes.client.submit(abs, total, key="use").result() == 10
+        spans = jaeger.trace(trace, lambda spans: any(each.name == "report" for each in spans) and len(spans) > 6)
+        root = jaeger.trace(dask_otel.trace_id(root_id), has_root)
+    provider.shutdown()
+    ours = [each for each in [*spans, *root] if each.resource["service.name"] == "dask-scheduler"]
+    check_shape(ours)
+    check_sums(ours)
+    assert trees(ours)[trace] == [
+        "report [span] within -> service in another trace <- caller",
+        "  inner [span]",
+        "    use [group] dependency -> total",
+        "  load [group]",
+        "  total [group] dependency -> load",
+    ]
+    assert [each.name for each in spans if not each.parent_id] == ["GET /report"]
+    with urlopen(f"{jaeger.ui}/api/traces/{trace}", timeout=10) as answer:
+        (shown,) = json.load(answer)["data"]
+    kinds = {each["operationName"]: _tags(each).get("span.kind") for each in shown["spans"]}
+    assert kinds == dict.fromkeys(kinds, "internal") | {"report": "server"}
+
+
+def _tags(shown):
+    return {tag["key"]: tag["value"] for tag in shown["tags"]}
 
 
 def test_many_groups_at_work_at_once(jaeger, tmp_path):

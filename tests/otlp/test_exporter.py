@@ -13,7 +13,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from support.memory import FACTORY, make_sink
-from support.records import group, segment
+from support.records import group, root_segment, segment
 
 from dask_otel.cli.receiver import Receiver
 from dask_otel.metrics.snapshot import Snapshot
@@ -28,7 +28,7 @@ from dask_otel.safety import Safety, log
 def together(number: int, groups: int = 1):
     """A segment with its groups, recognisable by name."""
     records = [group(name=f"{number}.{i}", span_id=1000 * number + i + 1) for i in range(groups)]
-    return [*records, segment(name=str(number), span_id=1000 * number + 999, parent_id=None, links=())]
+    return [*records, root_segment(name=str(number), span_id=1000 * number + 999)]
 
 
 def pipeline_of(exporter, *, safety=None, name="test", **limits):

@@ -12,7 +12,7 @@ from distributed.utils_test import captured_logger
 from opentelemetry.sdk.metrics.export import MetricsData
 from support.memory import FACTORY
 from support.misbehaving import Hangs, Misbehaving, Rejects, Says, in_turn
-from support.records import group, segment, task
+from support.records import group, root_segment, segment, task
 from support.wire import Wire
 
 from dask_otel.cli.receiver import Receiver
@@ -291,7 +291,7 @@ def test_an_invalid_span_costs_only_itself(protocol, bad):
         run.check(receiver)
         assert set(run.names) - set(receiver.taken) == set(bad)
         assert run.queue.dropped.total() == len(bad)
-        run.put([segment(name="root", parent_id=None)])
+        run.put([root_segment(name="root")])
         (root,) = (s for s in receiver.wait(lambda spans: spans[-1].name == "root", PATIENCE) if s.name == "root")
         assert root.attributes.get("dask.dropped.spans", 0) == len(bad)
 

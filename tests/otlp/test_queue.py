@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.records import group, pending, segment, task
+from support.records import group, pending, root_segment, segment, task
 
+from dask_otel.identity import Caller
 from dask_otel.otlp.queue import SpanQueue, size_of
 from dask_otel.otlp.spans import kind_of
 
@@ -72,12 +74,13 @@ def test_what_a_segment_has_lost_is_said_on_it_and_on_no_other_exporter_s():
     assert (records[-1].dropped_tasks, records[-1].dropped_groups) == (0, 0)
 
 
-def test_the_root_of_a_trace_says_what_was_lost_before_it_left():
+@pytest.mark.parametrize("above", [{}, {"parent_id": 5, "caller": Caller(7, 5, is_sampled=True)}])
+def test_the_top_of_a_trace_says_what_was_lost_before_it_left(above):
     queue, _ = waiting(max_spans=2)
     for number in range(5):
         queue.put([segment(name=str(number), trace_id=7, parent_id=3)])
-    queue.put([segment(name="other", trace_id=8, parent_id=None)])
-    queue.put([segment(name="root", trace_id=7, parent_id=None)])
+    queue.put([root_segment(name="other", trace_id=8, **above)])
+    queue.put([root_segment(name="root", trace_id=7, **above)])
     other, root = drain(queue)[0]
     assert (other.dropped_spans, root.dropped_spans) == (0, 5)
 

@@ -7,20 +7,24 @@ from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     Link,
     NonRecordingSpan,
     SpanContext,
+    SpanKind,
     Status,
     StatusCode,
     TraceFlags,
     set_span_in_context,
 )
-from support.records import group, pending, segment, task
+from support.records import INFO, group, pending, root_segment, segment, task
 
+from dask_otel.identity import Caller
 from dask_otel.otlp.spans import SpanFactory, attributes, error_description, exception_event
 
+CALLER = Caller(1, 99, is_sampled=True)
 RESOURCE = Resource({"service.name": "test"})
 SCOPE = InstrumentationScope("dask_otel", "1.0")
 
@@ -39,14 +43,19 @@ def made_by_a_tracer(record, limits):
         return SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(1))
 
     exporter = InMemorySpanExporter()
-    provider = TracerProvider(resource=RESOURCE, id_generator=Ids(), span_limits=limits, shutdown_on_exit=False)
+    provider = TracerProvider(ALWAYS_ON, RESOURCE, id_generator=Ids(), span_limits=limits, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    parent = None
+    parent, kind = None, SpanKind.INTERNAL
     if record.parent_id is not None:
-        parent = set_span_in_context(NonRecordingSpan(context(record.trace_id, record.parent_id)))
+        above = context(record.trace_id, record.parent_id)
+        if record.is_top:
+            kind = SpanKind.SERVER
+            above = SpanContext(*CALLER[:2], is_remote=True, trace_flags=TraceFlags(record.caller.is_sampled))
+        parent = set_span_in_context(NonRecordingSpan(above))
     span = provider.get_tracer("dask_otel", "1.0").start_span(
         record.name,
         context=parent,
+        kind=kind,
         attributes=attributes(record),
         links=[Link(context(link.trace_id, link.span_id), {"dask.link.type": link.kind}) for link in record.links],
         start_time=round(record.start * 1e9),
@@ -64,8 +73,13 @@ def made_by_a_tracer(record, limits):
 
 @pytest.mark.parametrize(
     "record",
-    [segment(), group(), segment(parent_id=None, links=()), task(), pending()],
-    ids=["segment", "group", "root", "task", "pending"],
+    [
+        *(segment(), group(), root_segment(), task(), pending()),
+        segment(top=INFO, caller=CALLER, parent_id=CALLER.span_id),
+        segment(top=INFO, caller=CALLER._replace(is_sampled=False), parent_id=CALLER.span_id),
+        group(top=INFO, caller=CALLER),
+    ],
+    ids=["segment", "group", "root", "task", "pending", "called", "called unsampled", "in a called one"],
 )
 def test_is_what_a_tracer_would_have_made(record):
     limits = SpanLimits()

@@ -11,12 +11,12 @@ from distributed.utils_test import captured_logger
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 from support.misbehaving import Misbehaving
-from support.records import group, segment, task
+from support.records import INFO, ROOT, group, root_segment, segment, task
 from support.standard import arrives, make_sink, otlp, running
 
 from dask_otel import config
 from dask_otel.errors import SettingError
-from dask_otel.identity import trace_id
+from dask_otel.identity import Caller, trace_id
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_a_sampler_that_is_installed(plugins, receiver):
     with running(receiver.endpoint, TRACES_SAMPLER="second", TRACES_SAMPLER_ARG="42") as run:
         for _ in range(3):
             for number in range(4):
-                run.sink.put([group(trace_id=number), segment(trace_id=number, parent_id=None, name=f"{number}")])
+                run.sink.put([group(trace_id=number), root_segment(trace_id=number, name=f"{number}")])
         run.wait_until(lambda: run.first["sent"] == {"span": 6, "group": 6})
     found = {span.name: span.attributes for span in receiver.wait(bool, 1) if not span.parent_id}
     assert set(found) == {"0", "2"}
@@ -141,7 +141,7 @@ def test_a_sampler_that_does_not_start_is_named_and_everything_is_sent(plugins, 
         arrives(receiver, run)
     (line,) = [line for line in run.log.getvalue().splitlines() if "OTEL_TRACES_SAMPLER" in line]
     assert f"OTEL_TRACES_SAMPLER = '{name}' cannot be used" in line
-    assert line.endswith("parentbased_always_on is used, which sends every trace")
+    assert line.endswith("parentbased_always_on is used, the default")
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,49 @@ def test_a_sampler_decides_once_for_a_whole_trace(receiver, name, argument, same
     if isinstance(same_as, TraceIdRatioBased):
         tolerance = 5 * (len(ids) * same_as.rate * (1 - same_as.rate)) ** 0.5
         assert abs(len(found) - same_as.rate * len(ids)) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("", {(1, True), (2, True)}),
+        ("parentbased_always_on", {(1, True), (2, True)}),
+        ("parentbased_always_off", {(1, True), (2, True)}),
+        ("parentbased_traceidratio", {(1, True), (2, True)}),
+        ("always_on", {(1, True), (1, False), (2, True), (3, False)}),
+        ("always_off", set()),
+        ("traceidratio", set()),
+    ],
+)
+def test_samplers_are_asked_with_the_caller(receiver, name, sent):
+    """Those based on the parent do what it did; callers in one trace need not agree."""
+    callers = [Caller(1, 10, is_sampled=True), Caller(1, 11, is_sampled=False)]
+    callers += [Caller(2, 12, is_sampled=True), Caller(3, 13, is_sampled=False)]
+    variables = {"TRACES_SAMPLER": name} | ({"TRACES_SAMPLER_ARG": "0"} if name.endswith("ratio") else {})
+    with running(receiver.endpoint, **variables) as run:
+        for caller in callers:
+            common = {"trace_id": caller.trace_id, "caller": caller, "span": ROOT}
+            inside = group(**common, span_id=100 * caller.span_id, parent_id=caller.span_id * 1000)
+            top = root_segment(**common, span_id=1000 * caller.span_id, parent_id=caller.span_id)
+            assert bool(run.sink.put([inside, top])) is ((caller.trace_id, caller.is_sampled) in sent)
+    found = {(int(span.trace_id, 16), span.parent_id) for span in receiver.wait(lambda spans: True, 1)}
+    tops = {(c.trace_id, f"{c.span_id:016x}") for c in callers if (c.trace_id, c.is_sampled) in sent}
+    assert {each for each in found if each in tops} == tops
+    assert len(found) == 2 * len(tops)
+    finished = run.sink.status()["finished"]
+    assert [each["trace_id"] is not None for each in finished] == [(c.trace_id, c.is_sampled) in sent for c in callers]
+
+
+def test_a_sampler_knows_the_run_by_its_name(plugins, receiver):
+    """A run below another Dask root: its own name, the root's tag, and its attributes are on its top only."""
+    caller = Caller(5, 13, is_sampled=False)
+    with running(receiver.endpoint, TRACES_SAMPLER="second") as run:
+        common = {"trace_id": caller.trace_id, "caller": caller, "top": INFO}
+        run.sink.put([group(**common, parent_id=2), segment(**common, parent_id=13, name="top")])
+        run.wait_until(lambda: run.first["sent"] == {"span": 1, "group": 1})
+    top, inside = sorted(receiver.wait(lambda spans: len(spans) == 2, 1), key=lambda span: span.name != "top")
+    assert top.attributes["sampler.name"] == "data load"
+    assert "sampler.name" not in inside.attributes
 
 
 @pytest.mark.parametrize(("name", "is_sent"), [("parentbased_always_on", True), ("parentbased_always_off", False)])

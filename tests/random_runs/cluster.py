@@ -56,10 +56,11 @@ class Cluster:
             annotation = rng.choice(self.spans)
             if rng.random() < 0.4:
                 with dask.annotate(span=annotation), span(rng.choice("xyz")):
-                    annotation = dask.get_annotations()["span"]
+                    annotation = _called(rng, dask.get_annotations()["span"], new=1)
         else:
-            with span(*rng.choices(("alice", "bob", "step"), k=rng.randint(1, 3))):
-                annotation = dask.get_annotations()["span"]
+            tags = rng.choices(("alice", "bob", "step"), k=rng.randint(1, 3))
+            with span(*tags):
+                annotation = _called(rng, dask.get_annotations()["span"], new=len(tags))
         self.spans.append(annotation)
         return dask.annotate(span=annotation)
 
@@ -126,6 +127,16 @@ class Cluster:
         if {worker.address for worker in self.running} != set(self.scheduler.workers):
             busy.append("a worker that comes or goes")
         return busy
+
+
+def _called(rng: random.Random, annotation: Any, new: int) -> Any:
+    """Have some of the innermost spans, which are new, be opened by callers; a few ids are no valid ones."""
+    ids = list(annotation["ids"])
+    for depth in range(len(ids) - new, len(ids)):
+        if rng.random() < 0.3:
+            version, trace, sampled = rng.choice(("00", "00", "00", "ff")), rng.randint(1, 4), rng.random() < 0.7
+            ids[depth] = f"{version}-{trace:032x}-{rng.randint(1, 5):016x}-{sampled:02x};{rng.random()}"
+    return annotation | {"ids": tuple(ids)}
 
 
 async def until(condition: Callable[[], bool], seconds: float) -> bool:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial as partial_
 from typing import Any
 
 from distributed import Scheduler
-from support.trees import check_shape, check_sums
+from support.trees import check_shape, check_sums, children_of
+
+from dask_otel import trace_id
+from dask_otel.otlp.exporter import MAX_FINISHED
 
 from .accounts import ByGroup, Numbers, bridge_numbers
 from .recorder import NOBODY, Recorder
@@ -50,14 +54,37 @@ class Outcome:
                 self.differ(path, name, bridge[name], dask[name])
 
 
-def compare(outcome: Outcome, dask: ByGroup, spans: Sequence[Any], recorder: Recorder, scheduler: Scheduler) -> None:
-    """Compare everything."""
+def compare(
+    outcome: Outcome,
+    dask: ByGroup,
+    spans: Sequence[Any],
+    finished: Sequence[Mapping[str, Any]],
+    recorder: Recorder,
+    scheduler: Scheduler,
+    *,
+    always_on: bool,
+) -> None:
+    """Compare everything.
+
+    Parameters
+    ----------
+    finished
+        Runs that the page lists.
+    always_on
+        Whether spans of callers that are not sampled are sent, too.
+    """
     known = scheduler.extensions["spans"].spans
+    lineage = recorder.lineage | {id_: tuple(_lineage(span)) for id_, span in known.items()}
+    unsampled = {id_ for id_, ids in lineage.items() if not (always_on or _where(ids)[1])}
+    #: Those of which some below are not sent.
+    partial = {above for id_ in unsampled for above in lineage[id_]} - unsampled
+    dask = {key: numbers for key, numbers in dask.items() if key[0] not in unsampled}
     paths = {each.attributes["dask.span.id"]: each.attributes["dask.span.path"] for each in spans}
     paths = {id_: f"{path} [{id_[:8]}]" for id_, path in paths.items()}
     by_kind = {kind: [s for s in spans if s.attributes["dask.kind"] == kind] for kind in ("span", "group", "task")}
     bridge = bridge_numbers(by_kind["span"] + by_kind["group"])
-    folded = _check_folding(outcome, paths, dask, by_kind["span"], by_kind["group"])
+    _check_traces(outcome, paths, by_kind["span"], lineage, unsampled, finished)
+    folded = _check_folding(outcome, paths, dask, by_kind["span"], by_kind["group"], partial)
     for id_, group in sorted(bridge.keys() | dask.keys()):
         if group and id_ in folded and (id_, group) not in folded[id_]:
             continue
@@ -75,8 +102,7 @@ def compare(outcome: Outcome, dask: ByGroup, spans: Sequence[Any], recorder: Rec
         outcome.check("default", f"dask.elsewhere.{name}", sent, seen)
     failed = [each for each in unknown if "dask.graph.cancelled" not in each.attributes]
     outcome.check("default", "not Error", [each.name for each in failed if each.status != "Error"], [])
-    lineage = recorder.lineage | {id_: tuple(_lineage(span)) for id_, span in known.items()}
-    by_id: dict[str, list[Any]] = {id_: [] for id_ in lineage}
+    by_id: dict[str, list[Any]] = {id_: [] for id_ in lineage.keys() - unsampled}
     for segment in by_kind["span"]:
         if segment not in unknown:
             by_id[segment.attributes["dask.span.id"]].append(segment)
@@ -86,17 +112,65 @@ def compare(outcome: Outcome, dask: ByGroup, spans: Sequence[Any], recorder: Rec
         _check_segment(outcome, paths[span.attributes["dask.span.id"]], span)
     for span in by_kind["group"]:
         _check_tasks(outcome, paths[span.attributes["dask.span.id"]], span, by_kind["task"])
-    _compare_erred(outcome, paths, by_kind["task"], recorder, folded)
-    for check in (check_shape, check_sums):
+    _compare_erred(outcome, paths, by_kind["task"], recorder, folded, unsampled)
+    checks = partial_(check_shape, spans, all_sent=not unsampled), partial_(check_sums, spans, partial)
+    for check in checks:
         outcome.comparisons += 1
         try:
-            check(spans)
+            check()
         except AssertionError as error:
-            outcome.differ("-", check.__name__, error, "-")
+            outcome.differ("-", check.func.__name__, error, "-")
+
+
+def _where(ids: Sequence[str]) -> tuple[str, bool, bool]:
+    """Trace of a Dask span by the ids from its root down, empty if the root's; if it is sampled; if it is on top."""
+    trace, is_sampled, is_top = "", True, True
+    for depth, id_ in enumerate(ids):
+        is_top = depth == 0
+        if id_.startswith("00-"):
+            own, flags = id_[3:35], id_[53:55]
+            if own != trace:
+                trace, is_sampled, is_top = own, flags == "01", True
+    return trace, is_sampled, is_top
+
+
+def _check_traces(
+    outcome: Outcome,
+    paths: Mapping[str, str],
+    segments: Sequence[Any],
+    lineage: Mapping[str, Sequence[str]],
+    unsampled: Set[str],
+    finished: Sequence[Mapping[str, Any]],
+) -> None:
+    """Check in which trace each segment is, and below what; and which runs the page lists."""
+    dask_ids = {(each.trace_id, each.span_id): each.attributes["dask.span.id"] for each in segments}
+    tops: Counter[tuple[str, str]] = Counter()
+    for segment in segments:
+        id_ = segment.attributes["dask.span.id"]
+        ids = lineage.get(id_, (id_,))
+        trace, _, is_top = _where(ids)
+        outcome.check(paths[id_], "sampled", id_ not in unsampled, True)
+        if trace or segment.attributes["dask.span.root"] != "default":  # which may roll over
+            outcome.check(paths[id_], "trace", segment.trace_id, trace or trace_id(ids[0]))
+        if is_top:
+            tops[id_, segment.trace_id] += 1
+            outcome.check(paths[id_], "parent", segment.parent_id, id_[36:52] if id_.startswith("00-") else "")
+        else:
+            outcome.check(paths[id_], "parent", dask_ids.get((segment.trace_id, segment.parent_id)), ids[-2])
+    if len(finished) < MAX_FINISHED:
+        listed = Counter((each["id"], each["trace_id"]) for each in finished if each["trace_id"])
+        outcome.check("-", "finished", listed, tops)
+        ids_left_out = {each["id"] for each in finished if not each["trace_id"]}
+        outcome.check("-", "finished and not sampled", ids_left_out - unsampled, set())
 
 
 def _check_folding(
-    outcome: Outcome, paths: Mapping[str, str], dask: ByGroup, segments: Sequence[Any], groups: Sequence[Any]
+    outcome: Outcome,
+    paths: Mapping[str, str],
+    dask: ByGroup,
+    segments: Sequence[Any],
+    groups: Sequence[Any],
+    partial: Set[str],
 ) -> dict[str, set[tuple[str, str]]]:
     """Check how many groups are said to be left out.
 
@@ -108,12 +182,13 @@ def _check_folding(
     shown: dict[str, set[tuple[str, str]]] = {}
     for segment in segments:
         id_ = segment.attributes["dask.span.id"]
-        inside = [s for s in (*segments, *groups) if (s.trace_id, s.parent_id) == (segment.trace_id, segment.span_id)]
+        inside = children_of(segment, (*segments, *groups))
         own = [s for s in inside if s.attributes["dask.kind"] == "group"]
         left_out = sum(s.attributes.get("dask.group.folded", 0) for s in own)
         below = sum(s.attributes.get("dask.truncated.groups", 0) for s in inside if s not in own)
         path = paths[id_]
-        outcome.check(path, "groups left out", segment.attributes.get("dask.truncated.groups", 0), left_out + below)
+        if id_ not in partial:
+            outcome.check(path, "groups left out", segment.attributes.get("dask.truncated.groups", 0), left_out + below)
         names = {(id_, s.attributes["dask.group.name"]) for s in own if "dask.group.folded" not in s.attributes}
         if sum(each.attributes["dask.span.id"] == id_ for each in segments) == 1:
             every = {(each, name) for each, name in dask if each == id_ and name}
@@ -208,6 +283,7 @@ def _compare_erred(
     tasks: Sequence[Any],
     recorder: Recorder,
     folded: Mapping[str, set[tuple[str, str]]],
+    unsampled: Set[str],
 ) -> None:
     """Compare which failed tasks have a span."""
     sent: dict[tuple[str, str], list[str]] = {}
@@ -217,7 +293,8 @@ def _compare_erred(
             sent.setdefault(key, []).append(task.attributes["dask.task.key"])
     seen: dict[tuple[str, str], list[str]] = {}
     for group, keys in recorder.erred.items():
-        seen.setdefault((group.span_id, str(group.name)), []).extend(keys)
+        if group.span_id not in unsampled:
+            seen.setdefault((group.span_id, str(group.name)), []).extend(keys)
     for id_, name in sorted(sent.keys() | seen.keys()):
         shown, keys = sorted(sent.get((id_, name), [])), sorted(seen.get((id_, name), []))
         if id_ in folded and (id_, name) not in folded[id_]:  # so many for all that were folded

@@ -54,6 +54,8 @@ class Plan:
     sweep_interval: float
     #: Groups of a segment that are shown.
     max_groups: int
+    #: Whether spans of callers that are not sampled are sent, too.
+    always_on: bool
 
     @classmethod
     def of(cls, seed: int) -> Plan:
@@ -78,4 +80,5 @@ class Plan:
             ),
             sweep_interval=rng.choice((0.05, 0.5)),
             max_groups=rng.choice((1, 3, 500)),
+            always_on=rng.choice((True, False)),
         )

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 
 import dask
 from distributed import Client, Scheduler
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from support.memory import MemoryPlugin
 
 from . import faults, work
@@ -80,6 +81,7 @@ async def _run(plan: Plan) -> Outcome:
         max_groups=plan.max_groups,
         sweep_interval=plan.sweep_interval,
     )
+    plugin.sampler = ALWAYS_ON if plan.always_on else None
     async with Scheduler(host="127.0.0.1", port=0, dashboard_address=":0", dashboard=False, validate=True) as scheduler:
         recorder = Recorder(scheduler)
         scheduler.add_plugin(recorder)
@@ -95,7 +97,8 @@ async def _run(plan: Plan) -> Outcome:
             after = dask_numbers(scheduler, recorder)
             if before != after:
                 outcome.differ("-", "harness: not at rest", "-", "-")
-            compare(outcome, after, plugin.exporter.spans(), recorder, scheduler)
+            finished = plugin.output.status()["finished"]
+            compare(outcome, after, plugin.exporter.spans(), finished, recorder, scheduler, always_on=plan.always_on)
             assert plugin.safety is not None
             for failure, count in plugin.safety.failures.items():
                 outcome.differ("-", f"failed in {failure}", count, "-")

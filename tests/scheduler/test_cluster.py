@@ -20,9 +20,11 @@ from distributed.spans import Span
 from distributed.utils_test import gen_cluster, gen_test, inc
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, TraceIdRatioBased
+from support.callers import anchored, inside
 from support.clusters import finished
 from support.measured import MeasuredPlugin, all_told, bounds, check_series, histogram, measured, nonzero, value, values
 from support.memory import MemoryPlugin
+from support.trees import is_top
 
 SPANS = {"client": True, "nthreads": [("127.0.0.1", 2)]}
 
@@ -374,7 +376,7 @@ def root_runs(spans):
     for each in spans:
         of = each.attributes["dask.span.id"]
         is_late = each.end == each.start and not each.attributes.get("dask.task.count")  # only metrics came
-        if not each.parent_id and not is_late:
+        if is_top(each) and not is_late:
             start, failed = begun.pop(of, (each.start, False))
             failed |= each.status == "Error"
             result = each.attributes["dask.span.result"]
@@ -417,7 +419,7 @@ def check_exemplars(plugin, spans):
             assert all(b >= a for a, b in zip(counts, point.counts, strict=True)), (labels, point, exemplar)
             if name == "dask.span.duration":
                 assert labels == (shown.attributes["dask.span.root"], shown.attributes["dask.span.result"])
-                assert not shown.parent_id
+                assert is_top(shown)
                 assert exemplar.value >= shown.seconds - 1e-6
             else:
                 assert labels == (shown.attributes["dask.task.prefix"], shown.attributes.get("error.type"))
@@ -470,6 +472,23 @@ async def test_roots(plugin, client, scheduler, *workers):
     assert ("fails", "ValueError") in {labels for labels, _, _ in exemplars(plugin, "dask.task.duration")}
     await event.set()
     del held
+
+
+@measured(idle_timeout=0.1)
+async def test_runs_of_callers(plugin, client, scheduler, *workers):
+    """Each top of a trace is a run, under the first tag of its path; thread-seconds are counted once."""
+    for number in range(3):
+        with inside(service="root-id", request=anchored(number + 1, 8)):
+            await client.submit(slow, 0.01, key=f"many-{number}")
+    with inside(request=anchored(4, 8)):
+        await wait(client.submit(fail, 1, key="fails"))
+    spans = await finished(plugin)
+    check_root_runs(plugin, spans)
+    counts = {labels: sum(p.counts) for labels, p in values(plugin.last, "dask.span.duration").items()}
+    assert counts == {("service", "success"): 4, ("request", "error"): 1}
+    check_exemplars(plugin, spans)
+    shown = {exemplar.trace_id for _, _, exemplar in exemplars(plugin, "dask.span.duration")}
+    assert 4 in shown
 
 
 @measured(idle_timeout=1.0, max_segment=0.3)

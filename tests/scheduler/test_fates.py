@@ -419,7 +419,7 @@ async def test_a_span_that_goes_idle_and_resumes_ten_times(plugin, client, sched
         for number in range(10):
             await client.submit(inc, number, key=f"x-{number}")
             await asyncio.to_thread(
-                plugin.exporter._inbox.wait,
+                plugin.exporter._store.wait,
                 lambda spans, n=number: sum(s.name == "root" for s in spans) > n,
                 30,
             )

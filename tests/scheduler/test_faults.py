@@ -204,7 +204,7 @@ def test_after_too_many_in_a_row_it_turns_itself_off_and_says_so(monkeypatch):
 def test_what_an_exception_says_is_not_logged_if_that_may_hold_secrets(monkeypatch):
     class Discreet(MemoryPlugin):
         def connect(self, scheduler, safety):
-            safety.tells = False  # as ``OTelPlugin.connect`` does
+            safety.logs_messages = False  # as ``OTelPlugin.connect`` does
             return super().connect(scheduler, safety)
 
     plugin = Discreet(idle_timeout=0.05)

@@ -10,6 +10,7 @@ from distributed.utils_test import gen_cluster, inc, slowinc
 from support.clusters import finished
 from support.memory import MemoryPlugin
 
+from dask_otel import schema
 from dask_otel.metrics.recorder import Recorder
 from dask_otel.scheduler.pace import Pace
 from dask_otel.spantree.lifecycle import SpanTree
@@ -81,7 +82,7 @@ async def test_hooks_change_nothing_but_the_inbox(client, scheduler, worker):
     assert {group.name for group in taken.changes} >= {"b", "bad"}
     mine = [event.kind for event in taken.workers if event.worker == other.address]
     assert (mine[0], mine[-1], set(mine[1:-1])) == ("joined", "left", {"heartbeat"})
-    assert taken.counts["dask.worker.added", None] == taken.counts["dask.worker.removed", True] == 1
+    assert taken.counts[schema.WORKER_ADDED, None] == taken.counts[schema.WORKER_REMOVED, True] == 1
     assert not any(plugin._bridge.inbox.take())
     assert not plugin.safety.failures
     await plugin.before_close()

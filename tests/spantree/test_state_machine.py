@@ -8,6 +8,7 @@ from collections import Counter
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from support.callers import anchored
 from support.model_cluster import Cluster
 from support.model_data import AGAIN, STATES, Group, Task
 from support.model_world import World
@@ -17,7 +18,15 @@ from dask_otel.spantree.events import NOBODY, Dependency, Graph
 #: Runs longer, and differently each time, with so many examples.
 EXAMPLES = os.environ.get("DASK_OTEL_TEST_EXAMPLES")
 NAMES = ("inc-1", "inc-2", "dec-1", "load", "sum-9", "mul-3")
-SOME_SPANS = [[], [("a", None), ("x", "a"), ("b", None)], [("default#1", None), ("b", None)]]
+#: Those with ``!`` are opened by callers.
+CALLED, INNER = anchored(1, 8, "a!1"), anchored(1, 8, "b/y!1")
+SOME_SPANS = [
+    [],
+    [("a", None), ("x", "a"), ("b", None)],
+    [("default#1", None), ("b", None)],
+    [("a!1", None), ("x", CALLED), ("b", None), ("y!1", "b"), ("x!2", INNER), ("y", INNER)],
+]
+
 
 some = st.integers(0, 10_000)
 state = st.sampled_from(STATES)
@@ -52,12 +61,12 @@ class Machine(RuleBasedStateMachine):
 
     # Spans and graphs
 
-    @rule(tag=st.sampled_from(["a", "b", "default#1", "default#2"]))
+    @rule(tag=st.sampled_from(["a", "b", "a!1", "b!2", "default#1", "default#2"]))
     def add_root(self, tag: str) -> None:
         self.cluster.add_span(tag, None)
 
     @have_spans
-    @rule(i=some, tag=st.sampled_from(["x", "y"]))
+    @rule(i=some, tag=st.sampled_from(["x", "y", "x!1", "y!2"]))
     def add_child(self, i: int, tag: str) -> None:
         above = self._span(i)
         if above.count("/") < 3:

@@ -6,14 +6,16 @@ import asyncio
 import json
 import shutil
 import subprocess
+from urllib.parse import quote
 
 import dask
 import pytest
 from distributed import Scheduler, span
+from support.callers import anchored, inside
 from support.memory import MemoryExporter, make_sink
 from support.misbehaving import Misbehaving, Rejects, in_turn
 from support.pages import FAST, get, status, with_page
-from support.records import segment
+from support.records import root_segment
 from tornado.httpclient import HTTPClientError
 
 import dask_otel
@@ -104,6 +106,38 @@ def test_links_to_traces_and_a_redirect(receiver):
     with_page(test, **{"otel.trace-url": "/jaeger/trace/{trace_id}"})
 
 
+def test_a_span_of_a_caller(receiver):
+    """It is a run of its own, also below another one; ``;`` may be in an address as it is."""
+
+    async def test(plugin, client, scheduler):
+        one, other = anchored(7, 8, "nonce"), anchored(9, 8, "/ ?#%", sampled=False)
+        with inside(service="root-id", called=one), span("child") as child:
+            await client.submit(sum, [1, 2], key="sum")
+        with inside(other=other):
+            running = client.submit(_wait_for, "go-on", key="waiting")
+        found = await status(scheduler, lambda status: finished(2)(status) and status["open"])
+        assert [(run["name"], run["trace_id"]) for run in found["finished"]] == [
+            ("called", f"{7:032x}"),
+            ("service", dask_otel.trace_id("root-id")),
+        ]
+        (opened,) = found["open"]
+        assert (opened["id"], opened["link"]) == (other, f"/jaeger/trace/{9:032x}")
+        for span_id, trace in [
+            *((one, f"{7:032x}"), (quote(one, safe=""), f"{7:032x}"), (child, f"{7:032x}")),
+            *(("root-id", dask_otel.trace_id("root-id")), (quote(other, safe=""), f"{9:032x}")),
+        ]:
+            answer = await get(scheduler, f"/otel/trace/{span_id}")
+            assert (answer.code, answer.headers["Location"]) == (302, f"/jaeger/trace/{trace}")
+        await _set(client, "go-on")
+        await running
+        done = await status(scheduler, finished(3))
+        assert done["finished"][-1]["trace_id"] is None
+        assert done["finished"][-1]["link"] is None
+        assert done["unsampled"] == {"span": 1, "group": 1, "task": 1}
+
+    with_page(test, **{"otel.trace-url": "/jaeger/trace/{trace_id}"})
+
+
 def test_without_a_template_for_links_it_names_the_trace(receiver):
     async def test(plugin, client, scheduler):
         with span("root") as root:
@@ -160,7 +194,7 @@ def test_names_that_cannot_be_written():
     """They reach the scheduler, though Dask itself cannot send them on to a worker."""
     sink = make_sink(Sender("memory", MemoryExporter()), Safety())
     odd = SpanInfo("id", ("lone \ud800 surrogate",), None, 1.0)
-    sink.put([segment(span=odd, name=odd.tags[0], parent_id=None)])
+    sink.put([root_segment(span=odd, top=odd, name=odd.tags[0])])
     (found,) = sink.status()["finished"]
     assert found["name"] == sink.title(odd, odd.tags[0]) == "lone ? surrogate"
     sink.close(5)

@@ -74,6 +74,8 @@ class MemoryPlugin(OTelPlugin):
         super().__init__()
         self.exporter = MemoryExporter()
         self.sampler: Any = None
+        #: Ids of Dask spans of which some below are in traces that were not sampled.
+        self.partial: set[str] = set()
         self.settings = settings
         self.safety: Safety | None = None
 
@@ -82,7 +84,9 @@ class MemoryPlugin(OTelPlugin):
         resource = make_resource(
             service_name="dask-scheduler", instance_id=scheduler.id, version=distributed.__version__, cluster_name=None
         )
-        self.sink = make_sink(Sender("memory", self.exporter), safety, resource=resource, sampler=self.sampler)
+        self.sink = self.output = make_sink(
+            Sender("memory", self.exporter), safety, resource=resource, sampler=self.sampler
+        )
         span_tree = {name: self.settings[name] for name in set(self.settings) & MIRROR}
         bridge = {name: value for name, value in self.settings.items() if name not in MIRROR}
         settings = SpanTreeSettings(**({"idle_timeout": 0.3, "pending_span_after": 86400.0} | span_tree))

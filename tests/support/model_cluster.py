@@ -11,7 +11,8 @@ from dask_otel.spantree.events import NOBODY, Change, Claim, Graph, Picks, SpanI
 from dask_otel.spantree.ledger import GroupLedger
 from dask_otel.spantree.lifecycle import SpanTree
 
-from .model_data import AGAIN, STATES, Account, Event, Group, Latch, Task, numbers, without_prefix
+from .callers import anchored
+from .model_data import AGAIN, STATES, Account, Event, Group, Latch, Task, numbers, path_of, without_prefix
 
 
 class Cluster:
@@ -40,7 +41,9 @@ class Cluster:
 
     def add_span(self, tag: str, parent_id: str | None) -> None:
         above = self.spans[parent_id] if parent_id else None
-        span_id = f"{parent_id}/{tag}" if parent_id else tag
+        span_id = f"{path_of(parent_id)}/{tag}" if parent_id else tag
+        if trace := tag.partition("!")[2]:  # it was opened by a caller in this trace
+            span_id = anchored(int(trace), 8, span_id)
         tags = (*above.tags, tag) if above else (tag.partition("#")[0],)
         self.spans.setdefault(span_id, SpanInfo(span_id, tags, parent_id, self.now))
 

@@ -13,9 +13,14 @@ STATES = ("processing", "queued", "no_worker", "waiting")
 AGAIN = ("retried", "rescheduled", "lost")
 
 
+def path_of(span_id: str) -> str:
+    """The path that an id is, or has after the ``traceparent`` of a caller."""
+    return span_id.rpartition(";")[2]
+
+
 def is_inside(span_id: str, above: str) -> bool:
-    """Whether a span is another one or below it: ids are paths."""
-    return span_id == above or span_id.startswith(above + "/")
+    """Whether a span is another one or below it."""
+    return span_id == above or path_of(span_id).startswith(path_of(above) + "/")
 
 
 def without_prefix(key: tuple[object, ...]) -> tuple[object, ...]:

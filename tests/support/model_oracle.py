@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 
-from dask_otel.identity import segment_id
+from dask_otel.identity import segment_id, trace_id
 from dask_otel.spantree.ledger import Budget
 from dask_otel.spantree.lifecycle import SpanTree
 from dask_otel.spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord, TaskRecord
@@ -52,28 +52,25 @@ class Oracle:
         assert record.start <= record.end
         assert not self.steady or record.end <= self.cluster.now - self.cluster.offset, "in the future"
         self.records[ids] = record
+        above = record.trace_id, record.parent_id
+        if isinstance(record, SegmentRecord):
+            above = self._check_place(record)
         for child in self.inside[ids]:
             assert record.start <= child.start, ("begins before its parent", child, record)
             assert child.end <= record.end, ("ends after its parent", child, record)
-        if record.parent_id is None:
-            assert isinstance(record, SegmentRecord)
-            assert record.span.parent_id is None
-            assert all(link.trace_id != record.trace_id for link in record.links), "links into its own trace"
-        else:
-            self.inside[record.trace_id, record.parent_id].append(record)
+        if above:
+            self.inside[above].append(record)
         if isinstance(record, SegmentRecord):
             self._take_segment(record)
 
     def _take_segment(self, record: SegmentRecord) -> None:
         span_id, ids = record.span.id, (record.trace_id, record.span_id)
-        parent_id = record.span.parent_id
         assert record.number == self.closed[span_id]
-        assert record.parent_id == (segment_id(parent_id, self.closed[parent_id]) if parent_id else None)
         before = self.last.get(span_id)
         if before:
             assert not self.steady or before.end <= record.start, "segments overlap"
             assert (record.previous_id == before.span_id) == (
-                parent_id is None and before.trace_id == record.trace_id
+                record.parent_id is None and before.trace_id == record.trace_id
             ) or any(link.span_id == before.span_id for link in record.links)
         assert record.end > record.start or record.span_id not in self.cluster.lasting, "no duration"
         own = self.accounts.pop((span_id, record.number), Account())
@@ -92,6 +89,33 @@ class Oracle:
         self._check_what_is_left_out(record, own, groups, children)
         self.closed[span_id] += 1
         self.last[span_id] = record
+
+    def _check_place(self, record: SegmentRecord) -> Ids | None:
+        """Check in which trace a segment is, and below what; return the ids of the segment of the Dask span above."""
+        trace, is_called, parent_id = *self._trace_of(record.span.id), record.span.parent_id
+        above = segment_id(parent_id, self.closed[parent_id]) if parent_id else None
+        is_top = parent_id is None or self._trace_of(parent_id)[0] != trace
+        assert record.is_top == is_top
+        if isinstance(trace, int) or not self.cluster.spans[trace].is_default:  # that one may roll over
+            assert record.trace_id == (trace if isinstance(trace, int) else trace_id(trace))
+        within = [link for link in record.links if link.kind == "within"]
+        if record.parent_id is None:
+            assert all(link.trace_id != record.trace_id for link in record.links), "links into its own trace"
+        if not is_top:
+            assert record.parent_id == above
+            assert not within
+            return record.trace_id, above
+        assert record.parent_id == (8 if is_called else None)
+        assert [link.span_id for link in within] == ([above] if above else [])
+        return within[0][:2] if above else None
+
+    def _trace_of(self, span_id: str) -> tuple[int | str, bool]:
+        """The trace of a Dask span, or the root whose trace it is, and whether its own id names a caller."""
+        called = span_id.startswith("00-")
+        if called:
+            return int(span_id.split("-")[1], 16), True
+        parent_id = self.cluster.spans[span_id].parent_id
+        return (self._trace_of(parent_id)[0] if parent_id else span_id), False
 
     def _check_numbers(
         self, record: SegmentRecord, told: Account, groups: list[GroupRecord], children: list[SegmentRecord]
@@ -178,7 +202,7 @@ class Oracle:
             assert not account.events or not self.closed[span_id]
         self._check_budgets()
         forest = span_tree.forest
-        assert not {**forest.open, **forest.open_roots, **forest.touched, **forest.at_rest}
+        assert not {**forest.open, **forest.open_tops, **forest.touched, **forest.at_rest}
         assert not any(node.previous and node.ledger.has_numbers for node in forest.held)
 
     def _check_budgets(self) -> None:
@@ -187,7 +211,7 @@ class Oracle:
             if isinstance(record, PendingRecord):
                 continue
             root = record
-            while root.parent_id is not None:
+            while not root.is_top:
                 root = self.records[root.trace_id, root.parent_id]
             spent = of_root[root.trace_id, root.span_id]
             if isinstance(record, TaskRecord):

@@ -9,6 +9,7 @@ from dask_otel.spantree.events import SpanInfo, TaskError, TaskRun
 from dask_otel.spantree.records import Failure, GroupRecord, Link, PendingRecord, SegmentRecord, TaskRecord
 
 FAILURE = Failure("ValueError", "boom", erred=2, upstream_failed=2, graphs=1)
+ROOT = SpanInfo("parent", ("Alice's workflow",), None, 99.0)
 INFO = SpanInfo("dask-id", ("Alice's workflow", "data load"), "parent", 100.0)
 
 
@@ -26,6 +27,8 @@ def full_tally() -> Tally:
 def segment(**changes: Any) -> SegmentRecord:
     values: dict[str, Any] = {
         "span": INFO,
+        "top": ROOT,
+        "caller": None,
         "trace_id": 1,
         "span_id": 2,
         "parent_id": 3,
@@ -63,9 +66,16 @@ def segment(**changes: Any) -> SegmentRecord:
     return SegmentRecord(**(values | changes))
 
 
+def root_segment(**changes: Any) -> SegmentRecord:
+    """A segment without a span above it, which hence has no links into its own trace."""
+    return segment(**({"span": ROOT, "parent_id": None, "links": ()} | changes))
+
+
 def group(**changes: Any) -> GroupRecord:
     values: dict[str, Any] = {
         "span": INFO,
+        "top": ROOT,
+        "caller": None,
         "trace_id": 1,
         "span_id": 5,
         "parent_id": 2,
@@ -107,6 +117,8 @@ RUN = TaskRun(
 def task(**changes: Any) -> TaskRecord:
     values: dict[str, Any] = {
         "span": INFO,
+        "top": ROOT,
+        "caller": None,
         "trace_id": 1,
         "span_id": 7,
         "parent_id": 5,
@@ -122,4 +134,4 @@ def task(**changes: Any) -> TaskRecord:
 
 
 def pending() -> PendingRecord:
-    return PendingRecord(INFO, 1, 8, 2, "data load (running)", 100.0, 101.0, (), None)
+    return PendingRecord(INFO, INFO, None, 1, 8, 2, "data load (running)", 100.0, 101.0, (), None)

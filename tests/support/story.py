@@ -23,13 +23,14 @@ class Story:
         self.clock_offset = 0.0
         self.join(WORKER)
         self.records: list[Record] = []
+        self._ids: dict[tuple[str, ...], str] = {}
 
-    def span(self, *tags: str) -> str:
-        """Add a Dask span; its id is its path."""
-        parent = "/".join(tags[:-1]) if len(tags) > 1 else None
-        if parent is not None and not self.span_tree.forest.knows(parent):
-            self.span(*tags[:-1])
-        span_id = "/".join(tags)
+    def span(self, *tags: str, id_: str = "") -> str:
+        """Add a Dask span; its id is its path, unless another one is given."""
+        parent = None
+        if above := tags[:-1]:
+            parent = self._ids.get(above) or self.span(*above)
+        span_id = self._ids[tags] = id_ or "/".join(tags)
         self.span_tree.add_span(SpanInfo(span_id, tags, parent, self.now))
         return span_id
 
@@ -101,6 +102,11 @@ class Story:
             new += filter(None, self.span_tree.advance(self.now, self.clock_offset))
         self.records += new
         return new
+
+    def work(self, span_id: str, group: str = "work", seconds: float = 1.0, **kwargs) -> None:
+        """One task enters, runs and ends."""
+        self.begin(span_id, group)
+        self.finish(span_id, group, self.now, self.now + seconds, **kwargs)
 
     def close(self) -> list[Record]:
         new = list(filter(None, self.span_tree.close(self.now, self.clock_offset)))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from dask_otel.cli.receiver import Span
 
 
-def tree(spans: Iterable[Span], *attributes: str, tasks: bool = False) -> list[str]:
+def tree(spans: Iterable[Span], *attributes: str, tasks: bool = False, others: Iterable[Span] = ()) -> list[str]:
     """One line a span: name, kind, chosen attributes, status, links by the target's name; children indented.
 
-    Task spans only if asked for: there is one for almost every task of a test.
+    Task spans only if asked for: there is one for almost every task of a test. ``others`` may be linked to.
     """
     spans = [span for span in spans if tasks or span.attributes["dask.kind"] != "task"]
-    names = {(span.trace_id, span.span_id): span.name for span in spans}
+    names = {(span.trace_id, span.span_id): span.name for span in (*others, *spans)}
     ids = {span.span_id for span in spans}
     lines: list[str] = []
 
@@ -31,7 +31,9 @@ def tree(spans: Iterable[Span], *attributes: str, tasks: bool = False) -> list[s
         for trace, target, kind in sorted(span.links, key=lambda link: names.get(link[:2], "?")):
             elsewhere = "" if trace == span.trace_id else " in another trace"
             parts.append(f"{kind} -> {names.get((trace, target), '?')}{elsewhere}")
-        if span.parent_id and span.parent_id not in ids:
+        if is_called(span):
+            parts.append("<- caller")
+        elif span.parent_id and span.parent_id not in ids:
             parts.append("PARENT MISSING")
         return " ".join(parts)
 
@@ -44,29 +46,63 @@ def _order(span: Span) -> tuple[float, str]:
     return (span.start if span.attributes["dask.kind"] == "span" else float("inf"), span.name)
 
 
-def check_shape(spans: Iterable[Span]) -> None:
-    """What holds of every trace: ids unique, parents there and around their children, one path per span id."""
+def trees(spans: Iterable[Span]) -> dict[str, list[str]]:
+    """The tree of each trace, by its id, in the order in which they begin."""
+    spans = sorted(spans, key=lambda span: span.start)
+    ids = dict.fromkeys(span.trace_id for span in spans)
+    return {id_: tree([span for span in spans if span.trace_id == id_], others=spans) for id_ in ids}
+
+
+def is_called(span: Span) -> bool:
+    """Whether a segment's parent is the span of another process that the Dask span's id names."""
+    id_ = span.attributes["dask.span.id"].partition(";")[0]
+    return span.attributes["dask.kind"] == "span" and id_[2:53] == f"-{span.trace_id}-{span.parent_id}-"
+
+
+def is_top(span: Span) -> bool:
+    """Whether a span is listed and counted as a run: a segment without a span of the cluster above it in its trace."""
+    return not span.parent_id or is_called(span)
+
+
+def check_shape(spans: Iterable[Span], *, all_sent: bool = True) -> None:
+    """What holds of every trace: ids unique, parents there and around their children, one path per span id.
+
+    ``all_sent`` is false if some traces were not sampled; others may be within these.
+    """
     spans = list(spans)
     by_id = {(span.trace_id, span.span_id): span for span in spans}
     assert len(by_id) == len(spans), "a span id was sent twice"
     for span in spans:
         assert span.start <= span.end, span
         assert "dask.span.root" in span.attributes, span
-        if span.parent_id:
-            parent = by_id[span.trace_id, span.parent_id]
+        within = [(trace, target) for trace, target, kind in span.links if kind == "within"]
+        assert not within or is_called(span), span
+        inside = [by_id[ids] for ids in within if all_sent or ids in by_id]
+        if span.parent_id and not is_called(span):
+            inside.append(by_id[span.trace_id, span.parent_id])
+        for parent in inside:
             assert parent.start <= span.start, (parent, span)
             assert span.end <= parent.end, (parent, span)
-        else:
+        if not span.parent_id:
             assert not any(trace == span.trace_id for trace, _, _ in span.links), span
 
 
-def check_sums(spans: Iterable[Span]) -> None:
-    """Counts, durations and sizes of a segment equal the sum of its groups and child segments."""
+def children_of(segment: Span, spans: Iterable[Span]) -> list[Span]:
+    """What is inside a segment: its groups, and segments of Dask spans below its own."""
+    ids = segment.trace_id, segment.span_id
+    return [s for s in spans if (s.trace_id, s.parent_id) == ids or (*ids, "within") in s.links]
+
+
+def check_sums(spans: Iterable[Span], partial: Container[str] = ()) -> None:
+    """Counts, durations and sizes of a segment equal the sum of its groups and child segments, also in other traces.
+
+    ``partial`` are ids of Dask spans of which some below are in traces that were not sampled.
+    """
     spans = list(spans)
     for segment in spans:
-        if segment.attributes["dask.kind"] != "span":
+        if segment.attributes["dask.kind"] != "span" or segment.attributes["dask.span.id"] in partial:
             continue
-        children = [s for s in spans if s.parent_id == segment.span_id and s.trace_id == segment.trace_id]
+        children = children_of(segment, spans)
         for name in sorted({name for s in [segment, *children] for name in s.attributes if _is_additive(name)}):
             total = sum(child.attributes.get(name, 0) for child in children)
             own = segment.attributes.get(name, 0)

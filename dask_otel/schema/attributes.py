@@ -1,11 +1,7 @@
-"""Every attribute and metric that dask-otel emits, once, with its type, unit, cap and meaning; and the caps.
+"""Every attribute of spans, links, events, the resource and metrics, once: name, type, unit, cap and meaning.
 
-Code takes names from here. ``python docs/tables.py`` makes the tables of ``docs/attributes.md`` and ``docs/metrics.md``
-from here. Names are a contract: dashboards and saved searches rest on them. Sizes and counts are ints, seconds and
+To add an attribute to a span, add an entry here and set it in ``otlp/spans.py``. Sizes and counts are ints, seconds and
 ratios doubles: TraceQL's literals match only their own type.
-
-To add an attribute, add an entry below and set it in ``otlp/spans.py``. To add a metric, add an entry below and record
-it in ``metrics/recorder.py``.
 """
 
 from __future__ import annotations
@@ -13,58 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Literal
 
-# Caps
-
-#: Bytes of a text; Tempo cuts at 2,048.
-MAX_VALUE = 2000
-#: Bytes of a name. Names are on every span, so they make up most of a trace's size.
-MAX_NAME = 250
-#: Bytes of a list, about.
-MAX_LIST = 1000
-#: Characters of a traceback, of which the end is kept.
-MAX_TRACEBACK = 1900
-
-#: Links of a span; a group names its other dependencies in an attribute.
-MAX_LINKS = 32
-#: Activities that a span has attributes for, in each context; the others are summed under ``other``.
-MAX_SPAN_ACTIVITIES = 32
-#: Groups that a group depends on.
-MAX_DEPENDENCIES = 128
-#: Spans that ``dask.span.includes`` names.
-MAX_INCLUDES = 256
-#: Types of results of the span ``other groups``.
-MAX_TYPES = 32
-#: Values of one annotation that one graph may add to a segment.
-MAX_ANNOTATION_VALUES = 32
-
-#: Task spans of a group: of failed tasks, and of the slowest runs.
-MAX_ERRED = 20
-MAX_SLOWEST = 5
-#: Spans in the trace of one segment of a root and all segments below it. Together they stay below the 5 MB at which
-#: Tempo drops a trace; the span of a failed task carries a traceback and is four times as large as others.
-MAX_GROUP_SPANS = 1000
-MAX_ERRED_SPANS = 200
-MAX_SLOWEST_SPANS = 800
-
-#: Series of one scheduler, counted as Prometheus does: a histogram has one for each bucket, its sum and its count.
-MAX_SERIES = 3000
-#: Values of attributes of metrics at a time; the others are recorded as ``other``.
-MAX_PREFIXES = 50
-MAX_ROOT_NAMES = 50
-MAX_CONTEXTS = 16
-MAX_ACTIVITIES = 32
-MAX_ERROR_TYPES = 32
-MAX_COMPONENTS = 32
-#: Characters of an attribute of a metric.
-MAX_METRIC_VALUE = 200
-#: Seconds after which a value that was not recorded makes room for another one.
-UNUSED_AFTER = 86_400.0
-
-
-# Attributes
+from .limits import (
+    MAX_ACTIVITIES,
+    MAX_COMPONENTS,
+    MAX_CONTEXTS,
+    MAX_ERROR_TYPES,
+    MAX_LIST,
+    MAX_NAME,
+    MAX_PREFIXES,
+    MAX_ROOT_NAMES,
+    MAX_SPAN_ACTIVITIES,
+    MAX_TRACEBACK,
+    MAX_VALUE,
+)
 
 #: Values of ``dask.kind``, and what an attribute can be on besides.
 SEGMENT, GROUP, TASK, PENDING = "span", "group", "task", "pending"
@@ -284,6 +243,8 @@ LINK_TYPES = {
     "continues": "segment → the previous segment; not on a root within its own trace, which has "
     "`dask.segment.previous_id` instead",
     "counted_in": "segment → the segment of another trace that counts tasks which this one requested",
+    "within": "segment in a caller's trace → the segment of the Dask span around it, see "
+    "[below](#work-in-a-callers-trace)",
 }
 
 for _name, _meaning in {
@@ -319,128 +280,6 @@ COMPONENT_TYPE = _attribute("otel.component.type", "string", [METRIC], meaning="
 ERROR_WHERE = _attribute("dask_otel.error.where", "string", [METRIC], max_values=MAX_COMPONENTS, meaning=
     "part of dask-otel that failed")
 # fmt: on
-
-
-# Metrics
-
-
-class Kind(Enum):
-    """Kinds of metrics, by OpenTelemetry's names."""
-
-    COUNTER = "counter"
-    UPDOWNCOUNTER = "updowncounter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-@dataclass(frozen=True, eq=False)
-class Metric:
-    """What never changes about a metric."""
-
-    name: str
-    kind: Kind
-    #: In UCUM, as OpenTelemetry writes it: ``s``, ``By``, ``{task}``.
-    unit: str
-    #: Names of its attributes.
-    attributes: tuple[str, ...]
-    description: str
-    #: How many combinations of values are left where all values that somebody invents are recorded as ``other``.
-    folded: int
-    #: Of a counter, the combinations that are 0 before anything has happened.
-    zeros: tuple[tuple[str | bool, ...], ...]
-    #: Upper ends of the buckets of a histogram, each included, if no setting changes them; seconds.
-    bounds: tuple[float, ...]
-
-    @property
-    def prometheus_name(self) -> str:
-        """Its name in Prometheus; of a histogram, without ``_bucket``, ``_sum`` and ``_count``."""
-        unit = {"s": "_seconds", "By": "_bytes"}.get(self.unit, "")
-        return self.name.replace(".", "_") + unit + ("_total" if self.kind is Kind.COUNTER else "")
-
-
-#: By name, in the order of the documentation.
-METRICS: dict[str, Metric] = {}
-
-
-def _metric(
-    name: str,
-    kind: Kind,
-    unit: str,
-    *attributes: str,
-    description: str,
-    folded: int = 1,
-    zeros: tuple[tuple[str | bool, ...], ...] = (),
-    bounds: tuple[float, ...] = (),
-) -> Metric:
-    metric = METRICS[name] = Metric(name, kind, unit, attributes, description, folded, zeros, bounds)
-    return metric
-
-
-_COMPONENT = (COMPONENT_NAME, COMPONENT_TYPE)
-_COUNTER, _UPDOWN, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.UPDOWNCOUNTER, Kind.GAUGE, Kind.HISTOGRAM
-
-# fmt: off
-SCHEDULER_TASK_COUNT = _metric("dask.scheduler.task.count", _UPDOWN, "{task}", TASK_STATE, folded=8, description=
-    "Tasks on the scheduler")
-SCHEDULER_WORKER_COUNT = _metric("dask.scheduler.worker.count", _UPDOWN, "{worker}", WORKER_STATUS,
-    folded=13, description=
-    "Workers of the cluster")
-SCHEDULER_THREAD_COUNT = _metric("dask.scheduler.thread.count", _UPDOWN, "{thread}", description=
-    "Threads of all workers")
-SCHEDULER_THREAD_TIME = _metric("dask.scheduler.thread_time", _COUNTER, "s", zeros=((),), description=
-    "Thread-seconds that the cluster has had, used or not")
-WORKER_ADDED = _metric("dask.worker.added", _COUNTER, "{worker}", zeros=((),), description="Workers that joined")
-WORKER_REMOVED = _metric("dask.worker.removed", _COUNTER, "{worker}", WORKER_EXPECTED,
-    folded=2, zeros=((True,), (False,)), description=
-    "Workers that left; expected if the cluster was scaled down, or the worker reported that it closes")
-GRAPH_UPDATES = _metric("dask.graph.updates", _COUNTER, "{graph}", GRAPH_STATUS,
-    folded=3, zeros=(("OK",), ("error",), ("cancelled",)), description=
-    "Graphs that clients submitted")
-SCHEDULER_CLIENT_COUNT = _metric("dask.scheduler.client.count", _UPDOWN, "{client}", description=
-    "Clients that are connected")
-SCHEDULER_EVENT_LOOP_DELAY = _metric("dask.scheduler.event_loop.delay", _GAUGE, "s", description=
-    "Longest delay of the scheduler's event loop since the last export")
-TASK_FINISHED = _metric("dask.task.finished", _COUNTER, "{task}", TASK_PREFIX, TASK_OUTCOME,
-    folded=len(TASK_OUTCOMES), description=
-    "Tasks by outcome")
-TASK_DURATION = _metric("dask.task.duration", _HISTOGRAM, "s", TASK_PREFIX, ERROR_TYPE, folded=2,
-    bounds=(0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0, 60.0, 300.0, 1200.0, 3600.0, 10800.0, 43200.0),
-    description="Compute time of runs; runs that failed have `error.type`")
-ACTIVITY_TIME = _metric("dask.activity.time", _COUNTER, "s", CONTEXT, ACTIVITY, TASK_PREFIX, folded=2, description=
-    "Time that workers spent, by activity")
-ACTIVITY_IO = _metric("dask.activity.io", _COUNTER, "By", CONTEXT, ACTIVITY, TASK_PREFIX, folded=2, description=
-    "Bytes that workers moved, by activity")
-WORKER_MEMORY_USAGE = _metric("dask.worker.memory.usage", _UPDOWN, "By", MEMORY_STATE, folded=2, description=
-    "Memory of all workers' processes: managed is Dask's results, unmanaged is the rest")
-WORKER_MEMORY_SPILLED = _metric("dask.worker.memory.spilled", _UPDOWN, "By", description=
-    "Results that workers hold on disk")
-WORKER_MEMORY_LIMIT = _metric("dask.worker.memory.limit", _UPDOWN, "By", description=
-    "Memory that all workers may use; absent if no worker has a limit")
-SPAN_ACTIVE = _metric("dask.span.active", _UPDOWN, "{span}", SPAN_ROOT, description=
-    "Root spans that have an open segment")
-SPAN_DURATION = _metric("dask.span.duration", _HISTOGRAM, "s", SPAN_ROOT, SPAN_RESULT, folded=6,
-    bounds=(0.01, 0.1, 0.5, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 10800.0, 43200.0),
-    description="Duration of runs of root spans, from the first task to the last")
-SPAN_THREAD_TIME = _metric("dask.span.thread_time", _COUNTER, "s", SPAN_ROOT, description=
-    "Thread-seconds that a root span's tasks used")
-SWEEP_DURATION = _metric("dask_otel.sweep.duration", _HISTOGRAM, "s",
-    bounds=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5), description=
-    "Time for which a sweep held the scheduler's event loop")
-BRIDGE_ERRORS = _metric("dask_otel.errors", _COUNTER, "{error}", ERROR_WHERE, description="Failures in dask-otel")
-SDK_QUEUE_SIZE = _metric("otel.sdk.processor.span.queue.size", _UPDOWN, "{span}", *_COMPONENT, description=
-    "Spans in the queue of an exporter")
-SDK_QUEUE_CAPACITY = _metric("otel.sdk.processor.span.queue.capacity", _UPDOWN, "{span}", *_COMPONENT, description=
-    "Spans that fit in the queue")
-SDK_SPANS_PROCESSED = _metric("otel.sdk.processor.span.processed", _COUNTER, "{span}", *_COMPONENT, ERROR_TYPE,
-    folded=2, description=
-    "Spans that left the queue; with `error.type`, spans that were dropped from it")
-SDK_SPANS_EXPORTED = _metric("otel.sdk.exporter.span.exported", _COUNTER, "{span}", *_COMPONENT, ERROR_TYPE,
-    folded=2, description=
-    "Spans that the collector accepted; with `error.type`, spans that it did not")
-# fmt: on
-
-
-# Values
 
 
 def identifier(text: object) -> str:
