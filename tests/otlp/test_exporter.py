@@ -18,6 +18,7 @@ from support.records import group, root_segment, segment
 from dask_otel.cli.receiver import Receiver
 from dask_otel.metrics.snapshot import Snapshot
 from dask_otel.otlp import exporter as module
+from dask_otel.otlp import transport
 from dask_otel.otlp.environment import Limits
 from dask_otel.otlp.exporter import ExportThread, MetricExportQueue, SpanExportQueue
 from dask_otel.otlp.metrics import MetricFactory
@@ -150,6 +151,22 @@ def test_a_record_that_cannot_be_converted_costs_only_its_attributes():
     assert gate.names == [["inc", "good"]]
     assert pipeline.queue.dropped == {("group", "fault"): 1}
     assert sum(safety.failures.values()) == 3
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_encoding_rests_between_spans(monkeypatch, protocol):
+    """An event loop that needs the interpreter lock gets it then."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    monkeypatch.setattr(transport, "SLICE", 0.0)
+    rests = []
+    monkeypatch.setattr(transport, "sleep", lambda seconds: rests.append(threading.current_thread().name))
+    with Receiver() as receiver:
+        (sender,) = make_senders(receiver.endpoints[protocol])
+        pipeline = ExportThread(sender, SpanExportQueue(FACTORY, Safety()), Safety())
+        pipeline.put(together(1, groups=99))
+        pipeline.close(timeout=30)
+    # Each span twice: when it is converted, and when it is encoded.
+    assert rests == ["dask-otel spans otlp"] * 200
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
