@@ -19,7 +19,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from dask_otel.cli.receiver import Receiver
 from dask_otel.otlp.environment import Limits
-from dask_otel.otlp.exporter import SpanExportThread
+from dask_otel.otlp.exporter import ExportThread, SpanExportQueue
 from dask_otel.otlp.spans import SpanFactory
 from dask_otel.otlp.transport import make_senders
 from dask_otel.safety import Safety
@@ -37,7 +37,7 @@ async def lags(done) -> list[float]:
     return found
 
 
-async def measure(pipeline: SpanExportThread, records: int) -> tuple[list[float], list[float], float]:
+async def measure(pipeline: ExportThread, records: int) -> tuple[list[float], list[float], float]:
     """Lag without and with a burst, and how long it took."""
     bundles = [bundle(number) for number in range(records // (GROUPS + 1))]  # the sweep's work, which it paces itself
     end = perf_counter() + 2.0
@@ -54,7 +54,7 @@ async def measure(pipeline: SpanExportThread, records: int) -> tuple[list[float]
                 until = perf_counter() + 0.002
 
     putting = asyncio.create_task(put())
-    with_burst = await lags(lambda: putting.done() and not pipeline.unsent - pipeline.delivery.total_dropped)
+    with_burst = await lags(lambda: putting.done() and not pipeline.unsent - pipeline.queue.dropped.total())
     await putting
     return without, with_burst, perf_counter() - begin
 
@@ -82,7 +82,8 @@ def main():
     endpoint = endpoints.get()["grpc"]
     (sender,) = make_senders(endpoint)
     factory = SpanFactory(Resource({"service.name": "burst"}), InstrumentationScope("dask_otel"), SpanLimits())
-    pipeline = SpanExportThread(sender, factory, Safety(), Limits(max_waiting=10**6, max_bytes=10**10))
+    limits = Limits(max_waiting=10**6, max_bytes=10**10)
+    pipeline = ExportThread(sender, SpanExportQueue(factory, Safety(), limits), Safety())
     print("| round | lag p50 / p99 / max without, ms | with the burst, ms | p99 moved by, ms | sent in, s |")
     print("|---|---|---|---|---|")
     moved = []

@@ -16,7 +16,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from dask_otel.otlp.exporter import SpanExportThread
+from dask_otel.otlp.exporter import ExportThread, SpanExportQueue
 from dask_otel.otlp.spans import SpanFactory
 from dask_otel.otlp.transport import make_senders
 from dask_otel.safety import Safety
@@ -35,13 +35,13 @@ def measure(kind: str) -> str:
     logging.disable(logging.CRITICAL)
     (sender,) = make_senders("http://127.0.0.1:1")
     factory = SpanFactory(Resource({"service.name": "outage"}), InstrumentationScope("dask_otel"), SpanLimits())
-    pipeline = SpanExportThread(sender, factory, Safety())
+    pipeline = ExportThread(sender, SpanExportQueue(factory, Safety()), Safety())
     number = 0
     pipeline.put(bundle(number))  # the first failure loads what there is to load
-    while pipeline.delivery.is_failing is None:
+    while pipeline.is_failing is None:
         pass
     empty = rss()
-    while not pipeline.delivery.total_dropped:
+    while not pipeline.queue.dropped.total():
         number += 1
         pipeline.put(bundle(number, KINDS[kind]))
     full = rss()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import threading
 import traceback
 from collections import Counter, deque
 from contextlib import AbstractContextManager, suppress
@@ -39,15 +40,22 @@ class Safety:
     """Counts failures by where they happened, and logs each kind once."""
 
     def __init__(self) -> None:
-        #: Number of failures by ``(where, exception type)``.
-        self.failures: Counter[tuple[str, str]] = Counter()
+        #: Guards what export threads change while the event loop reads it.
+        self._lock = threading.Lock()
+        self._failures: Counter[tuple[str, str]] = Counter()
         #: Whether what exceptions say may be logged; it can hold a person's keys and tags.
         self.logs_messages = True
         #: Set once a place has failed too often in a row.
         self.gave_up = False
-        #: Failures in a row by place; as of the last check.
+        #: Failures in a row by place; and as of the last check.
         self._streaks: Counter[str] = Counter()
         self._checked: dict[str, int] = {}
+
+    @property
+    def failures(self) -> Counter[tuple[str, str]]:
+        """Number of failures by ``(where, exception type)``: a copy, since other threads go on counting."""
+        with self._lock:
+            return Counter(self._failures)
 
     def guard(self, where: str) -> AbstractContextManager[None, bool]:
         """Swallow, count and log any exception of a block, but not what ends a task or a thread."""
@@ -56,8 +64,15 @@ class Safety:
     def caught(self, where: str, error: Exception) -> None:
         """Count an exception, and log it the first time."""
         kind = (where, type(error).__name__)
-        self.failures[kind] += 1
-        if self.failures[kind] == 1:
+        # A collector may be away for as long as it likes, and traces go on without metrics.
+        may_give_up = not where.startswith(("exporter", "metrics"))
+        with self._lock:
+            self._failures[kind] += 1
+            is_first = self._failures[kind] == 1
+            self._streaks[where] += may_give_up
+            gives_up = self._streaks[where] >= MAX_IN_A_ROW and not self.gave_up
+            self.gave_up = self.gave_up or gives_up
+        if is_first:
             log.error(
                 "dask-otel failed in its %s and goes on without; the cluster is not affected. "
                 "Further failures of this kind are only counted.%s",
@@ -65,24 +80,21 @@ class Safety:
                 "" if self.logs_messages else f"\n{_without_message(error)}",
                 exc_info=error if self.logs_messages else None,
             )
-        # A collector may be away for as long as it likes, and traces go on without metrics.
-        if not where.startswith(("exporter", "metrics")):
-            self._streaks[where] += 1
-            if self._streaks[where] >= MAX_IN_A_ROW and not self.gave_up:
-                self.gave_up = True
-                log.error(
-                    "dask-otel turns itself off: its %s has failed %d times in a row. What it knows is sent as far as "
-                    "possible; the cluster is not affected.",
-                    where,
-                    MAX_IN_A_ROW,
-                )
+        if gives_up:
+            log.error(
+                "dask-otel turns itself off: its %s has failed %d times in a row. What it knows is sent if possible; "
+                "the cluster is not affected.",
+                where,
+                MAX_IN_A_ROW,
+            )
 
     def check_streaks(self) -> None:
         """End the streaks of places that have not failed since the last check."""
-        for where, number in self._checked.items():
-            if self._streaks[where] == number:
-                del self._streaks[where]
-        self._checked = dict(self._streaks)
+        with self._lock:
+            for where, number in self._checked.items():
+                if self._streaks[where] == number:
+                    del self._streaks[where]
+            self._checked = dict(self._streaks)
 
 
 class _Guard(AbstractContextManager[None, bool]):

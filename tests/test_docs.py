@@ -179,7 +179,9 @@ def test_the_oldest_versions_in_ci_are_those_of_the_package():
     lines = (ROOT / ".ci/oldest.txt").read_text(encoding="utf-8").splitlines()
     oldest = dict(line.split("==") for line in lines if "==" in line)
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.scripts]")[0]
-    floors = dict(re.findall(r'"((?:dask|distributed|opentelemetry)[\w-]*)>=([\d.]+)"', project))
+    floors = dict(
+        re.findall(r'"((?:dask|distributed|opentelemetry|google|grpc|protobuf|requests)[\w-]*)>=([\d.]+)"', project)
+    )
     assert floors
     assert {name: (oldest[name] + ".0").startswith(version + ".") for name, version in floors.items()} == dict.fromkeys(
         floors, True

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,36 @@ def _imports(tree, depth):
         else:
             continue
         yield from (name for name in names if name not in sys.stdlib_module_names)
+
+
+def test_what_is_imported_is_declared():
+    """By the file of a module: distributions share packages such as ``opentelemetry`` and ``google``."""
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    declared = project.partition("\ndependencies = [")[2].partition("\ntest = [")[0]
+    names = {name.lower() for name in re.findall(r'"([\w.-]+)(?:\[[\w,]+\])?>=', declared)}
+    owners = {str(file): dist.name.lower() for dist in distributions() for file in dist.files or ()}
+    modules = {module for path in MODULES for module in _modules(ast.parse(path.read_text(encoding="utf-8")))}
+    assert {"grpc", "requests", "google.rpc.error_details_pb2"} <= modules
+    missing = {}
+    for module in modules:
+        file = Path(find_spec(module).origin)
+        site = next(parent for parent in file.parents if parent.name == "site-packages")
+        owner = owners[file.relative_to(site).as_posix()].replace("_", "-")
+        if owner not in names:
+            missing[module] = owner
+    assert missing == {}
+
+
+def _modules(tree):
+    """Full names of modules of others, the standard library left out."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        else:
+            continue
+        yield from (name for name in names if name.partition(".")[0] not in sys.stdlib_module_names)
 
 
 def _top(name):

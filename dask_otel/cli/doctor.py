@@ -128,7 +128,7 @@ def advice(protocol: str, target: str, message: str, proxy: Proxy | None = None,
     protocol
         ``grpc`` or ``http/protobuf``.
     message
-        What the collector or the connection reported: ``ExportResult.said``.
+        What the collector or the connection reported: ``ExportResult.message``.
     proxy
         What requests go through.
     signal
@@ -296,11 +296,11 @@ def _try_spans(sender: Sender, console: Console) -> bool:
 def _try_metrics(sender: Sender, console: Console) -> bool:
     """Send an empty request with metrics; return whether it is taken, or the backend is one for traces only."""
     result = _send(sender, MetricsData([]))
-    good = result.decision is RetryDecision.SENT or result.knows_no_such_thing
+    good = result.decision is RetryDecision.SENT or result.is_unsupported
     if not good:
         _print_failure(sender, METRICS, result, console)
-    elif result.knows_no_such_thing:
-        console.print(Text(f"· {_where(sender)}: {NO_METRICS} ({result.said})"))
+    elif result.is_unsupported:
+        console.print(Text(f"· {_where(sender)}: {NO_METRICS} ({result.message})"))
     else:
         print_line(console, f"{_where(sender)}: metrics are taken", good=True)
     return good
@@ -322,7 +322,7 @@ def _where(sender: Sender) -> str:
 
 
 def _print_failure(sender: Sender, signal: Signal, result: ExportResult, console: Console) -> None:
-    print_line(console, f"{_where(sender)}: {result.said}", good=False)
+    print_line(console, f"{_where(sender)}: {result.message}", good=False)
     known = {"otlp_proto_grpc": "grpc", "otlp_proto_http": "http/protobuf"}
     protocol = known.get(sender.name) or otlp_protocol(Remarks(), signal)
-    console.print(Text("  " + advice(protocol, sender.target, result.said, sender.proxy, signal)))
+    console.print(Text("  " + advice(protocol, sender.target, result.message, sender.proxy, signal)))

@@ -1,24 +1,18 @@
-"""Whether a backend can be reached, since when, and what it said last.
+"""Exports spans and metrics: a thread for each exporter, with retries, a deadline at shutdown, and counts.
 
-What became of the spans that one exporter was given: counted, and said in the log once a minute at most.
-
-How long closing waits for a collector: only a failure that is known makes it short.
-
-From record to backend: what waits, and a thread, so that the event loop never waits for a collector.
-
-From snapshot to backend, in a thread of its own; the latest one counts, since totals say it all.
-
-Where records go, past the sampler and the budget, and metrics: to every exporter.
-
-Puts the export side together.
+The layers are those of the OpenTelemetry Collector's ``exporterhelper``: a sending queue, a batcher, retry on failure,
+a timeout. ``ExportThread`` retries and waits; an ``ExportQueue`` makes requests of what waits, and counts. What an
+answer means is in ``transport``; ``docs/delivery.md`` has the promises.
 """
 
 from __future__ import annotations
 
 import random
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic, sleep, time
@@ -58,245 +52,117 @@ from .transport import ExportResult, Paced, RetryDecision, Sender, import_export
 __all__ = [
     "LAST_CHANCE",
     "NO_METRICS",
-    "ExporterState",
+    "ExportQueue",
+    "ExportThread",
     "Found",
-    "MetricExportThread",
+    "MetricExportQueue",
     "ShutdownDeadline",
-    "SpanExportThread",
-    "SpanExporterState",
+    "SpanExportQueue",
     "TelemetryOutput",
     "connect",
     "import_exporters",
     "read_variables",
 ]
 
-
-class ExporterState:
-    """What is known of the way to one backend.
-
-    Parameters
-    ----------
-    name
-        Of the exporter.
-    target
-        Where it sends to; holds no secret.
-    warn_every
-        Seconds between two lines in the log on one topic.
-    proxy
-        What the way leads through, for a person; holds no secret.
-    """
-
-    def __init__(self, name: str, target: str, warn_every: float, proxy: str = "") -> None:
-        self.name = name
-        self.target = target
-        self.proxy = proxy
-        self._warn_every = warn_every
-        #: Whether the last request failed; None before there was one, and since when (seconds since the epoch).
-        self.is_failing: bool | None = None
-        self.since: float | None = None
-        #: What the last failure said, and when.
-        self.last_error = ""
-        self.last_error_at: float | None = None
-        #: Set when only the last word is to be logged.
-        self.is_silent = False
-        #: By topic, when it was last logged.
-        self._warned: dict[str, float] = {}
-
-    @property
-    def shown_target(self) -> str:
-        """Where it sends to, and through which proxy, for a person."""
-        return (self.target or "its backend") + self.through
-
-    @property
-    def through(self) -> str:
-        """What to add to a line if there is a proxy."""
-        return f" through {self.proxy}" if self.proxy else ""
-
-    def note(self, *, failing: bool) -> None:
-        """Note how a request went."""
-        if self.is_failing is not failing:
-            self.is_failing, self.since = failing, time()
-
-    def note_error(self, said: str) -> None:
-        """Note what was said."""
-        self.last_error, self.last_error_at = said, time()
-
-    def may_warn(self, topic: str) -> bool:
-        """Whether it is time for another line on a topic; it counts as logged then."""
-        if self.is_silent or monotonic() - self._warned.get(topic, -self._warn_every) < self._warn_every:
-            return False
-        self._warned[topic] = monotonic()
-        return True
-
-    def status(self) -> dict[str, Any]:
-        """Say all this as plain data."""
-        return {
-            "name": self.name,
-            "target": self.target,
-            "proxy": self.proxy,
-            "failing": self.is_failing,
-            "since": self.since,
-            "last_error": self.last_error,
-            "last_error_at": self.last_error_at,
-        }
-
-
-#: Seconds between two lines of the same kind.
-WARN_EVERY = 60.0
-
-
-class SpanExporterState(ExporterState):
-    """Counts for one exporter."""
-
-    def __init__(self, name: str, target: str = "", proxy: str = "") -> None:
-        super().__init__(name, target, WARN_EVERY, proxy)
-        #: By kind of span.
-        self.sent: Counter[str] = Counter()
-        #: By kind of span and reason: queue_full, refused, invalid, too_large, rejected, shutdown, fault.
-        self.dropped: Counter[tuple[str, str]] = Counter()
-        self._lock = threading.Lock()
-        self._warned_of = 0
-
-    def count_sent(self, records: list[Record], rejected: int, said: str) -> None:
-        """Count a batch that has arrived, of which the collector may have rejected some; which, it does not say."""
-        kinds = Counter(map(kind_of, records))
-        lost = min(rejected, len(records))
-        if 0 < lost < len(records) and len(kinds) > 1:
-            kinds = Counter({"unknown": len(records)})
-        with self._lock:
-            for kind, count in kinds.items():
-                gone = min(lost, count)
-                self.sent[kind] += count - gone
-                if gone:
-                    self.dropped[kind, "rejected"] += gone
-            if lost or said:
-                self.note_error(f"{rejected} spans rejected: {said}" if lost else said)
-
-    def count_lost(self, kinds: Counter[str], reason: str, said: str = "") -> None:
-        """Count spans that were given up, and keep what the last answer said."""
-        with self._lock:
-            for kind, count in kinds.items():
-                self.dropped[kind, reason] += count
-            if said:
-                self.note_error(said)
-
-    def works(self) -> None:
-        """Note a request that has succeeded."""
-        if self.is_failing:
-            log.info("dask-otel sends again with exporter %r, after %.0f s", self.name, time() - (self.since or time()))
-        self.note(failing=False)
-
-    def fails(self, said: str, waiting: int) -> None:
-        """Note a request that has failed and will be made again."""
-        with self._lock:
-            self.note_error(said)
-        self.note(failing=True)
-        if self.may_warn("failing"):
-            log.warning(
-                "dask-otel cannot send spans with exporter %r to %s (%s); %d wait, and it tries again",
-                self.name,
-                self.shown_target,
-                said,
-                waiting,
-            )
-
-    def warn_of_losses(self) -> None:
-        """Say what was lost, if that is more than when it was said last."""
-        total = self.total_dropped
-        if total > self._warned_of and self.may_warn("dropped"):
-            self._warned_of = total
-            said = f"; what was said last: {self.last_error}" if self.last_error else ""
-            log.warning("dask-otel has dropped spans of exporter %r: %s%s", self.name, self.summary(), said)
-
-    def summary(self) -> str:
-        """Say what was dropped and why, e.g. ``12 task (queue_full), 1 span (invalid)``."""
-        with self._lock:
-            dropped = sorted(self.dropped.items())
-        return ", ".join(f"{count} {kind} ({reason})" for (kind, reason), count in dropped)
-
-    def status(self) -> dict[str, Any]:
-        """Say what became of the spans, as plain data."""
-        with self._lock:
-            dropped = sorted(self.dropped.items())
-            return super().status() | {
-                "sent": dict(self.sent),
-                "dropped": [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in dropped],
-            }
-
-    @property
-    def total_sent(self) -> int:
-        """Number of spans that have arrived."""
-        with self._lock:
-            return sum(self.sent.values())
-
-    @property
-    def total_dropped(self) -> int:
-        """Number of spans that were given up."""
-        with self._lock:
-            return sum(self.dropped.values())
-
-
-#: Seconds from the beginning of closing for a collector that had been failing, or cannot be reached any more.
+#: Seconds to wait after a failure, at first and at most; doubled each time, less up to a half at random.
+BACK_OFF = (0.5, 30.0)
+#: The same for metrics: only the latest snapshot is worth a retry, and the next one is sent anyway.
+METRICS_BACK_OFF = (15.0, 15.0)
+#: Seconds after which spans are given up if they are refused; not if the collector is only overloaded or away.
+GIVE_UP_AFTER = 600.0
+#: Requests that one batch may cost by halving: enough to find three invalid spans in 256.
+MAX_REQUESTS = 64
+#: Bytes of one batch, by ``size_of``; collectors refuse 4 MiB.
+MAX_BATCH_BYTES = 3 * 2**20
+#: Seconds between two log lines on one topic.
+LOG_EVERY = 60.0
+METRICS_LOG_EVERY = 600.0
+#: Seconds at shutdown for a collector that was failing, or cannot be reached any more. For metrics less: an idle
+#: cluster has nothing else to send.
 LAST_CHANCE = 0.6
+METRICS_LAST_CHANCE = 0.2
 #: Seconds between two attempts in that time: a connection that was idle may have been dropped, and one more will do.
 SHORT_PAUSE = 0.1
+#: Seconds between two attempts at shutdown, at most, unless the collector asks for more.
+SHUTDOWN_BACK_OFF = 0.5
+#: Seconds kept for the last metrics, which count what became of the last spans; at most a quarter of the time.
+FOR_METRICS = 2.0
+#: Seconds from the first snapshot to the second; then twice as long each time, up to the interval.
+FIRST_PAUSE = 1.0
+#: Finished roots that are remembered.
+MAX_FINISHED = 100
+
+#: What to do about a backend for traces only.
+NO_METRICS = (
+    "it seems to take no metrics: OTEL_METRICS_EXPORTER=none switches them off, "
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT sends them elsewhere"
+)
+#: Reason why spans are counted as dropped, by the last decision on them.
+_REASONS = {
+    RetryDecision.LATER: "shutdown",
+    RetryDecision.REFUSED: "refused",
+    RetryDecision.TOO_LARGE: "too_large",
+    RetryDecision.INVALID: "invalid",
+}
 
 
 class ShutdownDeadline:
-    """Until when closing waits, and whether another attempt may be made.
+    """Until when shutdown waits, and whether another attempt may be made; the caller locks, but for ``left``.
 
-    The caller sees to it that only one thread uses it at a time, but for ``left``.
+    Parameters
+    ----------
+    last_chance
+        Seconds for a collector that is failing.
     """
 
-    def __init__(self) -> None:
-        #: When closing must end, once it has begun.
+    def __init__(self, last_chance: float = LAST_CHANCE) -> None:
+        #: When shutdown must end; None before it begins.
         self.deadline: float | None = None
+        self._last_chance_seconds = last_chance
         self._last_chance = 0.0
-        #: Whether the collector worked when closing began, or has since.
+        #: Whether the collector worked when shutdown began, or has since.
         self._was_well = False
-        #: When closing ends as things are.
+        #: When shutdown ends as things are.
         self._until = 0.0
 
-    def begin(self, timeout: float, *, is_failing: bool | None, last_chance: float | None = None) -> None:
-        """Closing begins, and may take ``timeout`` seconds.
+    def begin(self, timeout: float, *, is_failing: bool | None) -> None:
+        """Begin a shutdown of ``timeout`` seconds at most.
 
         Parameters
         ----------
         is_failing
-            Whether the last request failed; None if there was none that has ended.
-        last_chance
-            Seconds for a collector that is failing; ``LAST_CHANCE`` if None.
+            Whether the last request failed; None if none has ended yet.
         """
         now = monotonic()
         self.deadline = now + timeout
-        self._last_chance = min(self.deadline, now + (LAST_CHANCE if last_chance is None else last_chance))
+        self._last_chance = min(self.deadline, now + self._last_chance_seconds)
         self._was_well = is_failing is False
         # A collector that has not answered its first request yet may only be slow.
         self._until = self._last_chance if is_failing else self.deadline
 
     def arrived(self) -> None:
-        """The collector has taken something, perhaps what was on its way when closing began."""
+        """Note that the collector has taken something, perhaps what was on its way when shutdown began."""
         self._was_well = True
         self._until = self.deadline or 0.0
 
     def left(self) -> float:
-        """Seconds that closing may still wait, as things are."""
+        """Seconds that shutdown may still wait, as things are."""
         return max(0.0, self._until - monotonic())
 
-    def pause(self, seconds: float, answer: ExportResult) -> float | None:
+    def pause(self, seconds: float, result: ExportResult) -> float | None:
         """Seconds to wait before another attempt; None if there is to be none.
 
         Parameters
         ----------
         seconds
             To wait if there is time.
-        answer
-            To the last attempt, which was made after closing had begun.
+        result
+            Of the last attempt, which was made after shutdown had begun.
         """
         deadline = self.deadline or 0.0
-        if answer.wait is not None or (self._was_well and answer.was_reached):
+        if result.wait is not None or (self._was_well and result.was_reached):
             until = deadline
-        elif self._was_well or (answer.was_reached and answer.decision is RetryDecision.LATER):
+        elif self._was_well or (result.was_reached and result.decision is RetryDecision.LATER):
             until, seconds = self._last_chance, min(seconds, SHORT_PAUSE)
         else:
             return None
@@ -306,144 +172,124 @@ class ShutdownDeadline:
         return seconds
 
 
-#: Seconds to wait after a failure: doubled each time, up to the second number.
-BACK_OFF = (0.5, 30.0)
-#: A batch that is refused for so many seconds is given up; one that the collector is only too busy for is not.
-GIVE_UP_AFTER = 600.0
-#: Requests that one batch may cost by halving: enough to find three bad spans in 256.
-MAX_REQUESTS = 64
-#: Bytes of one batch, by ``size_of``; collectors refuse 4 MiB.
-MAX_BATCH_BYTES = 3 * 2**20
-#: Why spans are counted as lost, by the last answer.
-_REASONS = {
-    RetryDecision.LATER: "shutdown",
-    RetryDecision.REFUSED: "refused",
-    RetryDecision.TOO_LARGE: "too_large",
-    RetryDecision.INVALID: "invalid",
-}
+@dataclass(frozen=True)
+class RetrySettings:
+    """How an export thread retries; times in seconds."""
 
-Converted = list[tuple[Record, ReadableSpan]]
+    #: After a failure, at first and at most.
+    back_off: tuple[float, float]
+    #: After this, what the collector refuses is given up.
+    give_up_after: float
+    #: At shutdown, for a collector that was failing.
+    last_chance: float
+    #: Between two log lines on one topic.
+    log_every: float
+    #: Whether data can be split: then "too large" and "invalid" are about the data, and no failure of the collector.
+    can_split: bool
 
 
-class SpanExportThread:
-    """Sends records through one exporter, in a thread of its own.
+class ExportQueue(ABC):
+    """What waits for one export thread, and the counts of what became of the rest.
+
+    ``changed`` guards all that changes. Nothing is logged while it is held: the event loop's ``put`` takes it too, and
+    a logging handler may block.
+    """
+
+    #: What is exported, for a person.
+    items: str
+    retry: RetrySettings
+    #: Items that are exported at once, and seconds to wait for as many.
+    max_batch = 1
+    delay = 0.0
+    #: Whether what waits replaces what is being exported.
+    is_latest_only = False
+    #: What to do if the backend has no place for the signal; for the log.
+    if_unsupported = ""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        #: Items of the batch that is being exported.
+        self.in_flight = 0
+        #: Failed requests.
+        self.failures = 0
+        #: Number of what was taken by the collector, by kind.
+        self.sent: Counter[str] = Counter()
+        #: Number of what is lost, by kind and reason: queue_full, refused, invalid, too_large, rejected, shutdown,
+        #: fault.
+        self.dropped: Counter[tuple[str, str]] = Counter()
+
+    @property
+    @abstractmethod
+    def waiting(self) -> int:
+        """Number of items that wait."""
+
+    @abstractmethod
+    def put(self, items: Any) -> None:
+        """Add items; the caller locks."""
+
+    @abstractmethod
+    def take(self) -> Any:
+        """Take out a batch, which is then in flight; empty or None if nothing waits. The caller locks."""
+
+    @abstractmethod
+    def export(self, batch: Any, send: Callable[[Any], ExportResult]) -> None:
+        """Export a batch by one or more requests, and count what became of it."""
+
+    @abstractmethod
+    def drop(self, batch: Any, reason: str) -> None:
+        """Count what is still in flight of a batch as dropped."""
+
+    @abstractmethod
+    def status(self) -> dict[str, Any]:
+        """Return what became of the items, as plain data; the caller locks."""
+
+    @abstractmethod
+    def last_line(self, last_error: str, *, timed_out: bool) -> tuple[str, str] | None:
+        """Return how the last line of the log begins and ends; None if all has arrived. The caller locks."""
+
+    def losses(self) -> str:
+        """Return what was dropped and why, e.g. ``12 task (queue_full), 1 span (invalid)``; the caller locks."""
+        return ", ".join(f"{count} {kind} ({reason})" for (kind, reason), count in sorted(self.dropped.items()))
+
+
+class SpanExportQueue(ExportQueue):
+    """Batches of records, made into spans when they are exported.
 
     Parameters
     ----------
     factory
-        Makes spans of records; used in the thread.
+        Makes spans of records.
     """
 
-    def __init__(self, sender: Sender, factory: SpanFactory, safety: Safety, limits: Limits | None = None) -> None:
+    items = "spans"
+
+    def __init__(self, factory: SpanFactory, safety: Safety, limits: Limits | None = None) -> None:
+        super().__init__()
         limits = limits or Limits()
-        self.delivery = SpanExporterState(sender.name, sender.target, str(sender.proxy or ""))
-        self._sender = sender
+        self.retry = RetrySettings(BACK_OFF, GIVE_UP_AFTER, LAST_CHANCE, LOG_EVERY, can_split=True)
+        self.delay = limits.delay
         self._factory = factory
         self._safety = safety
-        self._max_batch = min(limits.max_batch, limits.max_waiting)
-        self._delay = limits.delay
-        self._waiting = SpanQueue(
-            limits.max_waiting, limits.max_bytes, lambda kinds: self.delivery.count_lost(kinds, "queue_full")
-        )
-        self._in_flight = 0
-        self._deadline = ShutdownDeadline()
-        #: Whether nothing is to be sent any more.
-        self.abandoned = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name=f"dask-otel {sender.name}", daemon=True)
-        self._thread.start()
-
-    def put(self, records: list[Record]) -> None:
-        """Take records that should leave together; never blocks."""
-        if records:
-            with self._changed:
-                self._waiting.put(records)
-                self._changed.notify()
-            self.delivery.warn_of_losses()
-
-    def close(self, timeout: float) -> None:
-        """Send what is left within ``timeout`` seconds, then shut the exporter down."""
-        with self._changed:
-            self._deadline.begin(timeout, is_failing=self.is_failing)
-            self.delivery.is_silent = True  # but for the last word
-            self._changed.notify()
-        while self._thread.is_alive() and (left := self._deadline.left()):
-            self._thread.join(left)
-        self._say_last_word()
-        is_sending = self._thread.is_alive()
-        self.abandoned = self.abandoned or is_sending
-        shut_down(self._sender, self._safety, is_sending=is_sending)
-
-    def _say_last_word(self) -> None:
-        with self._changed:
-            left, dropped, sent = self._left, self.delivery.total_dropped, self.delivery.total_sent
-        if left + dropped:
-            summary, said = self.delivery.summary(), self.delivery.last_error
-            log.warning(
-                "dask-otel could not send %d spans with exporter %r%s%s%s; it has sent %d%s",
-                left + dropped,
-                self.delivery.name,
-                self.delivery.through,
-                f": {summary}" if summary else "",
-                f"; {left} were left when the time was over" if left else "",
-                sent,
-                f"; what was said last: {said}" if said else "",
-            )
+        self.max_batch = min(limits.max_batch, limits.max_waiting)
+        self._queue = SpanQueue(limits.max_waiting, limits.max_bytes, partial(self._count_dropped, "queue_full"))
 
     @property
-    def is_failing(self) -> bool | None:
-        """Whether the last request failed; None before there was one."""
-        return self.delivery.is_failing
+    def waiting(self) -> int:
+        """Number of records that wait."""
+        return self._queue.spans
 
-    @property
-    def _left(self) -> int:
-        return self._waiting.spans + self._in_flight
+    def put(self, items: list[Record]) -> None:
+        """Add records that should leave together."""
+        self._queue.put(items)
 
-    @property
-    def unsent(self) -> int:
-        """Number of spans that are waiting, on their way, or dropped."""
-        with self._changed:
-            return self._left + self.delivery.total_dropped
+    def take(self) -> list[Record]:
+        """Take out records that may leave together."""
+        batch = self._queue.take(self.max_batch, MAX_BATCH_BYTES)
+        self.in_flight = len(batch)
+        return batch
 
-    def status(self) -> dict[str, Any]:
-        """Say what became of the records, as plain data for the page."""
-        with self._changed:
-            queue = self._waiting.status()
-            return self.delivery.status() | {"queue": queue, "in_flight": self._in_flight}
-
-    def _run(self) -> None:
-        # Else the user's instrumentation of requests or grpc would trace our own requests.
-        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        while True:
-            batch: list[Record] | None = None
-            with self._safety.guard("exporter thread"):
-                batch = self._next_batch()
-            if batch:
-                with self._safety.guard(f"exporter {self.delivery.name}"):
-                    self._deliver(batch)
-                if self._in_flight:  # the bridge itself has failed
-                    self._lost(batch[-self._in_flight :], "fault")
-            elif self._deadline.deadline is not None:
-                return
-            elif batch is None:
-                sleep(BACK_OFF[0])
-
-    def _next_batch(self) -> list[Record]:
-        """Wait for records that may leave together; empty when there is nothing more to do."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting.spans or self._deadline.deadline)
-            self._changed.wait_for(
-                lambda: self._waiting.spans >= self._max_batch or self._deadline.deadline, self._delay
-            )
-            batch = self._waiting.take(self._max_batch, MAX_BATCH_BYTES)
-            self._in_flight = len(batch)
-            return batch
-
-    def _deliver(self, batch: list[Record]) -> None:
-        """Send a batch, in parts if need be, and count what became of each."""
-        if self.abandoned:
-            self._lost(batch, "shutdown")
-            return
+    def export(self, batch: list[Record], send: Callable[[Any], ExportResult]) -> None:
+        """Convert and send a batch, and halve it while that may save a part of it."""
         parts = [self._convert(batch)]
         requests = 0
         while parts:
@@ -451,38 +297,54 @@ class SpanExportThread:
             if not part:
                 continue
             records = [record for record, _ in part]
-            answer = self._send([span for _, span in part])
+            result = send(Paced(span for _, span in part))
             requests += 1
-            if answer.decision is RetryDecision.SENT:
-                self.delivery.works()  # first: closing may begin at any time, and asks whether it does
-                with self._changed:
-                    self._in_flight -= len(part)
-                    self._deadline.arrived()
-                    self.delivery.count_sent(records, answer.rejected, answer.said)
-                self.delivery.warn_of_losses()
-            elif _is_about_the_batch(answer) and len(part) > 1 and requests < MAX_REQUESTS:
+            is_about_spans = result.decision in (RetryDecision.TOO_LARGE, RetryDecision.INVALID)
+            if result.decision is RetryDecision.SENT:
+                self._count_sent(records, result.rejected)
+            elif is_about_spans and len(part) > 1 and requests < MAX_REQUESTS:
                 half = len(part) // 2
                 parts += [part[half:], part[:half]]
             else:
-                self._lost(records, _REASONS[answer.decision], answer.said)
+                self._lose(records, _REASONS[result.decision])
 
-    def _lost(self, records: list[Record], reason: str, said: str = "") -> None:
-        """Count records in flight that are given up."""
-        with self._changed:
-            self._in_flight -= len(records)
-            self._waiting.note_lost(records)
-            self.delivery.count_lost(Counter(map(kind_of, records)), reason, said)
-        self.delivery.warn_of_losses()
+    def drop(self, batch: list[Record], reason: str) -> None:
+        """Count the records that are still in flight, the last ones, as dropped."""
+        self._lose(batch[-self.in_flight :], reason)
 
-    def _convert(self, batch: list[Record]) -> Converted:
-        """Make spans. One that cannot be made costs at most its attributes."""
-        spans: Converted = []
+    def status(self) -> dict[str, Any]:
+        """Return counts of spans."""
+        dropped = sorted(self.dropped.items())
+        return {
+            "sent": dict(self.sent),
+            "dropped": [{"kind": kind, "reason": reason, "count": n} for (kind, reason), n in dropped],
+            "queue": self._queue.status(),
+            "in_flight": self.in_flight,
+        }
+
+    def last_line(self, last_error: str, *, timed_out: bool) -> tuple[str, str] | None:
+        """Return how many spans are lost, and why."""
+        left, dropped = self.waiting + self.in_flight, self.dropped.total()
+        if not left + dropped:
+            return None
+        losses = self.losses()
+        return (
+            f"could not send {left + dropped} spans",
+            (f": {losses}" if losses else "")
+            + (f"; {left} were left when the time was over" if left else "")
+            + f"; it has sent {self.sent.total()}"
+            + (f"; last error: {last_error}" if last_error else ""),
+        )
+
+    def _convert(self, batch: list[Record]) -> list[tuple[Record, ReadableSpan]]:
+        """Make spans. A record that cannot be converted costs at most its attributes."""
+        spans = []
         for record in Paced(batch):
             span = self._span_of(record)
             if span:
                 spans.append((record, span))
             else:
-                self._lost([record], "fault")
+                self._lose([record], "fault")
         return spans
 
     def _span_of(self, record: Record) -> ReadableSpan | None:
@@ -491,251 +353,317 @@ class SpanExportThread:
                 return make(record)
         return None
 
-    def _send(self, spans: list[ReadableSpan]) -> ExportResult:
-        """Send a batch, again and again while the collector is away; return the answer that is the last."""
-        begin = monotonic()
-        longest, wait = BACK_OFF[1], BACK_OFF[0]
-        while not self.abandoned:
-            closes = self._deadline.deadline is not None
-            if closes and self.is_failing:  # the collector may just have come back
-                with self._safety.guard(f"exporter {self.delivery.name}"):
-                    self._sender.reconnect()
-            answer = self._sender.broken
-            with self._safety.guard(f"exporter {self.delivery.name}"):
-                answer = self._sender.send(Paced(spans))
-            if answer.decision not in (RetryDecision.LATER, RetryDecision.REFUSED):
-                return answer
-            self.delivery.fails(answer.said, self._left)
-            if answer.decision is RetryDecision.REFUSED and monotonic() - begin >= GIVE_UP_AFTER:
-                return answer
-            pause = max(wait * random.uniform(0.5, 1.0), (answer.wait or 0.0) * random.uniform(1.0, 1.1))
-            wait = min(2 * wait, longest)
-            if not self._wait(pause, answer, closes=closes):
-                self.abandoned = True
-        return ExportResult(RetryDecision.LATER)
+    def _count_sent(self, records: list[Record], rejected: int) -> None:
+        """Count records that have arrived, of which the collector may have rejected some, unknown which."""
+        kinds = Counter(map(kind_of, records))
+        lost = min(rejected, len(records))
+        if 0 < lost < len(records) and len(kinds) > 1:
+            kinds = Counter({"unknown": len(records)})
+        with self.changed:
+            self.in_flight -= len(records)
+            for kind, count in kinds.items():
+                gone = min(lost, count)
+                self.sent[kind] += count - gone
+                if gone:
+                    self.dropped[kind, "rejected"] += gone
 
-    def _wait(self, seconds: float, answer: ExportResult, *, closes: bool) -> bool:
-        """Wait before another attempt; False if none is to be made because the cluster closes.
+    def _lose(self, records: list[Record], reason: str) -> None:
+        with self.changed:
+            self.in_flight -= len(records)
+            self._queue.note_lost(records)
+            self._count_dropped(reason, Counter(map(kind_of, records)))
 
-        Parameters
-        ----------
-        closes
-            Whether closing had begun before the last attempt.
-        """
-        with self._changed:
-            if self._deadline.deadline is None:
-                self._changed.wait_for(lambda: self._deadline.deadline, seconds)
-                return True  # at once if it closes
-            if not closes and answer.wait is None:
-                return True
-            pause = self._deadline.pause(seconds, answer)
-            if pause is not None:
-                self._changed.wait(pause)
-            return pause is not None
+    def _count_dropped(self, reason: str, kinds: Counter[str]) -> None:
+        for kind, count in kinds.items():
+            self.dropped[kind, reason] += count
 
 
-def _is_about_the_batch(answer: ExportResult) -> bool:
-    return answer.decision in (RetryDecision.TOO_LARGE, RetryDecision.INVALID)
+class MetricExportQueue(ExportQueue):
+    """The latest snapshot: one place, since a newer snapshot holds all that an older one does."""
 
+    items = "metrics"
+    is_latest_only = True
+    if_unsupported = NO_METRICS
 
-#: What to do about a backend for traces only.
-NO_METRICS = (
-    "it seems to take no metrics: OTEL_METRICS_EXPORTER=none switches them off, "
-    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT sends them elsewhere"
-)
-
-#: Seconds before another attempt, and while the cluster closes.
-METRICS_PAUSE = 15.0
-METRICS_SHORT_PAUSE = 0.5
-#: Seconds that closing waits for a collector that had been failing: an idle cluster has nothing else to send.
-METRICS_LAST_CHANCE = 0.2
-#: Seconds between two lines in the log.
-METRICS_WARN_EVERY = 600.0
-
-
-class MetricExportThread:
-    """Sends snapshots through one exporter."""
-
-    def __init__(self, sender: Sender, factory: MetricFactory, safety: Safety) -> None:
-        self._sender = sender
+    def __init__(self, factory: MetricFactory) -> None:
+        super().__init__()
+        self.retry = RetrySettings(METRICS_BACK_OFF, 0.0, METRICS_LAST_CHANCE, METRICS_LOG_EVERY, can_split=False)
         self._factory = factory
-        self._safety = safety
-        self._next: Snapshot | None = None
-        #: The last that has arrived.
+        self._latest: Snapshot | None = None
+        #: The last one that has arrived.
         self._arrived: Snapshot | None = None
-        self._contact = ExporterState(sender.name, sender.target, METRICS_WARN_EVERY, str(sender.proxy or ""))
-        self._exports = self._failures = self._rejected = 0
-        self._deadline = ShutdownDeadline()
-        #: The one that ends it all: closing follows.
-        self._last: Snapshot | None = None
-        #: Whether requests failed before that one.
-        self._failed_before: bool | None = None
-        #: Whether the last snapshot was given up.
-        self._lost = False
-        #: Whether the backend may take metrics at all.
-        self.has_use = True
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name=f"dask-otel metrics {sender.name}", daemon=True)
-        self._thread.start()
+        #: Whether the last one that was taken out is lost.
+        self._is_lost = False
 
     @property
-    def is_failing(self) -> bool | None:
-        """Whether the last request failed; None before there was one."""
-        return self._contact.is_failing
+    def waiting(self) -> int:
+        """Whether a snapshot waits."""
+        return int(self._latest is not None)
 
-    def put(self, snapshot: Snapshot, *, last: bool = False) -> None:
-        """Take a snapshot in the place of one that has not left; never blocks.
+    def put(self, items: Snapshot) -> None:
+        """Put a snapshot in the place of one that waits."""
+        self._latest = items
 
-        Parameters
-        ----------
-        last
-            Whether it is the last one, and ``close`` follows.
-        """
-        with self._changed:
-            self._next = snapshot
-            if last:
-                self._last, self._failed_before = snapshot, self.is_failing
-            self._changed.notify()
+    def take(self) -> Snapshot | None:
+        """Take out the snapshot."""
+        snapshot, self._latest = self._latest, None
+        self.in_flight = int(snapshot is not None)
+        return snapshot
 
-    def close(self, timeout: float, *, give_up: bool = False) -> None:
+    def export(self, batch: Snapshot, send: Callable[[Any], ExportResult]) -> None:
+        """Send a snapshot, or what has changed since the last one that has arrived."""
+        kinds = self._factory.deltas
+        result = send(self._factory.data(deltas(batch, self._arrived, kinds) if kinds else batch))
+        with self.changed:
+            self.in_flight = 0
+            self._is_lost = result.decision is not RetryDecision.SENT and not result.is_unsupported
+            if result.decision is RetryDecision.SENT:
+                self._arrived = batch
+                self.sent["exports"] += 1
+            if result.rejected:
+                self.dropped["points", "rejected"] += result.rejected
+
+    def drop(self, batch: Snapshot, reason: str) -> None:
+        """Note that the snapshot is lost."""
+        with self.changed:
+            self.in_flight, self._is_lost = 0, True
+
+    def status(self) -> dict[str, Any]:
+        """Return counts of exports."""
+        rejected = self.dropped["points", "rejected"]
+        return {"exports": self.sent["exports"], "failures": self.failures, "rejected": rejected}
+
+    def last_line(self, last_error: str, *, timed_out: bool) -> tuple[str, str] | None:
+        """Return why the last snapshot is lost."""
+        is_lost = self._is_lost or self.waiting or self.in_flight
+        why = "no answer in time" if timed_out else last_error
+        return ("could not send the last metrics", f": {why}") if is_lost else None
+
+
+class ExportThread:
+    """Exports what a queue holds through one exporter, in a thread of its own: one that hangs holds up no other."""
+
+    def __init__(self, sender: Sender, queue: ExportQueue, safety: Safety) -> None:
+        self.name = sender.name
+        self.queue = queue
+        #: Whether the last request failed, None before there was one; and since when (seconds since the epoch).
+        self.is_failing: bool | None = None
+        self.failing_since: float | None = None
+        #: Message of the last failure, and when it was (seconds since the epoch).
+        self.last_error = ""
+        self.last_error_at: float | None = None
+        #: False for a backend without a place for this signal.
+        self.is_supported = True
+        #: Whether nothing is to be sent any more.
+        self.abandoned = False
+        self._sender = sender
+        self._safety = safety
+        self._changed = queue.changed
+        self._deadline = ShutdownDeadline(queue.retry.last_chance)
+        #: By topic, when it was last logged; and how many losses have been logged.
+        self._logged_at: dict[str, float] = {}
+        self._logged_losses = 0
+        self._thread = threading.Thread(target=self._run, name=f"dask-otel {queue.items} {sender.name}", daemon=True)
+        self._thread.start()
+
+    def put(self, items: Any) -> None:
+        """Add items to the queue: records that should leave together, or a snapshot. Never waits for the exporter."""
+        if items:
+            with self._changed:
+                self.queue.put(items)
+                self._changed.notify()
+                is_loss = self.queue.dropped.total() > self._logged_losses
+            if is_loss:
+                self._log_losses()
+
+    def close(self, timeout: float, *, last: Any = None, give_up: bool = False) -> None:
         """Send what is left within ``timeout`` seconds, then shut the exporter down.
 
         Parameters
         ----------
+        last
+            Added to the queue before. In one step with the shutdown, so that the first attempt already belongs to it.
         give_up
-            Whether not to try: nobody is there.
+            Make no attempt: nobody is there.
         """
         with self._changed:
-            if give_up:
-                self._lost = self._lost or self._next is not None or self._contact.is_failing is True
-                self._next, timeout = None, 0.0
-            # The first attempt to send the last one may have failed already: that is no earlier failure.
-            is_failing = self._failed_before if self._last and self.is_failing else self.is_failing
-            self._deadline.begin(timeout, is_failing=is_failing, last_chance=METRICS_LAST_CHANCE)
-            self._contact.is_silent = True  # but for the last word
+            if last:
+                self.queue.put(last)
+            self.abandoned = give_up
+            self._deadline.begin(0.0 if give_up else timeout, is_failing=self.is_failing)
             self._changed.notify()
         while self._thread.is_alive() and (left := self._deadline.left()):
             self._thread.join(left)
-        if self._lost or (self._thread.is_alive() and self._next):
-            said = self._contact.last_error if self._lost else "no answer in time"
-            log.warning(
-                "dask-otel could not send the last metrics with exporter %r%s: %s",
-                self._sender.name,
-                self._contact.through,
-                said,
-            )
-        shut_down(self._sender, self._safety, is_sending=self._thread.is_alive())
+        with self._changed:
+            is_sending = self._thread.is_alive()
+            line = self.queue.last_line(self.last_error, timed_out=is_sending and not self.abandoned)
+            self.abandoned = self.abandoned or is_sending
+        if line:
+            begin, end = line
+            log.warning("dask-otel %s with exporter %r%s%s", begin, self.name, self._through, end)
+        shut_down(self._sender, self._safety, is_sending=is_sending)
+
+    @property
+    def unsent(self) -> int:
+        """Number of items that wait, are in flight, or were dropped."""
+        with self._changed:
+            return self.queue.waiting + self.queue.in_flight + self.queue.dropped.total()
 
     def status(self) -> dict[str, Any]:
-        """Say what became of the snapshots, as plain data for the page."""
+        """Return what became of the items, as plain data for the page."""
         with self._changed:
-            counts = {"exports": self._exports, "failures": self._failures, "rejected": self._rejected}
-            return self._contact.status() | counts
+            return {
+                "name": self.name,
+                "target": self._sender.target,
+                "proxy": str(self._sender.proxy or ""),
+                "failing": self.is_failing,
+                "since": self.failing_since,
+                "last_error": self.last_error,
+                "last_error_at": self.last_error_at,
+            } | self.queue.status()
 
     def _run(self) -> None:
         # Else the user's instrumentation of requests or grpc would trace our own requests.
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._next or self._deadline.deadline)
-                snapshot = self._next
-                closes = self._deadline.deadline is not None or self._last is not None
-            if snapshot is None:
+            has_failed = True
+            batch = None
+            with self._safety.guard("exporter thread"):
+                batch = self._next_batch()
+                has_failed = False
+            if batch:
+                if not self.abandoned:
+                    with self._guard():
+                        self.queue.export(batch, self._send)
+                if self.queue.in_flight:  # nothing was tried, or the bridge itself has failed
+                    self.queue.drop(batch, "shutdown" if self.abandoned else "fault")
+                self._log_losses()
+            elif self._is_closing:
                 return
-            if closes and self.is_failing:  # the collector may just have come back
-                with self._safety.guard(f"exporter {self._sender.name}"):
+            elif has_failed:
+                sleep(BACK_OFF[0])
+
+    def _next_batch(self) -> Any:
+        """Wait for a batch; empty if there is nothing more to do."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.queue.waiting or self._is_closing)
+            self._changed.wait_for(
+                lambda: self.queue.waiting >= self.queue.max_batch or self._is_closing, self.queue.delay
+            )
+            return self.queue.take()
+
+    def _send(self, data: Any) -> ExportResult:
+        """Send data in one request, again and again while it may still arrive; return the last result."""
+        retry, begin = self.queue.retry, monotonic()
+        back_off, longest = retry.back_off
+        while not self.abandoned:
+            is_closing = self._is_closing
+            if is_closing and self.is_failing:  # the collector may just have come back
+                with self._guard():
                     self._sender.reconnect()
-            answer = ExportResult(RetryDecision.INVALID, "it cannot be encoded")
-            with self._safety.guard(f"exporter {self._sender.name}"):
-                answer = self._send(snapshot)
-            with self._safety.guard("metrics"):
-                self._take(snapshot, answer, closes=closes)
-                continue
-            self._next = None  # else it would be taken again at once
+            result = self._sender.broken
+            with self._guard():
+                result = self._sender.send(data)
+            self._note(result)
+            is_refused = result.decision is RetryDecision.REFUSED and monotonic() - begin >= retry.give_up_after
+            if is_refused or result.decision not in (RetryDecision.LATER, RetryDecision.REFUSED):
+                return result
+            if not self._wait(back_off * random.uniform(0.5, 1.0), result, is_closing=is_closing):
+                break
+            back_off = min(2 * back_off, longest)
+        return ExportResult(RetryDecision.LATER)
 
-    def _send(self, snapshot: Snapshot) -> ExportResult:
-        kinds = self._factory.deltas
-        shown = deltas(snapshot, self._arrived, kinds) if kinds else snapshot
-        return self._sender.send(self._factory.data(shown))
-
-    def _take(self, snapshot: Snapshot, answer: ExportResult, *, closes: bool) -> None:
-        """Note what was answered, and wait before another attempt if there is to be one.
+    def _wait(self, seconds: float, result: ExportResult, *, is_closing: bool) -> bool:
+        """Wait before another attempt; False if none is to be made.
 
         Parameters
         ----------
-        closes
-            Whether the attempt was made because the cluster closes.
+        is_closing
+            Whether shutdown had begun before the last attempt.
         """
-        arrived = answer.decision is RetryDecision.SENT
+        asked = (result.wait or 0.0) * random.uniform(1.0, 1.1)
         with self._changed:
-            if arrived:
-                self._arrived = snapshot
+            if not self._is_closing:
+                # A collector that asks to be left alone is, also with something newer.
+                self._changed.wait_for(
+                    lambda: self._is_closing or (result.wait is None and self._is_superseded), max(seconds, asked)
+                )
+            elif is_closing or result.wait is not None:
+                pause = self._deadline.pause(max(min(seconds, SHUTDOWN_BACK_OFF), asked), result)
+                if pause is not None:
+                    self._changed.wait(pause)
+                elif not self._is_superseded:  # else the last snapshot has an attempt of its own
+                    self.abandoned = True
+            return not (self.abandoned or self._is_superseded)
+
+    def _note(self, result: ExportResult) -> None:
+        """Note the result of a request, and log what a person should know."""
+        items, failed = self.queue.items, result.decision is not RetryDecision.SENT
+        is_about_data = result.decision in (RetryDecision.TOO_LARGE, RetryDecision.INVALID)
+        with self._changed:
+            if failed or result.message or result.rejected:
+                self.last_error, self.last_error_at = result.message or f"{result.rejected} rejected", time()
+            if is_about_data and self.queue.retry.can_split:
+                return
+            was_failing, since = self.is_failing, self.failing_since or time()
+            if was_failing is not failed:
+                self.is_failing, self.failing_since = failed, time()
+            self.is_supported = not result.is_unsupported
+            self.queue.failures += failed
+            if not failed:
                 self._deadline.arrived()
-                self._exports += 1
-                self._rejected += answer.rejected
-            else:
-                self._failures += 1
-            if not arrived or answer.said:
-                self._contact.note_error(answer.said)
-            self.has_use = not answer.knows_no_such_thing
-            self._say(answer)
-            # Else the next snapshot will tell whether somebody has mended it.
-            again = answer.decision is RetryDecision.LATER and self._may_try_again(answer, closes=closes)
-            if self._next is snapshot and not again:
-                self._next = None
-                self._lost = not arrived and not answer.knows_no_such_thing
-
-    def _may_try_again(self, answer: ExportResult, *, closes: bool) -> bool:
-        """Wait, unless it closes and there is no time for that; whether to make another attempt."""
-        if closes:
-            self._changed.wait_for(lambda: self._deadline.deadline)  # it follows at once
-        elif self._deadline.deadline is None:
-            if answer.wait:  # it wants to be left alone for so long, also with something newer
-                self._changed.wait_for(lambda: self._deadline.deadline, answer.wait)
-            else:
-                waiting = self._next
-                self._changed.wait_for(lambda: self._next is not waiting or self._deadline.deadline, METRICS_PAUSE)
-            return True
-        elif answer.wait is None:
-            return True
-        pause = self._deadline.pause(max(METRICS_SHORT_PAUSE, answer.wait or 0.0), answer)
-        if pause is not None:
-            self._changed.wait(pause)
-        return pause is not None
-
-    def _say(self, answer: ExportResult) -> None:
-        """Log what a person should know, and note how it went."""
-        contact, failing = self._contact, answer.decision is not RetryDecision.SENT
-        if failing and contact.may_warn("failing"):
+            left = self.queue.waiting + self.queue.in_flight
+        if failed and self._may_log("failing"):
+            target = (self._sender.target or "its backend") + self._through
+            hint = self.queue.if_unsupported if result.is_unsupported else ""
+            hint = hint or f"it tries again; {left} {'waits' if left == 1 else 'wait'}"
             log.warning(
-                "dask-otel cannot send metrics with exporter %r to %s (%s); %s",
-                contact.name,
-                contact.shown_target,
-                answer.said,
-                NO_METRICS if answer.knows_no_such_thing else "it tries again",
+                "dask-otel cannot send %s with exporter %r to %s (%s); %s",
+                items,
+                self.name,
+                target,
+                result.message,
+                hint,
             )
-        elif contact.is_failing and not failing:
-            log.info("dask-otel sends metrics again with exporter %r", contact.name)
-        if answer.rejected and contact.may_warn("rejected"):
-            log.warning(
-                "dask-otel: %s has rejected %d points of metrics: %s",
-                contact.shown_target,
-                answer.rejected,
-                answer.said,
-            )
-        contact.note(failing=failing)
+        elif was_failing and not failed:
+            log.info("dask-otel sends %s again with exporter %r, after %.0f s", items, self.name, time() - since)
+        self._log_losses()
 
+    def _log_losses(self) -> None:
+        """Log what was dropped, if that is more than when it was logged last."""
+        with self._changed:
+            total, losses, last_error = self.queue.dropped.total(), self.queue.losses(), self.last_error
+        if total > self._logged_losses and self._may_log("dropped"):
+            self._logged_losses = total
+            why = f"; last error: {last_error}" if last_error else ""
+            log.warning("dask-otel has dropped %s of exporter %r: %s%s", self.queue.items, self.name, losses, why)
 
-#: Finished roots that are remembered.
-MAX_FINISHED = 100
-#: Seconds from the first snapshot to the second; then twice as long each time, up to the interval.
-FIRST_PAUSE = 1.0
-#: Seconds kept for the last metrics, which say what became of the last spans; at most a quarter of the time.
-FOR_METRICS = 2.0
+    def _may_log(self, topic: str) -> bool:
+        """Whether it is time for another line on a topic, which then counts as logged; not during shutdown."""
+        every = self.queue.retry.log_every
+        if self._is_closing or monotonic() - self._logged_at.get(topic, -every) < every:
+            return False
+        self._logged_at[topic] = monotonic()
+        return True
+
+    def _guard(self) -> AbstractContextManager[None, bool]:
+        return self._safety.guard(f"exporter {self.name}")
+
+    @property
+    def _is_superseded(self) -> bool:
+        return self.queue.is_latest_only and self.queue.waiting > 0
+
+    @property
+    def _is_closing(self) -> bool:
+        return self._deadline.deadline is not None
+
+    @property
+    def _through(self) -> str:
+        return f" through {self._sender.proxy}" if self._sender.proxy else ""
 
 
 class TelemetryOutput:
-    """Gives the same to several pipelines and meters, so that one that hangs holds up no other.
+    """Gives records, past the sampler and the rate limit, and snapshots to all export threads.
 
     Parameters
     ----------
@@ -745,27 +673,28 @@ class TelemetryOutput:
 
     def __init__(
         self,
-        pipelines: list[SpanExportThread],
+        span_threads: Sequence[ExportThread],
         sampling: Sampling,
-        volume: RateLimiter,
+        rate_limiter: RateLimiter,
         redactor: Redactor,
-        meters: Sequence[MetricExportThread] = (),
+        metric_threads: Sequence[ExportThread] = (),
         interval: float = 60.0,
     ) -> None:
-        self._pipelines = pipelines
-        self._meters = meters
+        self.span_threads = span_threads
+        self.metric_threads = metric_threads
+        self._sampling = sampling
+        self._rate_limiter = rate_limiter
+        self._redactor = redactor
         self._interval = interval
-        #: When the next snapshot is wanted: the first at once, and some soon after, so that what is brief is seen.
+        #: When the next snapshot is due: the first at once, and some soon after, so that what is brief is seen.
         self._due = monotonic()
         self._pause = FIRST_PAUSE
-        self._sampling = sampling
-        self._rate_limiter = volume
-        self._redactor = redactor
+        self._last_snapshot: Snapshot | None = None
         self._unsampled: Counter[str] = Counter()
         self._finished: deque[dict[str, Any]] = deque(maxlen=MAX_FINISHED)
 
     def put(self, records: list[Record]) -> list[Record]:
-        """Give records that should leave together to all, and return them; without what was left out or given up."""
+        """Give records that should leave together to all span threads; return those that were not left out."""
         if not records:
             return []
         last = records[-1]
@@ -776,18 +705,19 @@ class TelemetryOutput:
             self._unsampled.update(map(kind_of, records))
             return []
         records = self._rate_limiter.admit(records)
-        for pipeline in self._pipelines:
-            pipeline.put(list(records))
-        return records if self._pipelines else []
+        for thread in self.span_threads:
+            thread.put(list(records))
+        return records if self.span_threads else []
 
     def wants_metrics(self, *, last: bool = False) -> bool:
-        """Whether it is time for a snapshot, said once.
+        """Whether a snapshot is due; if so, the next one is due later.
 
-        For the last one it always is, if there is anybody to send it to; ask when the spans are closed.
+        The last one always is, if any exporter may take it; ask when the spans are closed.
         """
+        if last:
+            return not all(map(self._gives_up, self.metric_threads))
         now = monotonic()
-        meters = [meter for meter in self._meters if not self._gives_up(meter)] if last else self._meters
-        if not meters or (now < self._due and not last):
+        if not self.metric_threads or now < self._due:
             return False
         if self._pause < self._interval:
             self._due, self._pause = now + self._pause, 2 * self._pause
@@ -796,43 +726,44 @@ class TelemetryOutput:
         return True
 
     def put_metrics(self, snapshot: Snapshot, *, last: bool = False) -> None:
-        """Give a snapshot to all; never blocks. After the last one, ``close_metrics`` follows."""
-        for meter in self._meters:
-            if not (last and self._gives_up(meter)):
-                meter.put(snapshot, last=last)
+        """Give a snapshot to all metric threads; the last one leaves with ``close_metrics``, which follows."""
+        if last:
+            self._last_snapshot = snapshot
+        else:
+            for thread in self.metric_threads:
+                thread.put(snapshot)
 
     def exporters(self) -> list[ExporterCounts]:
-        """Say what became of the spans so far."""
-        over_budget = sum(self._rate_limiter.given_up.values())
-        return [_exporter_counts(pipeline, over_budget) for pipeline in self._pipelines]
+        """Return what became of the spans so far."""
+        over_limit = sum(self._rate_limiter.given_up.values())
+        return [_exporter_counts(thread, over_limit) for thread in self.span_threads]
 
     @property
     def unsent(self) -> int:
         """Number of spans that are waiting or were dropped, over all exporters."""
-        return sum(pipeline.unsent for pipeline in self._pipelines)
+        return sum(thread.unsent for thread in self.span_threads)
 
     @property
     def is_away(self) -> bool:
-        """Whether nobody is known to be there: what was sent last has failed, everywhere."""
-        ways_out: list[SpanExportThread | MetricExportThread] = [
-            *self._pipelines,
-            *(meter for meter in self._meters if meter.has_use),
-        ]
-        known = [way.is_failing for way in ways_out]
+        """Whether the last request of every exporter that has made one has failed."""
+        threads = [*self.span_threads, *(thread for thread in self.metric_threads if thread.is_supported)]
+        known = [thread.is_failing for thread in threads]
         return any(known) and False not in known
-
-    def _gives_up(self, meter: MetricExportThread) -> bool:
-        """Whether closing makes no attempt to send the last metrics, since neither they nor spans have arrived."""
-        return bool(meter.is_failing and self._pipelines and all(pipeline.is_failing for pipeline in self._pipelines))
 
     def close_spans(self, timeout: float) -> None:
         """Send the spans that are left, within ``timeout`` seconds less what the last metrics may need."""
-        kept = min(FOR_METRICS, timeout / 4) if any(meter.has_use for meter in self._meters) else 0.0
-        _close_all([pipeline.close for pipeline in self._pipelines], timeout, kept)
+        kept = min(FOR_METRICS, timeout / 4) if any(thread.is_supported for thread in self.metric_threads) else 0.0
+        _close_all([thread.close for thread in self.span_threads], timeout, kept)
 
     def close_metrics(self, timeout: float) -> None:
-        """Send the snapshot that is left, within ``timeout`` seconds."""
-        _close_all([partial(meter.close, give_up=self._gives_up(meter)) for meter in self._meters], timeout)
+        """Send the last snapshot, within ``timeout`` seconds."""
+        _close_all(
+            [
+                partial(thread.close, last=self._last_snapshot, give_up=self._gives_up(thread))
+                for thread in self.metric_threads
+            ],
+            timeout,
+        )
 
     def close(self, timeout: float) -> None:
         """Close all, within ``timeout`` seconds in all."""
@@ -845,14 +776,18 @@ class TelemetryOutput:
         return clean(self._redactor.title(span, name), MAX_NAME)
 
     def status(self) -> dict[str, Any]:
-        """Say what became of all records, as plain data for the page."""
+        """Return what became of everything, as plain data for the page."""
         return {
-            "exporters": [pipeline.status() for pipeline in self._pipelines],
-            "metrics": [meter.status() for meter in self._meters],
+            "exporters": [thread.status() for thread in self.span_threads],
+            "metrics": [thread.status() for thread in self.metric_threads],
             "unsampled": dict(self._unsampled),
             "over_budget": dict(self._rate_limiter.given_up),
             "finished": list(self._finished),
         }
+
+    def _gives_up(self, thread: ExportThread) -> bool:
+        """Whether the last metrics are not worth an attempt, since neither metrics nor spans have arrived."""
+        return bool(thread.is_failing and self.span_threads and all(each.is_failing for each in self.span_threads))
 
     def _summary(self, record: SegmentRecord, *, sampled: bool) -> dict[str, Any]:
         return {
@@ -869,7 +804,7 @@ class TelemetryOutput:
 
 def _close_all(closes: Sequence[Callable[[float], None]], timeout: float, kept: float = 0.0) -> None:
     deadline = monotonic() + timeout
-    # A little less: each has a last word to say, and the process may end when this returns.
+    # A little less: each has a last line to log, and the process may end when this returns.
     each = timeout - max(kept, min(1.0, timeout / 5))
     closing = [threading.Thread(target=close, args=(each,), daemon=True) for close in closes]
     for thread in closing:
@@ -878,36 +813,36 @@ def _close_all(closes: Sequence[Callable[[float], None]], timeout: float, kept: 
         thread.join(max(0.0, deadline - monotonic()))
 
 
-def _exporter_counts(pipeline: SpanExportThread, over_budget: int) -> ExporterCounts:
-    status = pipeline.status()
-    lost: dict[str, int] = {}
+def _exporter_counts(thread: ExportThread, over_limit: int) -> ExporterCounts:
+    status = thread.status()
+    lost: Counter[str] = Counter()
     for each in status["dropped"]:
-        lost[each["reason"]] = lost.get(each["reason"], 0) + each["count"]
+        lost[each["reason"]] += each["count"]
     waiting = status["queue"]["spans"] + status["in_flight"]
-    if waiting and pipeline.abandoned:  # its thread hangs, and has not counted them yet
-        waiting, lost["shutdown"] = 0, lost.get("shutdown", 0) + waiting
-    dropped = {"queue_full": lost.pop("queue_full", 0), "over_budget": over_budget}
+    if waiting and thread.abandoned:  # it hangs, and has not counted them yet
+        waiting, lost["shutdown"] = 0, lost["shutdown"] + waiting
+    dropped = {"queue_full": lost.pop("queue_full", 0), "over_budget": over_limit}
     return ExporterCounts(
         name=status["name"],
         waiting=waiting,
         capacity=status["queue"]["max_spans"],
         exported=sum(status["sent"].values()),
         dropped={reason: count for reason, count in dropped.items() if count},
-        failed=lost,
+        failed=dict(lost),
     )
 
 
 @dataclass
 class Found:
-    """What the standard variables say of where spans and metrics go; each signal stands for itself."""
+    """The exporters and options that the standard variables name; each signal stands for itself."""
 
     remarks: Remarks = field(default_factory=Remarks)
-    #: Of spans, and what else concerns them alone.
+    #: Exporters of spans, and what else concerns them alone.
     spans: list[Sender] = field(default_factory=list)
     limits: Limits = field(default_factory=Limits)
     sampler: Sampler | None = None
     span_limits: SpanLimits | None = None
-    #: Why there are none.
+    #: Why no spans are sent.
     spans_error: SettingError | None = None
     #: The same of metrics: seconds between two exports, and the kinds that count from one export to the next.
     metrics: list[Sender] = field(default_factory=list)
@@ -953,9 +888,9 @@ def connect(
     capture: Mapping[str, bool],
     max_rate: int,
 ) -> TelemetryOutput | None:
-    """Make the way from records and metrics to the backends that the standard variables name.
+    """Make what exports records and metrics to the backends that the standard variables name.
 
-    What is wrong with one of the two signals leaves the other one on.
+    An error in the variables of one signal leaves the other one on.
 
     Parameters
     ----------
@@ -966,12 +901,12 @@ def connect(
 
     Returns
     -------
-    None if they say that nothing is to be sent.
+    None if nothing is to be sent.
 
     Raises
     ------
     SettingError
-        If nothing can be sent because of one of them.
+        If nothing can be sent because of a variable.
     """
     if sdk_disabled():
         log.info("dask-otel is off: OTEL_SDK_DISABLED is true")
@@ -990,7 +925,7 @@ def connect(
     for line in found.remarks.problems:
         log.warning("dask-otel: %s", line)
     if not is_on:
-        log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none, and there is nowhere to send metrics to")
+        log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none, and metrics have no endpoint")
         return None
     for name in not_read():
         log.warning("dask-otel does not read %s; it takes its configuration from the other OTEL_* variables", name)
@@ -1000,12 +935,18 @@ def connect(
         service_name=service_name, instance_id=instance_id, version=version, cluster_name=cluster_name
     )
     scope = InstrumentationScope("dask_otel", __version__)
-    # Only OTLP is told of a preference.
+    # The preference for deltas is a variable of OTLP.
     otlp = MetricFactory(resource, scope, redactor.metric_attribute, found.deltas)
     plain = MetricFactory(resource, scope, redactor.metric_attribute)
-    meters = [MetricExportThread(sender, otlp if sender.target else plain, safety) for sender in found.metrics]
-    pipelines = []
+    metric_threads = [
+        ExportThread(sender, MetricExportQueue(otlp if sender.target else plain), safety) for sender in found.metrics
+    ]
+    span_threads = []
     if found.span_limits:
         factory = SpanFactory(resource, scope, found.span_limits, redactor, sampling.known)
-        pipelines = [SpanExportThread(sender, factory, safety, found.limits) for sender in found.spans]
-    return TelemetryOutput(pipelines, sampling, RateLimiter(max_rate), redactor, meters, found.interval)
+        span_threads = [
+            ExportThread(sender, SpanExportQueue(factory, safety, found.limits), safety) for sender in found.spans
+        ]
+    return TelemetryOutput(
+        span_threads, sampling, RateLimiter(max_rate), redactor, metric_threads, interval=found.interval
+    )

@@ -1,8 +1,6 @@
-"""How much room a record takes, roughly and quickly: it is asked for each record, on the event loop.
+"""Bounds what is exported: the span queue by number and bytes, the rate limiter by spans a minute.
 
-What waits to be sent, bounded by number and bytes. What is worth least goes first: tasks, groups, then segments.
-
-A budget of spans a minute: when it is used up, task spans go first, then groups of segments that did not fail.
+What is worth least is dropped first: task spans, group spans, then segments.
 """
 
 from __future__ import annotations
@@ -23,10 +21,14 @@ __all__ = ["Bundle", "RateLimiter", "SpanQueue", "size_of"]
 ENTRY = 120
 STRING = 60
 RECORD = 700
+#: Records of tasks or groups that are dropped at a time.
+AT_ONCE = 32
+#: Traces whose losses are remembered.
+MAX_TRACES = 1000
 
 
 def size_of(record: Record) -> int:
-    """Bytes that a record takes in memory and at most takes as OTLP, whichever is more."""
+    """Bytes that a record takes in memory, or at most as OTLP, whichever is more; a rough and quick estimate."""
     size = RECORD + len(record.name) + 90 * len(record.links) + sum(map(len, record.span.tags))
     if record.failure:
         size += 2 * len(record.failure.message) + STRING  # as the status, and as an event
@@ -56,12 +58,6 @@ def _strings_size(texts: Iterable[str]) -> int:
     return sum(len(text) + STRING for text in texts)
 
 
-#: Records of tasks or groups that are given up at a time.
-AT_ONCE = 32
-#: Traces whose losses are remembered.
-MAX_TRACES = 1000
-
-
 class Bundle:
     """Records that should leave together: tasks and groups, then their segment; or a pending span."""
 
@@ -72,7 +68,7 @@ class Bundle:
         self.size = sum(map(size_of, records))
 
     def give_up(self, kind: type[Record], spans: float = inf, size: float = inf) -> int:
-        """Take out records of a kind until so many, and bytes, are gone, and say so on their segment.
+        """Take out records of a kind until so many, and bytes, are gone, and count them on their segment.
 
         Returns
         -------
@@ -97,14 +93,14 @@ class Bundle:
 
 
 class SpanQueue:
-    """A queue of bundles.
+    """The sending queue of one exporter: bundles, the oldest first.
 
     Parameters
     ----------
     max_spans, max_bytes
         How much may wait.
     dropped
-        Told the number of records of each kind that had to go.
+        Called with the number of records of each kind that had to go.
     """
 
     def __init__(self, max_spans: int, max_bytes: int, dropped: Callable[[Counter[str]], None]) -> None:
@@ -116,15 +112,15 @@ class SpanQueue:
         self._queue: deque[Bundle] = deque()
         #: Bundles that may still have records of a kind, oldest first.
         self._with: dict[type[Record], deque[Bundle]] = {TaskRecord: deque(), GroupRecord: deque()}
-        #: By trace, spans that are lost and that no segment tells of yet.
-        self._untold: dict[int, int] = {}
+        #: By trace, spans that are lost and that no root segment counts yet.
+        self._uncounted: dict[int, int] = {}
 
     def status(self) -> dict[str, int]:
-        """Say how much waits, and how much may."""
+        """Return how much waits, and how much may."""
         return {"spans": self.spans, "bytes": self.bytes, "max_spans": self.max_spans, "max_bytes": self.max_bytes}
 
     def put(self, records: list[Record]) -> None:
-        """Add records that should leave together; what is worth least makes place if need be."""
+        """Add records that should leave together; what is worth least is dropped if need be."""
         bundle = Bundle(records)
         self._queue.append(bundle)
         self.spans += len(records)
@@ -136,19 +132,19 @@ class SpanQueue:
             self._make_place()
 
     def note_lost(self, records: list[Record]) -> None:
-        """Have the tops of traces say, if they are still to leave, that spans of theirs are lost."""
+        """Have the top segments of traces that are still to leave count these records as dropped."""
         for record in records:
-            self._untold[record.trace_id] = self._untold.get(record.trace_id, 0) + 1
-        while len(self._untold) > MAX_TRACES:
-            del self._untold[next(iter(self._untold))]
+            self._uncounted[record.trace_id] = self._uncounted.get(record.trace_id, 0) + 1
+        while len(self._uncounted) > MAX_TRACES:
+            del self._uncounted[next(iter(self._uncounted))]
 
     def take(self, max_spans: int, max_bytes: int) -> list[Record]:
         """Take what may leave in one batch, whole bundles where they fit; empty if nothing waits."""
-        return [self._tell(record) for record in self._take(max_spans, max_bytes)]
+        return [self._with_losses(record) for record in self._take(max_spans, max_bytes)]
 
-    def _tell(self, record: Record) -> Record:
-        if self._untold and isinstance(record, SegmentRecord) and record.is_top:
-            return replace(record, dropped_spans=self._untold.pop(record.trace_id, 0))
+    def _with_losses(self, record: Record) -> Record:
+        if self._uncounted and isinstance(record, SegmentRecord) and record.is_top:
+            return replace(record, dropped_spans=self._uncounted.pop(record.trace_id, 0))
         return record
 
     def _take(self, max_spans: int, max_bytes: int) -> list[Record]:
@@ -215,7 +211,7 @@ class SpanQueue:
 
 
 class RateLimiter:
-    """A bucket that holds one minute's spans and fills up steadily. Segments may overdraw it, since none is given up.
+    """A token bucket of one minute's spans. Segments may overdraw it, since none is dropped.
 
     Parameters
     ----------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -68,7 +67,7 @@ def _from_entry_point(name: str, argument: str) -> Sampler:
     try:
         sampler: Any = installed[name].load()(argument)
     except Exception as error:
-        raise SettingError("OTEL_TRACES_SAMPLER", name, f"one that starts, but this one says: {error}") from error
+        raise SettingError("OTEL_TRACES_SAMPLER", name, f"one that starts, but this one raises {error}") from error
     if not isinstance(sampler, Sampler):
         raise SettingError("OTEL_TRACES_SAMPLER", name, f"a Sampler, but this one makes a {type(sampler).__name__}")
     return sampler
@@ -116,7 +115,9 @@ class Sampling:
         self._safety = safety
         self._sampler = sampler
         self._shown = shown
-        self._decisions: OrderedDict[tuple[int, Caller | None], Decided] = OrderedDict()
+        #: By trace, the oldest first. Export threads look up single traces while the event loop adds some, which a
+        #: plain dict allows; nobody else may iterate over it.
+        self._decisions: dict[tuple[int, Caller | None], Decided] = {}
 
     def decided(self, record: Record) -> Decided:
         """What was decided of the trace of a record."""
@@ -130,7 +131,7 @@ class Sampling:
                 decided = self._decide(self._sampler, record)
             self._decisions[key] = decided
             if len(self._decisions) > MAX_REMEMBERED:
-                self._decisions.popitem(last=False)
+                del self._decisions[next(iter(self._decisions))]
         return decided
 
     def known(self, record: Record) -> Decided:

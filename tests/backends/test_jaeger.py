@@ -28,7 +28,7 @@ from support.workflows import (
 
 import dask_otel
 from dask_otel.otlp.environment import make_resource
-from dask_otel.otlp.exporter import SpanExportThread
+from dask_otel.otlp.exporter import ExportThread, SpanExportQueue
 from dask_otel.otlp.spans import SpanFactory
 from dask_otel.otlp.transport import make_senders
 from dask_otel.safety import Safety
@@ -184,7 +184,7 @@ def test_a_trace_of_a_hundred_thousand_tasks_opens(jaeger):
     (sender,) = make_senders(jaeger.endpoints["grpc"])
     resource = make_resource(service_name="dask-scheduler", instance_id="large", version="1", cluster_name=None)
     factory = SpanFactory(resource, InstrumentationScope("dask_otel"), SpanLimits())
-    pipeline = SpanExportThread(sender, factory, Safety())
+    pipeline = ExportThread(sender, SpanExportQueue(factory, Safety()), Safety())
     pipeline.put(records)
     pipeline.close(timeout=60)
     assert pipeline.unsent == 0

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 from time import monotonic
 
 import pytest
 from distributed.utils_test import captured_logger
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from support.memory import FACTORY, make_sink
 from support.records import group, root_segment, segment
 
 from dask_otel.cli.receiver import Receiver
+from dask_otel.metrics.snapshot import Snapshot
 from dask_otel.otlp import exporter as module
+from dask_otel.otlp import transport
 from dask_otel.otlp.environment import Limits
-from dask_otel.otlp.exporter import SpanExportThread
-from dask_otel.otlp.transport import Sender, make_senders
-from dask_otel.safety import Safety
+from dask_otel.otlp.exporter import ExportThread, MetricExportQueue, SpanExportQueue
+from dask_otel.otlp.metrics import MetricFactory
+from dask_otel.otlp.transport import ExportResult, RetryDecision, Sender, make_senders
+from dask_otel.safety import Safety, log
 
 
 def together(number: int, groups: int = 1):
@@ -27,7 +33,9 @@ def together(number: int, groups: int = 1):
 
 
 def pipeline_of(exporter, *, safety=None, name="test", **limits):
-    return SpanExportThread(Sender(name, exporter), FACTORY, safety or Safety(), Limits(**({"delay": 0.0} | limits)))
+    safety = safety or Safety()
+    queue = SpanExportQueue(FACTORY, safety, Limits(**({"delay": 0.0} | limits)))
+    return ExportThread(Sender(name, exporter), queue, safety)
 
 
 class Gate(SpanExporter):
@@ -54,14 +62,14 @@ def test_sends_all_in_order(monkeypatch, protocol):
     safety = Safety()
     with Receiver() as receiver:
         (sender,) = make_senders(receiver.endpoints[protocol])
-        pipeline = SpanExportThread(sender, FACTORY, safety)
+        pipeline = ExportThread(sender, SpanExportQueue(FACTORY, safety), safety)
         for number in range(20):
             pipeline.put(together(number, groups=40))
         pipeline.close(timeout=30)
         names = [span.name for span in receiver.wait(lambda spans: len(spans) >= 20 * 41, timeout=30)]
     assert names == [record.name for number in range(20) for record in together(number, groups=40)]
     assert pipeline.unsent == 0
-    assert pipeline.delivery.sent == {"group": 800, "span": 20}
+    assert pipeline.queue.sent == {"group": 800, "span": 20}
     assert not safety.failures
 
 
@@ -101,16 +109,16 @@ def test_never_blocks_and_logs_what_it_drops_once_a_minute():
     pipeline = pipeline_of(gate, max_waiting=20)
     pipeline.put(together(0))
     gate.entered.wait()
-    with captured_logger("distributed.dask_otel") as log:
+    with captured_logger("distributed.dask_otel") as logged:
         for number in range(1, 101):
             pipeline.put(together(number))
-    assert log.getvalue().count("has dropped") == 1
+    assert logged.getvalue().count("has dropped") == 1
     gate.open.set()
     pipeline.close(timeout=30)
     sent = [name for names in gate.names for name in names]
     # The newest 20 segments; their groups are worth less.
     assert sent == ["0.0", "0", *map(str, range(81, 101))]
-    assert pipeline.delivery.dropped == {("group", "queue_full"): 100, ("span", "queue_full"): 80}
+    assert pipeline.queue.dropped == {("group", "queue_full"): 100, ("span", "queue_full"): 80}
     assert pipeline.unsent == 202 - len(sent)
 
 
@@ -121,12 +129,12 @@ def test_closing_never_takes_longer_than_the_timeout():
     gate.entered.wait()
     pipeline.put(together(2))
     begin = monotonic()
-    with captured_logger("distributed.dask_otel") as log:
+    with captured_logger("distributed.dask_otel") as logged:
         pipeline.close(timeout=0.2)
     assert monotonic() - begin < 30  # it would hang for ever
     assert (
         "could not send 4 spans with exporter 'test'; 4 were left when the time was over; it has sent 0"
-        in log.getvalue()
+        in logged.getvalue()
     )
     gate.open.set()
 
@@ -141,8 +149,39 @@ def test_a_record_that_cannot_be_converted_costs_only_its_attributes():
         )
         pipeline.close(timeout=30)
     assert gate.names == [["inc", "good"]]
-    assert pipeline.delivery.dropped == {("group", "fault"): 1}
+    assert pipeline.queue.dropped == {("group", "fault"): 1}
     assert sum(safety.failures.values()) == 3
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_encoding_rests_between_spans(monkeypatch, protocol):
+    """An event loop that needs the interpreter lock gets it then."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    monkeypatch.setattr(transport, "SLICE", 0.0)
+    rests = []
+    monkeypatch.setattr(transport, "sleep", lambda seconds: rests.append(threading.current_thread().name))
+    with Receiver() as receiver:
+        (sender,) = make_senders(receiver.endpoints[protocol])
+        pipeline = ExportThread(sender, SpanExportQueue(FACTORY, Safety()), Safety())
+        pipeline.put(together(1, groups=99))
+        pipeline.close(timeout=30)
+    # Each span twice: when it is converted, and when it is encoded.
+    assert rests == ["dask-otel spans otlp"] * 200
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_span_that_cannot_be_encoded_loses_only_itself(monkeypatch, protocol):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    safety = Safety()
+    with Receiver() as receiver, captured_logger("distributed.dask_otel"):
+        (sender,) = make_senders(receiver.endpoints[protocol])
+        pipeline = ExportThread(sender, SpanExportQueue(FACTORY, safety), safety)
+        pipeline.put([*together(1, groups=8), group(name="odd", span_id=2**64), *together(2, groups=8)])
+        pipeline.close(timeout=30)
+        names = [span.name for span in receiver.wait(lambda spans: len(spans) >= 18, timeout=30)]
+    assert names == [record.name for number in (1, 2) for record in together(number, groups=8)]
+    assert pipeline.queue.dropped == {("group", "invalid"): 1}
+    assert set(safety.failures) == {("exporter otlp", "OverflowError")}
 
 
 def test_an_exporter_that_hangs_holds_up_no_other():
@@ -161,14 +200,63 @@ def test_an_exporter_that_hangs_holds_up_no_other():
     hanging.open.set()
 
 
+class Blocking(logging.Handler):
+    """A handler that blocks, as one that sends over the network does."""
+
+    def __init__(self):
+        super().__init__()
+        self.entered, self.goes_on = threading.Event(), threading.Event()
+
+    def emit(self, record):
+        self.entered.set()
+        self.goes_on.wait(60)
+
+
+class Away(Sender):
+    """A collector that is away."""
+
+    def send(self, data):
+        return ExportResult(RetryDecision.LATER, "nobody there")
+
+    def shutdown(self):
+        pass
+
+
+@pytest.mark.parametrize("items", ["spans", "metrics"])
+def test_putting_does_not_wait_for_a_logging_handler(items):
+    """The event loop puts; what an export thread logs meanwhile must not hold its lock."""
+    safety, handler = Safety(), Blocking()
+    if items == "spans":
+        queue, put = SpanExportQueue(FACTORY, safety, Limits(delay=0.0)), together(1)
+    else:
+        scope = InstrumentationScope("test")
+        queue = MetricExportQueue(MetricFactory(Resource({}), scope, lambda name, value: value))
+        put = Snapshot(1.0, [])
+    log.addHandler(handler)
+    try:
+        thread = ExportThread(Away("away"), queue, safety)
+        thread.put(put)
+        assert handler.entered.wait(30)
+        putting = threading.Thread(target=thread.put, args=(put,), daemon=True)
+        putting.start()
+        putting.join(10)
+        assert not putting.is_alive()
+        assert thread.status()["failing"]
+    finally:
+        handler.goes_on.set()
+        log.removeHandler(handler)
+    with captured_logger("distributed.dask_otel"):
+        thread.close(0.1)
+
+
 class Way:
     """Notes how much time it was given, and whether not to try."""
 
-    def __init__(self, has_use=True, is_failing=False):
-        self.has_use = has_use
+    def __init__(self, is_supported=True, is_failing=False):
+        self.is_supported = is_supported
         self.is_failing = is_failing
 
-    def close(self, timeout, *, give_up=False):
+    def close(self, timeout, *, last=None, give_up=False):
         self.timeout = timeout
         self.gave_up = give_up
 
@@ -177,7 +265,7 @@ class Way:
 def test_the_last_metrics_have_time_left(timeout, for_spans):
     sink = make_sink(Safety())
     spans, metrics = Way(), Way()
-    sink._pipelines, sink._meters = [spans], [metrics]
+    sink.span_threads, sink.metric_threads = [spans], [metrics]
     sink.close(timeout)
     assert spans.timeout == for_spans
     assert metrics.timeout <= timeout - min(1.0, timeout / 5)
@@ -201,7 +289,7 @@ def test_the_last_metrics_have_time_left(timeout, for_spans):
 def test_whether_anybody_is_there(spans, metrics, is_away, gives_up):
     sink = make_sink(Safety())
     way = Way(is_failing=metrics)
-    sink._pipelines, sink._meters = [Way(is_failing=failing) for failing in spans], [way]
+    sink.span_threads, sink.metric_threads = [Way(is_failing=failing) for failing in spans], [way]
     assert sink.is_away is is_away
     assert sink.wants_metrics(last=True) is not gives_up
     sink.close(10.0)
@@ -211,7 +299,7 @@ def test_whether_anybody_is_there(spans, metrics, is_away, gives_up):
 def test_no_time_is_kept_for_a_backend_that_takes_no_metrics():
     sink = make_sink(Safety())
     spans = Way()
-    sink._pipelines, sink._meters = [spans], [Way(has_use=False)]
+    sink.span_threads, sink.metric_threads = [spans], [Way(is_supported=False)]
     sink.close(10.0)
     assert spans.timeout == 9.0
 
@@ -243,11 +331,11 @@ def test_what_an_exporter_that_raises_did_not_send_is_counted(monkeypatch):
     monkeypatch.setattr(module, "BACK_OFF", (0.01, 0.05))
     monkeypatch.setattr(module, "GIVE_UP_AFTER", 1.0)
     sloppy, safety = Sloppy(OSError("no")), Safety()
-    with captured_logger("distributed.dask_otel") as log:
+    with captured_logger("distributed.dask_otel") as logged:
         pipeline = pipeline_of(sloppy, safety=safety)
         pipeline.put(together(1))
-        while "has dropped" not in log.getvalue():
+        while "has dropped" not in logged.getvalue():
             threading.Event().wait(0.01)
         pipeline.close(timeout=30)
-    assert pipeline.delivery.dropped == {("group", "refused"): 1, ("span", "refused"): 1}
+    assert pipeline.queue.dropped == {("group", "refused"): 1, ("span", "refused"): 1}
     assert len(sloppy.names) == safety.failures[("exporter test", "OSError")] > 1

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import subprocess
 import sys
 import threading
+import types
 from time import monotonic
 
+import grpc
 import pytest
 import requests
 from distributed.utils_test import captured_logger
 from support.memory import FACTORY
 from support.misbehaving import Misbehaving, Says
 from support.records import segment
+from support.standard import make_certificates
 
+from dask_otel import __version__
 from dask_otel.errors import SettingError
 from dask_otel.otlp import exporter as module
-from dask_otel.otlp import transport as provider
 from dask_otel.otlp.environment import Limits
-from dask_otel.otlp.exporter import SpanExportThread
-from dask_otel.otlp.transport import MAX_BODY, HttpSender, RetryDecision, Sender, make_senders
+from dask_otel.otlp.exporter import ExportThread, SpanExportQueue
+from dask_otel.otlp.transport import MAX_BODY, RetryDecision, Sender, make_senders
 from dask_otel.safety import Safety
 
 SECRET = "planted-secret"
@@ -36,6 +40,11 @@ def send(endpoint=None):
         return sender.send([FACTORY.span(segment())])
     finally:
         sender.shutdown()
+
+
+def export_thread(sender, **limits):
+    safety = Safety()
+    return ExportThread(sender, SpanExportQueue(FACTORY, safety, Limits(**limits)), safety)
 
 
 @contextlib.contextmanager
@@ -106,7 +115,7 @@ def test_an_answer_that_cannot_be_read_is_no_failure(http, body):
 
 def test_what_a_server_says_is_one_printable_line(http):
     with raw_server(lambda: [b"HTTP/1.1 503 \x1b[31mred" + b"x" * 5000 + b"\r\nContent-Length: 0\r\n\r\n"]) as endpoint:
-        said = send(endpoint).said
+        said = send(endpoint).message
     assert said.isprintable()
     assert len(said) < 1000
 
@@ -120,7 +129,7 @@ def test_a_collector_that_asks_for_no_wait_is_not_asked_without_end(protocol, mo
         captured_logger("distributed.dask_otel"),
     ):
         (sender,) = make_senders(receiver.endpoint)
-        pipeline = SpanExportThread(sender, FACTORY, Safety(), Limits(delay=0.0))
+        pipeline = export_thread(sender, delay=0.0)
         begin = monotonic()
         pipeline.put([segment()])
         while len(receiver.requests) < 5:
@@ -137,7 +146,7 @@ def test_headers_that_cannot_be_sent_are_never_shown(protocol, header, monkeypat
     with Misbehaving(protocol) as receiver:
         try:
             answer = send(receiver.endpoint)
-            said = answer.said
+            said = answer.message
             assert answer.decision in (RetryDecision.SENT, RetryDecision.REFUSED)  # not the spans' fault
         except SettingError as error:
             said = str(error)
@@ -152,7 +161,7 @@ def test_headers_that_cannot_be_sent_are_never_shown(protocol, header, monkeypat
 def test_a_password_in_the_endpoint_is_never_shown(protocol, endpoint, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     try:
-        said = send(endpoint.format(SECRET)).said
+        said = send(endpoint.format(SECRET)).message
     except SettingError as error:
         said = str(error)
     assert said
@@ -170,45 +179,91 @@ class Session(requests.Session):
         return super().request(*args, **options)
 
 
-def test_no_redirect_is_followed_though_the_exporter_would():
-    """Older ones did: the POST became a GET."""
-    session = requests.Session()
-
-    class Exporter:
-        def export(self, spans):
-            session.post(f"{receiver.endpoint}/v1/traces", data=b"", timeout=1)
-
+def test_no_redirect_is_followed(http):
+    """The POST would become a GET."""
     fault = Says(302, "UNKNOWN", headers=(("Location", "/elsewhere"),))
     with Misbehaving("http/protobuf", lambda *_: fault) as receiver:
-        sender = HttpSender("otlp", Exporter(), receiver.endpoint, session, True, 1.0)
-        answer = sender.send([FACTORY.span(segment())])
+        answer = send(receiver.endpoint)
     assert answer.decision is RetryDecision.REFUSED
-    assert answer.said.startswith("HTTP 302")
+    assert answer.message.startswith("HTTP 302")
 
 
 class OfTheProvider(Exception):
     """An error that is not of ``requests``."""
 
 
-def test_a_credential_provider_that_fails_for_a_while_loses_nothing(http, monkeypatch):
-    monkeypatch.setattr(provider, "_session", lambda signal: Session())
+@pytest.fixture
+def credentials(tmp_path, monkeypatch):
+    """Install a credential provider, and return what sets what it gives."""
+    info = tmp_path / "dask_otel_test_credentials-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dask-otel-test-credentials\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[opentelemetry_otlp_credential_provider]\nours = dask_otel_test_credentials:provide\n"
+    )
+    module = types.ModuleType("dask_otel_test_credentials")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def give(transport, given):
+        monkeypatch.setenv(f"OTEL_PYTHON_EXPORTER_OTLP_{transport}_CREDENTIAL_PROVIDER", "ours")
+        module.provide = lambda: given
+        return given
+
+    return give
+
+
+def test_a_credential_provider_that_fails_for_a_while_loses_nothing(http, monkeypatch, credentials):
+    credentials("HTTP", Session())
     monkeypatch.setattr(Session, "error", OfTheProvider(SECRET))
     with Misbehaving("http/protobuf") as receiver:
         answer = send(receiver.endpoint)
         assert answer.decision is RetryDecision.REFUSED  # tried again for ten minutes
-        assert SECRET not in answer.said
+        assert SECRET not in answer.message
         monkeypatch.setattr(Session, "error", None)
         assert send(receiver.endpoint).decision is RetryDecision.SENT
 
 
-def test_a_session_that_others_use_too_is_theirs(http, monkeypatch):
-    shared = Session()
-    monkeypatch.setattr(provider, "_session", lambda signal: shared)
+def test_a_session_that_others_use_too_is_theirs(http, monkeypatch, credentials):
+    shared = credentials("HTTP_TRACES", Session())
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"api-key={SECRET}")
     with Misbehaving("http/protobuf", lambda *_: Says(503, "UNAVAILABLE")) as receiver:
         (sender,) = make_senders(receiver.endpoint)
         theirs = shared.post(f"{receiver.endpoint}/v1/traces", data=b"")  # no exception of ours
         assert theirs.status_code == 503
         assert sender.send([FACTORY.span(segment())]).decision is RetryDecision.LATER
+    assert shared.headers == requests.Session().headers
+    assert [SECRET in repr(headers) for headers in receiver.headers] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["GRPC", "GRPC_TRACES"])
+def test_a_credential_provider_over_grpc(name, monkeypatch, credentials, tmp_path):
+    files = make_certificates(tmp_path)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with Misbehaving("grpc", tls=files.server) as receiver:
+        assert send(receiver.endpoint).decision is RetryDecision.LATER
+        credentials(name, grpc.ssl_channel_credentials(files.authority.read_bytes()))
+        assert send(receiver.endpoint).decision is RetryDecision.SENT
+
+
+@pytest.mark.parametrize("transport", ["HTTP", "GRPC_TRACES"])
+def test_a_credential_provider_that_gives_something_else_is_named(transport, monkeypatch, credentials):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc" if "GRPC" in transport else "http/protobuf")
+    credentials(transport, object())
+    with pytest.raises(SettingError, match=f"OTEL_PYTHON_EXPORTER_OTLP_{transport}_CREDENTIAL_PROVIDER = 'ours'"):
+        send("https://localhost:1")
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_collector_learns_who_sends(protocol, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    with Misbehaving(protocol) as receiver:
+        send(receiver.endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "User-Agent=mine")
+        send(receiver.endpoint)
+    ours, theirs = ({name.lower(): value for name, value in each.items()}["user-agent"] for each in receiver.headers)
+    assert re.match(rf"dask-otel/{re.escape(__version__)} OTel-OTLP-Exporter-Python/\d", ours)
+    assert protocol == "grpc" or theirs == "mine"
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), asyncio.CancelledError(), KeyboardInterrupt()], ids=repr)
@@ -228,7 +283,7 @@ def test_an_exporter_that_would_end_its_thread_does_not(error, monkeypatch):
 
     rude = Rude()
     with captured_logger("distributed.dask_otel"):
-        pipeline = SpanExportThread(Sender("rude", rude), FACTORY, Safety(), Limits(delay=0.0))
+        pipeline = export_thread(Sender("rude", rude), delay=0.0)
         pipeline.put([segment()])
         while pipeline.unsent:
             threading.Event().wait(0.01)
@@ -248,11 +303,11 @@ def test_a_queue_that_becomes_empty_while_the_thread_waits_does_not_end_it():
             pass
 
     with captured_logger("distributed.dask_otel"):
-        pipeline = SpanExportThread(Sender("test", Exporter()), FACTORY, Safety(), Limits(max_bytes=30_000, delay=0.1))
+        pipeline = export_thread(Sender("test", Exporter()), max_bytes=30_000, delay=0.1)
         large = segment(metrics={("execute", str(n), "x", "seconds"): 1.0 for n in range(1000)})
         pipeline.put([segment()])
         pipeline.put([large])
-        assert pipeline._waiting.spans == 0
+        assert pipeline.queue.waiting == 0
         threading.Event().wait(0.2)
         pipeline.put([segment()])
         assert sent.wait(10)

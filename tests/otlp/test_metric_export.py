@@ -102,7 +102,7 @@ def test_a_backend_for_traces_is_told_of_once_and_left_alone(monkeypatch):
 def test_what_a_collector_that_was_away_gets(preference, monkeypatch):
     """Totals say it all; deltas count from the last that has arrived."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", preference)
-    monkeypatch.setattr(module, "METRICS_PAUSE", 3600.0)
+    monkeypatch.setattr(module, "METRICS_BACK_OFF", (3600.0, 3600.0))
     with Receiver() as receiver:
         endpoint = receiver.endpoints["grpc"]
         sink = make_sink(endpoint)
@@ -122,7 +122,7 @@ def test_what_a_collector_that_was_away_gets(preference, monkeypatch):
 
 
 def test_only_the_latest_snapshot_waits(monkeypatch):
-    monkeypatch.setattr(module, "METRICS_PAUSE", 0.01)
+    monkeypatch.setattr(module, "METRICS_BACK_OFF", (0.01, 0.01))
     with Misbehaving("grpc") as away:
         endpoint = away.endpoint
     sink = make_sink(endpoint)
@@ -194,7 +194,7 @@ def test_the_last_snapshot_is_sent_though_something_is_wrong_for_a_moment(
     answers = []
     with Receiver() as receiver:
         sink = make_sink(receiver.endpoints[protocol])
-        (meter,) = sink._meters
+        (meter,) = sink.metric_threads
         send = meter._sender.send
 
         def once_not(data):
@@ -219,13 +219,12 @@ def test_a_failure_to_send_the_last_snapshot_is_no_earlier_one(monkeypatch):
     monkeypatch.setattr(module, "METRICS_LAST_CHANCE", 0.0)
     with Receiver() as receiver:
         sink = make_sink(receiver.endpoints["grpc"])
-        (meter,) = sink._meters
+        (meter,) = sink.metric_threads
         sink.put_metrics(taken(1))
         wait_until(lambda: meter.is_failing is False)
         send, answers = meter._sender.send, iter([module.ExportResult(module.RetryDecision.LATER, "busy")])
         monkeypatch.setattr(meter._sender, "send", lambda data: next(answers, None) or send(data))
         sink.put_metrics(taken(2), last=True)
-        wait_until(lambda: meter.is_failing)
         sink.close_metrics(PATIENCE)
     assert completed(receiver) == [2, 4]
 
@@ -247,10 +246,10 @@ def test_how_often_the_last_snapshot_is_tried_where_nobody_is(protocol, traces, 
         wire.stop()
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", wire.endpoint)
         sink = make_sink()
-        (meter,) = sink._meters
+        (meter,) = sink.metric_threads
         sink.put([segment()])
         sink.put_metrics(taken(1))
-        wait_until(lambda: meter.is_failing and all(pipeline.is_failing for pipeline in sink._pipelines))
+        wait_until(lambda: meter.is_failing and all(pipeline.is_failing for pipeline in sink.span_threads))
         attempts = sends_while_closing(meter)
         sink.close_spans(PATIENCE)
         assert sink.wants_metrics(last=True) is not traces
@@ -269,7 +268,7 @@ def test_one_that_comes_back_when_closing_begins_gets_the_last_snapshot(protocol
         wire.stop()
         sink = make_sink(wire.endpoint)
         sink.put_metrics(taken(1))
-        wait_until(lambda: sink._meters[0].is_failing)
+        wait_until(lambda: sink.metric_threads[0].is_failing)
         wire.start()
         sink.put_metrics(taken(2), last=True)
         sink.close_metrics(PATIENCE)
@@ -284,7 +283,7 @@ def test_closing_does_not_wait_for_metrics_where_they_had_failed(protocol, monke
         wire.stop()
         sink = make_sink(wire.endpoint)
         sink.put_metrics(taken(1))
-        wait_until(lambda: sink._meters[0].is_failing)
+        wait_until(lambda: sink.metric_threads[0].is_failing)
         wire.mode = "hang"
         wire.start()
         sink.put_metrics(taken(2), last=True)
@@ -340,7 +339,7 @@ def test_points_that_are_rejected_are_counted_and_said(http):
         sink.close(PATIENCE)
     (status,) = sink.status()["metrics"]
     assert (status["rejected"], status["failing"], status["last_error"]) == (9, False, "too old")
-    assert log.getvalue().count("rejected 3 points of metrics: too old") == 1
+    assert log.getvalue().count("dropped metrics of exporter 'otlp': 3 points (rejected); last error: too old") == 1
 
 
 def test_a_collector_that_wants_to_be_left_alone_is(http):
@@ -360,7 +359,8 @@ def test_a_collector_that_wants_to_be_left_alone_is(http):
 
 @pytest.mark.parametrize("status", [400, 401, 413, 503])
 def test_the_last_snapshot_is_not_lost_without_a_word(status, http, monkeypatch):
-    monkeypatch.setattr(module, "METRICS_SHORT_PAUSE", 2 * PATIENCE)
+    monkeypatch.setattr(module, "METRICS_BACK_OFF", (4 * PATIENCE, 4 * PATIENCE))
+    monkeypatch.setattr(module, "SHUTDOWN_BACK_OFF", 4 * PATIENCE)
     with Answering() as receiver, captured_logger("distributed.dask_otel") as log:
         sink = make_sink(receiver.endpoints["http/protobuf"])
         sink.put_metrics(taken(1))

@@ -18,9 +18,9 @@ from support.wire import Wire
 from dask_otel.cli.receiver import Receiver
 from dask_otel.otlp import exporter as module
 from dask_otel.otlp import exporter as patience
-from dask_otel.otlp import transport as provider
+from dask_otel.otlp import transport
 from dask_otel.otlp.environment import METRICS, Limits
-from dask_otel.otlp.exporter import SpanExportThread
+from dask_otel.otlp.exporter import ExportThread, SpanExportQueue
 from dask_otel.otlp.transport import RetryDecision, make_senders
 from dask_otel.safety import Safety
 
@@ -51,8 +51,8 @@ class Run:
     def __init__(self, endpoint: str, **limits) -> None:
         (sender,) = make_senders(endpoint)
         self.safety = Safety()
-        self.pipeline = SpanExportThread(sender, FACTORY, self.safety, Limits(**({"delay": 0.05} | limits)))
-        self.delivery = self.pipeline.delivery
+        self.queue = SpanExportQueue(FACTORY, self.safety, Limits(**({"delay": 0.05} | limits)))
+        self.pipeline = ExportThread(sender, self.queue, self.safety)
         self.names: list[str] = []
 
     def put(self, *bundles) -> None:
@@ -71,16 +71,16 @@ class Run:
         """Wait until all is sent or dropped."""
         self.wait_until(
             lambda: (
-                self.delivery.total_sent + self.delivery.total_dropped == len(self.names)
-                and self.pipeline.unsent == self.delivery.total_dropped
+                self.queue.sent.total() + self.queue.dropped.total() == len(self.names)
+                and self.pipeline.unsent == self.queue.dropped.total()
             )
         )
 
     def check(self, receiver, *, again=()) -> None:
         """All that was put in is sent or dropped or left, and what was sent has arrived, once but for ``again``."""
-        left = self.pipeline.unsent - self.delivery.total_dropped
-        assert self.delivery.total_sent + self.delivery.total_dropped + left == len(self.names)
-        assert sum(receiver.taken.values()) - len(again) == self.delivery.total_sent
+        left = self.pipeline.unsent - self.queue.dropped.total()
+        assert self.queue.sent.total() + self.queue.dropped.total() + left == len(self.names)
+        assert sum(receiver.taken.values()) - len(again) == self.queue.sent.total()
         assert {name for name, times in receiver.taken.items() if times > 1} == set(again)
 
 
@@ -99,8 +99,8 @@ def test_healthy(protocol):
         run.put(*map(bundle, range(10)))
         run.settle()
         run.check(receiver)
-        assert run.delivery.sent == {"task": 10, "group": 10, "span": 10}
-        run.wait_until(lambda: run.delivery.is_failing is False)
+        assert run.queue.sent == {"task": 10, "group": 10, "span": 10}
+        run.wait_until(lambda: run.pipeline.is_failing is False)
     assert run.log.getvalue() == ""
 
 
@@ -109,12 +109,12 @@ def test_down_at_the_start(protocol):
         wire.stop()
         with running(wire.endpoint) as run:
             run.put(*map(bundle, range(10)))
-            run.wait_until(lambda: run.delivery.is_failing)
+            run.wait_until(lambda: run.pipeline.is_failing)
             run.put(*map(bundle, range(10, 20)))
             wire.start()
             run.settle()
             run.check(receiver)
-            assert run.delivery.total_sent == 60
+            assert run.queue.sent.total() == 60
     assert run.log.getvalue().count("cannot send spans") == 1
 
 
@@ -125,11 +125,11 @@ def test_refused_half_way_and_back(protocol):
             run.settle()
             wire.stop()
             run.put(bundle(2 * number + 1))
-            run.wait_until(lambda: run.delivery.is_failing)
+            run.wait_until(lambda: run.pipeline.is_failing)
             wire.start()
             run.settle()
         run.check(receiver)
-        assert run.delivery.total_sent == 18
+        assert run.queue.sent.total() == 18
 
 
 @pytest.mark.slow
@@ -137,13 +137,13 @@ def test_hanging(protocol, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1.5")
     with Misbehaving(protocol) as receiver, Wire(receiver.endpoint, "hang") as wire, running(wire.endpoint) as run:
         run.put(bundle(1))
-        run.wait_until(lambda: run.delivery.is_failing)
+        run.wait_until(lambda: run.pipeline.is_failing)
         wire.mode = "up"
         wire.stop()
         wire.start()
         run.settle()
         run.check(receiver)
-        assert run.delivery.total_sent == 3
+        assert run.queue.sent.total() == 3
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_what_was_taken_but_answered_with_a_failure_arrives_twice(protocol):
         run.put(bundle(1))
         run.settle()
         run.check(receiver, again=run.names)
-        assert run.delivery.total_sent == 3
+        assert run.queue.sent.total() == 3
 
 
 BUSY = [
@@ -211,9 +211,9 @@ def test_tries_again_until_somebody_mends_it(protocol, fault):
         receiver.rule = in_turn()
         run.settle()
         run.check(receiver)
-        assert run.delivery.total_sent == 3
+        assert run.queue.sent.total() == 3
         said = f"HTTP {fault.http}" if protocol != "grpc" else fault.grpc
-        assert said in run.delivery.last_error
+        assert said in run.pipeline.last_error
     assert said in run.log.getvalue()
 
 
@@ -224,7 +224,7 @@ def test_what_is_refused_for_ten_minutes_is_given_up(protocol, monkeypatch):
         run.put(bundle(1), bundle(2))
         run.settle()
         run.check(receiver)
-        assert run.delivery.dropped == {(kind, "refused"): 1 for kind in ("task", "group", "span")}
+        assert run.queue.dropped == {(kind, "refused"): 1 for kind in ("task", "group", "span")}
         assert set(receiver.taken) == {"2.t0", "2.g", "2"}
     assert run.log.getvalue().count("has dropped") == 1
 
@@ -236,7 +236,7 @@ def test_an_overloaded_collector_is_waited_for_as_long_as_it_takes(protocol, mon
         run.put(bundle(1))
         run.settle()
         run.check(receiver)
-        assert run.delivery.total_sent == 3
+        assert run.queue.sent.total() == 3
 
 
 def test_reset_half_way(protocol):
@@ -246,11 +246,11 @@ def test_reset_half_way(protocol):
         running(wire.endpoint) as run,
     ):
         run.put(*map(bundle, range(100)))
-        run.wait_until(lambda: run.delivery.is_failing)
+        run.wait_until(lambda: run.pipeline.is_failing)
         wire.mode = "up"
         run.settle()
         run.check(receiver)
-        assert run.delivery.total_sent == 300
+        assert run.queue.sent.total() == 300
 
 
 def test_partial_success_is_counted_and_said(protocol):
@@ -258,8 +258,8 @@ def test_partial_success_is_counted_and_said(protocol):
         run.put(bundle(1))
         run.settle()
         run.check(receiver)
-        assert run.delivery.total_dropped == 2
-        assert {reason for _, reason in run.delivery.dropped} == {"rejected"}
+        assert run.queue.dropped.total() == 2
+        assert {reason for _, reason in run.queue.dropped} == {"rejected"}
     assert "spans are too old" in run.log.getvalue()
     assert len(receiver.requests) == 1  # it is not to be sent again
 
@@ -269,7 +269,7 @@ def test_too_large_a_batch_is_halved(protocol):
         run.put(*map(bundle, range(100)))
         run.settle()
         run.check(receiver)
-        assert run.delivery.total_sent == 300
+        assert run.queue.sent.total() == 300
     assert run.log.getvalue() == ""
 
 
@@ -281,8 +281,8 @@ def test_a_span_that_is_too_large_costs_only_itself(protocol):
         run.put(records, bundle(2))
         run.settle()
         run.check(receiver)
-        assert run.delivery.dropped == {("span", "too_large"): 1}
-    assert "too large" in run.delivery.last_error or "larger than max" in run.delivery.last_error
+        assert run.queue.dropped == {("span", "too_large"): 1}
+    assert "too large" in run.pipeline.last_error or "larger than max" in run.pipeline.last_error
 
 
 @pytest.mark.parametrize("bad", [["7.t0"], ["0.t0", "99"], []])
@@ -293,7 +293,7 @@ def test_an_invalid_span_costs_only_itself(protocol, bad):
         run.settle()
         run.check(receiver)
         assert set(run.names) - set(receiver.taken) == set(bad)
-        assert run.delivery.total_dropped == len(bad)
+        assert run.queue.dropped.total() == len(bad)
         run.put([root_segment(name="root")])
         (root,) = (s for s in receiver.wait(lambda spans: spans[-1].name == "root", PATIENCE) if s.name == "root")
         assert root.attributes.get("dask.dropped.spans", 0) == len(bad)
@@ -304,7 +304,7 @@ def test_a_collector_that_finds_everything_invalid_is_not_asked_for_ever(protoco
         run.put(*map(bundle, range(160)))
         run.settle()
         run.check(receiver)
-        assert run.delivery.total_dropped == 480
+        assert run.queue.dropped.total() == 480
         assert len(receiver.requests) <= 3 * module.MAX_REQUESTS  # there are at most three batches
 
 
@@ -322,16 +322,16 @@ def test_text_that_no_collector_takes_costs_nothing_else(protocol, bad):
     with Misbehaving(protocol) as receiver, running(receiver.endpoint) as run:
         run.put([group(**({"name": "odd", "span_id": 5} | bad)), segment(name="good", span_id=6)])
         run.settle()
-        assert run.delivery.sent == {"group": 1, "span": 1}
+        assert run.queue.sent == {"group": 1, "span": 1}
         assert receiver.taken["good"] == 1
 
 
 def test_tls_to_a_plain_port(protocol):
     with Misbehaving(protocol) as receiver, running(receiver.endpoint.replace("http", "https"), close=10) as run:
         run.put(bundle(1))
-        run.wait_until(lambda: run.delivery.is_failing)
+        run.wait_until(lambda: run.pipeline.is_failing)
         run.check(receiver)
-    assert run.delivery.dropped == {(kind, "shutdown"): 1 for kind in ("task", "group", "span")}
+    assert run.queue.dropped == {(kind, "shutdown"): 1 for kind in ("task", "group", "span")}
     assert "SSL" in run.log.getvalue() or "UNAVAILABLE" in run.log.getvalue()
 
 
@@ -340,15 +340,15 @@ def test_the_other_protocol_s_port(protocol):
         other = next(each for name, each in receiver.endpoints.items() if name != protocol)
         with running(other, close=10) as run:
             run.put(bundle(1))
-            run.wait_until(lambda: run.delivery.is_failing)
+            run.wait_until(lambda: run.pipeline.is_failing)
         assert receiver.wait(lambda spans: True, timeout=1) == []
-    assert run.pipeline.unsent == run.delivery.total_dropped == 3
+    assert run.pipeline.unsent == run.queue.dropped.total() == 3
 
 
 def test_a_host_that_does_not_exist(protocol):
     with running("http://no-such-host.invalid:4317", close=10) as run:
         run.put(bundle(1))
-        run.wait_until(lambda: run.delivery.is_failing)
+        run.wait_until(lambda: run.pipeline.is_failing)
     assert run.pipeline.unsent == 3
     assert "no-such-host" in run.log.getvalue()
 
@@ -360,7 +360,7 @@ def test_closing_waits_for_a_collector_that_was_there(protocol):
         receiver.rule = lambda number, names: Says(503, "UNAVAILABLE") if number < 4 else None
         run.put(bundle(2))
     run.check(receiver)
-    assert run.delivery.total_sent == 6
+    assert run.queue.sent.total() == 6
 
 
 def test_closing_waits_for_one_that_answers_while_it_closes(protocol):
@@ -374,7 +374,7 @@ def test_closing_waits_for_one_that_answers_while_it_closes(protocol):
         run.wait_until(lambda: receiver.requests)
         run.put(bundle(2))
     run.check(receiver)
-    assert run.delivery.total_sent == 6
+    assert run.queue.sent.total() == 6
 
 
 def test_one_that_comes_back_when_closing_begins(protocol):
@@ -383,16 +383,16 @@ def test_one_that_comes_back_when_closing_begins(protocol):
         run.settle()
         wire.stop()
         run.put(bundle(2))
-        run.wait_until(lambda: run.delivery.is_failing)
+        run.wait_until(lambda: run.pipeline.is_failing)
         wire.start()
     run.check(receiver)
-    assert run.delivery.total_sent == 6
+    assert run.queue.sent.total() == 6
 
 
 def test_a_channel_that_has_just_failed_to_connect_is_not_waited_for(monkeypatch):
     """It fails all requests until its back-off is over; a new one asks who is there."""
     never = (("grpc.initial_reconnect_backoff_ms", 600_000), ("grpc.max_reconnect_backoff_ms", 600_000))
-    monkeypatch.setattr(provider, "_CHANNEL", never)
+    monkeypatch.setattr(transport, "CHANNEL_OPTIONS", never)
     monkeypatch.setattr(module, "BACK_OFF", (0.02, 0.1))
     with Misbehaving("grpc") as receiver, Wire(receiver.endpoint) as wire:
         wire.stop()
@@ -400,11 +400,11 @@ def test_a_channel_that_has_just_failed_to_connect_is_not_waited_for(monkeypatch
         assert other.send(MetricsData([])).decision is RetryDecision.LATER
         with running(wire.endpoint) as run:
             run.put(bundle(1))
-            run.wait_until(lambda: run.delivery.is_failing)
+            run.wait_until(lambda: run.pipeline.is_failing)
             wire.start()
         other.shutdown()
     run.check(receiver)
-    assert run.delivery.total_sent == 3
+    assert run.queue.sent.total() == 3
 
 
 def attempts_while_closing(run):
@@ -425,10 +425,10 @@ def test_one_attempt_is_made_where_nobody_has_been_there(protocol):
         wire.stop()
         with running(wire.endpoint, max_batch=3) as run:
             run.put(bundle(1), bundle(2))
-            run.wait_until(lambda: run.delivery.is_failing)
+            run.wait_until(lambda: run.pipeline.is_failing)
             attempts = attempts_while_closing(run)
     assert attempts == [3]  # and none for the batch that waits behind it
-    assert run.delivery.total_dropped == 6
+    assert run.queue.dropped.total() == 6
 
 
 def test_one_attempt_is_made_where_closing_is_the_first_to_ask(protocol):
@@ -447,7 +447,7 @@ def test_one_that_worked_and_cannot_be_reached_for_a_moment(protocol, monkeypatc
         run.settle()
         wire.stop()
         attempts = attempts_while_closing(run)
-        run.pipeline._delay = 3600.0
+        run.queue.delay = 3600.0
         run.put(bundle(2))
         closing = threading.Thread(target=run.pipeline.close, args=(PATIENCE,))
         closing.start()
@@ -455,7 +455,7 @@ def test_one_that_worked_and_cannot_be_reached_for_a_moment(protocol, monkeypatc
         wire.start()
         closing.join()
     run.check(receiver)
-    assert run.delivery.total_sent == 6
+    assert run.queue.sent.total() == 6
 
 
 def test_closing_does_not_wait_for_an_attempt_at_one_that_had_failed(protocol, monkeypatch):
@@ -464,7 +464,7 @@ def test_closing_does_not_wait_for_an_attempt_at_one_that_had_failed(protocol, m
         wire.stop()
         with running(wire.endpoint, close=3600.0) as run:
             run.put(bundle(1))
-            run.wait_until(lambda: run.delivery.is_failing)
+            run.wait_until(lambda: run.pipeline.is_failing)
             wire.mode = "hang"
             wire.start()
         assert run.pipeline.abandoned
@@ -477,7 +477,7 @@ def test_closing_waits_for_one_that_asks_for_it(protocol):
     with Misbehaving(protocol, rule) as receiver, running(receiver.endpoint) as run:
         run.put(bundle(1))
     run.check(receiver)
-    assert run.delivery.total_sent == 3
+    assert run.queue.sent.total() == 3
 
 
 def test_closing_does_not_wait_long_for_one_that_was_not(protocol, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 
 import pytest
 from click.testing import CliRunner
@@ -140,10 +141,18 @@ VARIABLES = [
 ]
 
 
+def is_old(protocol):
+    """Whether the library reads ``no_proxy`` as older versions do."""
+    name, first = ("grpcio", (1, 85)) if protocol == GRPC else ("requests", (2, 34))
+    return tuple(map(int, version(name).split(".")[:2])) < first
+
+
 @pytest.mark.parametrize(("variables", "expected"), VARIABLES)
 @pytest.mark.parametrize("protocol", [GRPC, HTTP])
 def test_which_variable_applies(monkeypatch, protocol, variables, expected):
     expected = expected[protocol == GRPC]
+    if variables.get("no_proxy") in ("host", ".localhost") and is_old(protocol):
+        pytest.skip("it compares the ends of names, and takes the dot for a part of one")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     with Proxy("403") as one, Proxy("403") as other:
         for name, value in variables.items():

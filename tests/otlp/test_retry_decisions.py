@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_otel.otlp.transport import LONGEST_WAIT, RetryDecision, of_grpc, of_http, retry_after
+from dask_otel.otlp.transport import LONGEST_WAIT, RetryDecision, grpc_result, http_result, retry_after
 
 
 @pytest.mark.parametrize(
@@ -30,13 +30,13 @@ def test_retry_after_a_date():
 @given(st.text())
 def test_any_header_and_any_text_give_an_answer(text):
     retry_after(text)
-    assert "\n" not in of_http(503, text, {"Retry-After": text}, text).said.removeprefix(f"HTTP 503 {text}")
-    assert of_grpc("UNAVAILABLE", text, None).decision is RetryDecision.LATER
+    assert "\n" not in http_result(503, text, {"Retry-After": text}, text).message.removeprefix(f"HTTP 503 {text}")
+    assert grpc_result("UNAVAILABLE", text, None).decision is RetryDecision.LATER
 
 
 @given(st.integers(100, 599))
 def test_only_success_is_success(status):
-    decision = of_http(status, "", {}, "").decision
+    decision = http_result(status, "", {}, "").decision
     assert (decision is RetryDecision.SENT) == (200 <= status < 300)
 
 
@@ -54,4 +54,4 @@ def test_only_success_is_success(status):
     ],
 )
 def test_resource_exhausted_means_two_things(details, wait, decision):
-    assert of_grpc("RESOURCE_EXHAUSTED", details, wait).decision is decision
+    assert grpc_result("RESOURCE_EXHAUSTED", details, wait).decision is decision

@@ -26,11 +26,11 @@ def clock(monkeypatch):
     ("is_failing", "left"), [(False, TIMEOUT), (None, TIMEOUT), (True, LAST_CHANCE)], ids=["well", "unknown", "failing"]
 )
 def test_an_attempt_on_its_way_is_given_up_early_only_where_a_failure_is_known(is_failing, left, clock):
-    patience = ShutdownDeadline()
-    patience.begin(TIMEOUT, is_failing=is_failing)
-    assert patience.left() == pytest.approx(left)
-    patience.arrived()
-    assert patience.left() == TIMEOUT
+    deadline = ShutdownDeadline()
+    deadline.begin(TIMEOUT, is_failing=is_failing)
+    assert deadline.left() == pytest.approx(left)
+    deadline.arrived()
+    assert deadline.left() == TIMEOUT
 
 
 @pytest.mark.parametrize(
@@ -51,18 +51,18 @@ def test_an_attempt_on_its_way_is_given_up_early_only_where_a_failure_is_known(i
     ],
 )
 def test_until_when_it_is_tried_again(is_failing, answer, until, clock):
-    patience = ShutdownDeadline()
-    patience.begin(TIMEOUT, is_failing=is_failing)
+    deadline = ShutdownDeadline()
+    deadline.begin(TIMEOUT, is_failing=is_failing)
     granted = 0.0
-    while (pause := patience.pause(0.01, answer)) is not None:
+    while (pause := deadline.pause(0.01, answer)) is not None:
         clock[0] += pause
         granted += pause
-        assert patience.left() > 0.0  # else nobody would wait for that attempt
+        assert deadline.left() > 0.0  # else nobody would wait for that attempt
     assert granted == pytest.approx(until, abs=0.02)
 
 
 def test_what_is_short_is_not_longer_than_the_timeout(clock):
-    patience = ShutdownDeadline()
-    patience.begin(0.1, is_failing=True)
-    assert patience.left() == pytest.approx(0.1)
-    assert patience.pause(0.5, BUSY) is None
+    deadline = ShutdownDeadline()
+    deadline.begin(0.1, is_failing=True)
+    assert deadline.left() == pytest.approx(0.1)
+    assert deadline.pause(0.5, BUSY) is None

@@ -189,7 +189,7 @@ async def test_workers_are_not_waited_for_where_no_collector_is_there(client, sc
         stop_heartbeats(worker)
         worker.handlers["run"] = worker.handlers["ping"]  # it answers, but sends no heartbeat
         worker.blocked_handlers = ["run"]
-        plugin.sink._pipelines[0].delivery.note(failing=True)
+        plugin.sink.span_threads[0].is_failing = True
         await work(client, worker)
         await close(scheduler, client)
     assert root_of(plugin)["dask.metrics.complete"] is False

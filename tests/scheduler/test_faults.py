@@ -82,7 +82,7 @@ FAULTS = {
     "otlp.queue.SpanQueue.put": "sink",
     "otlp.queue.SpanQueue.take": "exporter thread",
     "otlp.spans.SpanFactory._make": "conversion",
-    "otlp.exporter.SpanExportThread._deliver": "exporter memory",
+    "otlp.exporter.SpanExportQueue.export": "exporter memory",
     "metrics.recorder.Recorder.begin_sweep": "metrics",
     "metrics.recorder.Recorder.change": "metrics",
     "metrics.recorder.Recorder.busy": "metrics",
@@ -218,6 +218,15 @@ def test_what_an_exception_says_is_not_logged_if_that_may_hold_secrets(monkeypat
     assert "Injected" in log
     assert "in fail" in log
     assert SECRET not in log
+
+
+def test_failures_can_be_read_while_another_thread_counts_some():
+    safety = safety_module.Safety()
+    with captured_logger("distributed.dask_otel"):
+        safety.caught("sweep", Injected())
+        for number, _ in enumerate(safety.failures.items()):  # as the page does, on the event loop
+            safety.caught(f"exporter {number}", Injected())
+    assert len(safety.failures) == 2
 
 
 def test_failures_far_between_turn_nothing_off():

@@ -15,7 +15,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from dask_otel.cli.receiver import Span, Store
 from dask_otel.otlp.environment import Limits, make_resource
-from dask_otel.otlp.exporter import SpanExportThread, TelemetryOutput
+from dask_otel.otlp.exporter import ExportThread, SpanExportQueue, TelemetryOutput
 from dask_otel.otlp.queue import RateLimiter
 from dask_otel.otlp.sampling import Sampling
 from dask_otel.otlp.spans import SpanFactory
@@ -45,8 +45,9 @@ def make_sink(
     redactor = Redactor(capture or Capture())
     sampling = Sampling(sampler, redactor.tags, safety)
     factory = SpanFactory(resource or Resource({"service.name": "test"}), SCOPE, SpanLimits(), redactor, sampling.known)
-    pipelines = [SpanExportThread(sender, factory, safety, limits or Limits(delay=0.0)) for sender in senders]
-    return TelemetryOutput(pipelines, sampling, RateLimiter(max_rate), redactor)
+    limits = limits or Limits(delay=0.0)
+    threads = [ExportThread(sender, SpanExportQueue(factory, safety, limits), safety) for sender in senders]
+    return TelemetryOutput(threads, sampling, RateLimiter(max_rate), redactor)
 
 
 class MemoryExporter(SpanExporter):
