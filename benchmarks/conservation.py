@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterator
 from time import perf_counter, process_time
 
-from dask_otel.spantree.build import SpanTreeSettings
 from dask_otel.spantree.events import Change, SpanInfo
 from dask_otel.spantree.lifecycle import SpanTree
+from dask_otel.spantree.to_records import SpanTreeSettings
 
 GROUPS, ACTIVITIES, ROUNDS = 500, 20, 31
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dask_otel.preload import OTelPlugin
 from dask_otel.scheduler.runtime import BridgeSettings
-from dask_otel.spantree.build import SpanTreeSettings
 from dask_otel.spantree.records import SegmentRecord
+from dask_otel.spantree.to_records import SpanTreeSettings
 
 __all__ = ["Count", "Plugin"]
 

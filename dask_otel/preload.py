@@ -18,8 +18,8 @@ from .safety import Safety, import_or_log, log
 from .scheduler.plugin import BridgePlugin
 from .scheduler.runtime import BridgeSettings, SchedulerBridge
 from .scheduler.sweep import Output
-from .spantree.build import Level, SpanTreeSettings
-from .status.page import install
+from .spantree.to_records import Level, SpanTreeSettings
+from .status.handlers import install
 from .status.report import StatusReport
 
 __all__ = ["OTelPlugin", "set_up"]

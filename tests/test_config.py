@@ -384,6 +384,7 @@ def test_cluster_name_of_dask_gateway(monkeypatch):
     assert loaded(**{"otel.cluster-name": "mine"})[0].cluster_name == "mine"
 
 
+@pytest.mark.slow
 def test_environment():
     code = "from dask_otel import config; print(config.load(print))"
     env = os.environ | {"DASK_OTEL__TRACES__IDLE_TIMEOUT": "7s", "DASK_OTEL__ANNOTATIONS": "['team']"}
@@ -429,6 +430,7 @@ def test_a_time_that_dask_cannot_parse(value):
     assert settings.idle_timeout == 5.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variable", "named"), [("DASK_OTEL", "otel = "), ("DASK_OTEL__TRACES", "otel.traces = ")])
 def test_what_stands_in_the_place_of_our_settings_is_named(variable, named):
     code = "from dask_otel import config; print(config.load(print))"

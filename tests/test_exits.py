@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from time import monotonic
 from typing import NamedTuple
 
 import pytest
+from support.environment import environment
 from support.exits import WAYS
 from support.misbehaving import Hangs, Misbehaving
 from support.processes import Process, cluster
@@ -21,6 +21,8 @@ from support.wire import Wire
 from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
 
 import dask_otel
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exits")]
 
 PROTOCOLS = ("grpc", "http/protobuf")
 SETTINGS = {
@@ -38,17 +40,15 @@ SPANS = len(NESTED)
 LAST_WORD = re.compile(r"could not send (\d+) spans with exporter 'otlp'.*; it has sent (\d+)")
 
 
-def environment(endpoint: str, protocol: str) -> dict[str, str]:
+def exporting(endpoint: str, protocol: str) -> dict[str, str]:
     return SETTINGS | {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
 
 
 def end(way: str, endpoint: str, protocol: str, folder: Path, **settings: str) -> subprocess.Popen[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
-    path = {"PYTHONPATH": os.pathsep.join([clean.get("PYTHONPATH", ""), str(Path(__file__).parent)])}
     return subprocess.Popen(
         [sys.executable, "-m", "support.exits", way],
         cwd=folder,
-        env=clean | environment(endpoint, protocol) | settings | path,
+        env=environment(exporting(endpoint, protocol), settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -119,7 +119,7 @@ def test_at_the_exit_of_the_interpreter_closing_takes_no_longer_than_dask_waits(
 def test_signals(number, protocol, tmp_path):
     with (
         Misbehaving(protocol) as receiver,
-        cluster(tmp_path, env=environment(receiver.endpoint, protocol)) as processes,
+        cluster(tmp_path, env=exporting(receiver.endpoint, protocol)) as processes,
     ):
         root_id, _ = nested(processes.client)
         begin = monotonic()
@@ -134,7 +134,7 @@ def test_signals(number, protocol, tmp_path):
 def test_a_second_ctrl_c_does_not_wait_but_sends(tmp_path):
     with (
         Misbehaving("grpc") as receiver,
-        cluster(tmp_path, env=environment(receiver.endpoint, "grpc")) as processes,
+        cluster(tmp_path, env=exporting(receiver.endpoint, "grpc")) as processes,
     ):
         root_id, _ = nested(processes.client)
         processes.scheduler.send(signal.SIGINT)
@@ -149,7 +149,7 @@ def test_a_second_ctrl_c_does_not_wait_but_sends(tmp_path):
 def test_a_signal_while_the_collector_hangs(protocol, tmp_path):
     with (
         Wire("http://127.0.0.1:1", "hang") as wire,
-        cluster(tmp_path, env=environment(wire.endpoint, protocol) | HURRY) as processes,
+        cluster(tmp_path, env=exporting(wire.endpoint, protocol) | HURRY) as processes,
     ):
         nested(processes.client)
         begin = monotonic()

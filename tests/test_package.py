@@ -34,9 +34,11 @@ def test_the_installed_package_is_tested():
     assert "site-packages" in PACKAGE.parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["dask_otel", "dask_otel.safety"])
 def test_importing_needs_the_standard_library_only(module):
-    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    path = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n"
+    code = f"{path}import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     out = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
     bare = subprocess.run(
         [sys.executable, "-I", "-c", code.replace(f", {module}", "")], capture_output=True, text=True, check=True
@@ -154,6 +156,7 @@ def _top(name):
     return name if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists() else ""
 
 
+@pytest.mark.slow
 def test_a_broken_opentelemetry_leaves_a_running_scheduler_and_one_clear_line(tmp_path):
     broken = tmp_path / "broken" / "opentelemetry"
     broken.mkdir(parents=True)

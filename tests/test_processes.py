@@ -18,6 +18,8 @@ from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
 import dask_otel
 from dask_otel.cli.receiver import Receiver, Span
 
+pytestmark = pytest.mark.slow
+
 PRELOAD = {
     "distributed.scheduler.preload": ["dask_otel"],
     "otel.traces.idle-timeout": "300ms",
@@ -42,7 +44,7 @@ def local(receiver, monkeypatch):
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_over_otlp(receiver, tmp_path, protocol):
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoints[protocol], "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
-    with cluster(tmp_path, env=env) as processes:
+    with cluster(tmp_path, env=env, nanny=True) as processes:
         root_id, total = nested(processes.client)
         spans = receiver.wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
     assert total == 450
@@ -113,7 +115,9 @@ def test_loading_twice_changes_nothing(receiver, tmp_path):
 
 def test_a_worker_says_that_there_is_nothing_to_do(tmp_path):
     with cluster(tmp_path, env={"OTEL_TRACES_EXPORTER": "none"}, workers=0) as processes:
-        worker = Process("worker", processes.address, "--preload", "dask_otel", *LOOPBACK, folder=tmp_path)
+        worker = Process(
+            "worker", processes.address, "--no-nanny", "--preload", "dask_otel", *LOOPBACK, folder=tmp_path
+        )
         nanny = Process("worker", processes.address, "--preload-nanny", "dask_otel", *LOOPBACK, folder=tmp_path)
         try:
             worker.wait_for("dask-otel was preloaded in a Worker, where it does nothing yet")

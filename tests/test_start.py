@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 
 import pytest
 from distributed.utils_test import gen_cluster, inc
+from support.environment import environment
 from support.memory import MemoryPlugin
+
+pytestmark = pytest.mark.slow
 
 #: Starts a scheduler with the bridge; prints what was imported, and in which thread, as "name thread".
 STARTS = """
@@ -35,8 +37,7 @@ PROTOCOLS = {"grpc": "requests", "http/protobuf": "grpc"}
 
 def imports(tmp_path, **variables):
     """By module, the threads in which it was looked for."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
-    env = clean | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"} | variables
+    env = environment({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, variables)
     done = subprocess.run(
         [sys.executable, "-c", STARTS], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False
     )

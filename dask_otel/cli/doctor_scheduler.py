@@ -26,7 +26,7 @@ from distributed.security import Security
 from rich.console import Console
 from rich.text import Text
 
-from ..status.page import STATUS_CALL
+from ..status.handlers import STATUS_CALL
 
 __all__ = ["Facts", "ask_facts", "check_scheduler", "print_line", "why_without"]
 

@@ -21,8 +21,8 @@ from distributed.scheduler import heartbeat_interval
 
 from ..metrics.registry import MetricSettings
 from ..safety import Safety, log
-from ..spantree.build import Level, SpanTreeSettings
 from ..spantree.lifecycle import SpanTree, open_runs
+from ..spantree.to_records import Level, SpanTreeSettings
 from .cluster import ClusterMetrics, Delay, Departures
 from .inbox import HeartbeatTap, Inbox, WorkerEvent
 from .pace import Clock

@@ -195,11 +195,6 @@ class Ledger:
         """Return where a group is counted: on its own, or among the folded ones; None if it is not."""
         return self.others if name in self.others_names else self.groups.get(name)
 
-    def is_unfinished(self, name: str) -> bool:
-        """Whether a group that is counted here has unfinished tasks."""
-        group = self.groups.get(name)
-        return bool(group.unfinished) if group else name in self.others_unfinished
-
     def note_unfinished(self, of: GroupLedger | Change) -> None:
         """Note how many tasks of a group are unfinished, if the group is counted here."""
         group = self.groups.get(of.name)

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from .build import Level, SpanTreeSettings, close_segment, fold_for_closing, fold_some, pending_span
 from .events import Change, Claim, Dependency, Graph, Metrics, SpanInfo
 from .ledger import Ledger
 from .records import Record, RootRuns
 from .timing import Heartbeats, Threads
+from .to_records import Level, SpanTreeSettings, close_segment, fold_for_closing, fold_some, pending_span
 from .tree import NO_LOAD, Forest, Node, Segment
 
 __all__ = ["AwaitedMetrics", "Progress", "SpanTree", "open_runs", "trace_of"]

@@ -8,7 +8,7 @@ from support.jaeger import OwnJaeger, find_running
 from support.prometheus import Prometheus
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def jaeger(tmp_path_factory: pytest.TempPathFactory):
     """Any real Jaeger."""
     running = find_running()

@@ -23,7 +23,7 @@ from support.prometheus import Prometheus
 
 from dask_otel.cli.receiver import Receiver
 
-pytestmark = [pytest.mark.backend, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.backend, pytest.mark.slow, pytest.mark.xdist_group("prometheus"), pytest.mark.timeout(300)]
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
 ROUNDS = 2
@@ -231,14 +231,20 @@ def spill(client, address, folder):
     return worker, futures
 
 
-def test_alerts(stack, tmp_path):
+@pytest.fixture(scope="module")
+def trouble(stack):
+    """The cluster of the stack, when it has failed and sent more than it may."""
+    gather_failures(stack.cluster.client)
+    send_too_much(stack.cluster.client)
+    return stack
+
+
+def test_alerts(trouble, tmp_path):
     """Each is provoked. Those that wait before they fire are pending then; that they fire is tested with promtool."""
-    client = stack.cluster.client
+    stack, client = trouble, trouble.cluster.client
     rules = yaml.safe_load((ROOT / "grafana/rules/dask.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
     states = {rule["alert"]: {"pending", "firing"} if "for" in rule else {"firing"} for rule in rules}
-    gather_failures(client)
     worker, held = spill(client, stack.cluster.address, tmp_path)
-    send_too_much(client)
     with span("waits"):
         waits = client.submit(abs, 1, resources={"GPU": 1}, key="waits")
     client.run_on_scheduler(time.sleep, 4)
@@ -262,10 +268,9 @@ def test_alerts(stack, tmp_path):
         ("dask-otel-health", "Spans that were lost"),
     ],
 )
-def test_what_goes_wrong_is_shown(stack, dashboard, panel):
+def test_what_goes_wrong_is_shown(trouble, dashboard, panel):
     """These panels show zero as long as nothing does."""
-    gather_failures(stack.cluster.client)
-    send_too_much(stack.cluster.client)
+    prometheus = trouble.prometheus
     asked = [query for query in queries() if (query.dashboard, query.panel) == (dashboard, panel)]
     assert asked
-    assert stack.prometheus.wait(lambda: any(sum(values(ask(stack.prometheus, query, "all"))) > 0 for query in asked))
+    assert prometheus.wait(lambda: any(sum(values(ask(prometheus, query, "all"))) > 0 for query in asked))

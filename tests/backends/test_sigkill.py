@@ -14,7 +14,7 @@ from support.workflows import hang, hang_once, one, slow
 import dask_otel
 from dask_otel.identity import pending_id, segment_id
 
-pytestmark = pytest.mark.backend
+pytestmark = [pytest.mark.backend, pytest.mark.slow]
 
 FATES = ("dask.span.result", "dask.task.completed", "dask.task.lost", "dask.task.recomputed", "dask.metrics.complete")
 
@@ -29,7 +29,7 @@ def kill_worker(processes, address):
 
 
 def test_a_worker_killed_with_results_in_memory(jaeger, tmp_path):
-    with cluster(tmp_path, env={"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"]}) as processes:
+    with cluster(tmp_path, env={"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"]}, nanny=True) as processes:
         client = processes.client
         address = sorted(client.scheduler_info(n_workers=-1)["workers"])[0]
         with span("root") as root_id:
@@ -51,7 +51,7 @@ def test_a_worker_killed_with_results_in_memory(jaeger, tmp_path):
 
 
 def test_a_worker_killed_while_it_runs_a_task(jaeger, tmp_path):
-    with cluster(tmp_path, env={"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"]}) as processes:
+    with cluster(tmp_path, env={"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"]}, nanny=True) as processes:
         client = processes.client
         with span("root") as root_id:
             future = client.submit(hang_once, 1, "started", key="task")
@@ -74,7 +74,7 @@ def test_killed_worker(jaeger, tmp_path):
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
     }
-    with cluster(tmp_path, env=env) as processes:
+    with cluster(tmp_path, env=env, nanny=True) as processes:
         client = processes.client
         with span("root", "child") as child_id:
             future = client.submit(hang, 1, "started", key="task")

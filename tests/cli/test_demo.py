@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import subprocess
@@ -11,19 +10,31 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from support.environment import environment
 
 from dask_otel.cli.receiver import Receiver
+
+pytestmark = pytest.mark.slow
 
 COMMAND = str(Path(sys.executable).with_name("dask-otel"))
 
 
 def run(*arguments, **env):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
-    return subprocess.run([COMMAND, *arguments], env=clean | env, capture_output=True, text=True, timeout=110)
+    return subprocess.run([COMMAND, *arguments], env=environment(env), capture_output=True, text=True, timeout=110)
+
+
+@pytest.fixture
+def dashboard_s_port():
+    """Dask's usual port is taken, as by a cluster of one's own."""
+    with socket.socket() as taken:
+        with suppress(OSError):  # taken by another: as good
+            taken.bind(("127.0.0.1", 8787))
+            taken.listen()
+        yield
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_draws_the_trace_it_received(tmp_path, protocol):
+def test_draws_the_trace_it_received_beside_a_cluster_of_ones_own(tmp_path, protocol, dashboard_s_port):
     picture = tmp_path / "trace.svg"
     done = run("demo", "--svg", str(picture), COLUMNS="140", OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
     assert done.returncode == 0, done.stderr
@@ -55,16 +66,6 @@ def test_sends_to_an_endpoint(protocol):
         trace_id = re.search(r"Trace ([0-9a-f]{32}) was sent", done.stdout)[1]
         assert f"http://my.jaeger/trace/{trace_id}" in done.stdout
         assert len(receiver.wait_for_trace(trace_id, timeout=10)) >= 10
-
-
-def test_beside_a_cluster_of_ones_own():
-    with socket.socket() as taken:
-        with suppress(OSError):  # taken by another: as good
-            taken.bind(("127.0.0.1", 8787))
-            taken.listen()
-        done = run("demo")
-    assert done.returncode == 0
-    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://host:port", "nonsense"])

@@ -220,7 +220,8 @@ class TestFaults:
     def test_no_such_host(self, doctor, protocol):
         self.check(doctor, "http://no-such-host.invalid:4317", "has no address here")
 
-    def test_hangs(self, doctor, protocol):
+    def test_hangs(self, doctor, protocol, monkeypatch):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
         with Wire("http://127.0.0.1:1", "hang") as wire:
             self.check(doctor, wire.endpoint, "does not answer")
 
@@ -328,6 +329,7 @@ def test_nothing_secret_is_shown(doctor):
     assert "planted" not in out
 
 
+@pytest.mark.slow
 def test_a_bad_limit_is_named_by_every_command():
     env = os.environ | {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "x"}
     result = subprocess.run(

@@ -45,8 +45,16 @@ def ask(monkeypatch):
     return run
 
 
+@pytest.fixture(scope="module")
+def _only_what_is_new_is_collected():
+    """Looking through all that the tests have imported takes longer than most of them."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
-def _collect_what_dask_leaves_open():
+def _collect_what_dask_leaves_open(_only_what_is_new_is_collected):
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -97,6 +105,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("dask_otel.cli.doctor_scheduler.TIMEOUT", 4.0)
 
 
+@pytest.mark.slow
 def test_the_dashboard_s_port(ask, quick):
     with LocalCluster(**LOCAL) as cluster:
         port = cluster.scheduler.http_server.port
@@ -104,6 +113,7 @@ def test_the_dashboard_s_port(ask, quick):
     assert "a web server that listens there, perhaps the dashboard's: give the scheduler's own port" in line
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_another_protocol(ask, quick):
     with LocalCluster(**LOCAL) as cluster:
@@ -165,6 +175,7 @@ def test_blanks_and_a_slash_do_not_matter(ask):
         assert "runs without dask-otel" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "there", "here", "lines"),
     [
@@ -268,6 +279,7 @@ def test_a_scheduler_without(ask, monkeypatch, tmp_path, options, there, here, l
     assert [each.strip() for each in others] == lines[1:]
 
 
+@pytest.mark.slow
 def test_a_scheduler_with_it_beside_another_preload(ask, tmp_path):
     options = ["--preload", "json", "--preload", "dask_otel"]
     with cluster(tmp_path, env={"OTEL_TRACES_EXPORTER": "none"}, options=options, workers=0) as processes:
@@ -275,6 +287,7 @@ def test_a_scheduler_with_it_beside_another_preload(ask, tmp_path):
     assert "✓ is on" in out
 
 
+@pytest.mark.slow
 def test_workers_that_have_it_instead(ask, tmp_path):
     with cluster(tmp_path, options=(), workers=0) as processes:
         worker = Process("worker", processes.address, "--preload", "dask_otel", *LOOPBACK, folder=tmp_path)

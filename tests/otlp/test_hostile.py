@@ -97,6 +97,7 @@ def test_an_answer_that_never_ends_takes_no_memory(http, monkeypatch):
         assert monotonic() - begin < 30
 
 
+@pytest.mark.slow
 def test_an_answer_that_comes_byte_by_byte_takes_no_longer_than_the_timeout(http, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     with raw_server(endless(b"x"), pause=0.05) as endpoint:
@@ -323,6 +324,7 @@ ABORTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", ABORTS, ids=lambda each: "-".join(each.values()))
 def test_wrong_files_for_tls_are_named_and_do_not_end_the_process(variables, tmp_path):
     """gRPC would: in a process of its own, so that the tests would live to tell."""

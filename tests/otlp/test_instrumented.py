@@ -57,6 +57,7 @@ with Misbehaving({protocol!r}, in_turn(Says(503, "UNAVAILABLE"))) as receiver:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_no_span_of_theirs(protocol, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)

@@ -132,6 +132,7 @@ def test_refused_half_way_and_back(protocol):
         assert run.queue.sent.total() == 18
 
 
+@pytest.mark.slow
 def test_hanging(protocol, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1.5")
     with Misbehaving(protocol) as receiver, Wire(receiver.endpoint, "hang") as wire, running(wire.endpoint) as run:
@@ -145,6 +146,7 @@ def test_hanging(protocol, monkeypatch):
         assert run.queue.sent.total() == 3
 
 
+@pytest.mark.slow
 def test_takes_a_request_and_never_answers(protocol, monkeypatch):
     """Nobody can know that it has arrived: it is sent again, and the backend sees the same ids."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")
@@ -173,6 +175,7 @@ BUSY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", BUSY)
 def test_waits_as_long_as_the_collector_asks(protocol, fault):
     with Misbehaving(protocol, in_turn(fault, fault)) as receiver, running(receiver.endpoint) as run:
@@ -468,6 +471,7 @@ def test_closing_does_not_wait_for_an_attempt_at_one_that_had_failed(protocol, m
     assert "3 were left when the time was over" in run.log.getvalue()
 
 
+@pytest.mark.slow
 def test_closing_waits_for_one_that_asks_for_it(protocol):
     rule = in_turn(Says(503, "RESOURCE_EXHAUSTED", wait=1))
     with Misbehaving(protocol, rule) as receiver, running(receiver.endpoint) as run:

@@ -155,8 +155,8 @@ def test_a_sampler_that_does_not_start_is_named_and_everything_is_sent(plugins, 
         ("traceidratio", "", ALWAYS_ON),
         ("traceidratio", "0", ALWAYS_OFF),
         ("parentbased_traceidratio", "1.0", ALWAYS_ON),
-        ("traceidratio", "0.1", TraceIdRatioBased(0.1)),
-        ("parentbased_traceidratio", "2.5e-1", TraceIdRatioBased(0.25)),
+        pytest.param("traceidratio", "0.1", TraceIdRatioBased(0.1), marks=pytest.mark.slow),
+        pytest.param("parentbased_traceidratio", "2.5e-1", TraceIdRatioBased(0.25), marks=pytest.mark.slow),
     ],
 )
 def test_a_sampler_decides_once_for_a_whole_trace(receiver, name, argument, same_as):

@@ -132,6 +132,7 @@ def test_a_hanging_receiver_is_asked_again_when_the_time_is_over(protocol, varia
         assert 0.25 < second - first < 9  # 10 s by default
 
 
+@pytest.mark.slow
 def test_batches(protocol):
     """The delay is so long that only a full batch can leave; one cannot be longer than the queue."""
     bsp = {"BSP_SCHEDULE_DELAY": 3_600_000, "BSP_MAX_EXPORT_BATCH_SIZE": 999, "BSP_MAX_QUEUE_SIZE": 4}
@@ -184,13 +185,14 @@ def test_client_certificate(protocol, files, ours, theirs):
             arrives(receiver, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [{}, otlp(CLIENT_KEY="{files.client_key}")], ids=["no key", "key of all signals"])
 def test_a_client_certificate_without_key_does_not_end_the_process(files, key):
     """In another process: gRPC's library aborts."""
     variables = otlp("TRACES_", CERTIFICATE=files.authority, CLIENT_CERTIFICATE=files.client) | key
     env = {f"OTEL_{name}": str(value).format(files=files) for name, value in variables.items()}
     code = "from support.standard import make_sink; make_sink().close(0.1)"
-    env |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://127.0.0.1:1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    env |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://127.0.0.1:1"}
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | env, capture_output=True, text=True)
     assert done.returncode == 0 or "SettingError: OTEL_EXPORTER_OTLP_" in done.stderr, done.stderr
 

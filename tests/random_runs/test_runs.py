@@ -4,6 +4,9 @@ import pytest
 
 from random_runs.run import run
 
+# All are forked from one process, that has imported what they need.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("random runs")]
+
 
 @pytest.mark.parametrize("seed", range(1, 17))
 def test_numbers_equal_those_of_dask(seed):

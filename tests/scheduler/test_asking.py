@@ -9,6 +9,7 @@ import dask
 import pytest
 from distributed import Worker, span
 from distributed.utils_test import captured_logger, gen_cluster, inc, slowinc
+from support.clusters import close
 from support.memory import MemoryPlugin
 from support.misbehaving import Misbehaving
 from support.processes import cluster
@@ -78,10 +79,11 @@ async def test_no_regular_heartbeat_is_needed(client, scheduler, a, b):
     await plugin.add_to(scheduler)
     stop_heartbeats(a, b)
     root_id = await work(client, a, b)
-    await scheduler.close()
+    await close(scheduler, client)
     check_complete(scheduler, root_id, root_of(plugin))
 
 
+@pytest.mark.slow
 def test_no_regular_heartbeat_is_needed_between_processes(tmp_path):
     def stop_heartbeat(dask_worker):
         dask_worker.periodic_callbacks["heartbeat"].stop()
@@ -134,7 +136,7 @@ async def test_nobody_is_asked_where_nothing_is_owed(client, scheduler, worker, 
             await worker.close()
             while scheduler.workers:
                 await asyncio.sleep(0.01)
-        await scheduler.close()
+        await close(scheduler, client)
     assert asked == {}
     assert not plugin.safety.failures
 
@@ -150,7 +152,7 @@ async def test_workers_that_may_not_be_asked_are_waited_for(client, scheduler, a
         plugin = MemoryPlugin(idle_timeout=600.0, shutdown_timeout=3600.0)
         await plugin.add_to(scheduler)
         root_id = await work(client, a, b)
-        await scheduler.close()
+        await close(scheduler, client)
     assert asked == dict.fromkeys([a.address, b.address], False)
     assert ("explicitly disallowed" in log.getvalue()) is not bool(blocked)
     check_complete(scheduler, root_id, root_of(plugin))
@@ -189,7 +191,7 @@ async def test_workers_are_not_waited_for_where_no_collector_is_there(client, sc
         worker.blocked_handlers = ["run"]
         plugin.sink.span_threads[0].is_failing = True
         await work(client, worker)
-        await scheduler.close()
+        await close(scheduler, client)
     assert root_of(plugin)["dask.metrics.complete"] is False
 
 

@@ -491,6 +491,7 @@ async def test_runs_of_callers(plugin, client, scheduler, *workers):
     assert 4 in shown
 
 
+@pytest.mark.slow
 @measured(idle_timeout=1.0, max_segment=0.3)
 async def test_cuts_are_joined(plugin, client, scheduler, *workers):
     with span("long"):
@@ -553,6 +554,7 @@ async def test_examples_are_of_sampled_traces_only(plugin, client, scheduler, *w
 # What goes wrong
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @measured(nthreads=[("127.0.0.1", 1)] * 2, cluster={"Worker": Nanny, "timeout": 60})
 async def test_killed_and_restarted(plugin, client, scheduler, a, b):

@@ -380,8 +380,7 @@ async def test_every_piece_says_where_its_tasks_are_counted(plugin, client, sche
         await asyncio.sleep(0.01)
     with span("asker", "child"):
         futures = [client.submit(event.wait, key="work-1")]
-    inbox = plugin.exporter._store
-    await asyncio.to_thread(inbox.wait, lambda spans: sum(s.name == "child" for s in spans) > 2, 30)
+    await asyncio.to_thread(plugin.exporter.wait, lambda spans: sum(s.name == "child" for s in spans) > 2)
     await event.set()
     await wait([kept, *futures])
     pieces = [s for spans in (await traces(plugin)).values() for s in spans if s.name == "child"]

@@ -104,14 +104,18 @@ async def test_the_slowest_runs_have_spans(plugin, client, scheduler, *workers):
 async def test_siblings_of_a_failed_task_are_abandoned(plugin, client, scheduler, worker):
     """The scheduler releases them by the same stimulus as a retry."""
     event = Event(client=client)
+    switches.reset()
 
     async def hold_and_fail():
         await event.wait()
         raise ValueError("bad")
 
+    def run_on(x):
+        switches.go.wait(30)
+
     with span("root"):
         bad = client.submit(hold_and_fail, key="bad")
-        others = [client.submit(slowinc, i, delay=5, key=f"other-{i}") for i in range(3)]
+        others = [client.submit(run_on, i, key=f"other-{i}") for i in range(3)]
         total = client.submit(lambda *args: sum(args), bad, *others, key="total")
         del others
         await until(lambda: "other-2" in scheduler.tasks and scheduler.tasks["bad"].state == "processing")
@@ -125,6 +129,7 @@ async def test_siblings_of_a_failed_task_are_abandoned(plugin, client, scheduler
         "  total [group] dask.task.completed=0 dask.task.upstream_failed=1 "
         "Error: ValueError: 1 task failed upstream; first: bad dependency -> bad dependency -> other",
     ]
+    switches.go.set()
 
 
 @bridged(idle_timeout=0.1)
@@ -419,9 +424,7 @@ async def test_a_span_that_goes_idle_and_resumes_ten_times(plugin, client, sched
         for number in range(10):
             await client.submit(inc, number, key=f"x-{number}")
             await asyncio.to_thread(
-                plugin.exporter._store.wait,
-                lambda spans, n=number: sum(s.name == "root" for s in spans) > n,
-                30,
+                plugin.exporter.wait, lambda spans, n=number: sum(s.name == "root" for s in spans) > n
             )
     segments = [s for s in await finished(plugin) if s.name == "root"]
     assert [s.attributes["dask.span.segment"] for s in segments] == list(range(10))

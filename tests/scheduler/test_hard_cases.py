@@ -244,6 +244,7 @@ async def test_tasks_that_never_need_to_run_are_counted(client, scheduler, worke
     assert second.attributes["dask.elsewhere.completed"] == 1
 
 
+@pytest.mark.slow
 @gen_cluster(**ONE_WORKER)
 async def test_spans_nested_deeper_than_the_stack(client, scheduler, worker):
     plugin = MemoryPlugin(shutdown_timeout=60.0)  # 1,200 spans that name 1,200 tags

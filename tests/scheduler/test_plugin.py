@@ -8,7 +8,7 @@ import dask
 import pytest
 from distributed import Client, Event, Nanny, Worker, span, wait
 from distributed.utils_test import gen_cluster, inc, slowinc
-from support.clusters import bridged, trace_of
+from support.clusters import bridged, close, trace_of
 from support.memory import MemoryPlugin
 from support.trees import tree
 
@@ -299,13 +299,13 @@ async def test_cancelled(plugin, client, scheduler, *workers):
 @bridged()
 async def test_thread_time_of_others(plugin, client, scheduler, *workers):
     with span("hog") as hog_id:
-        hog = client.map(slowinc, range(12), delay=0.3, key="hog")
+        hog = client.map(slowinc, range(12), delay=0.1, key="hog")
     with span("guest") as guest_id:
-        guest = client.map(slowinc, range(6), delay=0.3, key="guest")
+        guest = client.map(slowinc, range(6), delay=0.1, key="guest")
     await wait([*hog, *guest])
     hog_root = (await trace_of(plugin, hog_id))[-1].attributes
     guest_root = (await trace_of(plugin, guest_id))[-1].attributes
-    for span_id, root, seconds in ((hog_id, hog_root, 12 * 0.3), (guest_id, guest_root, 6 * 0.3)):
+    for span_id, root, seconds in ((hog_id, hog_root, 12 * 0.1), (guest_id, guest_root, 6 * 0.1)):
         metrics = scheduler.extensions["spans"].spans[span_id].cumulative_worker_metrics
         theirs = sum(v for k, v in metrics.items() if k[0] == "execute" and k[-1] == "seconds" and "idle" not in k[2])
         assert root["dask.thread_time.busy"] == pytest.approx(theirs)
@@ -333,7 +333,7 @@ async def test_closing_waits_for_the_last_metrics(client, scheduler, worker):
     await plugin.add_to(scheduler)
     with span("root") as root_id:
         await client.submit(slowinc, 1, delay=0.2, key="work")
-    await scheduler.close()
+    await close(scheduler, client)
     spans = plugin.exporter.spans()
     assert tree(spans, "dask.span.result") == ["root [span] dask.span.result=success", "  work [group]"]
     root = next(s for s in spans if not s.parent_id)
@@ -355,7 +355,7 @@ async def test_closing_with_unfinished_work_says_interrupted(client, scheduler, 
     with span("root", "child"):
         future = client.submit(hang, key="hang")
         await event.wait()
-    await scheduler.close()
+    await close(scheduler, client)
     assert not future.done() or future.cancelled()
     assert tree(plugin.exporter.spans(), "dask.span.result") == [
         "root [span] dask.span.result=interrupted",
@@ -375,7 +375,7 @@ async def test_a_finished_workflow_is_a_success_when_the_workers_stop_first(clie
     await worker.close()
     while scheduler.workers:
         await asyncio.sleep(0.01)
-    await scheduler.close()
+    await close(scheduler, client)
     spans = plugin.exporter.spans()
     assert tree(spans, "dask.span.result", "dask.task.completed") == [
         "root [span] dask.span.result=success dask.task.completed=10",
@@ -441,12 +441,16 @@ async def test_registering_twice_changes_nothing(client, scheduler, worker):
     await first.before_close()
 
 
+@pytest.mark.slow
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], Worker=Nanny)
 async def test_restart(client, scheduler, nanny):
+    async def hang():
+        await asyncio.sleep(600)
+
     plugin = MemoryPlugin()
     await plugin.add_to(scheduler)
     with span("before") as before_id:
-        future = client.submit(slowinc, 1, delay=60, key="hang")
+        future = client.submit(hang, key="hang")
         await span_seen(scheduler, before_id)
         while not any(ws.processing for ws in scheduler.workers.values()):
             await asyncio.sleep(0.01)

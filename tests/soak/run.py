@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import monotonic
 
+from support.environment import environment
 from support.misbehaving import Misbehaving
 from support.wire import Wire
 
@@ -77,11 +76,9 @@ def _flap(wire: Wire, seconds: float) -> int:
 
 
 def _start(kind: str, story: Story, env: dict[str, str], say: Callable[[str], None]):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
-    path = os.pathsep.join([clean.get("PYTHONPATH", ""), str(Path(__file__).parents[1])])
     process = subprocess.Popen(
         [sys.executable, "-m", "soak.child", kind],
-        env=clean | env | {"PYTHONPATH": path},
+        env=environment(env),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import pytest
+
 from soak.run import soak
+
+pytestmark = pytest.mark.slow
 
 
 def test_nothing_is_lost_while_workers_and_the_collector_come_and_go():

@@ -6,10 +6,10 @@ import pytest
 from support.large import large_trace
 from support.story import Story
 
-from dask_otel.spantree.build import Level
 from dask_otel.spantree.counts import Load
 from dask_otel.spantree.events import Claim, Dependency
 from dask_otel.spantree.records import GroupRecord, PendingRecord, SegmentRecord, TaskRecord
+from dask_otel.spantree.to_records import Level
 
 KINDS = {SegmentRecord: "span", GroupRecord: "group", TaskRecord: "task", PendingRecord: "pending"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -240,7 +241,7 @@ class Machine(RuleBasedStateMachine):
             self.cluster.end(task, outcome, length=length, skew=skew, worker=w)
 
 
-TestSpanTree = Machine.TestCase
+TestSpanTree = pytest.mark.slow(Machine.TestCase)
 TestSpanTree.settings = settings(
     max_examples=int(EXAMPLES or 500),
     stateful_step_count=50,

@@ -119,6 +119,7 @@ def test_dashboards_are_found():
     assert Path(home).name in load()
 
 
+@pytest.mark.slow
 def test_dashboards_are_what_their_source_makes():
     code = "import json; from grafana.source import dashboards; print(json.dumps(dashboards()))"
     made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -208,6 +209,7 @@ def test_every_alert_says_what_to_do():
         assert rule["labels"] == {"severity": "warning"}
 
 
+@pytest.mark.slow
 @pytest.mark.backend
 def test_alerts_fire_when_they_should():
     run = subprocess.run(
@@ -219,6 +221,7 @@ def test_alerts_fire_when_they_should():
     assert fired == {rule["alert"] for rule in read("grafana/rules/dask.yml")["groups"][0]["rules"]}
 
 
+@pytest.mark.slow
 @pytest.mark.backend
 def test_prometheus_takes_its_configuration():
     run = subprocess.run(

@@ -50,6 +50,12 @@ def one_clock():
         yield
 
 
+async def close(scheduler, client):
+    """Close the scheduler under a client, which would else spend two seconds on trying to connect again."""
+    await scheduler.close()
+    await client._close(fast=True)
+
+
 async def finished(plugin):
     """Close the bridge and return what it sent."""
     await plugin.before_close()

@@ -11,7 +11,7 @@ from distributed import Client, LocalCluster, Scheduler, Worker
 import dask_otel
 from support.workflows import nested
 
-LOCAL = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+LOCAL = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0"}
 
 
 def work(client: Client) -> None:
@@ -52,8 +52,7 @@ def scheduler_close() -> None:
     async def run() -> None:
         async with (
             Scheduler(port=0, dashboard_address="127.0.0.1:0") as scheduler,
-            Worker(scheduler.address, nthreads=1),
-            Worker(scheduler.address, nthreads=1),
+            Worker(scheduler.address, nthreads=2),
         ):
             await asyncio.to_thread(_in_thread, scheduler.address)
             await scheduler.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -24,7 +24,7 @@ from dask_otel.preload import OTelPlugin
 from dask_otel.privacy import Capture, Redactor
 from dask_otel.safety import Safety
 from dask_otel.scheduler.runtime import BridgeSettings
-from dask_otel.spantree.build import SpanTreeSettings
+from dask_otel.spantree.to_records import SpanTreeSettings
 
 MIRROR = {field.name for field in fields(SpanTreeSettings)}
 SCOPE = InstrumentationScope("dask_otel", "test")
@@ -59,6 +59,9 @@ class MemoryExporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self._store.take(encode_spans(spans))
         return SpanExportResult.SUCCESS
+
+    def wait(self, enough: Callable[[Sequence[Span]], bool]) -> list[Span]:
+        return self._store.wait(enough, timeout=30)
 
     def wait_for_trace(self, trace_id: str) -> list[Span]:
         return self._store.wait_for_trace(trace_id, timeout=30)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from unittest import mock
 
-from dask_otel.spantree.build import SpanTreeSettings
 from dask_otel.spantree.ledger import Budget
 from dask_otel.spantree.lifecycle import SpanTree
+from dask_otel.spantree.to_records import SpanTreeSettings
 
 from .model_cluster import Cluster
 from .model_oracle import Oracle
@@ -37,7 +37,7 @@ class World:
         self._patches = (
             mock.patch("dask_otel.spantree.tree.Budget", budget),
             mock.patch("dask_otel.spantree.events.MAX_SLOWEST", 1),
-            mock.patch("dask_otel.spantree.build.FOLDED_AT_ONCE", 1),
+            mock.patch("dask_otel.spantree.to_records.FOLDED_AT_ONCE", 1),
         )
         for patch in self._patches:
             patch.start()

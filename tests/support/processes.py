@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Client
+
+from support.environment import environment
 
 PATIENCE = 60.0
 LOOPBACK = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
@@ -27,14 +28,10 @@ class Process:
     """A process and what it logs."""
 
     def __init__(self, *arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> None:
-        # Workers must find the functions of the tests' workflows.
-        paths = [(env or {}).get("PYTHONPATH"), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
-        path = os.pathsep.join(filter(None, paths))
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dask", *arguments],
-            cwd=folder,  # not the checkout: what is installed is to be tested
-            env=clean | FAST | dict(env or {}) | {"PYTHONPATH": path},
+            cwd=folder,
+            env=environment(FAST, env or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -107,16 +104,23 @@ def cluster(
     env: Mapping[str, str] | None = None,
     options: Sequence[str] = ("--preload", "dask_otel"),
     workers: int = 2,
+    nanny: bool = False,
     **client: Any,
 ) -> Iterator[Processes]:
-    """Start `dask scheduler` with the preload and some `dask worker`, each a command of its own."""
+    """Start `dask scheduler` with the preload and some `dask worker`, each a command of its own.
+
+    Workers have no nanny, which would be two more processes to start, unless it matters.
+    """
+    nannies = () if nanny else ("--no-nanny",)
     with ExitStack() as stack:
         scheduler = Process("scheduler", *LOOPBACK, "--port", "0", *options, folder=folder, env=env)
         stack.callback(scheduler.stop)
         address = scheduler.wait_for(r"Scheduler at:\s+(tcp://\S+)")[1]
         started = []
         for number in range(workers):
-            worker = Process("worker", address, "--nthreads", "2", "--name", f"w{number}", *LOOPBACK, folder=folder)
+            worker = Process(
+                "worker", address, "--nthreads", "2", "--name", f"w{number}", *nannies, *LOOPBACK, folder=folder
+            )
             stack.callback(worker.stop)
             started.append(worker)
         connected = stack.enter_context(Client(address, **client))

@@ -1,8 +1,9 @@
-"""A real Prometheus, with the configuration and the options of the compose file."""
+"""A real Prometheus, with the compose file's configuration and options, but for how often it looks at alerts."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,12 @@ class Prometheus:
         compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        ours = {"--config.file": str(ROOT / "grafana/prometheus.yml"), "--storage.tsdb.path": str(folder / "data")}
+        text = (ROOT / "grafana/prometheus.yml").read_text(encoding="utf-8")
+        text, replaced = re.subn("(evaluation_interval:) 15s", r"\1 1s", text)
+        assert replaced
+        config = folder / "prometheus.yml"
+        config.write_text(text.replace("rules/", f"{ROOT}/grafana/rules/"), encoding="utf-8")
+        ours = {"--config.file": str(config), "--storage.tsdb.path": str(folder / "data")}
         options = [
             f"{name}={ours.get(name, value)}" if sign else name
             for name, sign, value in (each.partition("=") for each in compose["services"]["prometheus"]["command"])

@@ -69,7 +69,8 @@ def running(endpoint: str | None = None, **variables):
     with pytest.MonkeyPatch.context() as patch, captured_logger("distributed.dask_otel", level=logging.DEBUG) as log:
         if endpoint is not None:
             patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-        for name, value in variables.items():
+        # Nothing here waits for others to share its request with.
+        for name, value in ({"BSP_SCHEDULE_DELAY": 0} | variables).items():
             patch.setenv(f"OTEL_{name}", str(value))
         run = Run(log)
         yield run

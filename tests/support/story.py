@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from dask_otel.spantree.build import SpanTreeSettings
 from dask_otel.spantree.counts import FirstError, Load
 from dask_otel.spantree.events import Change, SpanInfo
 from dask_otel.spantree.lifecycle import SpanTree
 from dask_otel.spantree.records import GroupRecord, Record, SegmentRecord
+from dask_otel.spantree.to_records import SpanTreeSettings
 
 WORKER = "tcp://worker"
 

@@ -1,4 +1,4 @@
-"""Workflows that tests run; their traces are known."""
+"""Workflows that tests run; their traces are known. Workers import this module: it imports little itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import warnings
 from pathlib import Path
 
 import dask
-import dask.dataframe as dd
-import pandas as pd
 from distributed import Client, Event, Future, Scheduler, span, wait
 
 
@@ -61,6 +59,9 @@ NESTED_ATTRIBUTES = ("dask.task.count", "dask.task.completed", "dask.span.result
 
 def spans_page(folder: Path) -> str:
     """The example on the page "Spans" of Dask's documentation, with each compute() inside its span."""
+    import dask.dataframe as dd
+    import pandas as pd
+
     # Dask warns that annotations are lost when a DataFrame is built (they count when it is computed), and of pandas.
     with warnings.catch_warnings(), span("Alice's workflow") as root_id:
         warnings.simplefilter("ignore")
@@ -109,12 +110,6 @@ def many_at_once(client: Client, groups: int, tasks: int) -> tuple[str, list[Fut
 def pause(x):
     time.sleep(0.01)
     return x
-
-
-def deferred(dask_scheduler: Scheduler) -> int:
-    """How many groups the bridge has left for a later sweep."""
-    known = dask_scheduler.plugins["dask-otel"]._bridge.sweep._groups._known
-    return sum(each.deferred > 0 for each in known.values())
 
 
 def group_numbers(dask_scheduler: Scheduler) -> dict[str, tuple[int, int, int]]:

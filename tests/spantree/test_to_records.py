@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from support.story import Story, groups, segments
 
-from dask_otel.spantree import build as folding
+from dask_otel.spantree import to_records as folding
 from dask_otel.spantree.events import Change, Dependency, Picks, TaskError, TaskRun
 from dask_otel.spantree.records import TaskRecord
 
