@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import pytest
 from support.environment import PATHS, python_path
@@ -12,6 +13,10 @@ from support.environment import PATHS, python_path
 def pytest_configure(config: pytest.Config) -> None:
     sys.path[:0] = [path for path in PATHS if path not in sys.path]
     os.environ["PYTHONPATH"] = python_path()
+
+
+#: Whose tests share something costly: what they wait for together, a Prometheus with metrics, a process to fork from.
+TOGETHER = ("tests/test_exits.py", "tests/backends/test_prometheus.py", "tests/random_runs/test_runs.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,6 +41,21 @@ def pytest_xdist_auto_num_workers() -> int:
     """One more than there are processors: many tests wait, for a cluster or a back-off."""
     given = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
     return int(given) if given else (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out each test alone, or a whole file. Groups of pytest-xdist's own have no effect with pytest 9.2."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file in TOGETHER else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

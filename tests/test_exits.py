@@ -22,7 +22,7 @@ from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
 
 import dask_otel
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("exits")]
+pytestmark = pytest.mark.slow
 
 PROTOCOLS = ("grpc", "http/protobuf")
 SETTINGS = {

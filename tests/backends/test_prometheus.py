@@ -23,7 +23,7 @@ from support.prometheus import Prometheus
 
 from dask_otel.cli.receiver import Receiver
 
-pytestmark = [pytest.mark.backend, pytest.mark.slow, pytest.mark.xdist_group("prometheus"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.backend, pytest.mark.slow, pytest.mark.timeout(300)]
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]
 ROUNDS = 2

@@ -4,8 +4,7 @@ import pytest
 
 from random_runs.run import run
 
-# All are forked from one process, that has imported what they need.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("random runs")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("seed", range(1, 17))
