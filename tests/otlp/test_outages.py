@@ -24,6 +24,9 @@ from dask_otel.otlp.exporter import ExportThread, SpanExportQueue
 from dask_otel.otlp.transport import RetryDecision, make_senders
 from dask_otel.safety import Safety
 
+#: Real servers that are away, slow and back again.
+pytestmark = pytest.mark.slow
+
 PATIENCE = 30.0
 
 

@@ -418,6 +418,7 @@ async def test_a_finished_span_that_a_worker_loss_reactivates(plugin, client, sc
     ]
 
 
+@pytest.mark.slow  # ten times idle
 @bridged(idle_timeout=0.05)
 async def test_a_span_that_goes_idle_and_resumes_ten_times(plugin, client, scheduler, *workers):
     with span("root") as root_id:

@@ -114,6 +114,7 @@ def with_workload(plugin, settle):
     return seen["result"], seen["log"]
 
 
+@pytest.mark.slow  # a cluster for each
 @pytest.mark.parametrize("target", FAULTS)
 def test_the_workload_does_not_notice(target, monkeypatch):
     plugin = MemoryPlugin(idle_timeout=0.05, shutdown_timeout=10.0)

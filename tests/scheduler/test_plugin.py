@@ -299,13 +299,13 @@ async def test_cancelled(plugin, client, scheduler, *workers):
 @bridged()
 async def test_thread_time_of_others(plugin, client, scheduler, *workers):
     with span("hog") as hog_id:
-        hog = client.map(slowinc, range(12), delay=0.1, key="hog")
+        hog = client.map(slowinc, range(12), delay=0.3, key="hog")
     with span("guest") as guest_id:
-        guest = client.map(slowinc, range(6), delay=0.1, key="guest")
+        guest = client.map(slowinc, range(6), delay=0.3, key="guest")
     await wait([*hog, *guest])
     hog_root = (await trace_of(plugin, hog_id))[-1].attributes
     guest_root = (await trace_of(plugin, guest_id))[-1].attributes
-    for span_id, root, seconds in ((hog_id, hog_root, 12 * 0.1), (guest_id, guest_root, 6 * 0.1)):
+    for span_id, root, seconds in ((hog_id, hog_root, 12 * 0.3), (guest_id, guest_root, 6 * 0.3)):
         metrics = scheduler.extensions["spans"].spans[span_id].cumulative_worker_metrics
         theirs = sum(v for k, v in metrics.items() if k[0] == "execute" and k[-1] == "seconds" and "idle" not in k[2])
         assert root["dask.thread_time.busy"] == pytest.approx(theirs)
