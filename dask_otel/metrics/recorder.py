@@ -1,6 +1,6 @@
 """Records events and the state of a cluster as metrics.
 
-To add a metric, add an entry in ``schema.py`` and record it here.
+To add a metric, add an entry in ``schema/metrics.py`` and record it here.
 """
 
 from __future__ import annotations

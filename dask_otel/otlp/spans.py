@@ -1,7 +1,7 @@
 """Records to OTel spans, as a pure function: attributes, links, events, status.
 
 ``ReadableSpan`` is made directly: a tracer's ``start_span`` takes no span id and costs eight times as much. A test
-compares the result with what a tracer makes. Names, types and caps of attributes are those of ``schema.py``. What was
+compares the result with what a tracer makes. Names, types and caps of attributes are those of ``schema/``. What was
 not measured is absent.
 """
 

@@ -332,12 +332,6 @@ class HttpSender(_OtlpSender):
         """Close the session."""
         self._session.close()
 
-    def _compressed(self, body: bytes) -> bytes:
-        compression = self.settings.compression
-        return (
-            gzip.compress(body) if compression == "gzip" else zlib.compress(body) if compression == "deflate" else body
-        )
-
     def _post(self, body: bytes) -> Any:
         from requests import ConnectionError as LostConnection
         from requests import ConnectTimeout
