@@ -155,8 +155,8 @@ DROPPED_GROUPS = _attribute("dask.dropped.groups", "int", [SEGMENT], meaning=
 DROPPED_TASKS = _attribute("dask.dropped.tasks", "int", [SEGMENT], meaning=
     "task spans of this segment that were dropped for the same reasons")
 DROPPED_SPANS = _attribute("dask.dropped.spans", "int", [SEGMENT], meaning=
-    "on a top span: other spans of its trace that were lost before it was sent: segments for which the queue had no room, "
-    "spans that the collector refused")
+    "on a top span: other spans of its trace that were lost before it was sent: segments for which the queue had no "
+    "room, spans that the collector refused")
 SPAN_QUEUE_TIME = _attribute("dask.span.queue_time", "double", [SEGMENT], unit="s", meaning=
     "time from the start of the segment to the start of its first run")
 #: By what a segment was waiting for.
