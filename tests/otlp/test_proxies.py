@@ -18,6 +18,9 @@ from dask_otel.metrics.recorder import Recorder
 from dask_otel.metrics.registry import MetricSettings
 from dask_otel.otlp.environment import find_proxy
 
+#: Real proxies, each in front of a real server.
+pytestmark = pytest.mark.slow
+
 GRPC, HTTP = "grpc", "http/protobuf"
 #: Variables that apply, by protocol and the target's scheme.
 APPLY = {
