@@ -19,7 +19,7 @@ from support.snapshots import everything
 
 from dask_otel.cli.receiver import Receiver
 from dask_otel.metrics.recorder import Recorder
-from dask_otel.metrics.registry import MetricSettings
+from dask_otel.metrics.series import MetricSettings
 from dask_otel.metrics.snapshot import Snapshot
 from dask_otel.otlp.environment import METRICS, make_resource
 from dask_otel.otlp.metrics import MetricFactory

@@ -13,7 +13,7 @@ from distributed import Scheduler
 
 from . import __version__, config
 from .errors import SettingError
-from .metrics.registry import MetricSettings
+from .metrics.series import MetricSettings
 from .safety import Safety, import_or_log, log
 from .scheduler.plugin import BridgePlugin
 from .scheduler.runtime import BridgeSettings, SchedulerBridge

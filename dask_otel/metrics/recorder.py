@@ -11,7 +11,7 @@ from .. import schema
 from ..schema import Metric
 from ..spantree.events import Change
 from ..spantree.records import Record, RootRun, TaskRecord
-from .registry import MetricSettings, Registry
+from .series import MetricSettings, Registry
 from .snapshot import ActivityKey, AttributeValues, Cluster, Exemplar, ExporterCounts, MetricPoints
 
 __all__ = ["Recorder"]

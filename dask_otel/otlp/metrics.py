@@ -25,7 +25,7 @@ from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from ..metrics.registry import OTHER
+from ..metrics.series import OTHER
 from ..metrics.snapshot import HistogramPoint, MetricPoints, NumberPoint, Snapshot
 from ..schema import Kind, clean
 from .transport import Pacer

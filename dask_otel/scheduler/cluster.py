@@ -16,7 +16,7 @@ import dask.config
 from dask.utils import parse_timedelta
 
 from ..metrics.recorder import Recorder
-from ..metrics.registry import MetricSettings
+from ..metrics.series import MetricSettings
 from ..metrics.snapshot import ActivityKey, Cluster, ExporterCounts, Snapshot
 from ..safety import Safety
 from ..schema import Metric, identifier

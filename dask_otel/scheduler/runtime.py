@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import dask
 from distributed.scheduler import heartbeat_interval
 
-from ..metrics.registry import MetricSettings
+from ..metrics.series import MetricSettings
 from ..safety import Safety, log
 from ..spantree.lifecycle import SpanTree, open_runs
 from ..spantree.to_records import Level, SpanTreeSettings

@@ -4,6 +4,6 @@ Names are a contract: dashboards and saved searches rest on them. Code takes the
 ``python docs/tables.py`` makes the tables of ``docs/attributes.md`` and ``docs/metrics.md`` from here.
 """
 
-from .attributes import *
 from .limits import *
 from .metrics import *
+from .span_attributes import *

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from .attributes import (
+from .span_attributes import (
     ACTIVITY,
     COMPONENT_NAME,
     COMPONENT_TYPE,

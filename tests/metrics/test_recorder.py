@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.measured import histogram, nonzero, size, value, values
 
 from dask_otel.metrics.recorder import Recorder
-from dask_otel.metrics.registry import OTHER, MetricSettings
+from dask_otel.metrics.series import OTHER, MetricSettings
 from dask_otel.metrics.snapshot import Cluster, ExporterCounts, HistogramPoint, Snapshot
 from dask_otel.schema import ATTRIBUTES, MAX_PREFIXES, MAX_SERIES, METRICS, TASK_DURATION, UNUSED_AFTER, Kind
 from dask_otel.spantree.counts import OUTCOMES, Intervals

@@ -17,7 +17,7 @@ from support.wire import Wire
 import dask_otel.otlp.exporter as module
 from dask_otel.cli.receiver import Receiver
 from dask_otel.metrics.recorder import Recorder
-from dask_otel.metrics.registry import MetricSettings
+from dask_otel.metrics.series import MetricSettings
 from dask_otel.otlp.exporter import connect
 from dask_otel.privacy import Capture
 from dask_otel.safety import Safety

@@ -9,7 +9,7 @@ from support.memory import SCOPE
 from support.snapshots import everything, points, snapshot
 
 from dask_otel.metrics.recorder import Recorder
-from dask_otel.metrics.registry import MetricSettings
+from dask_otel.metrics.series import MetricSettings
 from dask_otel.metrics.snapshot import Snapshot, deltas
 from dask_otel.otlp.metrics import MetricFactory
 from dask_otel.privacy import Capture, Redactor

@@ -15,7 +15,7 @@ from support.standard import PATIENCE, make_sink, running
 from dask_otel.cli.receiver import Receiver
 from dask_otel.errors import SettingError
 from dask_otel.metrics.recorder import Recorder
-from dask_otel.metrics.registry import MetricSettings
+from dask_otel.metrics.series import MetricSettings
 
 GRPC, HTTP = "grpc", "http/protobuf"
 SIGNALS = ["TRACES", "METRICS"]

@@ -15,7 +15,7 @@ from support.standard import running
 from dask_otel.cli.main import dask_otel
 from dask_otel.cli.receiver import Receiver
 from dask_otel.metrics.recorder import Recorder
-from dask_otel.metrics.registry import MetricSettings
+from dask_otel.metrics.series import MetricSettings
 from dask_otel.otlp.environment import find_proxy
 
 #: Real proxies, each in front of a real server.

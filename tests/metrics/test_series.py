@@ -8,7 +8,7 @@ from collections import OrderedDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_otel.metrics.registry import MAX_REMEMBERED, OTHER, OpenAttribute, Rewriting
+from dask_otel.metrics.series import MAX_REMEMBERED, OTHER, OpenAttribute, Rewriting
 from dask_otel.schema import MAX_METRIC_VALUE, MAX_PREFIXES, UNUSED_AFTER
 
 
