@@ -150,7 +150,7 @@ class Inbox:
         return change
 
     def add_graph(self, graph: Graph) -> None:
-        """Append what a submission said of one span. Its ``seconds`` may still grow until the next ``take``."""
+        """Append what a submission contained for one span."""
         self._graphs.append(graph)
 
     def request(self, span: RequestedSpan, since: float) -> None:

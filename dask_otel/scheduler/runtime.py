@@ -146,7 +146,7 @@ class SchedulerBridge:
                     await step()
                 except asyncio.CancelledError:  # somebody is in a hurry: a second Ctrl-C
                     deadline = min(deadline, perf_counter() + HURRY)
-        # Only now: cancelled in the middle of a sweep, it would lose what it had drained.
+        # Only now: cancelled in the middle of a sweep, it would lose what it had taken.
         if not self._loop_ends:
             self._sweeping.cancel()
         self.detach()
@@ -205,11 +205,12 @@ class SchedulerBridge:
                 delivered.set()
 
         def on_worker_event(event: WorkerEvent) -> None:
-            if event.worker in owing:
-                owing[event.worker] -= 1
-                # The first heartbeat may have been made before the last task ended.
-                if event.kind == "left" or not owing[event.worker]:
-                    done(event.worker)
+            if event.worker not in owing or event.kind == "joined":
+                return
+            owing[event.worker] -= 1
+            # The first heartbeat may have been made before the last task ended.
+            if event.kind == "left" or not owing[event.worker]:
+                done(event.worker)
 
         async def ask(worker: str) -> None:
             async with at_a_time:

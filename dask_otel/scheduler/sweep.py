@@ -111,12 +111,11 @@ class Sweep:
         """Count what has changed and send what has ended."""
         async with self._lock:
             pace = Pace()
-            wants_metrics = self._output.wants_metrics()
             now = await self._collect(pace)
             is_busy = self._scheduler._active_graph_updates > 0
             await self._send(self._span_tree.advance(now, self._clock.offset, taking_in_graph=is_busy), pace)
             await self._cluster_metrics.count_ended(pace)
-            if wants_metrics:
+            if self._output.wants_metrics():  # last: a sweep that fails before leaves it to the next one
                 await self._send_metrics(pace)
             pace.stop()
             self._cluster_metrics.swept(pace.held)

@@ -293,3 +293,21 @@ def test_events_of_other_people_harm_nothing():
     assert "failed" not in log
     labels = {point.attributes for each in plugin.last.metrics for point in each.points}
     assert not any("text" in str(value) for each in labels for value in each)
+
+
+@gen_cluster(client=True, nthreads=[])
+async def test_a_sweep_that_fails_leaves_the_snapshot_that_was_due_to_the_next_one(client, scheduler):
+    """It was due again a whole interval later."""
+    plugin = MeasuredPlugin(sweep_interval=3600.0)
+    await plugin.add_to(scheduler)
+    due = [True]
+    plugin.keeping.wants_metrics = lambda last=False: last or (bool(due) and due.pop())
+    sweep = plugin._bridge.sweep
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dask_otel.spantree.lifecycle.SpanTree.advance", fail)
+        with pytest.raises(Injected):
+            await sweep.sweep()
+    assert not plugin.keeping.snapshots
+    await sweep.sweep()
+    assert len(plugin.keeping.snapshots) == 1
+    await plugin.before_close()
