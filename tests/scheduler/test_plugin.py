@@ -296,12 +296,14 @@ async def test_cancelled(plugin, client, scheduler, *workers):
     ]
 
 
-@bridged()
+@bridged(nthreads=[("127.0.0.1", 1), ("127.0.0.1", 2), ("127.0.0.1", 2)])
 async def test_thread_time_of_others(plugin, client, scheduler, *workers):
+    # One worker stays idle: where all threads are busy, their clocks may add up to more than there was.
+    busy = [worker.address for worker in workers[:2]]
     with span("hog") as hog_id:
-        hog = client.map(slowinc, range(12), delay=0.3, key="hog")
+        hog = client.map(slowinc, range(12), delay=0.3, key="hog", workers=busy)
     with span("guest") as guest_id:
-        guest = client.map(slowinc, range(6), delay=0.3, key="guest")
+        guest = client.map(slowinc, range(6), delay=0.3, key="guest", workers=busy)
     await wait([*hog, *guest])
     hog_root = (await trace_of(plugin, hog_id))[-1].attributes
     guest_root = (await trace_of(plugin, guest_id))[-1].attributes
