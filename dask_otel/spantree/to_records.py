@@ -221,7 +221,7 @@ def pending_span(top: Node, segment: Segment, now: float, offset: float) -> Pend
     return PendingRecord(
         span=top.info,
         top=top.info,
-        caller=top.origin.caller,
+        caller=top.caller,
         trace_id=segment.trace_id,
         span_id=pending_id(top.info.id, segment.number),
         parent_id=segment.id,
@@ -255,7 +255,7 @@ def _segment(
     return SegmentRecord(
         span=node.info,
         top=segment.top.info,
-        caller=segment.top.origin.caller,
+        caller=segment.top.caller,
         trace_id=segment.trace_id,
         span_id=segment.id,
         parent_id=segment.parent_id,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from ..identity import Origin, bit_of, group_id, origin_of, others_id, place, segment_id
+from ..identity import Caller, Origin, bit_of, caller_of, group_id, others_id, place, segment_id
 from ..schema import MAX_INCLUDES
 from .counts import Load
 from .events import NOBODY, SpanInfo
@@ -117,6 +117,7 @@ class Node:
 
     __slots__ = (
         "busy",
+        "caller",
         "children_known",
         "depth",
         "first_number",
@@ -126,7 +127,6 @@ class Node:
         "ledger",
         "load",
         "next_number",
-        "origin",
         "parent",
         "previous",
         "previous_end",
@@ -140,7 +140,8 @@ class Node:
         self.info = info
         self.parent = parent
         self.root: Node = parent.root if parent else self
-        self.origin: Origin = parent.origin.below(info.id) if parent else origin_of([info.id])
+        #: The nearest caller on the way up.
+        self.caller: Caller | None = caller_of(info.id) or (parent.caller if parent else None)
         #: Number of nodes that have this one for their parent.
         self.children_known = 0
         self.depth: int = parent.depth + 1 if parent else 0
@@ -164,6 +165,11 @@ class Node:
         self.busy = 0.0
         #: Name of the segments.
         self.title: str = info.tags[-1]
+
+    @property
+    def origin(self) -> Origin:
+        """What decides in which trace it is; made when it is needed, since there may be many nodes at rest."""
+        return Origin(self.root.info.id, self.caller)
 
     def lineage(self) -> Iterator[Node]:
         """This node and its ancestors, from here up."""
