@@ -62,6 +62,15 @@ class Process:
         self._process.terminate()
         self.join()
 
+    def stop_or_kill(self) -> None:
+        """Stop a process whose end is not what a test is about."""
+        self._process.terminate()
+        try:
+            self._process.wait(PATIENCE / 4)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self.join()
+
     def send(self, signal: int) -> None:
         self._process.send_signal(signal)
 
@@ -121,7 +130,8 @@ def cluster(
             worker = Process(
                 "worker", address, "--nthreads", "2", "--name", f"w{number}", *nannies, *LOOPBACK, folder=folder
             )
-            stack.callback(worker.stop)
+            # A worker that gets SIGTERM while the scheduler closes it has been seen to stay alive.
+            stack.callback(worker.stop_or_kill)
             started.append(worker)
         connected = stack.enter_context(Client(address, **client))
         if workers:
