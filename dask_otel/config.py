@@ -55,6 +55,7 @@ class Settings:
     cluster_name: str | None
     trace_url: str | None
     annotations: tuple[str, ...]
+    split_groups: bool
     sweep_interval: float
     shutdown_timeout: float
     idle_timeout: float
@@ -106,6 +107,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         cluster_name=get("cluster-name", _text) or os.environ.get("DASK_GATEWAY_CLUSTER_NAME"),
         trace_url=get("trace-url", _template),
         annotations=get("annotations", _names),
+        split_groups=get("split-groups", _boolean),
         sweep_interval=get("sweep-interval", _duration("10ms", "1m")),
         shutdown_timeout=get("shutdown-timeout", _duration("0s", "10m")),
         idle_timeout=get("traces.idle-timeout", _duration("0s", "1h")),

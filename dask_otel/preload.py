@@ -106,6 +106,8 @@ class OTelPlugin(BridgePlugin):
             sweep_interval=settings.sweep_interval,
             shutdown_timeout=settings.shutdown_timeout,
             annotations=settings.annotations,
+            split_groups=settings.split_groups,
+            tags_in_group_names=settings.capture["tags"],
             span_tree=SpanTreeSettings(
                 idle_timeout=settings.idle_timeout,
                 max_segment=settings.max_segment,

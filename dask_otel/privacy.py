@@ -57,7 +57,6 @@ class Redactor:
             changes |= {
                 "name": self.title(record.span, record.name),
                 "code": record.code if self._capture.code else None,
-                "includes": tuple(map(self._path, record.includes)),
                 "collections": record.collections if self._capture.types else (),
             }
         elif isinstance(record, GroupRecord):
@@ -118,9 +117,6 @@ class Redactor:
 
     def _key(self, name: str) -> str:
         return name if self._capture.keys else self._pseudonym("tasks", name)
-
-    def _path(self, path: str) -> str:
-        return path if self._capture.tags or path == "default" else self._pseudonym("path", path)
 
     def _pseudonym(self, kind: str, name: str) -> str:
         data = name.encode("utf-8", "surrogatepass")

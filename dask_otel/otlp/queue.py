@@ -41,7 +41,7 @@ def size_of(record: Record) -> int:
         size += _tally_size(record.tally) + _strings_size(record.dependencies) + _strings_size(record.types)
         size += ENTRY * (len(record.buckets) // 2 + len(record.metrics or ()))
     elif isinstance(record, SegmentRecord):
-        size += 2 * RECORD + _tally_size(record.tally) + ENTRY * len(record.metrics) + _strings_size(record.includes)
+        size += 2 * RECORD + _tally_size(record.tally) + ENTRY * len(record.metrics)
         size += _strings_size(record.clients) + _strings_size(record.collections) + _strings_size(record.counted_in)
         if record.elsewhere:
             size += _tally_size(record.elsewhere)

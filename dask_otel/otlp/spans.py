@@ -194,8 +194,6 @@ def _segment(record: SegmentRecord) -> Attributes:
         tally = record.elsewhere
         out |= {schema.ELSEWHERE_COUNT: tally.tasks, schema.ELSEWHERE("completed"): tally.completed}
         out |= {schema.ELSEWHERE(outcome): count for outcome, count in tally.outcomes.items()}
-    if record.includes:
-        out[schema.SPAN_INCLUDES] = list(record.includes)
     out |= _tally(record.tally)
     out |= _nonzero(
         {name: record.graph_failures.get(status, 0) for status, name in schema.GRAPH_FAILURES.items()}

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import distributed
 
 from ..safety import log
 
-__all__ = ["NEEDED", "can_work", "missing", "wrap"]
+__all__ = ["NEEDED", "NEEDED_TO_SPLIT", "can_split", "can_work", "missing", "wrap"]
 
 #: Attributes by class.
 NEEDED = {
@@ -74,6 +74,15 @@ NEEDED = {
     ),
 }
 
+#: What splitting task groups needs besides; the rest of the bridge does without.
+NEEDED_TO_SPLIT = {
+    "distributed.scheduler.Scheduler": ("decide_worker_rootish_queuing_disabled", "is_rootish", "new_task"),
+    "distributed.scheduler.TaskState": ("dependencies", "dependents", "key"),
+    "distributed.scheduler.TaskGroup": ("_size", "last_worker", "last_worker_tasks_left"),
+    "distributed.scheduler.TaskPrefix": ("add_group", "remove_group"),
+    "distributed.scheduler.Computation": ("groups",),
+}
+
 _NO_SPANS = "the scheduler extension 'spans'"
 
 
@@ -97,12 +106,29 @@ def can_work(scheduler: Any) -> bool:
 
 def missing(scheduler: Any) -> list[str]:
     """Name what a scheduler lacks that the bridge needs."""
-    lacking = [f"{path}.{name}" for path, names in NEEDED.items() for name in names if not _has(path, name)]
+    lacking = _lacking(NEEDED)
     if "spans" not in scheduler.extensions:
         lacking.append(_NO_SPANS)
     if not inspect.iscoroutinefunction(scheduler.stream_handlers.get("update-graph")):
         lacking.append("the stream handler 'update-graph'")
     return lacking
+
+
+def can_split() -> bool:
+    """Whether ``distributed`` has what splitting task groups needs; if not, log what it lacks."""
+    lacking = _lacking(NEEDED_TO_SPLIT)
+    if lacking:
+        log.warning(
+            "dask-otel: tasks count where Dask puts them, as with otel.split-groups: false: distributed %s lacks %s. "
+            "Upgrade dask-otel, or use a distributed that it supports.",
+            distributed.__version__,
+            ", ".join(lacking),
+        )
+    return not lacking
+
+
+def _lacking(needed: Mapping[str, tuple[str, ...]]) -> list[str]:
+    return [f"{path}.{name}" for path, names in needed.items() for name in names if not _has(path, name)]
 
 
 def _has(path: str, name: str) -> bool:

@@ -223,7 +223,7 @@ class Inbox:
                 outcome = self._erred(key, start, task, change, details)
             if self._claimed and key in self._claimed:
                 retry = finish == "waiting" and stimulus_id.startswith(RETRY)
-                self.claims.follow(key, finish, task, outcome, change, details, asked_again=retry)
+                self.claims.follow(key, finish, task, outcome, details, asked_again=retry)
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             self._safety.caught("transition hook", error)
 
@@ -284,8 +284,7 @@ class Inbox:
             outcome = "upstream_failed"
             error = change.error or FirstError(*error_of(blame))  # read once for all that depend on it
         change.count(outcome)
-        if not change.error and not self.claims.is_foreign(key):
-            change.error = error
+        change.error = change.error or error
         if key in self._provisional:
             self._settle_provisional(key, change, recomputed=True)
         return outcome

@@ -24,8 +24,10 @@ from ..safety import Safety, log
 from ..spantree.lifecycle import SpanTree, open_runs
 from ..spantree.to_records import Level, SpanTreeSettings
 from .cluster import ClusterMetrics, Delay, Departures
+from .compat import can_split
 from .inbox import HeartbeatTap, Inbox, WorkerEvent
 from .pace import Clock
+from .split_groups import splitter_of
 from .submissions import Submissions
 from .sweep import Output, Sweep
 
@@ -56,6 +58,9 @@ class BridgeSettings:
     shutdown_timeout: float = 10.0
     #: Names of Dask annotations that may be shown.
     annotations: tuple[str, ...] = ()
+    #: Whether each task counts in the span in which it was requested, and whether Dask may show that span's tags.
+    split_groups: bool = True
+    tags_in_group_names: bool = True
     span_tree: SpanTreeSettings = field(default_factory=SpanTreeSettings)
     metrics: MetricSettings = field(default_factory=MetricSettings)
 
@@ -98,7 +103,15 @@ class SchedulerBridge:
             picks_slow=settings.span_tree.level >= Level.TASKS,
             bounds=settings.metrics.task_bounds,
         )
-        self.submissions = Submissions(scheduler, self.inbox, settings.annotations, self.clock, safety)
+        self.submissions = Submissions(
+            scheduler,
+            self.inbox,
+            settings.annotations,
+            splitter_of(scheduler) if settings.split_groups and can_split() else None,
+            shows_tags=settings.tags_in_group_names,
+            clock=self.clock,
+            safety=safety,
+        )
         self.departures = Departures(scheduler.workers)
         self._heartbeats = HeartbeatTap(scheduler.extensions["spans"], self.inbox, safety)
         self._delay = Delay(scheduler, safety)

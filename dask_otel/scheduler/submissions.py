@@ -1,7 +1,9 @@
 """Submissions: who submitted which graph, in which span, from which line, and how long the scheduler took for it.
 
-Dask puts a task whose group is in a span already in that span, whatever span the submission names. The requested span
-is known only while the scheduler takes the graph in, hence the two wrappers: each runs Dask's own method, untouched.
+Which span a task requests is known only while the scheduler takes the graph in, hence the two wrappers: each runs
+Dask's own method, untouched. Before Dask files the tasks, those in the group of another span move to groups of their
+own. What stays in another span is followed there: tasks that were there already, and with ``otel.split-groups: false``
+new ones, too.
 """
 
 from __future__ import annotations
@@ -15,34 +17,18 @@ from uuid import uuid4
 
 from dask.utils import key_split
 
-from ..safety import Safety, log
+from ..safety import Safety
 from ..schema import MAX_ANNOTATION_VALUES
 from ..spantree.events import NOBODY, Graph
 from .compat import wrap
 from .inbox import Inbox, RequestedSpan
 from .pace import Clock
+from .split_groups import GroupSplitter, Misplaced
 
 __all__ = ["Submissions"]
 
-_EXPLANATION = (
-    "dask-otel: Dask counts some tasks that were submitted in %r in another span, because tasks of the same name are "
-    "there already. The traces say so (dask.span.counted_in, dask.span.includes). To have numbers of their own, give "
-    "such tasks names of their own: client.submit(..., key=...), client.map(..., key=...)."
-)
-
 #: The submission that the running code belongs to.
 _current: ContextVar[Submission | None] = ContextVar("dask_otel_submission", default=None)
-
-
-@dataclass(slots=True)
-class Collision:
-    """A task that Dask counts in another span than the requested one."""
-
-    key: Any
-    #: None if no span was requested.
-    ask: RequestedSpan | None
-    #: Whether the task is new: only this submission has requested it.
-    is_new: bool
 
 
 @dataclass(slots=True)
@@ -57,11 +43,10 @@ class Submission:
     ask: RequestedSpan | None
     collections: tuple[str, ...]
     code: tuple[str, int] | None = None
-    #: Number of new tasks that are where they belong, for each group of the graph's tasks and their inputs.
+    #: Number of new tasks for each group of the graph's tasks and their inputs.
     groups: dict[Any, int] = field(default_factory=dict)
-    collisions: list[Collision] = field(default_factory=list)
-    #: Keys of tasks that are in the span that this submission requests, but that another span requested before.
-    again: list[Any] = field(default_factory=list)
+    #: Keys of tasks that another span counts, and the span that requests them.
+    elsewhere: list[tuple[Any, RequestedSpan]] = field(default_factory=list)
 
 
 class Submissions:
@@ -71,13 +56,27 @@ class Submissions:
     ----------
     annotations
         Names of the Dask annotations that may be shown.
+    splitter
+        Moves tasks to groups of their own; None if they are to stay where Dask puts them.
     """
 
-    def __init__(self, scheduler: Any, inbox: Inbox, annotations: Iterable[str], clock: Clock, safety: Safety) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        inbox: Inbox,
+        annotations: Iterable[str],
+        splitter: GroupSplitter | None,
+        *,
+        shows_tags: bool,
+        clock: Clock,
+        safety: Safety,
+    ) -> None:
         self._inbox = inbox
         self._scheduler = scheduler
         self._extension = scheduler.extensions["spans"]
         self._annotations = tuple(annotations)
+        self._splitter = splitter
+        self._shows_tags = shows_tags
         self._clock = clock
         self._safety = safety
         self._listening = False
@@ -86,13 +85,14 @@ class Submissions:
         self._undo: Callable[[], None] = lambda: None
         #: Stimulus of the latest graph, and by span id, the part of its tasks.
         self._latest: tuple[str, dict[str, float]] = ("", {})
-        self._warned = False
 
     def install(self) -> None:
         """Begin to listen."""
         self._listening = True
         self._handler = self._scheduler.stream_handlers["update-graph"]
         self._observe = self._extension.observe_tasks
+        if self._splitter:
+            self._splitter.install(self._safety, shows_tags=self._shows_tags)
         self._scheduler.stream_handlers["update-graph"] = self._update_graph
         self._undo = wrap(self._extension, "observe_tasks", self._observe_tasks)
 
@@ -102,6 +102,8 @@ class Submissions:
         if self._scheduler.stream_handlers["update-graph"] == self._update_graph:
             self._scheduler.stream_handlers["update-graph"] = self._handler
         self._undo()
+        if self._splitter:
+            self._splitter.remove()
 
     # Dask awaits it only if it is a coroutine function. The context is that of the client's stream.
     async def _update_graph(self, *args: Any, **message: Any) -> Any:
@@ -119,36 +121,50 @@ class Submissions:
                 submission = _current.get()
                 if submission and isinstance(tasks, Collection):  # else reading would use it up
                     self._read(submission, tasks, **details)
+            if self._splitter:
+                self._splitter.taken_in()
         return self._observe(tasks, *args, **details)
 
     def _read(self, submission: Submission, tasks: Collection[Any], *, code: Any = (), **details: Any) -> None:
-        """Record which span each task requests, before Dask overwrites it."""
+        """Record which span each task requests, before Dask overwrites it, and move new tasks where they belong."""
         if code:  # frames of the user's code, the innermost last
             submission.code = (code[-1].filename, code[-1].lineno_frame)
+        splitter = self._splitter
         around = submission.ask.id if submission.ask else NOBODY
-        asks: dict[str, RequestedSpan | None] = {}
-        homes: dict[Any, tuple[str, str]] = {}
+        homes: dict[Any, tuple[Any, Any]] = {}
+        misplaced: list[Misplaced] = []
         for task in tasks:
+            group = task.group
             annotation = task.annotations.get("span") if task.annotations else None
             asked = annotation["ids"][-1] if type(annotation) is dict and annotation.get("ids") else NOBODY
-            group = task.group
             home = homes.get(group)
             if home is None:
+                submission.groups.setdefault(group, 0)
+                if not group.span_id and splitter and splitter.is_part(group, asked):
+                    misplaced.append(Misplaced(task, asked, _ask(annotation)))
+                    continue
                 home = homes[group] = self._home(group, asked)
-                submission.groups[group] = 0
-            if task.run_id is not None or task.state != "released":  # not new: an input, or requested before
-                if around and around not in home:
-                    submission.collisions.append(Collision(task.key, submission.ask, is_new=False))
-                elif around in home and task.key in self._inbox.claims.keys:
-                    submission.again.append(task.key)
+            if not self._is_new(task):
+                if submission.ask and around not in home and task.key in submission.keys:
+                    submission.elsewhere.append((task.key, submission.ask))
             elif asked in home:
                 submission.groups[group] += 1
             else:
-                if asked not in asks:
-                    asks[asked] = _ask(annotation)
-                submission.collisions.append(Collision(task.key, asks[asked], is_new=True))
+                misplaced.append(Misplaced(task, asked, _ask(annotation)))
+        stay = splitter.split(misplaced, tasks) if splitter else misplaced
+        for each in stay:
+            if each.ask:
+                submission.elsewhere.append((each.task.key, each.ask))
+        for each in misplaced:
+            submission.groups[each.task.group] = submission.groups.get(each.task.group, 0) + 1
 
-    def _home(self, group: Any, asked: str) -> tuple[str, str]:
+    def _is_new(self, task: Any) -> bool:
+        """Whether the graph that is being taken in has made a task."""
+        if self._splitter:
+            return task.key in self._splitter.new
+        return task.run_id is None and task.state == "released"
+
+    def _home(self, group: Any, asked: Any) -> tuple[Any, Any]:
         """Which spans a task of a group may ask for and be where it belongs."""
         if not group.span_id:  # the group's first task decides
             return asked, asked
@@ -172,10 +188,8 @@ class Submissions:
         if submission.ask:
             self._inbox.request(submission.ask, submission.since)
             sizes.setdefault(submission.ask.id, 0)
-        asked = self._collide(submission, sizes)
-        for key in submission.again:
-            self._inbox.claims.wanted_where_it_is(key)
-        values = self._values(annotations, asked)
+        self._follow(submission)
+        values = self._values(annotations)
         total = sum(sizes.values())
         for span_id in sizes:
             graph = Graph(
@@ -219,39 +233,21 @@ class Submissions:
             )
         )
 
-    def _collide(self, submission: Submission, sizes: Counter[str]) -> dict[Any, str]:
-        """Follow tasks that are not in their requested span; return the requested span of each new one."""
-        asked: dict[Any, str] = {}
-        for collision in submission.collisions:
-            key, ask = collision.key, collision.ask
-            if not (collision.is_new or key in submission.keys):
-                continue  # an input, computed for somebody else
+    def _follow(self, submission: Submission) -> None:
+        """Follow tasks that another span counts."""
+        for key, ask in submission.elsewhere:
             task = self._scheduler.tasks[key]
-            asker = ask.id if ask else NOBODY
-            if not task.group.span_id or task.group.span_id == asker:
-                continue
-            if ask:
+            if task.group.span_id and task.group.span_id != ask.id:
                 self._inbox.request(ask, submission.since)
-            change = self._inbox.touch(task.group)
-            self._inbox.claims.add(key, task, asker, submission.since, change, is_new=collision.is_new)
-            if collision.is_new:
-                asked[key] = asker
-                if ask:
-                    sizes[asker] += 1
-            if not self._warned:
-                self._warned = True
-                path = " / ".join(map(str, ask.tags)) if ask else "no span"
-                log.warning(_EXPLANATION, path if self._safety.logs_messages else "one span")
-        return asked
+                self._inbox.touch(task.group)
+                self._inbox.claims.add(key, task, ask.id, submission.since)
 
-    def _values(
-        self, annotations: Mapping[str, Mapping[Any, Any]], asked: Mapping[Any, str]
-    ) -> dict[str, dict[str, dict[str, None]]]:
+    def _values(self, annotations: Mapping[str, Mapping[Any, Any]]) -> dict[str, dict[str, dict[str, None]]]:
         """Values by span and name, each once."""
         by_span: dict[str, dict[str, dict[str, None]]] = {}
         for name in self._annotations:
             for key, value in annotations.get(name, {}).items():
-                span_id = asked.get(key, self._scheduler.tasks[key].group.span_id)
+                span_id = self._scheduler.tasks[key].group.span_id
                 if span_id:
                     values = by_span.setdefault(span_id, {}).setdefault(name, {})
                     if len(values) < MAX_ANNOTATION_VALUES:

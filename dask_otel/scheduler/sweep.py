@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Protocol
-from uuid import uuid4
 
 from distributed.metrics import time
 
 from ..metrics.snapshot import ExporterCounts, Snapshot
 from ..safety import Safety
-from ..spantree.events import NOBODY, Change, Claim
+from ..spantree.events import Change, Claim
 from ..spantree.lifecycle import SpanTree
 from ..spantree.records import PendingRecord, Record, SegmentRecord
 from .cluster import ClusterMetrics
@@ -179,10 +178,9 @@ class Sweep:
                 self._add_change(group, taken.changes.pop(group), now)
             await pace.rest()
         # Claims after changes: the segments that count their tasks are open now.
-        nobody = RequestedSpan(("default",), (str(uuid4()),))
         for claim in taken.claims:
             with self._safety.guard("sweep"):
-                self._add_claim(claim, nobody, now)
+                self._add_claim(claim, now)
             await pace.rest()
         for span_id, values in taken.metrics.items():
             with self._safety.guard("sweep"):
@@ -203,12 +201,10 @@ class Sweep:
             self._add_span(group.span_id)
             self._span_tree.add_change(change, now)
 
-    def _add_claim(self, claim: Claim, nobody: RequestedSpan, now: float) -> None:
-        self._add_span(claim.holder)
-        if claim.asker == NOBODY:  # a failure that is no other span's
-            claim.asker = nobody.id
-            self._add_requested(nobody, claim.since, now)
-        if self._span_tree.forest.knows(claim.asker):  # else it ended long ago, except for a task that never had to run
+    def _add_claim(self, claim: Claim, now: float) -> None:
+        self._add_span(claim.owning)
+        # A span that is not known ended long ago, but for a task that never had to run.
+        if self._span_tree.forest.knows(claim.requesting):
             self._span_tree.add_claim(claim, now)
 
     async def _send(self, records: Iterator[Record | None], pace: Pace) -> None:

@@ -17,8 +17,6 @@ MAX_LINKS = 32
 MAX_SPAN_ACTIVITIES = 32
 #: Groups that a group depends on.
 MAX_DEPENDENCIES = 128
-#: Spans that ``dask.span.includes`` names.
-MAX_INCLUDES = 256
 #: Types of results of the span ``other groups``.
 MAX_TYPES = 32
 #: Values of one annotation that one graph may add to a segment.

@@ -131,8 +131,6 @@ SPAN_RESULT = _attribute("dask.span.result", "string", [SEGMENT, METRIC], meanin
 SPAN_COUNTED_IN = _attribute("dask.span.counted_in", _ONE_OR_MORE, [SEGMENT], meaning=
     "ids of Dask spans that count tasks which this span requested, see "
     "[below](#tasks-that-dask-counts-in-another-span)")
-SPAN_INCLUDES = _attribute("dask.span.includes", "string[]", [SEGMENT], meaning=
-    "paths of other spans that requested tasks which this span counts; `default` for work without a span")
 ELSEWHERE_COUNT = _attribute("dask.elsewhere.count", "int", [SEGMENT], meaning=
     "tasks that this span, or one below it, requested and that a span outside counts. They are in no sum. A task that "
     "two spans below requested counts twice, and so does a result that is requested twice")

@@ -8,7 +8,7 @@ itself counts them), sizes bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -210,7 +210,6 @@ class Change(Tally):
         "buckets",
         "dependencies",
         "failed",
-        "foreign",
         "intervals",
         "load",
         "name",
@@ -243,8 +242,6 @@ class Change(Tally):
         self.failed: dict[str, tuple[dict[int, int], float]] = {}
         #: Number of results by type name.
         self.types: dict[str, int] = {}
-        #: Of all tasks of the change, those that only other spans requested, by these spans' ids or ``NOBODY``.
-        self.foreign: dict[frozenset[str], Tally] = {}
         #: Addresses of workers that were given tasks; a set in order of insertion.
         self.sent_to: dict[str, None] = {}
         #: Runs worth a span, and the seconds that one must take to be among them.
@@ -282,16 +279,10 @@ class Change(Tally):
             sum_into(self.runs, {bar: -count for bar, count in bars.items()})
             self.failed[error] = bars, total
 
-    def adopt(self, is_inside: Callable[[str], bool]) -> None:
-        """Count what spans inside requested as requested here."""
-        for askers in [askers for askers in self.foreign if any(map(is_inside, askers))]:
-            tally = self.foreign.pop(askers)
-            self.error = self.error or tally.error
-
     @property
     def is_trivial(self) -> bool:
         """Whether hooks have reported nothing that must be counted: the group's own numbers may still have changed."""
-        return not (self.active or self.sent_to or self.outcomes or self.error or self.provisional or self.foreign)
+        return not (self.active or self.sent_to or self.outcomes or self.error or self.provisional)
 
     @property
     def is_empty(self) -> bool:
@@ -300,15 +291,15 @@ class Change(Tally):
 
 
 class Claim(Tally):
-    """What happened between two sweeps to tasks that one span asked for and Dask put in another."""
+    """What happened between two sweeps to tasks that one span requested and another one counts."""
 
-    __slots__ = ("asker", "began", "holder", "load", "prefix", "since")
+    __slots__ = ("began", "load", "owning", "prefix", "requesting", "since")
 
-    def __init__(self, asker: str, holder: str, since: float) -> None:
+    def __init__(self, requesting: str, owning: str, since: float) -> None:
         super().__init__()
-        #: Id of the span that asked for the tasks, and of the one that counts them.
-        self.asker = asker
-        self.holder = holder
+        #: Ids of the two spans.
+        self.requesting = requesting
+        self.owning = owning
         self.since = since
         #: When the first task was sent to a worker; 0.0 while none was.
         self.began = 0.0

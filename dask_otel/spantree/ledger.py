@@ -52,7 +52,6 @@ class GroupLedger:
         "buckets",
         "dependencies",
         "folded",
-        "foreign",
         "name",
         "number",
         "picks",
@@ -74,8 +73,6 @@ class GroupLedger:
         #: Number of the trace of its group span before; only for default roots that have rolled over.
         self.trace_before: int | None = None
         self.tally = Tally()
-        #: Of these, the tasks that only other spans requested.
-        self.foreign: Tally | None = None
         self.buckets: dict[int, int] = {}
         self.types: dict[str, int] = {}
         self.dependencies: tuple[Dependency, ...] = ()
@@ -101,8 +98,6 @@ class GroupLedger:
     def add(self, change: Change) -> None:
         """Add what a sweep saw of this group, or of one that is folded into it."""
         self.tally.add(change)
-        for tally in change.foreign.values():
-            self._add_foreign(tally)
         if change.buckets or change.types or change.picks:
             self._add_details(change.buckets, change.types, change.picks)
         if not self.folded:
@@ -113,13 +108,7 @@ class GroupLedger:
         self.folded += 1
         self.since = min(self.since, group.since)
         self.tally.add(group.tally)
-        if group.foreign:
-            self._add_foreign(group.foreign)
         self._add_details(group.buckets, group.types, group.picks)
-
-    def _add_foreign(self, tally: Tally) -> None:
-        self.foreign = self.foreign or Tally()
-        self.foreign.add(tally)
 
     def _add_details(self, buckets: dict[int, int], types: dict[str, int], picks: Picks | None) -> None:
         sum_into(self.buckets, buckets)
@@ -167,8 +156,6 @@ class Ledger:
         self.metrics_by_prefix: dict[object, Metrics] = {}
         #: False once metrics are known to be lost.
         self.metrics_complete = True
-        #: Of the tally, tasks that only spans outside this subtree requested, by their ids or ``NOBODY``.
-        self.foreign: dict[frozenset[str], Tally] = {}
         #: Tasks that this subtree requested and a span outside counts, by that span's id.
         self.elsewhere: dict[str, Tally] = {}
         #: By id of a span that counts tasks which this one requested, its segment if it has one.
@@ -181,7 +168,6 @@ class Ledger:
         # Sets in order of insertion
         self.clients: dict[str, None] = {}
         self.collections: dict[str, None] = {}
-        self.includes: dict[str, None] = {}
         self.annotations: dict[str, dict[str, None]] = {}
         self.code: tuple[str, int] | None = None
 
@@ -259,8 +245,6 @@ class Ledger:
         group.add(change)
         self.note_unfinished(change)
         self.tally.add(change)
-        for askers, tally in change.foreign.items():
-            _tally(self.foreign, askers).add(tally)
 
     def add_metrics(self, metrics: Metrics) -> float:
         """Add fine metrics of this Dask span; return the busy thread-seconds among them."""
@@ -280,15 +264,9 @@ class Ledger:
             self.metrics[total] = self.metrics.get(total, 0) + value
         return busy
 
-    def add_claim(self, claim: Claim, *, is_inside: bool) -> None:
-        """Count what happened to tasks that this span requested and another one counts.
-
-        If the other one is inside this one, they are counted here, too; only their error is not known here.
-        """
-        if is_inside:
-            self.tally.error = self.tally.error or claim.error
-        else:
-            _tally(self.elsewhere, claim.holder).add(claim)
+    def add_claim(self, claim: Claim) -> None:
+        """Count what happened to tasks that this span requested and one outside this subtree counts."""
+        _tally(self.elsewhere, claim.owning).add(claim)
 
     def add_graph(self, graph: Graph) -> None:
         """Add what a submission contained."""
@@ -311,14 +289,9 @@ class Ledger:
         self.truncated_groups += child.left_out_groups
         self.truncated_tasks += child.truncated_tasks
         sum_into(self.graph_failures, child.graph_failures)
-        for askers, tally in child.foreign.items():
-            if not any(map(is_inside, askers)):
-                _tally(self.foreign, askers).add(tally)
-        for holder, tally in child.elsewhere.items():
-            if is_inside(holder):  # counted here after all, but not with this error
-                self.tally.error = self.tally.error or tally.error
-            else:
-                _tally(self.elsewhere, holder).add(tally)
+        for owning, tally in child.elsewhere.items():
+            if not is_inside(owning):  # else it is counted here
+                _tally(self.elsewhere, owning).add(tally)
         self.clients.update(child.clients)
         self.collections.update(child.collections)
         for name, values in child.annotations.items():

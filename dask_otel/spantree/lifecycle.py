@@ -176,9 +176,6 @@ class SpanTree:
             group = ledger.find(change.name) or ledger.begin_among_others(change)
             if group is None:
                 group = node.begin_group(ledger, change.name, change.prefix, change.since)
-            if change.foreign:
-                self.forest.include(ledger, (asker for askers in change.foreign for asker in askers))
-                change.adopt(lambda span_id: self.forest.is_inside(span_id, node))
             ledger.add_change(change, group)
             fold_some(node, ledger, self.settings.max_groups)
             if change.outcomes.get("lost"):  # and with the worker, the metrics of the run
@@ -187,16 +184,17 @@ class SpanTree:
             node.ledger.note_unfinished(change)
 
     def add_claim(self, claim: Claim, now: float) -> None:
-        """Count what happened to tasks that a span requested and Dask put in another; both must be known."""
-        node, holder = self.forest.nodes[claim.asker], self.forest.nodes[claim.holder]
+        """Count what happened to tasks that a span requested and another one counts; both must be known."""
+        node = self.forest.nodes[claim.requesting]
         segment = self.forest.open_segment(node, claim.since, now)
         if node.ledger and not node.ledger.groups:
             node.begin_with(claim.prefix)
         claim.put_in_time(segment.start, now)
-        segment.claimed[claim.holder] = segment.claimed.get(claim.holder, 0) + claim.load.unfinished
+        segment.claimed[claim.owning] = segment.claimed.get(claim.owning, 0) + claim.load.unfinished
         ledger = self.forest.ledger(node, now)
-        self._name_each_other(node, ledger, holder)
-        ledger.add_claim(claim, is_inside=self.forest.is_inside(claim.holder, node))
+        self._note_owner(ledger, claim.owning)
+        if not self.forest.is_inside(claim.owning, node):
+            ledger.add_claim(claim)
         self.forest.touch(node, claim, claim.load, now)
 
     def add_metrics(self, span_id: str, metrics: Metrics, now: float) -> float:
@@ -343,10 +341,10 @@ class SpanTree:
                 segment = self.forest.open_segment(node, now, now)
                 self.owed.expect(node, before.owed)
                 segment.sent_to.update(before.sent_to)
-                segment.claimed = {holder: number for holder, number in before.claimed.items() if number > 0}
+                segment.claimed = {owning: number for owning, number in before.claimed.items() if number > 0}
                 ledger = self.forest.ledger(node, now)
-                for holder in segment.claimed:
-                    self._name_each_other(node, ledger, self.forest.nodes[holder])
+                for owning in segment.claimed:
+                    self._note_owner(ledger, owning)
                 for each in closed.unfinished_groups():
                     group = node.begin_group(ledger, each.name, each.prefix, now)
                     group.dependencies, group.unfinished = each.dependencies, each.tasks
@@ -354,8 +352,14 @@ class SpanTree:
                     yield None
         yield from self._account(now)
 
-    def _name_each_other(self, asker: Node, ledger: Ledger, holder: Node) -> None:
-        self.forest.name_each_other(asker, ledger, holder, is_shown=self._level_of(holder) > Level.NOTHING)
+    def _note_owner(self, ledger: Ledger, span_id: str) -> None:
+        """Record in a ledger which span counts its tasks, and that span's segment if it can be linked to."""
+        owning = self.forest.nodes[span_id]
+        at = (owning.segment.trace_id, owning.segment.id) if owning.segment else owning.previous
+        if self._level_of(owning) == Level.NOTHING:
+            at = None
+        if at or span_id not in ledger.counted_in:
+            ledger.counted_in[span_id] = at
 
     def _wants_pending_span(self, top: Node) -> bool:
         is_new = top.segment is not None and not top.segment.pending_sent

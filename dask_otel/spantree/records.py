@@ -121,8 +121,6 @@ class SegmentRecord(Record):
     collections: tuple[str, ...]
     annotations: Mapping[str, tuple[str, ...]]
     code: tuple[str, int] | None
-    #: Paths of other spans whose tasks are counted here.
-    includes: tuple[str, ...]
     #: Ids of Dask spans that count tasks which this one requested, and those tasks.
     counted_in: tuple[str, ...]
     elsewhere: Tally | None

@@ -127,11 +127,9 @@ def verdict(ledger: Ledger, elsewhere: Tally | None, stopped: str) -> tuple[str,
     stopped
         Why it closes, if its work is not done.
     """
-    counts = _counts(ledger.tally, 1)
-    for tally in ledger.foreign.values():
-        sum_into(counts, _counts(tally, -1))
+    counts = _counts(ledger.tally)
     if elsewhere:
-        sum_into(counts, _counts(elsewhere, 1))
+        sum_into(counts, _counts(elsewhere))
     error = ledger.tally.error or (elsewhere.error if elsewhere else None)
     failure = _failure(counts, error, ledger.graph_failures.get("error", 0))
     return stopped or _result(counts, failure, ledger.graph_failures), failure
@@ -139,19 +137,15 @@ def verdict(ledger: Ledger, elsewhere: Tally | None, stopped: str) -> tuple[str,
 
 def failure_of_group(group: GroupLedger) -> Failure | None:
     """Why the status of a group span is Error, if it is."""
-    counts = _counts(group.tally, 1)
-    if group.foreign:
-        sum_into(counts, _counts(group.foreign, -1))
-    return _failure(counts, group.tally.error, 0)
+    return _failure(group.tally.outcomes, group.tally.error, 0)
 
 
-def _counts(tally: Tally, sign: int) -> dict[str, int]:
-    numbers = {"tasks": tally.tasks, "completed": tally.completed, **tally.outcomes}
-    return {name: sign * number for name, number in numbers.items()}
+def _counts(tally: Tally) -> dict[str, int]:
+    return {"tasks": tally.tasks, "completed": tally.completed, **tally.outcomes}
 
 
 def _failure(counts: Mapping[str, int], error: FirstError | None, graphs: int) -> Failure | None:
-    erred, upstream = max(0, counts.get("erred", 0)), max(0, counts.get("upstream_failed", 0))
+    erred, upstream = counts.get("erred", 0), counts.get("upstream_failed", 0)
     if not (erred or upstream or graphs):
         return None
     return Failure(error.type if error else "_OTHER", error.message if error else "", erred, upstream, graphs)
@@ -160,11 +154,11 @@ def _failure(counts: Mapping[str, int], error: FirstError | None, graphs: int) -
 def _result(counts: Mapping[str, int], failure: Failure | None, graph_failures: Mapping[str, int]) -> str:
     if failure:
         return "error"
-    if counts.get("lost", 0) > 0 and counts["completed"] < counts["tasks"]:
+    if counts.get("lost") and counts["completed"] < counts["tasks"]:
         return "lost"
-    if counts.get("cancelled", 0) > 0 or graph_failures.get("cancelled"):
+    if counts.get("cancelled") or graph_failures.get("cancelled"):
         return "cancelled"
-    if counts.get("abandoned", 0) > 0 and counts["completed"] <= 0:
+    if counts.get("abandoned") and not counts["completed"]:
         return "cancelled"
     return "success"
 
@@ -278,7 +272,6 @@ def _segment(
         collections=tuple(ledger.collections),
         annotations={name: tuple(values) for name, values in ledger.annotations.items()},
         code=ledger.code,
-        includes=tuple(ledger.includes),
         counted_in=tuple(ledger.counted_in),
         elsewhere=elsewhere,
         graph_failures=ledger.graph_failures,

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 from ..identity import Caller, Origin, bit_of, caller_of, group_id, others_id, place, segment_id
-from ..schema import MAX_INCLUDES
 from .counts import Load
-from .events import NOBODY, SpanInfo
+from .events import SpanInfo
 from .ledger import Budget, GroupLedger, Ledger
 from .timing import Activity, Happened, Heartbeats, Wall
 
@@ -367,31 +366,6 @@ class Forest:
     def is_inside(self, span_id: str, node: Node) -> bool:
         """Whether a span is the node or below it."""
         return span_id in self.nodes and node in self.nodes[span_id].lineage()
-
-    def include(self, ledger: Ledger, askers: Iterable[str]) -> None:
-        """Add the names of spans whose tasks are counted in a ledger, if there is room; also of work without a span."""
-        for asker in askers:
-            if len(ledger.includes) >= MAX_INCLUDES:
-                return
-            if asker == NOBODY:
-                ledger.includes["default"] = None
-            elif asker in self.nodes:
-                ledger.includes[self.nodes[asker].info.path] = None
-
-    def name_each_other(self, asker: Node, ledger: Ledger, holder: Node, *, is_shown: bool) -> None:
-        """Record in the requesting span's ledger who counts its tasks, and in the owning span's whose tasks they are.
-
-        Parameters
-        ----------
-        is_shown
-            Whether the owning span has a segment that can be linked to.
-        """
-        at = (holder.segment.trace_id, holder.segment.id) if holder.segment else holder.previous
-        at = at if is_shown else None
-        if at or holder.info.id not in ledger.counted_in:
-            ledger.counted_in[holder.info.id] = at
-        if holder.segment and holder.ledger:
-            self.include(holder.ledger, [asker.info.id])
 
     def ledger(self, node: Node, now: float) -> Ledger:
         """Return a node's ledger, opened if there is none."""

@@ -1,0 +1,358 @@
+"""Splits task groups that tasks of several spans would share, so that each task counts where it was requested.
+
+Dask keeps the tasks of one name in one ``TaskGroup``, and a group in one span, that of its first task. So the second
+span around ``client.map(f, ...)`` would have no tasks. Where a graph is taken in, each new task whose requested span is
+not that of its group moves to a group of its own, a *part*, before Dask files it. From then on Dask itself counts,
+times and measures the task in the right span.
+
+Scheduling must not notice. Dask decides by the size and the dependencies of a group which tasks are root-like, and
+without queueing, which worker they run on. For these two decisions a task's group is the *whole* group, as Dask alone
+would have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
+
+from distributed.scheduler import TaskGroup
+
+from ..identity import segment_id
+from ..safety import Safety
+from .compat import wrap
+from .inbox import RequestedSpan
+
+__all__ = ["GroupSplitter", "Misplaced", "splitter_of"]
+
+#: Characters of a span's tags in the name of a part.
+MAX_TAGS = 80
+#: Groups that are remembered before those are looked for that nothing refers to any more.
+MANY = 1000
+
+
+class Misplaced(NamedTuple):
+    """A new task whose requested span is not that of its group."""
+
+    task: Any
+    #: Id of the requested span, as Dask has it, or ``NOBODY``.
+    span_id: Any
+    #: None if no span was requested.
+    ask: RequestedSpan | None
+
+
+class WholeGroup:
+    """What a ``TaskGroup`` would be had it not been split, for what Dask's decisions read of it.
+
+    Also stands for a group that is not split but depends on one that is.
+    """
+
+    __slots__ = ("asking", "dependencies", "elsewhere", "last_worker", "last_worker_tasks_left", "original", "parts")
+
+    def __init__(self, original: Any) -> None:
+        #: The latest group of this name that Dask made; new tasks enter it before they move.
+        self.original = original
+        #: By requested span.
+        self.parts: dict[Any, Any] = {}
+        #: Number of tasks that have ever been in other groups than ``original``.
+        self.elsewhere = 0
+        self.dependencies: set[Any] = set(original.dependencies)
+        self.last_worker = original.last_worker
+        self.last_worker_tasks_left = original.last_worker_tasks_left
+        #: The group of the task that Dask decides about.
+        self.asking = original
+
+    def __len__(self) -> int:
+        return len(self.original) + self.elsewhere
+
+    @property
+    def name(self) -> Any:
+        """As of the ``TaskGroup``."""
+        return self.original.name
+
+    @property
+    def prefix(self) -> Any:
+        """As of the ``TaskGroup``."""
+        return self.original.prefix
+
+    @property
+    def states(self) -> dict[str, int]:
+        """Number of tasks by state.
+
+        Those of one part alone if more than one of its tasks is still to run: Dask asks for no more than that, and
+        there may be a thousand parts.
+        """
+        own: dict[str, int] = self.asking.states
+        if own["released"] + own["waiting"] > 1:
+            return own
+        total = dict.fromkeys(own, 0)
+        for group in (self.original, *self.parts.values()):
+            for state, count in group.states.items():
+                total[state] += count
+        return total
+
+
+class GroupSplitter:
+    """Splits the groups of one scheduler, and answers for the groups that are split."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self._safety = Safety()
+        self._shows_tags = True
+        #: Keys of tasks that the graph which is being taken in has made.
+        self.new: set[Any] = set()
+        #: What the groups of these tasks depended on before.
+        self._before: dict[Any, set[Any]] = {}
+        self._computation: Any = None
+        #: Whole groups by name, and by each ``TaskGroup`` that is or was part of one.
+        self._by_name: dict[Any, WholeGroup] = {}
+        self._members: dict[Any, WholeGroup] = {}
+        #: For what Dask takes a group in its decisions, until the next graph; None: for itself.
+        self._stand_ins: dict[Any, WholeGroup | None] = {}
+        self._purge_at = MANY
+        self._stop: Callable[[], None] = lambda: None
+        self._stop_answering: list[Callable[[], None]] = []
+        self._new_task = scheduler.new_task
+        self._is_rootish = scheduler.is_rootish
+        self._decide_worker = scheduler.decide_worker_rootish_queuing_disabled
+
+    def install(self, safety: Safety, *, shows_tags: bool) -> None:
+        """Begin to note which tasks are new.
+
+        Parameters
+        ----------
+        shows_tags
+            Whether the name of a part may contain the tags of its span.
+        """
+        self._safety, self._shows_tags = safety, shows_tags
+        self._new_task = self._scheduler.new_task
+        self._stop = wrap(self._scheduler, "new_task", self._note_new_task)
+
+    def remove(self) -> None:
+        """Split no more. Groups that are split stay so, hence Dask's decisions about them keep their wrappers."""
+        self._stop()
+        if not any(map(self._is_alive, self._members)):
+            for stop in self._stop_answering:
+                stop()
+            self._stop_answering = []
+
+    def is_part(self, group: Any, span_id: Any) -> bool:
+        """Whether there is already another group for tasks of a group that a span requests."""
+        whole = self._by_name.get(group.name) if self._by_name else None
+        part = whole.parts.get(span_id) if whole else None
+        return part is not None and part is not group and self._is_alive(part)
+
+    def split(self, misplaced: Collection[Misplaced], touched: Iterable[Any]) -> list[Misplaced]:
+        """Move tasks to parts of their groups; to be called for each graph, before Dask files its tasks.
+
+        Parameters
+        ----------
+        touched
+            All tasks of the graph and their inputs.
+
+        Returns
+        -------
+        Those that stay where they are, because something failed.
+        """
+        stay = []
+        moved: dict[Any, Any] = {}
+        if self._by_name:  # Dask may have made a group again of which parts are left
+            for group in self._before:
+                self._join(group)
+        parts: dict[tuple[Any, Any], Any] = {}
+        for each in misplaced:
+            task = each.task
+            group = task.group
+            try:
+                part = parts.get((group, each.span_id))
+                if part is None:
+                    part = parts[group, each.span_id] = self._part(group, each)
+                _move(task, group, part)
+                self._members[group].elsewhere += 1
+                moved[task] = group
+            except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+                self._safety.caught("splitting of task groups", error)
+                stay.append(each)
+        if self._members:
+            for group in self._before:
+                if group in self._members:
+                    self._members[group].dependencies |= group.dependencies
+        if moved:
+            self._correct_dependencies(moved, touched)
+            for group in {*moved.values(), *parts.values()}:
+                self._drop_if_empty(group)
+            self._purge()
+        return stay
+
+    def taken_in(self) -> None:
+        """Forget which tasks are new: they have been filed."""
+        self.new = set()
+        self._before = {}
+        self._computation = None
+        self._stand_ins.clear()
+
+    # Bookkeeping
+
+    def _note_new_task(self, key: Any, spec: Any, state: Any, computation: Any = None) -> Any:
+        task = self._new_task(key, spec, state, computation)
+        if computation is not None:  # else it is not of a graph
+            try:
+                self.new.add(key)
+                group = task.group
+                if group not in self._before:
+                    self._before[group] = set(group.dependencies)
+                    self._computation = computation
+            except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+                self._safety.caught("new_task hook", error)
+        return task
+
+    def _is_alive(self, group: Any) -> bool:
+        return self._scheduler.task_groups.get(group.name) is group
+
+    def _join(self, group: Any) -> WholeGroup | None:
+        """Return the whole that a group belongs to, if there is one; the group may be new in it."""
+        whole = self._by_name.get(group.name)
+        if whole and whole.original is not group:
+            if not any(map(self._is_alive, whole.parts.values())):  # Dask would have forgotten it
+                del self._by_name[group.name]
+                return None
+            whole.elsewhere += len(whole.original)
+            whole.original = group
+            self._members[group] = whole
+        return whole
+
+    def _part(self, group: Any, of: Misplaced) -> Any:
+        """Return the group for tasks of a group that a span requests; make it if there is none."""
+        whole = self._join(group)
+        if whole is None:
+            if group in self._members:
+                raise ValueError("the name of a part is the name of a group of Dask's, too")
+            whole = self._by_name[group.name] = self._members[group] = WholeGroup(group)
+            self._answer_for_wholes()
+        part = whole.parts.get(of.span_id)
+        if part is None or not self._is_alive(part):
+            part = TaskGroup(self._name(group, of), group.prefix)
+            self._scheduler.task_groups[part.name] = part
+            if self._computation is not None:
+                self._computation.groups.add(part)
+            whole.parts[of.span_id] = part
+            self._members[part] = whole
+        return part
+
+    def _name(self, group: Any, of: Misplaced) -> str:
+        """Name a part after its span; Dask finds groups by name, so no two may have the same."""
+        if of.ask is None:
+            label = "default"
+        elif self._shows_tags:
+            label = " / ".join(map(str, of.ask.tags))
+            label = label if len(label) <= MAX_TAGS else f"{label[:MAX_TAGS]}…"
+        else:
+            label = f"span {segment_id(str(of.span_id), 0) >> 32:08x}"
+        name = f"{group.name} @ {label}"
+        number = 1
+        while (name if number == 1 else f"{name} #{number}") in self._scheduler.task_groups:
+            number += 1
+        return name if number == 1 else f"{name} #{number}"
+
+    def _correct_dependencies(self, moved: dict[Any, Any], touched: Iterable[Any]) -> None:
+        """Make groups depend on what their tasks depend on: Dask noted that while all were in one group."""
+        stale: dict[Any, set[Any]] = {}
+        for task, group in moved.items():
+            for each in (group, task.group, *(dependent.group for dependent in task.dependents)):
+                if each not in stale:
+                    stale[each] = self._before.get(each, each.dependencies)
+        for task in touched:
+            if task.group in stale:
+                stale[task.group].update([dependency.group for dependency in task.dependencies])
+        for group, dependencies in stale.items():
+            group.dependencies = dependencies
+
+    def _drop_if_empty(self, group: Any) -> None:
+        if not len(group) and self._is_alive(group):
+            group.prefix.remove_group(group)
+            del self._scheduler.task_groups[group.name]
+            if self._computation is not None:
+                self._computation.groups.discard(group)
+
+    def _purge(self) -> None:
+        """Forget groups that Dask has forgotten and that no group depends on, now and then."""
+        if len(self._members) < self._purge_at:
+            return
+        needed = {each for group in self._scheduler.task_groups.values() for each in group.dependencies}
+        for group in list(self._members):
+            if group not in needed and not self._is_alive(group):
+                del self._members[group]
+        for name, whole in list(self._by_name.items()):
+            whole.parts = {span_id: part for span_id, part in whole.parts.items() if self._is_alive(part)}
+            if not whole.parts and not self._is_alive(whole.original):
+                del self._by_name[name]
+        self._purge_at = max(MANY, 2 * len(self._members))
+
+    # Dask's decisions
+
+    def _answer_for_wholes(self) -> None:
+        """Wrap the methods that decide by group, once there is a group that has been split."""
+        if not self._stop_answering:
+            self._is_rootish = self._scheduler.is_rootish
+            self._decide_worker = self._scheduler.decide_worker_rootish_queuing_disabled
+            self._stop_answering = [
+                wrap(self._scheduler, "is_rootish", self._is_rootish_as_whole),
+                wrap(self._scheduler, "decide_worker_rootish_queuing_disabled", self._decide_worker_as_whole),
+            ]
+
+    def _is_rootish_as_whole(self, ts: Any) -> Any:
+        group = ts.group
+        whole = self._stand_ins[group] if group in self._stand_ins else self._stand_in(group)
+        return self._is_rootish(ts) if whole is None else self._decide_as(whole, ts, self._is_rootish)
+
+    def _decide_worker_as_whole(self, ts: Any) -> Any:
+        whole = self._members.get(ts.group)
+        return self._decide_worker(ts) if whole is None else self._decide_as(whole, ts, self._decide_worker)
+
+    def _decide_as(self, whole: WholeGroup, task: Any, decide: Callable[[Any], Any]) -> Any:
+        """Have Dask decide about a task of a whole group."""
+        group = whole.asking = task.group
+        task.group = whole
+        try:
+            return decide(task)
+        except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+            self._safety.caught("decision about a split group", error)
+        finally:
+            task.group = group
+        return decide(task)
+
+    def _stand_in(self, group: Any) -> WholeGroup | None:
+        whole: WholeGroup | None = None
+        with self._safety.guard("decision about a split group"):
+            whole = self._members.get(group)
+            dependencies = whole.dependencies if whole else group.dependencies
+            if whole is None and not self._members.keys().isdisjoint(dependencies):
+                whole = WholeGroup(group)
+            if whole:
+                whole.dependencies = {self._members.get(each, each) for each in dependencies}
+        self._stand_ins[group] = whole
+        return whole
+
+
+def _move(task: Any, group: Any, part: Any) -> None:
+    """Move a new task: it has no size, duration or type yet. The prefix, which both groups share, has it already."""
+    state = task.state
+    group.states[state] -= 1
+    group._size -= 1
+    part.states[state] += 1
+    part._size += 1
+    task.group = part
+
+
+#: The splitter of each scheduler that has split a group: its groups stay split if the bridge goes and comes again. Weak
+#: on both sides: the wrappers keep it as long as the scheduler.
+_splitters: WeakKeyDictionary[Any, ref[GroupSplitter]] = WeakKeyDictionary()
+
+
+def splitter_of(scheduler: Any) -> GroupSplitter:
+    """Return the splitter of a scheduler."""
+    splitter = _splitters.get(scheduler, lambda: None)()
+    if splitter is None:
+        splitter = GroupSplitter(scheduler)
+        _splitters[scheduler] = ref(splitter)
+    return splitter
