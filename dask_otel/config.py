@@ -24,7 +24,7 @@ import yaml
 from dask.utils import parse_timedelta
 
 from .errors import SettingError
-from .schema import MAX_METRIC_VALUE, METRICS
+from .schema import MAX_METRIC_VALUE, MAX_SLOWEST, METRICS
 
 __all__ = ["DEFAULTS", "Settings", "check_limits", "consequence", "is_quick", "load", "trace_url_template"]
 
@@ -62,6 +62,7 @@ class Settings:
     max_segment: float
     pending_span_after: float
     max_groups: int
+    slowest_tasks: int
     level: str
     default_spans: str
     max_rate: int
@@ -114,6 +115,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         max_segment=get("traces.max-segment", _duration("1s", "7 days")),
         pending_span_after=get("traces.pending-span-after", _duration("1s", "7 days")),
         max_groups=get("traces.max-groups", _whole(1, 1000)),
+        slowest_tasks=get("traces.slowest-tasks", _whole(0, MAX_SLOWEST)),
         level=get("traces.level", _one_of("spans", "groups", "tasks")),
         default_spans=get("traces.default-spans", _one_of("full", "segments", "off")),
         max_rate=get("traces.max-rate", _whole(0, 10**9)),

@@ -113,6 +113,7 @@ class OTelPlugin(BridgePlugin):
                 max_segment=settings.max_segment,
                 pending_span_after=settings.pending_span_after,
                 max_groups=settings.max_groups,
+                slowest_tasks=settings.slowest_tasks,
                 level=_LEVELS[settings.level],
                 default_level=_DEFAULT_LEVELS[settings.default_spans],
             ),

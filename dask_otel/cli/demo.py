@@ -31,7 +31,6 @@ from .. import OTelPlugin, config, trace_id
 from ..errors import Remarks, SettingError
 from ..otlp.environment import otlp_protocol, sdk_disabled
 from ..otlp.transport import make_senders
-from ..schema import TASK_PICKED
 from .receiver import Receiver, Span
 from .waterfall import waterfall
 
@@ -153,10 +152,9 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
 def _draw(spans: list[Span], console: Console) -> None:
     root = next(span for span in spans if not span.parent_id)
     console.print(f"{len(spans)} spans arrived over OTLP, as trace {root.trace_id}.", highlight=False)
-    drawn = [span for span in spans if span.attributes.get(TASK_PICKED) != "slowest"]
-    console.print(f"All are drawn but those of the {len(spans) - len(drawn)} slowest tasks:\n", highlight=False)
+    console.print()
     # The other columns need about 75 characters.
-    console.print(waterfall(drawn, width=max(10, min(30, console.width - 80))))
+    console.print(waterfall(spans, width=max(10, min(30, console.width - 80))))
 
 
 def _check_variables() -> None:

@@ -239,7 +239,11 @@ def _group(record: GroupRecord) -> Attributes:
     if record.types:
         out[schema.TASK_TYPES] = sorted(record.types, key=lambda type_: (-record.types[type_], type_))
     if record.buckets:
-        out |= {name: quantile(record.buckets, q) for q, name in schema.TASK_DURATION_QUANTILES.items()}
+        only = record.tally.durations.get("compute") if sum(record.buckets.values()) == 1 else None
+        out |= {
+            name: quantile(record.buckets, q) if only is None else only / 1e6
+            for q, name in schema.TASK_DURATION_QUANTILES.items()
+        }
     if record.metrics is not None:
         out |= _fine_metrics(record.metrics)
     elif not record.folded:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
-from math import inf
 from typing import Any, NamedTuple
 
 from ..safety import Safety
@@ -77,8 +76,8 @@ class Inbox:
         ``distributed.Scheduler``
     first_failure
         Where the numbers of failures without a run begin: an earlier bridge of the scheduler had others.
-    picks_slow
-        Whether the slowest runs of each group get a span.
+    slow_from
+        Seconds; no shorter run gets a span because it was slow.
     bounds
         Bounds of the histogram of compute times, seconds.
     """
@@ -90,13 +89,13 @@ class Inbox:
         safety: Safety,
         first_failure: int = 0,
         *,
-        picks_slow: bool = True,
+        slow_from: float = -1.0,
         bounds: tuple[float, ...] = (),
     ) -> None:
         #: In which compute times are counted.
         self.intervals = Intervals(bounds)
         self._ends = self.intervals.ends
-        self._picks_slow = picks_slow
+        self._slow_from = slow_from
         self._tasks: Mapping[Any, Any] = scheduler.tasks
         self._workers: Mapping[str, Any] = scheduler.workers
         self._clock = clock
@@ -145,8 +144,7 @@ class Inbox:
         change = self._changes.get(group)
         if change is None:
             change = self._changes[group] = Change(self._clock.now())
-            if not self._picks_slow:
-                change.slow = inf
+            change.slow = self._slow_from
         return change
 
     def add_graph(self, graph: Graph) -> None:
@@ -253,7 +251,7 @@ class Inbox:
             if seconds > change.slow:
                 change.picks = change.picks or Picks()
                 change.picks.add_slow(self._run(key, task, details, seconds))
-                change.slow = change.picks.threshold
+                change.slow = max(change.picks.threshold, self._slow_from)
 
     def _again(self, key: Any, change: Change, stimulus_id: str) -> None:
         """Record that a task that had finished runs again."""

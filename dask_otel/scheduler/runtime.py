@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +22,7 @@ from distributed.scheduler import heartbeat_interval
 
 from ..metrics.series import MetricSettings
 from ..safety import Safety, log
+from ..spantree.ledger import OUTLIER_SECONDS
 from ..spantree.lifecycle import SpanTree, open_runs
 from ..spantree.to_records import Level, SpanTreeSettings
 from .cluster import ClusterMetrics, Delay, Departures
@@ -100,7 +102,7 @@ class SchedulerBridge:
             self.clock,
             safety,
             first_number,
-            picks_slow=settings.span_tree.level >= Level.TASKS,
+            slow_from=_slow_from(settings.span_tree),
             bounds=settings.metrics.task_bounds,
         )
         self.submissions = Submissions(
@@ -252,6 +254,13 @@ class SchedulerBridge:
         # A worker's first heartbeat comes after 1 s, whatever the interval.
         interval: float = heartbeat_interval(len(self._scheduler.workers))
         return min(1.5 * max(1.0, interval), self._timeout() / 2)
+
+
+def _slow_from(settings: SpanTreeSettings) -> float:
+    """Seconds; no shorter run gets a span because it was slow."""
+    if settings.level < Level.TASKS:
+        return inf
+    return -1.0 if settings.slowest_tasks else OUTLIER_SECONDS
 
 
 #: How many bridges a scheduler has had.

@@ -22,7 +22,7 @@ MAX_TYPES = 32
 #: Values of one annotation that one graph may add to a segment.
 MAX_ANNOTATION_VALUES = 32
 
-#: Task spans of a group: of failed tasks, and of the slowest runs.
+#: Task spans of a group: of failed tasks, and of runs that stand out or are the slowest.
 MAX_ERRED = 20
 MAX_SLOWEST = 5
 #: Spans in the trace of one segment of a root and all segments below it. Together they stay below the 5 MB at which

@@ -209,7 +209,7 @@ TASK_TYPES = _attribute("dask.task.types", "string[]", [GROUP], meaning="types o
 TASK_DURATION_QUANTILES = {
     q: _attribute(f"dask.task.duration.{name}", "double", [GROUP], meaning, unit="s")
     for q, name, meaning in (
-        (0.5, "p50", "median of the compute times, from logarithmic buckets: ± 4.9 %"),
+        (0.5, "p50", "median of the compute times, from logarithmic buckets: ± 4.9 %; exact if the group had one run"),
         (0.95, "p95", "95th percentile of the compute times, likewise"),
         (1.0, "max", "longest compute time, likewise"),
     )
@@ -223,7 +223,9 @@ GROUP_PREFIX_SHARED = _attribute("dask.group.prefix_shared", "bool", [GROUP], me
 TASK_KEY = _attribute("dask.task.key", "string", [TASK], cap=MAX_NAME, meaning="key of the task")
 TASK_RUN_ID = _attribute("dask.task.run_id", "int", [TASK], meaning=
     "Dask's number of the run; absent if the task never ran")
-TASK_PICKED = _attribute("dask.task.picked", "string", [TASK], meaning="why the task has a span: `erred`, `slowest`")
+TASK_PICKED = _attribute("dask.task.picked", "string", [TASK], meaning=
+    "why the task has a span: `erred`; `outlier`, if its run [stands out](settings.md#which-tasks-get-a-span); "
+    "`slowest`, if it is one of those that `otel.traces.slowest-tasks` adds")
 TASK_TYPE = _attribute("dask.task.type", "string", [TASK], meaning="type of the result")
 WORKER_ADDRESS = _attribute("dask.worker.address", "string", [TASK], meaning="address of the worker that ran the task")
 WORKER_NAME = _attribute("dask.worker.name", "string", [TASK], meaning="name of that worker")

@@ -1,6 +1,4 @@
-"""Single runs of tasks that are worth a span of their own: failures, and the slowest of each group.
-
-What goes into the span tree, as plain data.
+"""What goes into the span tree, as plain data.
 
 Times are seconds since the epoch by the scheduler's clock, durations of tasks integer microseconds (as Dask
 itself counts them), sizes bytes.
@@ -126,14 +124,16 @@ class PickedRun(NamedTuple):
 
 
 class Picks:
-    """The runs picked from one group."""
+    """The runs picked from one group, or from the groups that are folded."""
 
-    __slots__ = ("erred", "slowest")
+    __slots__ = ("erred", "outliers", "slowest")
 
     def __init__(self) -> None:
         #: The first ones.
         self.erred: list[TaskRun] = []
         self.slowest: list[TaskRun | PickedRun] = []
+        #: Of folded groups: runs that stood out in their own group.
+        self.outliers: list[TaskRun | PickedRun] = []
 
     def add_erred(self, run: TaskRun) -> None:
         """Keep a failed run, unless there are enough."""
@@ -146,8 +146,7 @@ class Picks:
             return
         self.slowest.append(run)
         if len(self.slowest) >= MAX_SLOWEST:
-            self.slowest.sort(key=attrgetter("seconds"), reverse=True)
-            del self.slowest[MAX_SLOWEST:]
+            self.slowest = _slowest(self.slowest)
 
     @property
     def threshold(self) -> float:
@@ -160,6 +159,17 @@ class Picks:
             self.add_erred(failed)
         for slow in other.slowest:
             self.add_slow(slow)
+        if other.outliers:
+            self.outliers = _slowest([*self.outliers, *other.outliers])
+
+    def fold(self, other: Picks, outliers: Iterable[TaskRun | PickedRun]) -> None:
+        """Take over the picks of a whole group that is folded, of which some runs stand out."""
+        self.add(other)
+        self.outliers = _slowest([*self.outliers, *outliers])
+
+
+def _slowest(runs: list[TaskRun | PickedRun]) -> list[TaskRun | PickedRun]:
+    return sorted(runs, key=attrgetter("seconds"), reverse=True)[:MAX_SLOWEST]
 
 
 #: Fine performance metrics: ``("execute", prefix, activity, unit)`` or ``("p2p", where, activity, unit)``.

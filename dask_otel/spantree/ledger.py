@@ -8,11 +8,14 @@ from math import isfinite
 from typing import NamedTuple, TypeVar
 
 from ..schema import MAX_ERRED_SPANS, MAX_GROUP_SPANS, MAX_SLOWEST_SPANS, MAX_TYPES
-from .counts import Tally, sum_into
-from .events import Change, Claim, Dependency, Graph, Metrics, Picks
+from .counts import Tally, quantile, sum_into
+from .events import Change, Claim, Dependency, Graph, Metrics, PickedRun, Picks, TaskRun
 
-__all__ = ["UNFINISHED", "Budget", "GroupLedger", "Ledger", "UnfinishedGroup", "unfinished_group"]
+__all__ = ["OUTLIER_SECONDS", "UNFINISHED", "Budget", "GroupLedger", "Ledger", "UnfinishedGroup", "unfinished_group"]
 
+#: A run stands out if it took this many times the median of its group, this many seconds, and this share of the time
+#: from the group's first run to its last: a shorter one hardly delays what waits for the group.
+OUTLIER_MEDIANS, OUTLIER_SECONDS, OUTLIER_SHARE = 2.0, 0.1, 0.01
 #: More than any sum of µs.
 _FAILED, UNFINISHED = 1e20, 1e30
 
@@ -103,12 +106,27 @@ class GroupLedger:
         if not self.folded:
             self.dependencies = change.dependencies
 
+    def outliers(self) -> list[TaskRun | PickedRun]:
+        """Return the successful runs that stand out: slow for the group, and slow enough to matter to whoever waits."""
+        if not self.picks:
+            return []
+        if self.folded:
+            return self.picks.outliers
+        if not self.buckets:
+            return []
+        lasted = self.tally.run_stop - self.tally.run_start
+        at_least = max(OUTLIER_MEDIANS * quantile(self.buckets, 0.5), OUTLIER_SECONDS, OUTLIER_SHARE * lasted)
+        return [run for run in self.picks.slowest if run.seconds >= at_least]
+
     def fold(self, group: GroupLedger) -> None:
         """Take in a whole group."""
         self.folded += 1
         self.since = min(self.since, group.since)
         self.tally.add(group.tally)
-        self._add_details(group.buckets, group.types, group.picks)
+        self._add_details(group.buckets, group.types, None)
+        if group.picks:
+            self.picks = self.picks or Picks()
+            self.picks.fold(group.picks, group.outliers())
 
     def _add_details(self, buckets: dict[int, int], types: dict[str, int], picks: Picks | None) -> None:
         sum_into(self.buckets, buckets)

@@ -310,7 +310,16 @@ class SpanTree:
         level = self._level_of(node)
         yield from fold_for_closing(node, segment, ledger)
         record, inside = close_segment(
-            node, segment, ledger, now, self._offset, stopped, self.threads, self._reserve, level
+            node,
+            segment,
+            ledger,
+            now,
+            self._offset,
+            stopped,
+            self.threads,
+            self._reserve,
+            level,
+            self.settings.slowest_tasks,
         )
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end + self._offset
         if record.is_top:

@@ -79,7 +79,7 @@ class TaskRecord(Record):
     """One run of one task."""
 
     run: TaskRun
-    #: Why it was picked: erred, slowest.
+    #: Why it was picked: erred, outlier, slowest.
     reason: str
 
 

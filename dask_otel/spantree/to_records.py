@@ -54,6 +54,8 @@ class SpanTreeSettings:
     pending_span_after: float = 15.0
     #: Group spans a segment.
     max_groups: int = 500
+    #: How many of the slowest runs of a group get a span though they do not stand out.
+    slowest_tasks: int = 0
     #: What traces show.
     level: Level = Level.TASKS
     #: What those of work without a span show, if that is less.
@@ -100,19 +102,33 @@ def _fold(node: Node, ledger: Ledger, group: GroupLedger, number: int) -> None:
     node.withdraw_group(group)
 
 
-def pick_runs(ledger: Ledger, budget: Budget) -> dict[str | None, list[tuple[str, TaskRun | PickedRun]]]:
-    """Choose the runs that get a span, with the reason, by group (the folded ones under None)."""
+def pick_runs(
+    ledger: Ledger, budget: Budget, most_slowest: int
+) -> dict[str | None, list[tuple[str, TaskRun | PickedRun]]]:
+    """Choose the runs that get a span, with the reason, by group (the folded ones under None).
+
+    Parameters
+    ----------
+    most_slowest
+        How many of the slowest runs of a group get one though they do not stand out.
+    """
     chosen: dict[str | None, list[tuple[str, TaskRun | PickedRun]]] = {}
-    slowest: list[tuple[float, str | None, TaskRun | PickedRun]] = []
+    slow: list[tuple[TaskRun | PickedRun, str | None, str]] = []
     for group in ledger.all_groups():
         if group.picks:
             erred = group.picks.erred[: max(0, budget.erred)]
             budget.erred -= len(erred)
             chosen[group.key] = [("erred", run) for run in erred]
-            slowest += [(run.seconds, group.key, run) for run in group.picks.slowest]
-    slowest.sort(key=lambda pick: -pick[0])
-    for _, key, run in slowest[: max(0, budget.slowest)]:
-        chosen[key].append(("slowest", run))
+            outliers = group.outliers()
+            slow += [(run, group.key, "outlier") for run in outliers]
+            if most_slowest:
+                shown = set(map(id, outliers))
+                others = [run for run in group.picks.slowest if id(run) not in shown]
+                others.sort(key=lambda run: -run.seconds)
+                slow += [(run, group.key, "slowest") for run in others[: max(0, most_slowest - len(outliers))]]
+    slow.sort(key=lambda pick: -pick[0].seconds)
+    for run, key, reason in slow[: max(0, budget.slowest)]:
+        chosen[key].append((reason, run))
         budget.slowest -= 1
     return chosen
 
@@ -179,6 +195,7 @@ def close_segment(
     threads: Threads,
     find: Find,
     level: Level,
+    slowest_tasks: int,
 ) -> tuple[SegmentRecord, Iterator[Record]]:
     """Make the record of a segment whose groups have been folded, and, one at a time, those of its groups and tasks.
 
@@ -188,10 +205,10 @@ def close_segment(
         Seconds to subtract from all times of the record, see ``scheduler.pace.Clock``.
     stopped
         Why it closes, if its work is not done.
-    level
-        What the trace shows.
+    level, slowest_tasks
+        What the trace shows, see ``SpanTreeSettings``.
     """
-    runs = pick_runs(ledger, segment.budget) if level >= Level.TASKS else {}
+    runs = pick_runs(ledger, segment.budget, slowest_tasks) if level >= Level.TASKS else {}
     ledger.truncated_tasks += sum(_truncated(group, runs) for group in ledger.all_groups())
     if level < Level.GROUPS:
         ledger.truncated_groups += len(ledger.groups)

@@ -79,13 +79,22 @@ async def test_failed_tasks_have_spans_with_the_exception(plugin, client, schedu
 
 
 @bridged()
+async def test_a_run_that_stands_out_has_a_span(plugin, client, scheduler, *workers):
+    with span("root"):
+        delays = [0.02] * 5 + [0.3]
+        await wait([client.submit(slowinc, i, delay=delay, key=f"work-{i}") for i, delay in enumerate(delays)])
+    tasks = [s for s in await finished(plugin) if s.attributes["dask.kind"] == "task"]
+    assert [(s.attributes["dask.task.picked"], s.attributes["dask.task.key"]) for s in tasks] == [("outlier", "work-5")]
+
+
+@bridged(slowest_tasks=5)
 async def test_the_slowest_runs_have_spans(plugin, client, scheduler, *workers):
     with span("root"):
         await wait([client.submit(slowinc, i, delay=0.06 * (i % 7), key=f"work-{i}") for i in range(14)])
         await wait(client.map(fail, range(30), key="bad"))
     spans = await finished(plugin)
     tasks = [s for s in spans if s.attributes["dask.kind"] == "task"]
-    slow = [s for s in tasks if s.attributes["dask.task.picked"] == "slowest"]
+    slow = [s for s in tasks if s.attributes["dask.task.picked"] in ("outlier", "slowest")]
     assert {s.attributes["dask.task.key"] for s in slow} > {f"work-{i}" for i in (5, 6, 12, 13)}
     assert len(slow) == 5
     for each in slow:

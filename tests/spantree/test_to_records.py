@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from support.story import Story, groups, segments
 
 from dask_otel.spantree import to_records as folding
+from dask_otel.spantree.counts import bucket
 from dask_otel.spantree.events import Change, Dependency, Picks, TaskError, TaskRun
 from dask_otel.spantree.records import TaskRecord
 
@@ -185,7 +187,7 @@ def picked(story, span, group, *, erred=0, slow=()):
 
 
 def test_twenty_failures_and_the_five_slowest_of_a_group_have_spans():
-    story = Story()
+    story = Story(slowest_tasks=5)
     span = story.span("a")
     for _ in range(3):  # sweeps
         picked(story, span, "g", erred=15, slow=[0.1 * i for i in range(8)])
@@ -198,8 +200,75 @@ def test_twenty_failures_and_the_five_slowest_of_a_group_have_spans():
     assert groups(records)[0].truncated_tasks == segments(records)[0].truncated_tasks == 25
 
 
-def test_task_spans_of_a_trace_are_bounded():
+def slow_runs(story, span, group, *seconds):
+    """Add a group of as many runs."""
+    change = Change(story.now)
+    change.span_id, change.name, change.prefix, change.active = span, group, "prefix", True
+    change.picks = Picks()
+    for number, each in enumerate(seconds):
+        change.tasks += 1
+        change.completed += 1
+        change.buckets[bucket(each)] = change.buckets.get(bucket(each), 0) + 1
+        change.hull(100, 100 + each)
+        change.picks.add_slow(run(f"{group}-{number}", 100, 100 + each)._replace(group=group, seconds=each))
+    story.now = max(story.now, 100 + max(seconds))
+    story.span_tree.add_change(change, story.now)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "outliers"),
+    [
+        pytest.param([1.0], [], id="one alone is as slow as its group"),
+        pytest.param([1.0, 1.0, 1.0, 1.9], [], id="less than twice the median"),
+        pytest.param([1.0, 1.0, 1.0, 2.2], [2.2], id="more than twice"),
+        pytest.param([0.001, 0.001, 0.001, 0.09], [], id="slow for its group, but short"),
+        pytest.param([0.001, 0.001, 0.001, 0.11], [0.11], id="not so short"),
+        pytest.param([1.0] * 10 + [3.0, 4.0, 5.0, 6.0, 7.0, 8.0], [8.0, 7.0, 6.0, 5.0, 4.0], id="five at most"),
+    ],
+)
+def test_runs_that_stand_out_have_spans(seconds, outliers):
     story = Story()
+    slow_runs(story, story.span("a"), "g", *seconds)
+    records = story.close()
+    assert [(t.reason, t.run.seconds) for t in tasks(records)] == [("outlier", each) for each in outliers]
+
+
+def test_a_run_that_is_short_for_its_group_does_not_stand_out():
+    story = Story()
+    span = story.span("a")
+    slow_runs(story, span, "g", 0.01, 0.01, 0.01, 0.5)
+    story.work(span, "g", seconds=60)
+    assert not tasks(story.close())
+
+
+def test_the_slowest_have_spans_as_many_as_the_setting_says_with_those_that_stand_out():
+    story = Story(slowest_tasks=2)
+    span = story.span("a")
+    slow_runs(story, span, "g", 1.0, 1.0, 1.1, 1.2, 3.0)
+    slow_runs(story, span, "h", 1.0, 1.0, 1.0, 1.0, 3.0, 4.0, 5.0)
+    picked = sorted((task.run.group, task.reason, task.run.seconds) for task in tasks(story.close()))
+    assert picked == [
+        ("g", "outlier", 3.0),
+        ("g", "slowest", 1.2),
+        ("h", "outlier", 3.0),
+        ("h", "outlier", 4.0),
+        ("h", "outlier", 5.0),
+    ]
+
+
+def test_runs_stand_out_in_their_own_group_if_it_is_folded():
+    story = Story(max_groups=1)
+    span = story.span("a")
+    slow_runs(story, span, "slow", 10.0, 10.0, 10.0)
+    slow_runs(story, span, "fast", 0.01, 0.01, 0.01, 0.5)
+    slow_runs(story, span, "even", 0.4, 0.4, 0.4, 0.4)
+    records = story.close()
+    assert [(t.reason, t.run.group, t.run.seconds) for t in tasks(records)] == [("outlier", "fast", 0.5)]
+    assert tasks(records)[0].parent_id == next(group for group in groups(records) if group.folded).span_id
+
+
+def test_task_spans_of_a_trace_are_bounded():
+    story = Story(slowest_tasks=5)
     for number in range(30):
         picked(story, story.span("root", f"child {number}"), "g", erred=20, slow=[0.1] * 5)
     for number in range(200):

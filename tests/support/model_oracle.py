@@ -222,7 +222,7 @@ class Oracle:
         for spent in of_root.values():
             assert spent.pop("groups", 0) <= self.budget.groups
             assert spent.pop("erred", 0) <= self.budget.erred
-            assert spent.pop("slowest", 0) <= self.budget.slowest
+            assert spent.pop("slowest", 0) + spent.pop("outlier", 0) <= self.budget.slowest
             assert all(n <= self.max_groups for n in spent.values()), spent
 
 
