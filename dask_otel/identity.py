@@ -146,9 +146,9 @@ def task_id(span_id: str, key: str, run_id: int) -> int:
     return _hash(8, b"dask-otel task", span_id, key, str(run_id))
 
 
-def pending_id(span_id: str, number: int) -> int:
-    """64-bit id of the span that says that segment ``number`` of a Dask span is running."""
-    return _hash(8, b"dask-otel marker", span_id, str(number))
+def pending_id(span_id: str, number: int, count: int = 0) -> int:
+    """64-bit id of a pending span of segment ``number`` of a Dask span, before which ``count`` were sent."""
+    return _hash(8, b"dask-otel marker", span_id, str(number), *([str(count)] if count else []))
 
 
 def bit_of(span_id: str, bits: int) -> int:

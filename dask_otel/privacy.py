@@ -10,7 +10,7 @@ from typing import Any
 
 from .schema import ERROR_TYPE, SPAN_ROOT, TASK_PREFIX
 from .spantree.events import SpanInfo, TaskRun
-from .spantree.records import Failure, GroupRecord, Record, SegmentRecord, TaskRecord
+from .spantree.records import Failure, GroupRecord, PendingRecord, Record, SegmentRecord, TaskRecord
 
 __all__ = ["Capture", "Redactor"]
 
@@ -66,8 +66,9 @@ class Redactor:
                 changes |= {"name": self._key(record.name), "group": self._key(record.group)}
         elif isinstance(record, TaskRecord):
             changes |= {"name": self._key(record.name), "run": self._run(record.run)}
-        else:
+        elif isinstance(record, PendingRecord):
             changes["name"] = f"{self.tags(record.span.tags)[-1]} (running)"
+            changes["active"] = tuple(map(self.tags, record.active))
         return replace(record, **changes)
 
     def tags(self, tags: tuple[str, ...]) -> tuple[str, ...]:

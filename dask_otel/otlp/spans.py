@@ -139,7 +139,7 @@ def attributes(record: Record) -> Attributes:
         return _group(record)
     if isinstance(record, TaskRecord):
         return _task(record)
-    return identity(record)
+    return _pending(record) if isinstance(record, PendingRecord) else identity(record)
 
 
 def identity(record: Record) -> Attributes:
@@ -269,6 +269,15 @@ def _task(record: TaskRecord) -> Attributes:
     }
     out |= {name: value for name, value in optional.items() if value is not None}
     out |= _durations(run.durations)
+    return out
+
+
+def _pending(record: PendingRecord) -> Attributes:
+    out = identity(record)
+    if record.tasks is not None and record.completed is not None:
+        out |= {schema.PROGRESS_COMPLETED: record.completed, schema.PROGRESS_COUNT: record.tasks}
+    if record.active:
+        out[schema.PROGRESS_RUNNING] = [" / ".join(tags) for tags in record.active]
     return out
 
 

@@ -17,6 +17,8 @@ MAX_LINKS = 32
 MAX_SPAN_ACTIVITIES = 32
 #: Groups that a group depends on.
 MAX_DEPENDENCIES = 128
+#: Spans that a pending span names.
+MAX_PROGRESS_SPANS = 32
 #: Types of results of the span ``other groups``.
 MAX_TYPES = 32
 #: Values of one annotation that one graph may add to a segment.

@@ -19,6 +19,7 @@ from .limits import (
     MAX_LIST,
     MAX_NAME,
     MAX_PREFIXES,
+    MAX_PROGRESS_SPANS,
     MAX_ROOT_NAMES,
     MAX_SPAN_ACTIVITIES,
     MAX_TRACEBACK,
@@ -230,6 +231,13 @@ TASK_TYPE = _attribute("dask.task.type", "string", [TASK], meaning="type of the 
 WORKER_ADDRESS = _attribute("dask.worker.address", "string", [TASK], meaning="address of the worker that ran the task")
 WORKER_NAME = _attribute("dask.worker.name", "string", [TASK], meaning="name of that worker")
 THREAD_ID = _attribute("thread.id", "int", [TASK], meaning="id of the thread that ran the task")
+
+PROGRESS_COMPLETED = _attribute("dask.progress.completed", "int", [PENDING], meaning=
+    "tasks of the run that had completed; absent if the run had too many open spans to count them")
+PROGRESS_COUNT = _attribute("dask.progress.count", "int", [PENDING], meaning=
+    "tasks of the run that had been added to the scheduler; absent likewise")
+PROGRESS_RUNNING = _attribute("dask.progress.running", "string[]", [PENDING], meaning=
+    f"paths of the spans that had unfinished tasks of their own, at most {MAX_PROGRESS_SPANS}")
 
 EXCEPTION_TYPE = _attribute("exception.type", "string", [EXCEPTION], meaning="type of the exception")
 EXCEPTION_MESSAGE = _attribute("exception.message", "string", [EXCEPTION], meaning="message of the exception")

@@ -16,7 +16,7 @@ from .ledger import Ledger
 from .records import Record, RootRuns
 from .timing import Heartbeats, Threads
 from .to_records import Level, SpanTreeSettings, close_segment, fold_for_closing, fold_some, pending_span
-from .tree import NO_LOAD, Forest, Node, Segment
+from .tree import MAX_SEGMENTS, NO_LOAD, Forest, Node, Segment, sum_open
 
 __all__ = ["AwaitedMetrics", "Progress", "SpanTree", "open_runs", "trace_of"]
 
@@ -248,7 +248,7 @@ class SpanTree:
             # A root comes before the tops below it, and is as old: all are cut together. In a pause, a run would end.
             if age >= self.settings.max_segment * (1 if top.load.unfinished else 2):
                 yield from self._cut(top, now)
-            elif age >= self.settings.pending_span_after and top.segment and self._wants_pending_span(top):
+            elif age >= self.settings.pending_span_after and top.segment and self._wants_pending_span(top, age):
                 yield pending_span(top, top.segment, now, self._offset)
         if not taking_in_graph:
             for node in list(self.forest.at_rest):  # children before their parents
@@ -370,9 +370,9 @@ class SpanTree:
         if at or span_id not in ledger.counted_in:
             ledger.counted_in[span_id] = at
 
-    def _wants_pending_span(self, top: Node) -> bool:
-        is_new = top.segment is not None and not top.segment.pending_sent
-        return is_new and top.load.unfinished > 0 and self._level_of(top) > Level.NOTHING
+    def _wants_pending_span(self, top: Node, age: float) -> bool:
+        is_due = top.segment is not None and age >= top.segment.pending_after
+        return is_due and top.load.unfinished > 0 and self._level_of(top) > Level.NOTHING
 
     def _level_of(self, node: Node) -> Level:
         return self.settings.level_of(is_default=node.root.info.is_default)
@@ -381,10 +381,6 @@ class SpanTree:
         """Return the trace and span id of a group that is linked to; it will have a span."""
         node = self.forest.nodes.get(to.span_id)
         return node.reserve_group_span(to.name) if node and self._level_of(node) >= Level.GROUPS else None
-
-
-#: Open segments that one status sums up; beyond, the sums are absent.
-MAX_SEGMENTS = 2000
 
 
 class Progress(NamedTuple):
@@ -408,20 +404,15 @@ def open_runs(forest: Forest, most: int, clock_offset: float = 0.0) -> Iterator[
     for top in islice(forest.open_tops, most):
         if top.segment is None:
             continue
-        tasks = completed = 0
-        for node in islice(top.open_below(), room):
-            room -= 1
-            if node.ledger:
-                tasks += node.ledger.tally.tasks
-                completed += node.ledger.tally.completed
-        known = room > 0
+        sums = sum_open(top, room)
+        room = sums.room
         yield Progress(
             top.info,
             top.title,
             top.segment.trace_id,
             top.segment.start - clock_offset,
-            tasks if known else None,
-            completed if known else None,
+            sums.tasks if room else None,
+            sums.completed if room else None,
             top.load.unfinished,
         )
 

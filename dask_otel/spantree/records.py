@@ -73,6 +73,12 @@ class Record:
 class PendingRecord(Record):
     """A span for a run that has not ended yet."""
 
+    #: Tasks of the open segments and all below; None where they are too many to count.
+    tasks: int | None = None
+    completed: int | None = None
+    #: Tags of the Dask spans that had unfinished tasks.
+    active: tuple[tuple[str, ...], ...] = ()
+
 
 @dataclass(slots=True)
 class TaskRecord(Record):

@@ -18,7 +18,7 @@ from .events import Dependency, Metrics, PickedRun, TaskRun
 from .ledger import UNFINISHED, Budget, GroupLedger, Ledger
 from .records import Failure, GroupRecord, Link, PendingRecord, Record, SegmentRecord, TaskRecord
 from .timing import Threads, fit
-from .tree import Node, Segment
+from .tree import MAX_SEGMENTS, Node, Segment, sum_open
 
 __all__ = [
     "Level",
@@ -224,23 +224,34 @@ def close_segment(
     return record, _inside(record, ledger, offset, runs, find_here)
 
 
+#: Seconds of a run after which it sends another pending span; later, one an hour.
+PENDING_AGES = (60.0, 300.0, 900.0)
+HOUR = 3600.0
+
+
 def pending_span(top: Node, segment: Segment, now: float, offset: float) -> PendingRecord:
-    """Build the pending span of a run: the run can be found before it ends, or if it never does."""
-    segment.pending_sent = True
+    """Build a pending span of a run: the run can be found before it ends, or if it never does."""
+    age = now - segment.start
+    segment.pending_after = next((each for each in PENDING_AGES if each > age), (age // HOUR + 1) * HOUR)
+    segment.pending_sent += 1
     start, end = segment.start - offset, now - offset
     segment.enclose(start, end)
+    sums = sum_open(top, MAX_SEGMENTS)
     return PendingRecord(
         span=top.info,
         top=top.info,
         caller=top.caller,
         trace_id=segment.trace_id,
-        span_id=pending_id(top.info.id, segment.number),
+        span_id=pending_id(top.info.id, segment.number, segment.pending_sent - 1),
         parent_id=segment.id,
         name=f"{top.title} (running)",
         start=start,
         end=end,
         links=(),
         failure=None,
+        tasks=sums.tasks if sums.room else None,
+        completed=sums.completed if sums.room else None,
+        active=sums.active,
     )
 
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
 
 from ..identity import Caller, Origin, bit_of, caller_of, group_id, others_id, place, segment_id
+from ..schema import MAX_PROGRESS_SPANS
 from .counts import Load
 from .events import SpanInfo
 from .ledger import Budget, GroupLedger, Ledger
 from .timing import Activity, Happened, Heartbeats, Wall
 
-__all__ = ["Asked", "Forest", "Node", "Segment"]
+__all__ = ["MAX_SEGMENTS", "NO_LOAD", "Asked", "Forest", "Node", "OpenSums", "Segment", "sum_open"]
 
 #: Shared by all nodes at rest: a finished span should cost little.
 NO_LOAD = Load()
@@ -39,6 +41,7 @@ class Segment:
         "overdue",
         "owed",
         "parent_id",
+        "pending_after",
         "pending_sent",
         "sent_to",
         "start",
@@ -63,8 +66,9 @@ class Segment:
         #: Earliest start and latest end of what has been sent of its children: it must enclose them.
         self.enclosed_from = float("inf")
         self.enclosed_until = float("-inf")
-        #: A top only: whether its pending span has been sent.
-        self.pending_sent = False
+        #: A top only: how many pending spans it has sent, and its age when the next one is due.
+        self.pending_sent = 0
+        self.pending_after = 0.0
         shares = above if above and not placed.is_top else None
         #: The top of its trace.
         self.top: Node = shares.top if shares else node
@@ -246,6 +250,36 @@ class Node:
         if self.ledger is None:
             self.ledger = Ledger(now)
         return self.ledger
+
+
+#: Open segments over which numbers are summed in one step; beyond, the sums are absent.
+MAX_SEGMENTS = 2000
+
+
+class OpenSums(NamedTuple):
+    """Sums over the open segments of a run, closed child segments included."""
+
+    tasks: int
+    completed: int
+    #: Tags of the Dask spans that have unfinished tasks of their own, parents before children.
+    active: tuple[tuple[str, ...], ...]
+    #: How many more segments might have been visited; if 0, the sums are too small.
+    room: int
+
+
+def sum_open(top: Node, room: int) -> OpenSums:
+    """Sum over a run that is open, visiting at most ``room`` segments."""
+    tasks = completed = 0
+    active: list[tuple[str, ...]] = []
+    for node in islice(top.open_below(), room):
+        room -= 1
+        if node.ledger:
+            tasks += node.ledger.tally.tasks
+            completed += node.ledger.tally.completed
+        below = sum(child.load.unfinished for child in node.segment.children) if node.segment else 0
+        if node.load.unfinished > below and len(active) < MAX_PROGRESS_SPANS:
+            active.append(node.info.tags)
+    return OpenSums(tasks, completed, tuple(active), room)
 
 
 #: Seconds for which a span that was only requested is kept after its last segment: it may request more.

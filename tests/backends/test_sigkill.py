@@ -120,5 +120,11 @@ def test_what_is_left_of_a_scheduler_killed_in_the_middle(jaeger, tmp_path):
     assert by_name["root (running)"].parent_id == by_name["done"].parent_id == reserved
     assert by_name["root (running)"].span_id == f"{pending_id(root_id, 0):016x}"
     assert by_name["root (running)"].seconds >= 1
+    progress = ("completed", "count", "running")
+    assert [by_name["root (running)"].attributes[f"dask.progress.{each}"] for each in progress] == [
+        1,
+        2,
+        ["root / running"],
+    ]
     assert by_name["done"].attributes["dask.span.result"] == "success"
     assert by_name["done"].attributes["dask.span.id"] == done_id

@@ -9,6 +9,7 @@ from support.story import Story, groups, segments
 
 from dask_otel.spantree.counts import Load
 from dask_otel.spantree.events import Change, Claim
+from dask_otel.spantree.records import PendingRecord
 from dask_otel.spantree.timing import Threads, fit
 
 times = st.floats(0, 1000)
@@ -117,7 +118,36 @@ def test_a_group_that_only_failed_has_the_times_of_its_runs():
     assert (group.start, group.end) == (101, 102.5)
 
 
-def test_a_pending_span_is_sent_once_and_lies_in_its_segment():
+def test_pending_spans_say_how_far_a_run_is_and_come_again():
+    story = Story(pending_span_after=15, max_segment=86400)
+    first, second = story.span("a", "first"), story.span("a", "second")
+    story.begin(first, "g", 3)
+    story.pass_time(10)
+    story.finish(first, "g", 100, 105, 2)
+    story.begin(second, "h", 4)
+    pending = story.pass_time(2 * 3600 + 100)
+    ages = [15, 60, 300, 900, 3600, 7200]
+    assert [record.end for record in pending] == [100 + age for age in ages]
+    assert {record.start for record in pending} == {100}
+    assert len({record.span_id for record in pending}) == len(ages)
+    for record in pending:
+        assert (record.tasks, record.completed) == (7, 2)
+        assert record.active == (("a", "first"), ("a", "second"))
+    story.finish(first, "g", 100, story.now)
+    (last,) = (record for record in story.pass_time(3600) if isinstance(record, PendingRecord))
+    assert (last.completed, last.active) == (3, (("a", "second"),))
+
+
+def test_pending_spans_of_a_run_that_waits_are_not_made_up_for():
+    story = Story(pending_span_after=15, idle_timeout=10_000, max_segment=86400)
+    span = story.span("a")
+    story.work(span, "g")
+    assert story.pass_time(1000) == []
+    story.begin(span, "g")
+    assert [record.end for record in story.pass_time(3000)] == [1102, 3700]
+
+
+def test_a_pending_span_lies_in_its_segment():
     story = Story(pending_span_after=15)
     span = story.span("a", "b")
     story.begin(span, "g")

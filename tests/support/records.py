@@ -134,4 +134,4 @@ def task(**changes: Any) -> TaskRecord:
 
 
 def pending() -> PendingRecord:
-    return PendingRecord(INFO, INFO, None, 1, 8, 2, "data load (running)", 100.0, 101.0, (), None)
+    return PendingRecord(INFO, INFO, None, 1, 8, 2, "data load (running)", 100.0, 101.0, (), None, 5, 3, (INFO.tags,))
