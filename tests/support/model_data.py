@@ -34,24 +34,14 @@ def numbers(tally: Tally) -> Counter[str]:
     return Counter(tasks=tally.tasks, completed=tally.completed, nbytes=tally.nbytes, **tally.outcomes, **durations)
 
 
-@dataclass(frozen=True)
-class Event:
-    """One task entered or ended."""
-
-    name: str
-    #: Spans that had asked for the task by then.
-    askers: frozenset[str]
-    message: str = ""
-
-
 @dataclass
 class Account:
     """What was told of a segment."""
 
     numbers: Counter[str] = field(default_factory=Counter)
-    events: list[Event] = field(default_factory=list)
-    #: By asker and holder.
+    #: By requesting and owning span.
     claims: dict[tuple[str, str], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    #: Of errors.
     messages: set[str] = field(default_factory=set)
     #: Without their prefix.
     metrics: Counter[tuple[object, ...]] = field(default_factory=Counter)
@@ -63,7 +53,6 @@ class Account:
     def add(self, other: Account) -> None:
         """Add a child's."""
         self.numbers.update(other.numbers)
-        self.events += other.events
         for pair, counts in other.claims.items():
             self.claims[pair].update(counts)
         self.messages |= other.messages
@@ -98,11 +87,8 @@ class Task:
     group: Group
     state: str
     since: float
-    askers: frozenset[str]
-    #: The span that counts it has not asked for it.
-    is_foreign: bool = False
-    #: Spans elsewhere that are told how it ends.
-    followers: tuple[str, ...] = ()
+    #: Other spans than its own that requested it, and for which it has not ended yet.
+    requesting: tuple[str, ...] = ()
     provisional: bool = False
 
     @property
@@ -115,6 +101,7 @@ class Latch:
     """A change in the making."""
 
     change: Change
-    events: list[Event] = field(default_factory=list)
+    #: Of errors.
+    messages: set[str] = field(default_factory=set)
     #: With runs that need not be told of.
     picks: Picks = field(default_factory=Picks)

@@ -56,7 +56,6 @@ def segment(**changes: Any) -> SegmentRecord:
         "collections": ("DataFrame",),
         "annotations": {"team": ("red",)},
         "code": ("/home/alice/work.py", 7),
-        "includes": ("Bob's workflow",),
         "counted_in": ("other-id",),
         "elsewhere": full_tally(),
         "graph_failures": {"error": 1, "cancelled": 1},
