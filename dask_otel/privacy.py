@@ -9,8 +9,9 @@ from secrets import token_bytes
 from typing import Any
 
 from .schema import ERROR_TYPE, SPAN_ROOT, TASK_PREFIX
+from .spantree.counts import FirstError
 from .spantree.events import SpanInfo, TaskRun
-from .spantree.records import Failure, GroupRecord, PendingRecord, Record, SegmentRecord, TaskRecord
+from .spantree.records import ENDS, Failure, GroupRecord, PendingRecord, Record, SegmentRecord, TaskRecord
 
 __all__ = ["Capture", "Redactor"]
 
@@ -51,7 +52,7 @@ class Redactor:
             return record
         changes: dict[str, Any] = {
             "span": replace(record.span, tags=self.tags(record.span.tags)),
-            "failure": self._failure(record.failure),
+            "failure": self.failure(record.failure),
         }
         if isinstance(record, SegmentRecord):
             changes |= {
@@ -62,6 +63,11 @@ class Redactor:
         elif isinstance(record, GroupRecord):
             changes["types"] = record.types if self._capture.types else {}
             changes["dependencies"] = tuple(map(self._key, record.dependencies))
+            if record.retried_error:
+                changes["retried_error"] = FirstError(
+                    self._error_type(record.retried_error.type),
+                    record.retried_error.message if self._capture.message else "",
+                )
             if not record.folded:  # else the name is "other groups"
                 changes |= {"name": self._key(record.name), "group": self._key(record.group)}
         elif isinstance(record, TaskRecord):
@@ -107,14 +113,15 @@ class Redactor:
             error=error,
         )
 
-    def _failure(self, failure: Failure | None) -> Failure | None:
+    def failure(self, failure: Failure | None) -> Failure | None:
+        """Return a failure without what must not be shown."""
         if failure is None:
             return None
         message = failure.message if self._capture.message else ""
         return failure._replace(type=self._error_type(failure.type), message=message)
 
     def _error_type(self, name: str) -> str:
-        return name if self._capture.types or name in _BUILT_IN_ERRORS else "_OTHER"
+        return name if self._capture.types or name in _BUILT_IN_ERRORS or name in ENDS else "_OTHER"
 
     def _key(self, name: str) -> str:
         return name if self._capture.keys else self._pseudonym("tasks", name)

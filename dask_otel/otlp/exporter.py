@@ -30,7 +30,7 @@ from ..privacy import Capture, Redactor
 from ..safety import Safety, log
 from ..schema import MAX_NAME, Kind, clean
 from ..spantree.events import SpanInfo
-from ..spantree.records import Record, SegmentRecord
+from ..spantree.records import ENDS, Record, SegmentRecord
 from .environment import (
     METRICS,
     TRACES,
@@ -46,7 +46,7 @@ from .environment import (
 from .metrics import MetricFactory
 from .queue import RateLimiter, SpanQueue
 from .sampling import Sampling, make_sampler
-from .spans import SpanFactory, kind_of
+from .spans import SpanFactory, client_names, error_description, kind_of
 from .transport import ExportResult, Paced, RetryDecision, Sender, import_exporters, make_senders, shut_down
 
 __all__ = [
@@ -789,6 +789,13 @@ class TelemetryOutput:
         """Whether the last metrics are not worth an attempt, since neither metrics nor spans have arrived."""
         return bool(thread.is_failing and self.span_threads and all(each.is_failing for each in self.span_threads))
 
+    def _error(self, record: SegmentRecord) -> str | None:
+        failure = self._redactor.failure(record.failure)
+        if failure is None:
+            return None
+        description = clean(error_description(failure), MAX_NAME)
+        return description if failure.type in ENDS else f"{failure.type}: {description}"
+
     def _summary(self, record: SegmentRecord, *, sampled: bool) -> dict[str, Any]:
         return {
             "id": record.span.id,
@@ -798,6 +805,8 @@ class TelemetryOutput:
             "end": record.end,
             "duration": record.end - record.start,
             "result": record.result,
+            "error": self._error(record),
+            "clients": client_names(record.clients),
             "tasks": record.tally.tasks,
         }
 

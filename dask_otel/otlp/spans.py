@@ -24,7 +24,16 @@ from ..spantree.events import Metrics
 from ..spantree.records import Failure, GroupRecord, PendingRecord, Record, SegmentRecord, TaskRecord
 from .sampling import Decided, caller_context
 
-__all__ = ["Attributes", "SpanFactory", "attributes", "error_description", "exception_event", "identity", "kind_of"]
+__all__ = [
+    "Attributes",
+    "SpanFactory",
+    "attributes",
+    "client_names",
+    "error_description",
+    "exception_event",
+    "identity",
+    "kind_of",
+]
 
 Attributes = dict[str, "str | bool | int | float | list[str]"]
 
@@ -165,9 +174,17 @@ def error_description(failure: Failure) -> str:
         counts.append(f"{_tasks(failure.upstream_failed)} failed upstream")
     if failure.graphs:
         counts.append(f"{failure.graphs} {'graph' if failure.graphs == 1 else 'graphs'} could not be taken in")
+    if failure.unfinished:
+        return f"{failure.type}: {_tasks(failure.unfinished)} did not end"
     if not counts:  # a task's own
         return failure.message
     return ", ".join(counts) + (f"; first: {failure.message}" if failure.message else "")
+
+
+def client_names(client_ids: Sequence[str]) -> list[str]:
+    """Names in the ids of clients, each once; clients without a name are left out."""
+    names = [_UUID.sub("", id_).partition("-")[2] for id_ in client_ids]
+    return [name for name in dict.fromkeys(names) if name]
 
 
 def exception_event(record: Record) -> Attributes | None:
@@ -213,9 +230,8 @@ def _segment(record: SegmentRecord) -> Attributes:
     out[schema.METRICS_COMPLETE] = record.metrics_complete
     if record.clients:
         out[schema.CLIENT_ID] = _one_or_list(record.clients)
-        names = [_UUID.sub("", id_).partition("-")[2] for id_ in record.clients]
-        if any(names):
-            out[schema.CLIENT_NAME] = _one_or_list([name for name in dict.fromkeys(names) if name])
+        if names := client_names(record.clients):
+            out[schema.CLIENT_NAME] = _one_or_list(names)
     if record.collections:
         out[schema.COLLECTIONS] = list(record.collections)
     if record.code:
@@ -236,6 +252,9 @@ def _group(record: GroupRecord) -> Attributes:
         out[schema.GROUP_DEPENDENCIES] = list(record.dependencies)
     out |= _tally(record.tally)
     out |= _nonzero({schema.TRUNCATED_TASKS: record.truncated_tasks})
+    if record.retried_error:
+        out[schema.RETRY_ERROR_TYPE] = record.retried_error.type
+        out[schema.RETRY_ERROR_MESSAGE] = record.retried_error.message
     if record.types:
         out[schema.TASK_TYPES] = sorted(record.types, key=lambda type_: (-record.types[type_], type_))
     if record.buckets:

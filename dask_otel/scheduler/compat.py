@@ -27,6 +27,7 @@ NEEDED = {
         "extensions",
         "id",
         "plugins",
+        "stimulus_task_erred",
         "stream_handlers",
         "task_groups",
         "tasks",

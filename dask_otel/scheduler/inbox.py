@@ -22,7 +22,7 @@ from .compat import wrap
 from .outcomes import ASKED_FOR, RETRY, UNFINISHED, error_of, outcome_of_release
 from .pace import Clock
 
-__all__ = ["HeartbeatTap", "Inbox", "RequestedSpan", "Taken", "WorkerEvent"]
+__all__ = ["FailedRun", "FailedRunTap", "HeartbeatTap", "Inbox", "RequestedSpan", "Taken", "WorkerEvent"]
 
 #: A transition from a state of rest to one of these changes no number.
 _AT_REST, _LET_GO = ("memory", "erred", "released"), ("released", "forgotten")
@@ -35,6 +35,14 @@ class WorkerEvent(NamedTuple):
     kind: str
     worker: str
     at: float
+
+
+class FailedRun(NamedTuple):
+    """A failed run as its worker reported it; names of fields as in ``TaskState``."""
+
+    key: Any
+    exception: Any
+    exception_text: str | None
 
 
 class RequestedSpan(NamedTuple):
@@ -105,6 +113,8 @@ class Inbox:
         self._claimed = self.claims.keys
         #: Keys of tasks that had finished and run again because their results are gone.
         self._provisional: set[Any] = set()
+        #: What a worker reports of a failed run, while Dask processes it: a retry's transition does not have it.
+        self.failed_run: FailedRun | None = None
         #: Called with each worker event, in the hook.
         self.on_worker_event: Callable[[WorkerEvent], None] | None = None
         self._begin()
@@ -296,6 +306,8 @@ class Inbox:
             change.active = True
             change.last_event = self._clock.now()
             change.count(outcome)
+            if outcome == "retried" and self.failed_run and self.failed_run.key == key and not change.retried_error:
+                change.retried_error = FirstError(*error_of(self.failed_run))
         return outcome
 
     def _settle_provisional(self, key: Any, change: Change, *, recomputed: bool) -> None:
@@ -339,6 +351,36 @@ class Inbox:
             details.get("nbytes"),
             offset,
         )
+
+
+class FailedRunTap:
+    """Wraps ``Scheduler.stimulus_task_erred``, which drops the exception of a run if its task is to be retried."""
+
+    def __init__(self, scheduler: Any, inbox: Inbox, safety: Safety) -> None:
+        self._scheduler = scheduler
+        self._inbox = inbox
+        self._safety = safety
+        self._original = scheduler.stimulus_task_erred
+        self._undo: Callable[[], None] = lambda: None
+
+    def install(self) -> None:
+        """Begin to listen."""
+        self._original = self._scheduler.stimulus_task_erred
+        self._undo = wrap(self._scheduler, "stimulus_task_erred", self._task_erred)
+
+    def remove(self) -> None:
+        """Stop listening, and give the scheduler its own method back, unless somebody wrapped it after us."""
+        self._undo()
+
+    def _task_erred(self, *args: Any, **message: Any) -> Any:
+        with self._safety.guard("task_erred hook"):
+            self._inbox.failed_run = FailedRun(
+                message.get("key"), message.get("exception"), message.get("exception_text")
+            )
+        try:
+            return self._original(*args, **message)
+        finally:
+            self._inbox.failed_run = None
 
 
 class HeartbeatTap:

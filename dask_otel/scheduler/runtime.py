@@ -27,7 +27,7 @@ from ..spantree.lifecycle import SpanTree, open_runs
 from ..spantree.to_records import Level, SpanTreeSettings
 from .cluster import ClusterMetrics, Delay, Departures
 from .compat import can_split
-from .inbox import HeartbeatTap, Inbox, WorkerEvent
+from .inbox import FailedRunTap, HeartbeatTap, Inbox, WorkerEvent
 from .pace import Clock
 from .split_groups import splitter_of
 from .submissions import Submissions
@@ -115,7 +115,6 @@ class SchedulerBridge:
             safety=safety,
         )
         self.departures = Departures(scheduler.workers)
-        self._heartbeats = HeartbeatTap(scheduler.extensions["spans"], self.inbox, safety)
         self._delay = Delay(scheduler, safety)
         self.cluster_metrics = ClusterMetrics(
             scheduler, self.span_tree, settings.metrics, self._delay, output.exporters, self.clock, safety
@@ -127,7 +126,12 @@ class SchedulerBridge:
         self.why_ended = ""
         self._loop_ends = False
         # Last: what comes before may fail.
-        self._taps = (self._heartbeats, self.submissions, self._delay)
+        self._taps = (
+            HeartbeatTap(scheduler.extensions["spans"], self.inbox, safety),
+            FailedRunTap(scheduler, self.inbox, safety),
+            self.submissions,
+            self._delay,
+        )
         for tap in self._taps:
             tap.install()
         self._sweeping = asyncio.create_task(self._sweep_regularly(), name="dask-otel sweep")

@@ -85,8 +85,7 @@ SPAN_ROOT = _attribute("dask.span.root", "string", (*EVERY, METRIC), cap=MAX_NAM
 ERROR_TYPE = _attribute("error.type", "string", (*EVERY, METRIC), max_values=MAX_ERROR_TYPES, meaning=
     "type of the first exception, read from its pickle or its `repr` ([how](truth.md#what-became-of-a-task)), or "
     "`_OTHER` if neither contains it. A span with this attribute has the status Error; the status description has the "
-    "number of failed tasks and the first message. Failures of tasks that only another span requested are not "
-    "included")
+    "number of failed tasks and the first message. On a top span whose result is `lost` or `interrupted`, that word")
 DROPPED_ATTRIBUTES = _attribute("dask.dropped.attributes", "bool", EVERY, meaning=
     "true on a span whose other attributes could not be converted")
 
@@ -215,6 +214,9 @@ TASK_DURATION_QUANTILES = {
         (1.0, "max", "longest compute time, likewise"),
     )
 }
+RETRY_ERROR_TYPE = _attribute("dask.retry.error.type", "string", [GROUP], meaning=
+    "type of the exception of the first run that failed and after which the task ran again (`dask.task.retried`)")
+RETRY_ERROR_MESSAGE = _attribute("dask.retry.error.message", "string", [GROUP], meaning="message of that exception")
 GROUP_FOLDED = _attribute("dask.group.folded", "int", [GROUP], meaning=
     "on the span `other groups`: number of groups that were folded into it. It has no group name, prefix or fine "
     "metrics")

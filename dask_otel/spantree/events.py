@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from ..schema import MAX_ERRED, MAX_ERROR_TYPES, MAX_SLOWEST
-from .counts import Intervals, Load, Tally, sum_into
+from .counts import FirstError, Intervals, Load, Tally, sum_into
 
 __all__ = [
     "NOBODY",
@@ -226,6 +226,7 @@ class Change(Tally):
         "picks",
         "prefix",
         "provisional",
+        "retried_error",
         "runs",
         "sent_to",
         "since",
@@ -252,6 +253,8 @@ class Change(Tally):
         self.failed: dict[str, tuple[dict[int, int], float]] = {}
         #: Number of results by type name.
         self.types: dict[str, int] = {}
+        #: Of the first run that failed and was retried.
+        self.retried_error: FirstError | None = None
         #: Addresses of workers that were given tasks; a set in order of insertion.
         self.sent_to: dict[str, None] = {}
         #: Runs worth a span, and the seconds that one must take to be among them.

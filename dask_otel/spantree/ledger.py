@@ -8,7 +8,7 @@ from math import isfinite
 from typing import NamedTuple, TypeVar
 
 from ..schema import MAX_ERRED_SPANS, MAX_GROUP_SPANS, MAX_SLOWEST_SPANS, MAX_TYPES
-from .counts import Tally, quantile, sum_into
+from .counts import FirstError, Tally, quantile, sum_into
 from .events import Change, Claim, Dependency, Graph, Metrics, PickedRun, Picks, TaskRun
 
 __all__ = ["OUTLIER_SECONDS", "UNFINISHED", "Budget", "GroupLedger", "Ledger", "UnfinishedGroup", "unfinished_group"]
@@ -60,6 +60,7 @@ class GroupLedger:
         "picks",
         "pinned",
         "prefix",
+        "retried_error",
         "since",
         "tally",
         "trace_before",
@@ -80,6 +81,7 @@ class GroupLedger:
         self.types: dict[str, int] = {}
         self.dependencies: tuple[Dependency, ...] = ()
         self.picks: Picks | None = None
+        self.retried_error: FirstError | None = None
         self.unfinished = 0
         #: A span that has left links to it.
         self.pinned = False
@@ -101,6 +103,7 @@ class GroupLedger:
     def add(self, change: Change) -> None:
         """Add what a sweep saw of this group, or of one that is folded into it."""
         self.tally.add(change)
+        self.retried_error = self.retried_error or change.retried_error
         if change.buckets or change.types or change.picks:
             self._add_details(change.buckets, change.types, change.picks)
         if not self.folded:
@@ -123,6 +126,7 @@ class GroupLedger:
         self.folded += 1
         self.since = min(self.since, group.since)
         self.tally.add(group.tally)
+        self.retried_error = self.retried_error or group.retried_error
         self._add_details(group.buckets, group.types, None)
         if group.picks:
             self.picks = self.picks or Picks()

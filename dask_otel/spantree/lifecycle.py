@@ -396,6 +396,8 @@ class Progress(NamedTuple):
     tasks: int | None
     completed: int | None
     unfinished: int
+    #: Ids of the clients that submitted.
+    clients: tuple[str, ...]
 
 
 def open_runs(forest: Forest, most: int, clock_offset: float = 0.0) -> Iterator[Progress]:
@@ -414,6 +416,7 @@ def open_runs(forest: Forest, most: int, clock_offset: float = 0.0) -> Iterator[
             sums.tasks if room else None,
             sums.completed if room else None,
             top.load.unfinished,
+            sums.clients,
         )
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..identity import Caller
-from .counts import Tally
+from .counts import FirstError, Tally
 from .events import Metrics, SpanInfo, TaskRun
 
 __all__ = [
+    "ENDS",
     "Failure",
     "GroupRecord",
     "Link",
@@ -34,16 +35,22 @@ class Link(NamedTuple):
     kind: str
 
 
-class Failure(NamedTuple):
-    """Why the status is Error. Tasks that only another span requested are no failure of this one."""
+#: Results of a run that ended though no task failed; they are types of failures, too.
+ENDS = ("lost", "interrupted")
 
-    #: Of the first exception.
+
+class Failure(NamedTuple):
+    """Why the status is Error."""
+
+    #: Of the first exception; or ``lost``, ``interrupted`` where there was none.
     type: str
     message: str
     #: How many tasks, and how many graphs that the scheduler could not take in.
     erred: int = 0
     upstream_failed: int = 0
     graphs: int = 0
+    #: How many tasks did not end, of a run that was lost or interrupted.
+    unfinished: int = 0
 
 
 @dataclass(slots=True)
@@ -104,6 +111,8 @@ class GroupRecord(Record):
     folded: int
     #: Failed tasks without a span.
     truncated_tasks: int
+    #: Of the first run that failed and was retried.
+    retried_error: FirstError | None = None
 
 
 @dataclass(slots=True)
@@ -179,7 +188,7 @@ class RootRuns:
             return
         at = record.trace_id, record.span_id
         start, failed = self._cut.pop(record.span.id, (record.start, None))
-        failed = failed or (at if record.failure else None)
+        failed = failed or (at if record.failure and record.failure.type not in ENDS else None)
         if record.result == "unfinished":
             self._cut[record.span.id] = start, failed
             return

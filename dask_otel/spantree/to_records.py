@@ -16,7 +16,7 @@ from ..identity import group_id, others_id, pending_id, task_id
 from .counts import FirstError, Tally, sum_into
 from .events import Dependency, Metrics, PickedRun, TaskRun
 from .ledger import UNFINISHED, Budget, GroupLedger, Ledger
-from .records import Failure, GroupRecord, Link, PendingRecord, Record, SegmentRecord, TaskRecord
+from .records import ENDS, Failure, GroupRecord, Link, PendingRecord, Record, SegmentRecord, TaskRecord
 from .timing import Threads, fit
 from .tree import MAX_SEGMENTS, Node, Segment, sum_open
 
@@ -274,6 +274,8 @@ def _segment(
         else:
             links.append(Link(previous_trace, previous_span, "continues"))
     result, failure = verdict(ledger, elsewhere, stopped if node.load.unfinished else "")
+    if failure is None and result in ENDS and segment.top is node:
+        failure = Failure(result, "", unfinished=node.load.unfinished or ledger.tally.tasks - ledger.tally.completed)
     return SegmentRecord(
         span=node.info,
         top=segment.top.info,
@@ -346,6 +348,7 @@ def _group(
         metrics=metrics,
         folded=group.folded,
         truncated_tasks=truncated,
+        retried_error=group.retried_error,
     )
 
 

@@ -263,6 +263,8 @@ class OpenSums(NamedTuple):
     completed: int
     #: Tags of the Dask spans that have unfinished tasks of their own, parents before children.
     active: tuple[tuple[str, ...], ...]
+    #: Ids of the clients that submitted.
+    clients: tuple[str, ...]
     #: How many more segments might have been visited; if 0, the sums are too small.
     room: int
 
@@ -271,15 +273,17 @@ def sum_open(top: Node, room: int) -> OpenSums:
     """Sum over a run that is open, visiting at most ``room`` segments."""
     tasks = completed = 0
     active: list[tuple[str, ...]] = []
+    clients: dict[str, None] = {}
     for node in islice(top.open_below(), room):
         room -= 1
         if node.ledger:
             tasks += node.ledger.tally.tasks
             completed += node.ledger.tally.completed
+            clients |= node.ledger.clients
         below = sum(child.load.unfinished for child in node.segment.children) if node.segment else 0
         if node.load.unfinished > below and len(active) < MAX_PROGRESS_SPANS:
             active.append(node.info.tags)
-    return OpenSums(tasks, completed, tuple(active), room)
+    return OpenSums(tasks, completed, tuple(active), tuple(clients), room)
 
 
 #: Seconds for which a span that was only requested is kept after its last segment: it may request more.

@@ -6,6 +6,7 @@ from time import time
 from typing import Any
 
 from .. import __version__
+from ..otlp.spans import client_names
 from ..safety import Safety
 from ..scheduler.runtime import SchedulerBridge
 from ..spantree.lifecycle import trace_of
@@ -75,6 +76,7 @@ class StatusReport:
             "tasks": progress.tasks,
             "completed": progress.completed,
             "unfinished": progress.unfinished,
+            "clients": client_names(progress.clients),
         }
 
     def _link(self, trace_id: str | None) -> str | None:
