@@ -12,7 +12,7 @@ the caller's span.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ __all__ = [
     "Place",
     "bit_of",
     "caller_of",
+    "client_names",
     "group_id",
     "origin_of",
     "others_id",
@@ -38,6 +39,8 @@ _TRACEPARENT = re.compile(
     r"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?",
     re.DOTALL,
 )
+#: At the end of ``Client.id``, which is ``Client-<uuid>`` or ``Client-<name>-<uuid>``.
+_UUID = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 
 
 class Caller(NamedTuple):
@@ -154,3 +157,9 @@ def pending_id(span_id: str, number: int, count: int = 0) -> int:
 def bit_of(span_id: str, bits: int) -> int:
     """Place of a span in a set of so many bits."""
     return _hash(8, b"dask-otel bit", span_id) % bits
+
+
+def client_names(client_ids: Sequence[str]) -> list[str]:
+    """Names in the ids of clients, each once; clients without a name are left out."""
+    names = [_UUID.sub("", id_).partition("-")[2] for id_ in client_ids]
+    return [name for name in dict.fromkeys(names) if name]

@@ -31,7 +31,7 @@ from dask_otel.schema import (
     clean,
     identifier,
 )
-from dask_otel.spantree.counts import OUTCOMES
+from dask_otel.spantree.counts import OUTCOMES, FirstError
 
 PACKAGE = Path(dask_otel.__file__).parent
 FACTORY = SpanFactory(Resource({}), SCOPE, SpanLimits())
@@ -41,7 +41,7 @@ RECORDS = {
         segment(dropped_groups=1, dropped_tasks=1, dropped_spans=1, tally=segment().tally),
         segment(counted_in=("a", "b"), clients=("Client-a-1", "Client-b-2"), annotations={"team": ("red", "blue")}),
     ],
-    "group": [group(), group(metrics=None), group(folded=2)],
+    "group": [group(), group(metrics=None, retried_error=FirstError("OSError", "away")), group(folded=2)],
     "task": [task()],
     "pending": [replace(pending(), failure=FAILURE)],
 }

@@ -25,6 +25,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from .. import __version__
 from ..errors import Remarks, SettingError
+from ..identity import client_names
 from ..metrics.snapshot import ExporterCounts, Snapshot, deltas
 from ..privacy import Capture, Redactor
 from ..safety import Safety, log
@@ -46,7 +47,7 @@ from .environment import (
 from .metrics import MetricFactory
 from .queue import RateLimiter, SpanQueue
 from .sampling import Sampling, make_sampler
-from .spans import SpanFactory, client_names, error_description, kind_of
+from .spans import SpanFactory, error_description, kind_of
 from .transport import ExportResult, Paced, RetryDecision, Sender, import_exporters, make_senders, shut_down
 
 __all__ = [

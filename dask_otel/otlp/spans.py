@@ -7,7 +7,6 @@ not measured is absent.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 from opentelemetry.attributes import BoundedAttributes
@@ -18,6 +17,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from .. import schema
+from ..identity import client_names
 from ..schema import MAX_LINKS, MAX_NAME, MAX_SPAN_ACTIVITIES, MAX_VALUE, clean, clean_items, identifier
 from ..spantree.counts import Tally, quantile
 from ..spantree.events import Metrics
@@ -28,7 +28,6 @@ __all__ = [
     "Attributes",
     "SpanFactory",
     "attributes",
-    "client_names",
     "error_description",
     "exception_event",
     "identity",
@@ -44,8 +43,6 @@ _KINDS: dict[type[Record], str] = {
     PendingRecord: schema.PENDING,
 }
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-#: At the end of ``Client.id``, which is ``Client-<uuid>`` or ``Client-<name>-<uuid>``.
-_UUID = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 
 
 class SpanFactory:
@@ -175,16 +172,10 @@ def error_description(failure: Failure) -> str:
     if failure.graphs:
         counts.append(f"{failure.graphs} {'graph' if failure.graphs == 1 else 'graphs'} could not be taken in")
     if failure.unfinished:
-        return f"{failure.type}: {_tasks(failure.unfinished)} did not end"
+        return f"{_tasks(failure.unfinished)} did not end"
     if not counts:  # a task's own
         return failure.message
     return ", ".join(counts) + (f"; first: {failure.message}" if failure.message else "")
-
-
-def client_names(client_ids: Sequence[str]) -> list[str]:
-    """Names in the ids of clients, each once; clients without a name are left out."""
-    names = [_UUID.sub("", id_).partition("-")[2] for id_ in client_ids]
-    return [name for name in dict.fromkeys(names) if name]
 
 
 def exception_event(record: Record) -> Attributes | None:

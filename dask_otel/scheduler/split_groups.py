@@ -244,7 +244,7 @@ class GroupSplitter:
         if of.ask is None:
             label = "default"
         elif self._shows_tags:
-            label = " / ".join(map(str, of.ask.tags))
+            label = "".join(char if char.isprintable() else "?" for char in " / ".join(map(str, of.ask.tags)))
             label = label if len(label) <= MAX_TAGS else f"{label[:MAX_TAGS]}…"
         else:
             label = f"span {segment_id(str(of.span_id), 0) >> 32:08x}"

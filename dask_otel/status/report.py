@@ -6,7 +6,7 @@ from time import time
 from typing import Any
 
 from .. import __version__
-from ..otlp.spans import client_names
+from ..identity import client_names
 from ..safety import Safety
 from ..scheduler.runtime import SchedulerBridge
 from ..spantree.lifecycle import trace_of

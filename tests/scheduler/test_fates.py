@@ -78,6 +78,32 @@ async def test_failed_tasks_have_spans_with_the_exception(plugin, client, schedu
     assert group.start <= task.start < task.end <= group.end
 
 
+_failed = set()
+
+
+def fails_at_first(number):
+    if number not in _failed:
+        _failed.add(number)
+        raise ConnectionError(f"{number} did not answer")
+    return number
+
+
+@bridged()
+async def test_the_error_of_a_run_that_was_retried_with_success(plugin, client, scheduler, *workers):
+    _failed.clear()
+    with span("root"):
+        await client.gather(client.map(fails_at_first, range(3), retries=2, key="flaky"))
+        await client.submit(inc, 1, key="good")
+    spans = {s.name: s for s in await finished(plugin)}
+    flaky = spans["flaky"].attributes
+    assert (flaky["dask.task.retried"], flaky["dask.task.completed"]) == (3, 3)
+    assert flaky["dask.retry.error.type"] == "ConnectionError"
+    assert flaky["dask.retry.error.message"] in {f"{n} did not answer" for n in range(3)}
+    assert spans["flaky"].status == "Unset"
+    assert "error.type" not in flaky
+    assert not any(name.startswith("dask.retry") for s in ("good", "root") for name in spans[s].attributes)
+
+
 @bridged()
 async def test_a_run_that_stands_out_has_a_span(plugin, client, scheduler, *workers):
     with span("root"):

@@ -360,7 +360,7 @@ async def test_closing_with_unfinished_work_says_interrupted(client, scheduler, 
     await close(scheduler, client)
     assert not future.done() or future.cancelled()
     assert tree(plugin.exporter.spans(), "dask.span.result") == [
-        "root [span] dask.span.result=interrupted",
+        "root [span] dask.span.result=interrupted Error: interrupted: 1 task did not end",
         "  child [span] dask.span.result=interrupted",
         "    hang [group]",
     ]

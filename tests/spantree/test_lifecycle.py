@@ -337,7 +337,7 @@ def test_first_error_reaches_the_parents():
     story.change(span, "g", error="first", load=Load(processing=-1))
     story.change(span, "g", error="second", load=Load(processing=-1))
     records = story.close()
-    assert {record.failure for record in records} == {("ValueError", "first", 2, 0, 0)}
+    assert {record.failure for record in records} == {("ValueError", "first", 2, 0, 0, 0)}
 
 
 def test_wall_time_parts_sum_to_the_duration():

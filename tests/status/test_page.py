@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import dask
 import pytest
-from distributed import Scheduler, span
+from distributed import Client, Scheduler, span, wait
 from support.callers import anchored, inside
 from support.memory import MemoryExporter, make_sink
 from support.misbehaving import Misbehaving, Rejects, in_turn
@@ -61,10 +61,11 @@ def test_what_runs_and_what_has_finished(receiver):
             "completed": 0,
             "unfinished": 1,
         }
+        assert each["clients"] == []
         assert each["link"] == f"http://jaeger/trace/{dask_otel.trace_id(bob)}"
         await _set(client, event_name)
         await future
-        done = await status(scheduler, lambda status: finished(2)(status) and _sent(status) == 6)
+        done = await status(scheduler, lambda status: finished(2)(status) and _sent(status) == 4)
         assert [(each["id"], each["result"], each["tasks"]) for each in done["finished"]] == [
             (alice, "success", 1),
             (bob, "success", 1),
@@ -72,12 +73,48 @@ def test_what_runs_and_what_has_finished(receiver):
         assert done["open"] == []
         (exporter,) = done["exporters"]
         assert exporter["failing"] is False
-        assert receiver.taken.total() == 6
+        assert receiver.taken.total() == 4
         assert exporter["target"] == receiver.endpoint
         page = (await get(scheduler, "/otel/")).body.decode()
         assert "Alice&#x27;s workflow" in page or "Alice&#39;s workflow" in page
 
     with_page(test, **{"otel.trace-url": "http://jaeger/trace/{trace_id}"})
+
+
+def test_who_submitted_and_what_failed(receiver):
+    async def test(plugin, client, scheduler):
+        async with Client(scheduler.address, asynchronous=True, name="alice") as alice:
+            with span("Alice's workflow"):
+                await wait(alice.submit(_fail, "<b>7</b> is odd", key="bad"))
+            with span("waits"):
+                future = alice.submit(_wait_for, "go-on", key="waiting")
+            found = await status(scheduler, lambda status: finished(1)(status) and status["open"])
+            assert found["open"][0]["clients"] == ["alice"]
+            (run,) = found["finished"]
+            assert (run["clients"], run["result"]) == (["alice"], "error")
+            assert run["error"] == "ValueError: 1 task erred; first: <b>7</b> is odd"
+            page = (await get(scheduler, "/otel/")).body.decode()
+            assert page.count("<td>alice</td>") == 2
+            assert "ValueError: 1 task erred; first: &lt;b&gt;7&lt;/b&gt; is odd" in page
+            await _set(client, "go-on")
+            await future
+
+    with_page(test)
+
+
+def test_an_error_of_which_the_message_is_hidden(receiver):
+    async def test(plugin, client, scheduler):
+        with span("root"):
+            await wait(client.submit(_fail, "a secret", key="bad"))
+        (run,) = (await status(scheduler, finished(1)))["finished"]
+        assert run["error"] == "ValueError: 1 task erred"
+        assert "secret" not in (await get(scheduler, "/otel/")).body.decode()
+
+    with_page(test, **{"otel.capture.message": False})
+
+
+def _fail(message):
+    raise ValueError(message)
 
 
 def _wait_for(name):
@@ -133,7 +170,7 @@ def test_a_span_of_a_caller(receiver):
         done = await status(scheduler, finished(3))
         assert done["finished"][-1]["trace_id"] is None
         assert done["finished"][-1]["link"] is None
-        assert done["unsampled"] == {"span": 1, "group": 1, "task": 1}
+        assert done["unsampled"] == {"span": 1, "group": 1}
 
     with_page(test, **{"otel.trace-url": "/jaeger/trace/{trace_id}"})
 
