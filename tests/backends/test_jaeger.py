@@ -7,7 +7,7 @@ from urllib.request import urlopen
 from uuid import uuid4
 
 import pytest
-from distributed import span, wait
+from distributed import Client, span, wait
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
@@ -24,6 +24,7 @@ from support.workflows import (
     many_at_once,
     nested,
     spans_page,
+    work,
 )
 
 import dask_otel
@@ -147,6 +148,31 @@ def test_the_example_of_dasks_spans_page(jaeger, tmp_path):
     assert root.attributes["dask.span.result"] == "success"
     for segment in segments:
         assert segment.attributes["dask.task.count"] > 0
+
+
+def test_two_people_who_call_one_function_at_once(jaeger, tmp_path):
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoints["grpc"]}
+    with cluster(tmp_path, env=env) as processes, Client(processes.address, name="bob") as bob:
+        with span("alice job") as alice_id:
+            hers = processes.client.map(work, range(30))
+        with span("bob job") as bob_id:
+            his = bob.map(work, range(100, 130))
+        assert processes.client.gather(hers) == list(range(30))
+        assert bob.gather(his) == list(range(100, 130))
+        found = [jaeger.trace(dask_otel.trace_id(each), has_root) for each in (alice_id, bob_id)]
+        log = processes.scheduler.log
+    for spans, name, group in zip(found, ("alice job", "bob job"), ("work", "work @ bob job"), strict=True):
+        assert tree(spans, "dask.task.count", "dask.task.completed", "dask.span.result", "dask.group.name") == [
+            f"{name} [span] dask.task.count=30 dask.task.completed=30 dask.span.result=success",
+            f"  work [group] dask.task.count=30 dask.task.completed=30 dask.group.name={group}",
+        ]
+        check_shape(spans)
+        check_sums(spans)
+        (root,) = (each for each in spans if not each.parent_id)
+        assert 30 * 0.02 <= root.attributes["dask.duration.compute"] < 30 * 0.1
+        assert root.attributes["dask.execute.thread_noncpu.seconds"] >= 30 * 0.019
+        assert 0 < root.attributes["dask.efficiency"] <= 1
+    assert "ERROR" not in log
 
 
 def test_jaeger_killed_and_started_again(own_jaeger, tmp_path):

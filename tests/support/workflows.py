@@ -15,6 +15,12 @@ def _load(x: int) -> int:
     return x
 
 
+def work(x: int) -> int:
+    """What several people may call at once."""
+    time.sleep(0.02)
+    return x
+
+
 def _scale(x: int) -> int:
     return 10 * x
 
