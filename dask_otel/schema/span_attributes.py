@@ -94,7 +94,7 @@ TASK_COUNT = _attribute("dask.task.count", "int", _SUMMED, meaning="tasks that w
 TASK_OUTCOMES = {
     outcome: _attribute(f"dask.task.{outcome}", "int", _SUMMED, meaning)
     for outcome, meaning in {
-        "completed": "runs that ended with a result",
+        "completed": "runs of tasks that ended with a result",
         "erred": "tasks that raised an exception; absent if 0, as are the other outcomes below",
         "upstream_failed": "tasks that never ran, because a task that they depend on failed",
         "cancelled": "tasks that `cancel` or `restart` ended",
