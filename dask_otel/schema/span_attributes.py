@@ -114,8 +114,8 @@ DURATION = _pattern("dask.duration.<action>", "double", (*_SUMMED, TASK), unit="
     "time of the runs by action (`all_durations`): `compute`, `transfer`, `disk_read`, `disk_write`, `deserialize`")
 EXECUTE = _pattern("dask.execute.<activity>.<unit>", _BY_UNIT, _SUMMED, meaning=
     "fine performance metrics of tasks: `dask.execute.thread_cpu.seconds`, `dask.execute.disk_read.bytes` … The "
-    f"first {MAX_SPAN_ACTIVITIES} activities by name have attributes, the others are summed under `other`. A group span "
-    "has them only if no other group of the segment has the same prefix")
+    f"first {MAX_SPAN_ACTIVITIES} activities by name have attributes, the others are summed under `other`. A group "
+    "span has them only if no other group of the segment has the same prefix")
 WORKER_COUNT = _attribute("dask.worker.count", "int", _SUMMED, meaning="workers that ran tasks")
 WORKER_SHARE_MAX = _attribute("dask.worker.share.max", "double", _SUMMED, unit="0…1", meaning=
     "share of the compute time that the busiest worker had")
