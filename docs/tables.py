@@ -37,9 +37,9 @@ def _links() -> str:
 def _limits() -> str:
     rows = [
         ("group spans in a segment", "`otel.traces.max-groups`"),
-        ("group spans in one segment of a top span and all segments below it", f"{schema.MAX_GROUP_SPANS:,}"),
-        ("spans of failed tasks, in the same part of the trace", f"{schema.MAX_ERRED_SPANS:,}"),
-        ("spans of slow tasks, in the same part of the trace", f"{schema.MAX_SLOWEST_SPANS:,}"),
+        ("group spans in one segment of a top span and all segments inside it", f"{schema.MAX_GROUP_SPANS:,}"),
+        ("spans of failed tasks in these segments together", f"{schema.MAX_ERRED_SPANS:,}"),
+        ("spans of slow tasks in these segments together", f"{schema.MAX_SLOWEST_SPANS:,}"),
         ("links of a span", f"{schema.MAX_LINKS:,}"),
         ("text", f"{schema.MAX_VALUE:,} bytes"),
         ("names", f"{schema.MAX_NAME:,} bytes"),

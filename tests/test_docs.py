@@ -141,7 +141,7 @@ def test_delivery_page_names_the_limits_that_hold():
     assert f"{limits.max_bytes // 2**20} MiB" in text
     assert f"at most {limits.max_batch} spans" in text
     assert f"waits {limits.delay} s" in text
-    assert f"at most {MAX_REQUESTS} requests a batch" in text
+    assert f"until it has made {MAX_REQUESTS} requests" in text
     assert f"After {MAX_IN_A_ROW} failures" in (ROOT / "docs/health.md").read_text(encoding="utf-8")
 
 

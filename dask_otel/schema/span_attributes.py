@@ -94,7 +94,7 @@ TASK_COUNT = _attribute("dask.task.count", "int", _SUMMED, meaning="tasks that w
 TASK_OUTCOMES = {
     outcome: _attribute(f"dask.task.{outcome}", "int", _SUMMED, meaning)
     for outcome, meaning in {
-        "completed": "runs that ended with a result",
+        "completed": "runs of tasks that ended with a result",
         "erred": "tasks that raised an exception; absent if 0, as are the other outcomes below",
         "upstream_failed": "tasks that never ran, because a task that they depend on failed",
         "cancelled": "tasks that `cancel` or `restart` ended",
@@ -103,7 +103,8 @@ TASK_OUTCOMES = {
         "rescheduled": "runs that were started again on another worker, after `Reschedule` or a failed steal; P2P "
         "shuffles use this regularly",
         "recomputed": "runs of tasks that had finished before",
-        "lost": "runs lost with their worker, and tasks whose scattered input was lost",
+        "lost": "runs that ended because their worker left; such a task runs again. Also tasks that can never run, "
+        "because scattered data that they need was lost",
     }.items()
 }
 TRUNCATED_TASKS = _attribute("dask.truncated.tasks", "int", _SUMMED, meaning="failed tasks that have no task span")
@@ -113,8 +114,8 @@ DURATION = _pattern("dask.duration.<action>", "double", (*_SUMMED, TASK), unit="
     "time of the runs by action (`all_durations`): `compute`, `transfer`, `disk_read`, `disk_write`, `deserialize`")
 EXECUTE = _pattern("dask.execute.<activity>.<unit>", _BY_UNIT, _SUMMED, meaning=
     "fine performance metrics of tasks: `dask.execute.thread_cpu.seconds`, `dask.execute.disk_read.bytes` … The "
-    f"first {MAX_SPAN_ACTIVITIES} activities have attributes, the others are summed under `other`. A group span has "
-    "them only if no other group of the segment has the same prefix")
+    f"first {MAX_SPAN_ACTIVITIES} activities by name have attributes, the others are summed under `other`. A group "
+    "span has them only if no other group of the segment has the same prefix")
 WORKER_COUNT = _attribute("dask.worker.count", "int", _SUMMED, meaning="workers that ran tasks")
 WORKER_SHARE_MAX = _attribute("dask.worker.share.max", "double", _SUMMED, unit="0…1", meaning=
     "share of the compute time that the busiest worker had")
@@ -124,16 +125,18 @@ SPAN_TAGS = _attribute("dask.span.tags", "string[]", [SEGMENT], meaning=
 SPAN_SEGMENT = _attribute("dask.span.segment", "int", [SEGMENT], meaning=
     "number of the segment in its Dask span: 0, 1, 2 …")
 SEGMENT_PREVIOUS_ID = _attribute("dask.segment.previous_id", "string", [SEGMENT], meaning=
-    "span id of the previous segment, on segments of roots; other segments have a link to it")
+    "span id of the previous segment of the same Dask span. Only on a segment without parent whose previous segment is "
+    "in the same trace; every other segment has a link of type `continues` instead")
 SPAN_RESULT = _attribute("dask.span.result", "string", [SEGMENT, METRIC], meaning=
-    "`success`, `error`, `cancelled`, `lost` (with a worker, and not run again), `unfinished` (cut because of its "
-    "age), `interrupted` (the cluster closed)")
+    "`success`, `error`, `cancelled`, `lost` (runs were lost, and not all tasks completed), `unfinished` (cut because "
+    "of `otel.traces.max-segment`), `interrupted` (the cluster closed before all tasks had finished)")
 SPAN_COUNTED_IN = _attribute("dask.span.counted_in", _ONE_OR_MORE, [SEGMENT], meaning=
     "ids of Dask spans that count tasks which this span requested, see "
     "[below](#tasks-that-dask-counts-in-another-span)")
 ELSEWHERE_COUNT = _attribute("dask.elsewhere.count", "int", [SEGMENT], meaning=
-    "tasks that this span, or one below it, requested and that a span outside counts. They are in no sum. A task that "
-    "two spans below requested counts twice, and so does a result that is requested twice")
+    "tasks that this span, or one inside it, requested and that Dask counts in a span outside it. The other counts, "
+    "sizes and durations of this segment do not include them. If two spans inside it requested the same task, the task "
+    "counts twice; so does a result that is requested twice")
 ELSEWHERE = _pattern("dask.elsewhere.<outcome>", "int", [SEGMENT], meaning=
     "outcomes of these tasks: `completed`, `erred` … as for `dask.task.*`")
 #: By the status of ``update_graph``.
@@ -153,16 +156,16 @@ DROPPED_GROUPS = _attribute("dask.dropped.groups", "int", [SEGMENT], meaning=
 DROPPED_TASKS = _attribute("dask.dropped.tasks", "int", [SEGMENT], meaning=
     "task spans of this segment that were dropped for the same reasons")
 DROPPED_SPANS = _attribute("dask.dropped.spans", "int", [SEGMENT], meaning=
-    "on a top span: other spans of its trace that were lost before it was sent: segments for which the queue had no "
-    "room, spans that the collector refused")
+    "on segments of top spans: other spans of the trace that were lost before this segment was sent. They are segments "
+    "for which the queue had no room, and spans that the collector refused")
 SPAN_QUEUE_TIME = _attribute("dask.span.queue_time", "double", [SEGMENT], unit="s", meaning=
     "time from the start of the segment to the start of its first run")
 #: By what a segment was waiting for.
 WALL = {
     part: _attribute(f"dask.wall.{part}", "double", [SEGMENT], meaning, unit="s")
     for part, meaning in {
-        "executing": "part of the segment's duration in which a worker had at least one of its tasks. Changes "
-        "between the other three parts are noticed by the next sweep. The four parts sum to the duration",
+        "executing": "part of the segment's duration in which a worker had at least one of its tasks. The four parts "
+        "sum to the duration. dask-otel notices changes between the other three parts only at its next sweep",
         "queued": "part in which no worker had a task, but tasks were queued or waited for other tasks",
         "no_worker": "part in which all unfinished tasks waited for a suitable worker",
         "idle": "part in which no task was unfinished: think time",
@@ -250,8 +253,8 @@ LINK_TYPE = _attribute("dask.link.type", "string", [LINK], meaning="why a span r
 #: Values of ``dask.link.type``: from which span, to which.
 LINK_TYPES = {
     "dependency": "group span → the latest group span of a group that it depends on, also in another trace",
-    "continues": "segment → the previous segment; not on a root within its own trace, which has "
-    "`dask.segment.previous_id` instead",
+    "continues": "segment → the previous segment of the same Dask span, except where `dask.segment.previous_id` names "
+    "it",
     "counted_in": "segment → the segment of another trace that counts tasks which this one requested",
     "within": "segment in a caller's trace → the segment of the Dask span around it, see "
     "[below](#work-in-a-callers-trace)",

@@ -321,7 +321,9 @@ class SpanTree:
             level,
             self.settings.slowest_tasks,
         )
-        node.previous, node.previous_end = (segment.trace_id, segment.id), record.end + self._offset
+        node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
+        if self._offset:  # else the same object: nodes are many
+            node.previous_end += self._offset
         if record.is_top:
             self.roots.closed(record)
         above = node.parent

@@ -122,7 +122,6 @@ class Node:
         "busy",
         "caller",
         "children_known",
-        "depth",
         "first_number",
         "group_numbers",
         "group_traces",
@@ -147,7 +146,6 @@ class Node:
         self.caller: Caller | None = caller_of(info.id) or (parent.caller if parent else None)
         #: Number of nodes that have this one for their parent.
         self.children_known = 0
-        self.depth: int = parent.depth + 1 if parent else 0
         self.segment: Segment | None = None
         self.ledger: Ledger | None = None
         #: Unfinished tasks of the subtree.
@@ -168,6 +166,11 @@ class Node:
         self.busy = 0.0
         #: Name of the segments.
         self.title: str = info.tags[-1]
+
+    @property
+    def depth(self) -> int:
+        """Number of nodes above it."""
+        return len(self.info.tags) - 1
 
     @property
     def origin(self) -> Origin:
