@@ -81,6 +81,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "segment": lambda: attributes(lambda each: SEGMENT in each.on and GROUP not in each.on),
     "group span": lambda: attributes(lambda each: GROUP in each.on and SEGMENT not in each.on),
     "task span": lambda: attributes(lambda each: TASK in each.on and not _is_on_every(each)),
+    "pending span": lambda: attributes(lambda each: PENDING in each.on and not _is_on_every(each)),
     "limits": _limits,
     "links": _links,
     "metrics": _metrics,

@@ -132,7 +132,7 @@ SPAN_RESULT = _attribute("dask.span.result", "string", [SEGMENT, METRIC], meanin
     "of `otel.traces.max-segment`), `interrupted` (the cluster closed before all tasks had finished)")
 SPAN_COUNTED_IN = _attribute("dask.span.counted_in", _ONE_OR_MORE, [SEGMENT], meaning=
     "ids of Dask spans that count tasks which this span requested, see "
-    "[below](#tasks-that-dask-counts-in-another-span)")
+    "[below](#tasks-that-were-there-already)")
 ELSEWHERE_COUNT = _attribute("dask.elsewhere.count", "int", [SEGMENT], meaning=
     "tasks that this span, or one inside it, requested and that Dask counts in a span outside it. The other counts, "
     "sizes and durations of this segment do not include them. If two spans inside it requested the same task, the task "
