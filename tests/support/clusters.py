@@ -11,6 +11,7 @@ from distributed.utils_test import gen_cluster
 
 import dask_otel
 from support.memory import MemoryPlugin
+from support.task_groups import check_groups
 from support.trees import check_shape, check_sums
 
 TWO_WORKERS = [("127.0.0.1", 1), ("127.0.0.1", 2)]
@@ -35,6 +36,7 @@ def bridged(*, nthreads=TWO_WORKERS, cluster=None, **settings):
             with one_clock():
                 await test(plugin, client, scheduler, *workers)
                 await finished(plugin)
+                check_groups(scheduler)
 
         run.__name__ = test.__name__
         return run
