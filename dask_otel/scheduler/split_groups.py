@@ -340,9 +340,9 @@ class GroupSplitter:
 
 def _can_be_made(of: Misplaced) -> bool:
     """Whether Dask can make the requested span, and send it to workers: its tags may be anything."""
-    if of.ask is None:
-        return bool(of.span_id == NOBODY)
-    return isinstance(of.span_id, str) and all(map(_is_sendable, (*of.ask.tags, *of.ask.ids)))
+    if of.span_id == NOBODY:  # Dask fails at an annotation that is something else
+        return not (of.task.annotations or {}).get("span")
+    return of.ask is not None and isinstance(of.span_id, str) and all(map(_is_sendable, (*of.ask.tags, *of.ask.ids)))
 
 
 def _is_sendable(value: Any) -> bool:
