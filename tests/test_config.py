@@ -54,6 +54,7 @@ def test_defaults():
         cluster_name=None,
         trace_url=None,
         annotations=(),
+        split_groups=True,
         sweep_interval=1.0,
         shutdown_timeout=10.0,
         idle_timeout=5.0,
@@ -272,6 +273,7 @@ KINDS = [
     ("traces.max-groups", "max_groups", WHOLE),
     ("traces.max-rate", "max_rate", WHOLE),
     ("capture.keys", "capture", YES | NO),
+    ("split-groups", "split_groups", YES | NO),
     ("cluster-name", "cluster_name", TEXTS),
     ("trace-url", "trace_url", {LINK: LINK, f" {LINK} ": LINK, "": None, "null": None}),
 ]

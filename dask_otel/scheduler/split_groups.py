@@ -20,6 +20,7 @@ from distributed.scheduler import TaskGroup
 
 from ..identity import segment_id
 from ..safety import Safety
+from ..spantree.events import NOBODY
 from .compat import wrap
 from .inbox import RequestedSpan
 
@@ -152,7 +153,7 @@ class GroupSplitter:
 
         Returns
         -------
-        Those that stay where they are, because something failed.
+        Those that stay where they are, because something failed, or Dask cannot make their span.
         """
         stay = []
         moved: dict[Any, Any] = {}
@@ -166,6 +167,9 @@ class GroupSplitter:
             try:
                 part = parts.get((group, each.span_id))
                 if part is None:
+                    if not _can_be_made(each):
+                        stay.append(each)
+                        continue
                     part = parts[group, each.span_id] = self._part(group, each)
                 _move(task, group, part)
                 self._members[group].elsewhere += 1
@@ -332,6 +336,22 @@ class GroupSplitter:
                 whole.dependencies = {self._members.get(each, each) for each in dependencies}
         self._stand_ins[group] = whole
         return whole
+
+
+def _can_be_made(of: Misplaced) -> bool:
+    """Whether Dask can make the requested span, and send it to workers: its tags may be anything."""
+    if of.span_id == NOBODY:  # Dask fails at an annotation that is something else
+        return not (of.task.annotations or {}).get("span")
+    return of.ask is not None and isinstance(of.span_id, str) and all(map(_is_sendable, (*of.ask.tags, *of.ask.ids)))
+
+
+def _is_sendable(value: Any) -> bool:
+    """Whether a value is known to be hashable, and to fit into a message to a worker."""
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return value is None or isinstance(value, float)
 
 
 def _move(task: Any, group: Any, part: Any) -> None:

@@ -271,5 +271,7 @@ def _ask(annotation: Any) -> RequestedSpan | None:
     """Read an annotation; Dask takes others than its own ``span`` makes, which mean nothing to us."""
     if not isinstance(annotation, Mapping):
         return None
-    tags, ids = tuple(annotation.get("name") or ()), tuple(str(id_) for id_ in annotation.get("ids") or ())
-    return RequestedSpan(tags, ids) if ids and len(tags) == len(ids) else None
+    tags, ids = annotation.get("name"), annotation.get("ids")
+    if type(tags) is not tuple or type(ids) is not tuple or not len(tags) == len(ids) > 0:
+        return None
+    return RequestedSpan(tags, tuple(map(str, ids)))

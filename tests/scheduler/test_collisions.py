@@ -1,32 +1,54 @@
-"""Tasks that Dask counts in another span than the one that was asked for: the everyday case for submit and map."""
+"""Tasks of one name that several spans request: each counts where it was requested.
+
+Dask alone puts all tasks of a group in the span of the group's first task.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import operator
+import re
+from time import sleep
 
 import dask
 import dask.array
-from distributed import Client, Event, span, wait
-from distributed.utils_test import captured_logger, inc
-from support.clusters import bridged, finished, trace_of
-from support.trees import tree
+import pytest
+from dask.delayed import delayed
+from distributed import Client, Event, Nanny, as_completed, get_client, secede, span, wait, worker_client
+from distributed.utils_test import captured_logger, inc, slowinc
+from support.clusters import bridged, finished
+from support.task_groups import check_groups, check_spans
+from support.trees import forest
 
-from dask_otel.identity import segment_id, trace_id
+OUTCOMES = ("erred", "upstream_failed", "cancelled", "abandoned", "retried", "recomputed", "lost")
+WHAT = (
+    "dask.group.name",
+    "dask.span.result",
+    "dask.task.count",
+    "dask.task.completed",
+    *(f"dask.task.{outcome}" for outcome in OUTCOMES),
+    "dask.group.dependencies",
+    "dask.span.counted_in",
+    "dask.elsewhere.count",
+    "dask.elsewhere.completed",
+    *(f"dask.elsewhere.{outcome}" for outcome in OUTCOMES),
+)
 
-WHAT = ("dask.span.result", "dask.span.includes", "dask.task.count", "dask.elsewhere.count", "dask.elsewhere.completed")
+
+async def whole(plugin, scheduler):
+    """Close the bridge; return all traces, once groups and numbers are known to be Dask's own."""
+    spans = await finished(plugin)
+    check_groups(scheduler)
+    check_spans(scheduler, spans)
+    return [re.sub("[0-9a-f]{32}", "…", line) for line in forest(spans, *WHAT)]
 
 
-async def traces(plugin):
-    """Close the bridge; what it sent, by trace id."""
-    by_id = {}
-    for each in await finished(plugin):
-        by_id.setdefault(each.trace_id, []).append(each)
-    return by_id
+def new_client(scheduler, name):
+    return Client(scheduler.address, asynchronous=True, name=name)
 
 
-def one(spans, name):
-    (found,) = [s for s in spans if s.name == name and s.attributes["dask.kind"] == "span"]
+def span_of(scheduler, *tags):
+    """Dask's own span of this name."""
+    (found,) = scheduler.extensions["spans"].spans_search_by_name[tags]
     return found
 
 
@@ -34,382 +56,691 @@ def fail(x):
     raise ValueError(f"bad {x}")
 
 
+def fail_if(x, bad):
+    return fail(x) if x == bad else slowinc(x, delay=0.01)
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
 @bridged()
-async def test_a_loop_of_spans_around_map_gives_as_many_traces(plugin, client, scheduler, *workers):
-    ids, kept = [], []
+async def test_two_clients_with_one_function(plugin, client, scheduler, *workers):
+    async with new_client(scheduler, "bob") as bob:
+        with span("alice") as alice_id:
+            hers = client.map(slowinc, range(30), delay=0.01, pure=False)
+        with span("bob") as bob_id:
+            his = bob.map(slowinc, range(30), delay=0.02, pure=False)
+            bad = bob.map(fail_if, range(30), bad=29, pure=False)
+        with span("carol"):
+            good = client.map(fail_if, range(3), bad=None, pure=False)
+        await wait([*hers, *his, *bad, *good])
+        alice, bobs = span_of(scheduler, "alice"), span_of(scheduler, "bob")
+        assert (alice.id, bobs.id) == (alice_id, bob_id)
+        spans = await finished(plugin)
+        assert alice.states["memory"] == 30
+        assert {state: n for state, n in bobs.states.items() if n} == {"memory": 59, "erred": 1}
+        assert alice.all_durations["compute"] >= 30 * 0.01
+        assert bobs.all_durations["compute"] >= 30 * 0.02 + 29 * 0.01
+        prefixes = {key[1] for key in alice.cumulative_worker_metrics if key[0] == "execute"}
+        assert prefixes == {"slowinc", "N/A"}
+        check_spans(scheduler, spans)
+        roots = {each.name: each for each in spans if not each.parent_id}
+        assert roots["alice"].attributes["dask.execute.thread_noncpu.seconds"] > 30 * 0.009
+        assert roots["alice"].attributes["dask.client.id"] == client.id
+        assert roots["bob"].attributes["dask.client.name"] == "bob"
+        assert forest(spans, *WHAT) == [
+            "alice [span] span.result=success task.count=30 task.completed=30",
+            "  slowinc [group] group.name=slowinc task.count=30 task.completed=30",
+            "bob [span] span.result=error task.count=60 task.completed=59 task.erred=1 "
+            "Error: ValueError: 1 task erred; first: bad 29",
+            "  fail_if [group] group.name=fail_if @ bob task.count=30 task.completed=29 task.erred=1 "
+            "Error: ValueError: 1 task erred; first: bad 29",
+            "  slowinc [group] group.name=slowinc @ bob task.count=30 task.completed=30",
+            "carol [span] span.result=success task.count=3 task.completed=3",
+            "  fail_if [group] group.name=fail_if task.count=3 task.completed=3",
+        ]
+
+
+@bridged()
+async def test_a_loop_of_epochs_around_map(plugin, client, scheduler, *workers):
+    kept = []
+    for epoch in range(3):
+        with span(f"epoch {epoch}"):
+            kept += client.map(slowinc, range(4), delay=0.01, pure=False)
+            await wait(kept)
+    assert await whole(plugin, scheduler) == [
+        "epoch 0 [span] span.result=success task.count=4 task.completed=4",
+        "  slowinc [group] group.name=slowinc task.count=4 task.completed=4",
+        "epoch 1 [span] span.result=success task.count=4 task.completed=4",
+        "  slowinc [group] group.name=slowinc @ epoch 1 task.count=4 task.completed=4",
+        "epoch 2 [span] span.result=success task.count=4 task.completed=4",
+        "  slowinc [group] group.name=slowinc @ epoch 2 task.count=4 task.completed=4",
+    ]
+
+
+@bridged()
+async def test_a_loop_of_a_hundred_spans_around_submit(plugin, client, scheduler, *workers):
+    kept = []
     with captured_logger("distributed.dask_otel") as log:
         for number in range(100):
-            with span(f"step {number}") as span_id:
-                kept += client.map(inc, range(number * 3, number * 3 + 3))
-                ids.append(span_id)
+            with span(f"step {number:02}"):
+                kept.append(client.submit(inc, number, pure=False))
         await wait(kept)
-    assert len(scheduler.extensions["spans"].spans) == 1
-    by_id = await traces(plugin)
-    assert len(by_id) == 100
-    first = by_id[f"{trace_id(ids[0]):032x}"]
-    assert one(first, "step 0").attributes["dask.task.count"] == 300
-    assert len(one(first, "step 0").attributes["dask.span.includes"]) == 99
-    home = (f"{trace_id(ids[0]):032x}", f"{segment_id(ids[0], 0):016x}", "counted_in")
-    for number in range(1, 100):
-        (found,) = by_id[f"{trace_id(ids[number]):032x}"]
-        assert found.name == f"step {number}"
-        assert found.span_id == f"{segment_id(ids[number], 0):016x}"
-        assert found.attributes["dask.span.counted_in"] == ids[0]
-        assert found.attributes["dask.elsewhere.count"] == found.attributes["dask.elsewhere.completed"] == 3
-        assert found.attributes["dask.task.count"] == 0
-        assert found.attributes["dask.span.result"] == "success"
-        assert found.links == (home,)
-        assert found.start < found.end
-    assert log.getvalue().count("key=") == 2  # one warning, with two examples
-    assert "'step 1'" in log.getvalue()
-
-
-@bridged()
-async def test_in_the_same_trace_under_one_root(plugin, client, scheduler, *workers):
-    event = Event(client=client)
-    with span("root"):
-        with span("a"):
-            first = client.submit(lambda: 0, key="hold-0")
-            await first
-            held = [client.submit(event.wait, key="hold-1")]
-        with span("b", "c"):
-            held += [client.submit(event.wait, key="hold-2"), client.submit(inc, 1, key="own")]
-        await event.set()
-        await wait(held)
-    (spans,) = (await traces(plugin)).values()
-    assert tree(spans, *WHAT) == [
-        "root [span] dask.span.result=success dask.task.count=4",
-        "  a [span] dask.span.result=success dask.span.includes=['root / b / c'] dask.task.count=3",
-        "    hold [group] dask.task.count=3",
-        "  b [span] dask.span.result=success dask.task.count=1 dask.elsewhere.count=1 dask.elsewhere.completed=1",
-        "    c [span] dask.span.result=success dask.task.count=1 dask.elsewhere.count=1 dask.elsewhere.completed=1",
-        "      own [group] dask.task.count=1",
+    assert set(scheduler.task_groups) == {"inc", *(f"inc @ step {number:02}" for number in range(1, 100))}
+    assert await whole(plugin, scheduler) == [
+        line
+        for number in range(100)
+        for line in (
+            f"step {number:02} [span] span.result=success task.count=1 task.completed=1",
+            f"  inc [group] group.name={f'inc @ step {number:02}' if number else 'inc'} task.count=1 task.completed=1",
+        )
     ]
-    assert one(spans, "c").attributes["dask.span.counted_in"] == one(spans, "a").attributes["dask.span.id"]
-    assert not one(spans, "c").links  # in the same trace, the attribute says it
-
-
-@bridged()
-async def test_failures_belong_to_who_asked(plugin, client, scheduler, *workers):
-    keep = client.submit(inc, 1, key="work-0")
-    with span("alice"):
-        mine = client.submit(inc, 1, key="load-0")
-        await wait([keep, mine])
-    with span("bob"):
-        bad = client.submit(fail, 2, key="load-2")
-        dependent = client.submit(inc, bad, key="load-3")
-        await wait([bad, dependent])
-    by_name = {spans[-1].name: spans for spans in (await traces(plugin)).values()}
-    assert tree(by_name["alice"], "dask.span.result", "dask.task.erred", "dask.task.upstream_failed") == [
-        "alice [span] dask.span.result=success dask.task.erred=1 dask.task.upstream_failed=1",
-        "  load [group] dask.task.erred=1 dask.task.upstream_failed=1",
-    ]
-    assert tree(by_name["bob"], "dask.span.result", "dask.elsewhere.erred", "dask.elsewhere.upstream_failed") == [
-        "bob [span] dask.span.result=error dask.elsewhere.erred=1 dask.elsewhere.upstream_failed=1 Error: "
-        "ValueError: 1 task erred, 1 task failed upstream; first: bad 2 counted_in -> ? in another trace"
-    ]
-
-
-@bridged()
-async def test_a_parent_of_both_fails_once(plugin, client, scheduler, *workers):
-    with span("root"):
-        with span("a"):
-            good = client.submit(inc, 1, key="load-0")
-            await wait(good)
-        with span("b"):
-            bad = client.submit(fail, 2, key="load-2")
-            await wait(bad)
-    (spans,) = (await traces(plugin)).values()
-    assert tree(spans, "dask.span.result", "dask.task.erred", "dask.elsewhere.erred") == [
-        "root [span] dask.span.result=error dask.task.erred=1 Error: ValueError: 1 task erred; first: bad 2",
-        "  a [span] dask.span.result=success dask.task.erred=1",
-        "    load [group] dask.task.erred=1",
-        "  b [span] dask.span.result=error dask.elsewhere.erred=1 Error: ValueError: 1 task erred; first: bad 2",
-    ]
-
-
-@bridged()
-async def test_two_clients_one_with_a_span_and_one_without(plugin, client, scheduler, *workers):
-    event = Event(client=client)
-    async with Client(scheduler.address, asynchronous=True, name="bob") as bob:
-        with span("alice"):
-            mine = [client.submit(inc, 1, key="work-0"), client.submit(event.wait, key="hold-0")]
-            await mine[0]
-        others = [bob.submit(fail, 2, key="work-2"), bob.submit(inc, 3, key="bobs")]
-        await wait(others)
-        await event.set()
-        await wait(mine)
-        by_name = {spans[-1].name: spans for spans in (await traces(plugin)).values()}
-        assert set(by_name) == {"alice", "default: bobs", "default: work"}
-        failed = by_name["default: work"][-1]  # every failure is that of some root
-        assert (failed.status, failed.attributes["error.type"]) == ("Error", "ValueError")
-        assert {n: v for n, v in failed.attributes.items() if n.startswith("dask.elsewhere.")} == {
-            "dask.elsewhere.count": 1,
-            "dask.elsewhere.completed": 0,
-            "dask.elsewhere.erred": 1,
-        }
-        alice = by_name["alice"][-1].attributes
-        assert alice["dask.span.includes"] == ["default"]
-        assert alice["dask.client.id"] == client.id
-        assert alice["dask.span.result"] == "success"
-        assert alice["dask.task.erred"] == 1
-        assert by_name["default: bobs"][-1].attributes["dask.client.name"] == "bob"
-
-
-@bridged()
-async def test_inputs_from_another_span_are_no_collision(plugin, client, scheduler, *workers):
-    with span("load"):
-        data = client.map(inc, range(3), key="load")
-        await wait(data)
-    with captured_logger("distributed.dask_otel") as log, span("use"):
-        await client.submit(sum, data, key="use")
-    by_name = {spans[-1].name: spans[-1].attributes for spans in (await traces(plugin)).values()}
-    assert set(by_name) == {"load", "use"}
-    for attributes in by_name.values():
-        assert not {"dask.span.includes", "dask.span.counted_in"} & set(attributes)
     assert log.getvalue() == ""
 
 
 @bridged()
-async def test_a_result_that_is_there_already(plugin, client, scheduler, *workers):
-    with span("first") as first_id:
-        future = client.submit(inc, 1)
-        await future
-    async with Client(scheduler.address, asynchronous=True, name="second") as other:
-        with span("second") as second_id:
-            again = other.submit(inc, 1)
-            assert await again == 2
-        (second,) = await asyncio.to_thread(plugin.exporter.wait_for_trace, f"{trace_id(second_id):032x}")
-    assert second.attributes["dask.span.counted_in"] == first_id
-    assert second.attributes["dask.elsewhere.completed"] == 1
-    assert second.attributes["dask.client.name"] == "second"
-    await traces(plugin)
+async def test_as_completed_with_resubmission(plugin, client, scheduler, *workers):
+    async with new_client(scheduler, "bob") as bob:
+        held = Event(client=client)
+        with span("bob"):
+            his = [bob.submit(inc, 0, pure=False), bob.submit(held.wait)]
+        await his[0]
+        with span("alice"):
+            running = as_completed(client.map(inc, range(5), pure=False))
+            async for future in running:
+                if await future < 4:
+                    running.add(client.submit(inc, future, pure=False))
+        await held.set()
+        await wait(his)
+        assert await whole(plugin, scheduler) == [
+            "alice [span] span.result=success task.count=11 task.completed=11",
+            "  inc [group] group.name=inc @ alice task.count=11 task.completed=11",
+            "bob [span] span.result=success task.count=2 task.completed=2",
+            "  inc [group] group.name=inc task.count=1 task.completed=1",
+            "  wait [group] group.name=wait task.count=1 task.completed=1",
+        ]
 
 
+@pytest.mark.parametrize("first", ["with", "without"])
 @bridged()
-async def test_asked_for_by_its_own_span_too(plugin, client, scheduler, *workers):
-    event = Event(client=client)
-    async with Client(scheduler.address, asynchronous=True) as other:
+async def test_a_client_with_a_span_beside_one_without(plugin, client, scheduler, a, b, first):
+    async with new_client(scheduler, "bob") as bob:
+        futures = []
 
-        async def hold_and_fail():
-            await event.wait()
-            raise ValueError("bad")
+        async def alice():
+            with span("alice"):
+                futures.extend(client.map(inc, range(3), pure=False))
+                await wait(futures)
 
-        with span("owner") as owner:
-            first = client.submit(inc, 1, key="work-0")
-            await first
-        with span("guest"):
-            guest = client.submit(hold_and_fail, key="work-1")
-        while "work-1" not in scheduler.tasks:
-            await asyncio.sleep(0.01)
-        with dask.annotate(span={"name": ("owner",), "ids": (owner,)}):
-            mine = other.submit(hold_and_fail, key="work-1")
-        while len(scheduler.tasks["work-1"].who_wants) < 2:
-            await asyncio.sleep(0.01)
-        await event.set()
-        await wait([guest, mine])
-        roots = {spans[-1].name: spans[-1] for spans in (await traces(plugin)).values()}
-        assert roots["owner"].status == roots["guest"].status == "Error"
+        async def nobody():
+            futures.extend(bob.map(fail_if, range(5), bad=4, pure=False))
+            futures.extend(bob.map(inc, range(4), pure=False))
+            await wait(futures)
+
+        for work in (alice, nobody) if first == "with" else (nobody, alice):
+            await work()
+        hers, theirs = ("inc", "inc @ default") if first == "with" else ("inc @ alice", "inc")
+        error = "Error: ValueError: 1 task erred; first: bad 4"
+        assert await whole(plugin, scheduler) == [
+            "alice [span] span.result=success task.count=3 task.completed=3",
+            f"  inc [group] group.name={hers} task.count=3 task.completed=3",
+            f"default: fail_if [span] span.result=error task.count=9 task.completed=8 task.erred=1 {error}",
+            f"  fail_if [group] group.name=fail_if task.count=5 task.completed=4 task.erred=1 {error}",
+            f"  inc [group] group.name={theirs} task.count=4 task.completed=4",
+        ]
 
 
+def submit_more(x):
+    with worker_client() as client:
+        return sum(client.gather(client.map(inc, range(x), pure=False)))
+
+
+@pytest.mark.parametrize("how", ["worker_client", "get_client", "async"])
 @bridged()
-async def test_cancelled_elsewhere(plugin, client, scheduler, *workers):
-    started = Event(client=client)
-
-    async def hang():
-        await started.set()
-        await asyncio.sleep(600)
-
-    with span("owner"):
-        await client.submit(inc, 1, key="work-0")
-        kept = client.submit(inc, 1, key="work-00")
-        await kept
-    with span("guest"):
-        future = client.submit(hang, key="work-1")
-        await started.wait()
-        await future.cancel()
-        while (
-            "work-1" in scheduler.tasks and scheduler.tasks["work-1"].state == "processing"
-        ):  # closing may overtake it
-            await asyncio.sleep(0.01)
-    roots = {spans[-1].name: spans[-1].attributes for spans in (await traces(plugin)).values()}
-    assert roots["owner"]["dask.span.result"] == "success"
-    assert roots["guest"]["dask.span.result"] == "cancelled"
-    assert roots["guest"]["dask.elsewhere.cancelled"] == roots["owner"]["dask.task.cancelled"] == 1
-
-
-class Unreadable:
-    """Cannot be unpickled by anybody."""
-
-    def __reduce__(self):
-        return operator.truediv, (1, 0)
-
-
-@bridged()
-async def test_a_graph_that_cannot_be_deserialised(plugin, client, scheduler, *workers):
-    with span("root", "broken") as span_id:
-        future = client.submit(len, Unreadable(), key="broken-1")
-        await wait(future)
-    future2 = client.submit(len, Unreadable(), key="alone-1")
-    await wait(future2)
-    assert span_id not in scheduler.extensions["spans"].spans
-    by_name = {spans[-1].name: spans for spans in (await traces(plugin)).values()}
-    assert tree(by_name["root"], "dask.span.result", "dask.graph.failed") == [
-        "root [span] dask.span.result=error dask.graph.failed=1 Error: _OTHER: 1 graph could not be taken in",
-        "  broken [span] dask.span.result=error dask.graph.failed=1 Error: _OTHER: 1 graph could not be taken in",
-    ]
-    assert tree(by_name["default: alone"], "dask.span.result") == [
-        "default: alone [span] dask.span.result=error Error: _OTHER: 1 graph could not be taken in"
-    ]
-
-
-@bridged()
-async def test_layers_that_were_built_in_another_span(plugin, client, scheduler, *workers):
-    with dask.config.set({"optimization.fuse.active": False}):
-        with span("build"):
-            ones = dask.array.ones(4, chunks=2) + 1
-        with span("compute"):
-            assert await client.compute(ones.sum()) == 8
-    roots = {spans[-1].name: spans[-1].attributes for spans in (await traces(plugin)).values()}
-    assert set(roots) == {"build", "compute"}
-    for attributes in roots.values():
-        assert attributes["dask.task.count"] > 0
-        assert not {"dask.span.includes", "dask.span.counted_in"} & set(attributes)
-
-
-@bridged()
-async def test_asked_for_by_a_span_around_the_one_that_counts(plugin, client, scheduler, *workers):
-    with span("root"):
-        with span("a"):
-            kept = client.submit(inc, 1, key="work-0")
-            await kept
-        bad = client.submit(fail, 2, key="work-2")
-        await wait(bad)
-    (spans,) = (await traces(plugin)).values()
-    assert tree(spans, *WHAT) == [
-        "root [span] dask.span.result=error dask.task.count=2 Error: ValueError: 1 task erred; first: bad 2",
-        "  a [span] dask.span.result=success dask.span.includes=['root'] dask.task.count=2",
-        "    work [group] dask.task.count=2",
-    ]
-
-
-class Actor:
-    """Lives on a worker."""
-
-
-@bridged()
-async def test_what_fails_later_is_no_failure_of_who_counts_it(plugin, client, scheduler, a, b):
-    with span("owner"):
-        kept = client.submit(inc, 1, key="work-0", workers=[b.address])
-        await kept
-    with span("guest"):
-        actor = client.submit(Actor, key="work-1", actor=True, workers=[a.address])
-        await wait(actor)
-        await a.close()
-        await wait(actor)
-    roots = {spans[-1].name: spans[-1] for spans in (await traces(plugin)).values()}
-    assert roots["owner"].attributes["dask.task.erred"] == 1
-    assert roots["owner"].attributes["dask.span.result"] == "success"
-    assert roots["owner"].status == "Unset"
-    assert roots["guest"].attributes["dask.span.result"] == "error"  # though it had heard that its task completed
-
-
-@bridged(idle_timeout=0.1)
-async def test_asked_for_twice_by_the_same_span(plugin, client, scheduler, *workers):
-    """It once never ended: its tasks were counted in twice and out once."""
-    event = Event(client=client)
-    async with Client(scheduler.address, asynchronous=True) as other:
-        with span("owner"):
-            kept = [client.submit(inc, 1, key="work-0"), client.submit(event.wait, key="work-1")]
-            await kept[0]
-        with span("guest") as guest_id:
-            futures = [each.submit(event.wait, key="work-2", pure=False) for each in (client, other)]
-            while "work-2" not in scheduler.tasks or len(scheduler.tasks["work-2"].who_wants) < 2:
-                await asyncio.sleep(0.01)
-        await event.set()
-        await wait([*kept, *futures])
-        (guest,) = await asyncio.to_thread(plugin.exporter.wait_for_trace, f"{trace_id(guest_id):032x}")
-        assert guest.attributes["dask.elsewhere.count"] == guest.attributes["dask.elsewhere.completed"] == 1
-
-
-@bridged()
-async def test_the_first_error_is_the_first_of_ones_own(plugin, client, scheduler, *workers):
-    with span("alice") as alice_id:
-        kept = client.submit(inc, 1, key="load-0")
-        await kept
+async def test_tasks_that_submit_tasks(plugin, client, scheduler, a, b, how):
     with span("bob"):
-        theirs = client.submit(fail, 2, key="load-2")
-        await wait(theirs)
-    with dask.annotate(span={"name": ("alice",), "ids": (alice_id,)}):
-        own = client.submit(fail, 3, key="load-3")
-        await wait(own)
-    by_name = {spans[-1].name: spans for spans in (await traces(plugin)).values()}
-    assert tree(by_name["alice"], "dask.task.erred") == [
-        "alice [span] dask.task.erred=2 Error: ValueError: 1 task erred; first: bad 3",
-        "  load [group] dask.task.erred=2 Error: ValueError: 1 task erred; first: bad 3",
+        his = client.map(inc, range(3), pure=False)
+        await wait(his)
+    with span("alice"):
+        hers = client.submit(NESTED[how], 5)
+        assert await hers == 15
+    name = NESTED[how].__name__
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=6 task.completed=6",
+        "  inc [group] group.name=inc @ alice task.count=5 task.completed=5",
+        f"  {name} [group] group.name={name} task.count=1 task.completed=1",
+        "bob [span] span.result=success task.count=3 task.completed=3",
+        "  inc [group] group.name=inc task.count=3 task.completed=3",
     ]
 
 
-@bridged(idle_timeout=0.1)
-async def test_a_retry_that_succeeds_is_the_next_segment_of_who_asked(plugin, client, scheduler, *workers):
+def nested_get_client(x):
+    client = get_client()
+    futures = client.map(inc, range(x), pure=False)
+    secede()
+    return sum(client.gather(futures))
+
+
+async def nested_async(x):
+    client = get_client()
+    return sum(await client.gather(client.map(inc, range(x), pure=False)))
+
+
+def leave():
+    Event("may leave").wait()
+    secede()
+    Event("held").wait()
+
+
+NESTED = {"worker_client": submit_more, "get_client": nested_get_client, "async": nested_async}
+
+
+@bridged()
+async def test_a_collection_that_is_persisted_in_one_span_and_used_in_another(plugin, client, scheduler, *workers):
+    with span("load"):
+        parts = client.persist([delayed(inc, name="inc")(number, dask_key_name=("inc", number)) for number in range(4)])
+        await wait(parts)
+    with span("use"):
+        more = [delayed(inc, name="inc")(part, dask_key_name=("inc", 10 + n)) for n, part in enumerate(parts)]
+        used = await client.compute(delayed(sum)(more, dask_key_name="sum-1"))
+    assert used == 4 * 2 + 6
+    assert await whole(plugin, scheduler) == [
+        "load [span] span.result=success task.count=4 task.completed=4",
+        "  inc [group] group.name=inc task.count=4 task.completed=4",
+        "use [span] span.result=success task.count=5 task.completed=5",
+        "  inc [group] group.name=inc @ use task.count=4 task.completed=4 group.dependencies=['inc'] "
+        "dependency -> inc in another trace",
+        "  sum [group] group.name=sum task.count=1 task.completed=1 group.dependencies=['inc @ use'] dependency -> inc",
+    ]
+
+
+@bridged()
+async def test_two_concurrent_computations_of_arrays(plugin, client, scheduler, *workers):
+    """Dask names the last group of both ``finalize-hlgfinalizecompute``, and Alice's would depend on Bob's."""
+    computed = []
+    async with new_client(scheduler, "bob") as bob:
+        for each, name, number in ((client, "alice", 1), (bob, "bob", 2)):
+            with span(name):
+                computed.append(each.compute(dask.array.full(4, number, chunks=2).sum()))
+        assert await client.gather(computed[0]) == 4
+        assert await bob.gather(computed[1]) == 8
+        assert await whole(plugin, scheduler) == [
+            "alice [span] span.result=success task.count=4 task.completed=4",
+            "  finalize-hlgfinalizecompute [group] group.name=finalize-hlgfinalizecompute task.count=1 "
+            "task.completed=1 group.dependencies=['sum-aggregate'] dependency -> sum-aggregate",
+            "  sum [group] group.name=sum-… task.count=2 task.completed=2",
+            "  sum-aggregate [group] group.name=sum-aggregate task.count=1 task.completed=1 "
+            "group.dependencies=['sum-…'] dependency -> sum",
+            "bob [span] span.result=success task.count=4 task.completed=4",
+            "  finalize-hlgfinalizecompute [group] group.name=finalize-hlgfinalizecompute @ bob task.count=1 "
+            "task.completed=1 group.dependencies=['sum-aggregate @ bob'] dependency -> sum-aggregate",
+            "  sum [group] group.name=sum-… task.count=2 task.completed=2",
+            "  sum-aggregate [group] group.name=sum-aggregate @ bob task.count=1 task.completed=1 "
+            "group.dependencies=['sum-…'] dependency -> sum",
+        ]
+
+
+@bridged()
+async def test_two_shuffles_at_once(plugin, client, scheduler, *workers):
+    dd = pytest.importorskip("dask.dataframe")
+    pytest.importorskip("pyarrow")
+    import pandas as pd
+
+    computed = []
+    with dask.config.set({"dataframe.shuffle.method": "p2p"}):
+        for name, rows in (("alice", 100), ("bob", 200)):
+            frame = dd.from_pandas(pd.DataFrame({"x": range(rows)}), npartitions=3).shuffle("x")
+            with span(name):
+                computed.append(client.compute(frame))
+    assert [len(await each) for each in computed] == [100, 200]
+    spans = await finished(plugin)
+    check_groups(scheduler)
+    check_spans(scheduler, spans)
+    roots = {each.name: each.attributes for each in spans if not each.parent_id}
+    assert any(name.startswith("dask.p2p.") for name in roots["alice"])
+    assert any(name.startswith("dask.p2p.") for name in roots["bob"])
+    what = ("dask.group.name", "dask.group.dependencies", "dask.task.count", "dask.span.result")
+    assert [re.sub("[0-9a-f]{32}", "…", line) for line in forest(spans, *what)] == [
+        "alice [span] task.count=14 span.result=success",
+        "  frompandas [group] group.name=frompandas-… task.count=3",
+        "  operation [group] group.name=operation-… group.dependencies=['frompandas-…'] task.count=3 "
+        "dependency -> frompandas",
+        "  p2pshuffle [group] group.name=p2pshuffle-… group.dependencies=['shuffle-barrier'] task.count=3 "
+        "dependency -> shuffle-barrier",
+        "  repartitiontofewer [group] group.name=repartitiontofewer-… "
+        "group.dependencies=['p2pshuffle-…'] task.count=1 dependency -> p2pshuffle",
+        "  shuffle-barrier [group] group.name=shuffle-barrier "
+        "group.dependencies=['shuffle-transfer-…'] task.count=1 dependency -> shuffle-transfer",
+        "  shuffle-transfer [group] group.name=shuffle-transfer-… "
+        "group.dependencies=['operation-…'] task.count=3 dependency -> operation",
+        "bob [span] task.count=14 span.result=success",
+        "  frompandas [group] group.name=frompandas-… task.count=3",
+        "  operation [group] group.name=operation-… group.dependencies=['frompandas-…'] task.count=3 "
+        "dependency -> frompandas",
+        "  p2pshuffle [group] group.name=p2pshuffle-… "
+        "group.dependencies=['shuffle-barrier @ bob'] task.count=3 dependency -> shuffle-barrier",
+        "  repartitiontofewer [group] group.name=repartitiontofewer-… "
+        "group.dependencies=['p2pshuffle-…'] task.count=1 dependency -> p2pshuffle",
+        "  shuffle-barrier [group] group.name=shuffle-barrier @ bob "
+        "group.dependencies=['shuffle-transfer-…'] task.count=1 dependency -> shuffle-transfer",
+        "  shuffle-transfer [group] group.name=shuffle-transfer-… "
+        "group.dependencies=['operation-…'] task.count=3 dependency -> operation",
+    ]
+
+
+class Counter:
+    """An actor."""
+
+    n = 0
+
+    def add(self):
+        self.n += 1
+        return self.n
+
+
+@bridged()
+async def test_actors(plugin, client, scheduler, *workers):
+    async with new_client(scheduler, "bob") as bob:
+        with span("alice"):
+            hers = client.submit(Counter, actor=True, pure=False)
+        with span("bob"):
+            his = bob.submit(Counter, actor=True, pure=False)
+        one, other = await hers, await his
+        assert [await one.add(), await other.add(), await other.add()] == [1, 1, 2]
+        assert await whole(plugin, scheduler) == [
+            "alice [span] span.result=success task.count=1 task.completed=1",
+            "  Counter [group] group.name=Counter task.count=1 task.completed=1",
+            "bob [span] span.result=success task.count=1 task.completed=1",
+            "  Counter [group] group.name=Counter @ bob task.count=1 task.completed=1",
+        ]
+
+
+@bridged()
+async def test_scattered_inputs_stay_where_they_are(plugin, client, scheduler, *workers):
+    """Nobody requests them in a span. Some have the name of the function that uses them."""
+    with span("alice"):
+        data = await client.scatter({"inc-1": 1, "data-1": 2})
+        hers = [client.submit(inc, each, pure=False) for each in data.values()]
+        await wait(hers)
+    with span("bob"):
+        more = await client.scatter({"inc-2": 3, "data-2": 4})
+        his = [client.submit(inc, each, pure=False) for each in [*data.values(), *more.values()]]
+        await wait(his)
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=4 task.completed=2",
+        "  inc [group] group.name=inc task.count=4 task.completed=2 group.dependencies=['data']",
+        "bob [span] span.result=success task.count=4 task.completed=4",
+        "  inc [group] group.name=inc @ bob task.count=4 task.completed=4 group.dependencies=['data', 'inc'] "
+        "dependency -> inc in another trace",
+    ]
+    assert {task.group.name for key, task in scheduler.tasks.items() if key in ("inc-1", "inc-2")} == {"inc"}
+
+
+@bridged()
+async def test_retries(plugin, client, scheduler, *workers):
     tried = Event(client=client)
 
-    async def fail_once():
-        if not await tried.is_set():
+    async def fail_once(x):
+        if x and not await tried.is_set():
             await tried.set()
             raise ValueError("once")
 
-    with span("owner"):
-        kept = client.submit(inc, 1, key="work-0")
-        await kept
-    with span("guest") as guest_id:
-        future = client.submit(fail_once, key="work-1")
-        await wait(future)
-    await trace_of(plugin, guest_id)
-    await future.retry()
-    await wait(future)
-    guest = [s for spans in (await traces(plugin)).values() for s in spans if s.name == "guest"]
-    assert [s.attributes["dask.span.result"] for s in guest] == ["error", "success"]
-
-
-@bridged(max_segment=0.5)
-async def test_every_piece_says_where_its_tasks_are_counted(plugin, client, scheduler, *workers):
-    event = Event(client=client)
-    kept = client.submit(event.wait, key="work-0")
-    while "work-0" not in scheduler.tasks:
-        await asyncio.sleep(0.01)
-    with span("asker", "child"):
-        futures = [client.submit(event.wait, key="work-1")]
-    await asyncio.to_thread(plugin.exporter.wait, lambda spans: sum(s.name == "child" for s in spans) > 2)
-    await event.set()
-    await wait([kept, *futures])
-    pieces = [s for spans in (await traces(plugin)).values() for s in spans if s.name == "child"]
-    assert len(pieces) > 3
-    for piece in pieces[:-1]:
-        assert piece.attributes["dask.span.result"] == "unfinished"
-    assert all("dask.span.counted_in" in piece.attributes for piece in pieces)
-    assert sum(piece.attributes.get("dask.elsewhere.completed", 0) for piece in pieces) == 1
+    with span("alice"):
+        hers = client.submit(fail_once, 0, key="work-0", retries=1)
+        await wait(hers)
+    with span("bob"):
+        his = client.submit(fail_once, 1, key="work-1", retries=1)
+        await wait(his)
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "bob [span] span.result=success task.count=1 task.completed=1 task.retried=1",
+        "  work [group] group.name=work @ bob task.count=1 task.completed=1 task.retried=1",
+    ]
 
 
 @bridged()
-async def test_work_without_a_span_that_a_span_asked_for_before(plugin, client, scheduler, *workers):
-    event = Event(client=client)
+async def test_cancelled_and_abandoned(plugin, client, scheduler, *workers):
+    started, held = Event(client=client), Event(client=client)
 
-    async def hold_and_fail():
-        await event.wait()
-        raise ValueError("bad")
+    async def hang(number):
+        if number == 1:
+            await started.set()
+        if number:
+            await held.wait()
 
-    kept = client.submit(inc, 1, key="work-0")
-    await kept
-    async with Client(scheduler.address, asynchronous=True) as other:
-        with span("guest"):
-            guest = client.submit(hold_and_fail, key="work-1")
-        while "work-1" not in scheduler.tasks:
-            await asyncio.sleep(0.01)
-        mine = other.submit(hold_and_fail, key="work-1")
-        while len(scheduler.tasks["work-1"].who_wants) < 2:
-            await asyncio.sleep(0.01)
-        await event.set()
-        await wait([guest, mine])
-        roots = {spans[-1].name: spans[-1] for spans in (await traces(plugin)).values()}
-        assert roots["default: work"].status == roots["guest"].status == "Error"
+    with span("alice"):
+        hers = client.submit(hang, 0, key="work-0")
+        await hers
+    with span("bob"):
+        his = [client.submit(hang, number, key=f"work-{number}") for number in (1, 2)]
+        await started.wait()
+        await his[0].cancel()
+        his[1].release()
+    await until(lambda: not {"work-1", "work-2"} & set(scheduler.tasks))
+    await held.set()
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "bob [span] span.result=cancelled task.count=2 task.completed=0 task.cancelled=1 task.abandoned=1",
+        "  work [group] group.name=work @ bob task.count=2 task.completed=0 task.cancelled=1 task.abandoned=1",
+    ]
+
+
+@bridged()
+async def test_results_that_are_lost_are_computed_again_in_the_same_span(plugin, client, scheduler, a, b):
+    on_a = {"workers": [a.address], "allow_other_workers": True}
+    with span("alice"):
+        hers = client.submit(inc, 1, key="work-0", workers=[b.address])
+        await hers
+    with span("bob"):
+        his = client.map(inc, range(3), key=["work-1", "work-2", "work-3"], **on_a)
+        await wait(his)
+        await a.close()
+        await until(lambda: a.address not in scheduler.workers)
+        await wait(his)
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "bob [span] span.result=success task.count=3 task.completed=6 task.recomputed=3",
+        "  work [group] group.name=work @ bob task.count=3 task.completed=6 task.recomputed=3",
+    ]
+
+
+@bridged(cluster={"Worker": Nanny})
+async def test_a_restart(plugin, client, scheduler, *workers):
+    started = Event("started", client=client)
+
+    def hang_or_not(number):
+        if number:
+            Event("started").set()
+            sleep(600)
+
+    with span("alice"):
+        hers = client.submit(hang_or_not, 0, key="work-0")
+        await hers
+    with span("bob"):
+        his = client.submit(hang_or_not, 1, key="work-1")
+        await started.wait()
+        assert not his.done()
+    await client.restart()
+    with span("carol"):
+        others = client.submit(inc, 1, key="work-1")
+        await others
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "bob [span] span.result=cancelled task.count=1 task.completed=0 task.cancelled=1",
+        "  work [group] group.name=work @ bob task.count=1 task.completed=0 task.cancelled=1",
+        "carol [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+    ]
+    assert set(scheduler.task_groups) == {"work"}
+
+
+@bridged()
+async def test_a_key_that_is_forgotten_and_comes_back_in_another_span(plugin, client, scheduler, *workers):
+    with span("alice"):
+        hers = client.submit(inc, 0, key="work-0")
+        await hers
+    with span("bob"):
+        his = client.submit(inc, 1, key="work-1")
+        await his
+    his.release()
+    await until(lambda: "work-1" not in scheduler.tasks)
+    assert set(scheduler.task_groups) == {"work"}
+    with span("carol"):
+        others = client.submit(inc, 1, key="work-1")
+        await others
+    hers.release()
+    await until(lambda: "work-0" not in scheduler.tasks)
+    with span("alice"):
+        again = client.submit(inc, 1, key="work-0")
+        await again
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "alice [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "bob [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work @ bob task.count=1 task.completed=1",
+        "carol [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work @ carol task.count=1 task.completed=1",
+    ]
+
+
+@bridged()
+async def test_a_group_that_ends_while_others_of_its_name_live(plugin, client, scheduler, *workers):
+    futures = {}
+
+    async def work(name, key):
+        with dask.annotate(span={"name": (name,), "ids": (f"id of {name}",)}):
+            futures[key] = client.submit(inc, 1, key=key)
+            await futures[key]
+
+    await work("alice", "work-0")
+    await work("bob", "work-1")
+    futures.pop("work-0").release()
+    await until(lambda: "work-0" not in scheduler.tasks)
+    assert set(scheduler.task_groups) == {"work @ bob"}
+    await work("bob", "work-2")  # Dask makes the group again, and it is left empty
+    assert set(scheduler.task_groups) == {"work @ bob"}
+    await work("carol", "work-3")
+    await work("dave", "work-4")
+    await work("bob", "work-5")
+    assert set(scheduler.task_groups) == {"work @ bob", "work", "work @ dave"}
+    check_groups(scheduler)
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "bob [span] span.result=success task.count=3 task.completed=3",
+        "  work [group] group.name=work @ bob task.count=3 task.completed=3",
+        "carol [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "dave [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work @ dave task.count=1 task.completed=1",
+    ]
+    futures.clear()
+    await until(lambda: not scheduler.task_groups)
+    check_groups(scheduler)
+
+
+@bridged()
+async def test_a_span_and_one_inside_it(plugin, client, scheduler, *workers):
+    futures = []
+    with span("root"):
+        futures.append(client.submit(inc, 1, pure=False))
+        await wait(futures)
+        with span("child"):
+            futures.append(client.submit(inc, 2, pure=False))
+            futures.append(client.submit(fail, 3, pure=False))
+            await wait(futures)
+        with span("other", "child"):
+            futures += client.map(inc, range(3), pure=False)
+        futures.append(client.submit(fail, 4, pure=False))
+        await wait(futures)
+    assert await whole(plugin, scheduler) == [
+        "root [span] span.result=error task.count=7 task.completed=5 task.erred=2 "
+        "Error: ValueError: 2 tasks erred; first: bad 4",
+        "  child [span] span.result=error task.count=2 task.completed=1 task.erred=1 "
+        "Error: ValueError: 1 task erred; first: bad 3",
+        "    fail [group] group.name=fail task.count=1 task.completed=0 task.erred=1 "
+        "Error: ValueError: 1 task erred; first: bad 3",
+        "    inc [group] group.name=inc @ root / child task.count=1 task.completed=1",
+        "  other [span] span.result=success task.count=3 task.completed=3",
+        "    child [span] span.result=success task.count=3 task.completed=3",
+        "      inc [group] group.name=inc @ root / other / child task.count=3 task.completed=3",
+        "  fail [group] group.name=fail @ root task.count=1 task.completed=0 task.erred=1 "
+        "Error: ValueError: 1 task erred; first: bad 4",
+        "  inc [group] group.name=inc task.count=1 task.completed=1",
+    ]
+
+
+@bridged()
+async def test_the_same_tags_again(plugin, client, scheduler, *workers):
+    futures = []
+    for _ in range(3):
+        with span("job"):
+            futures.append(client.submit(inc, 1, pure=False))
+            await wait(futures)
+    assert await whole(plugin, scheduler) == [
+        "job [span] span.result=success task.count=1 task.completed=1",
+        "  inc [group] group.name=inc @ job #2 task.count=1 task.completed=1",
+        "job [span] span.result=success task.count=1 task.completed=1",
+        "  inc [group] group.name=inc @ job task.count=1 task.completed=1",
+        "job [span] span.result=success task.count=1 task.completed=1",
+        "  inc [group] group.name=inc task.count=1 task.completed=1",
+    ]
+
+
+@bridged()
+async def test_a_function_with_the_name_of_a_part(plugin, client, scheduler, *workers):
+    futures = []
+    for name, key in (("alice", "work-0"), ("bob", "work @ carol-0"), ("carol", "work-1"), ("dave", "work @ carol-1")):
+        with span(name):
+            futures.append(client.submit(inc, 1, key=key))
+            await wait(futures)
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "bob [span] span.result=success task.count=1 task.completed=1",
+        "  work @ carol [group] group.name=work @ carol task.count=1 task.completed=1",
+        "carol [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work @ carol #2 task.count=1 task.completed=1",
+        "dave [span] span.result=success task.count=1 task.completed=1",
+        "  work @ carol [group] group.name=work @ carol @ dave task.count=1 task.completed=1",
+    ]
+
+
+@bridged()
+async def test_long_tags(plugin, client, scheduler, *workers):
+    futures = []
+    for name in ("alice", "x" * 500, "x" * 400):
+        with span(name):
+            futures.append(client.submit(inc, 1, pure=False))
+            await wait(futures)
+    short = f"inc @ {80 * 'x'}…"
+    assert list(scheduler.task_groups) == ["inc", short, f"{short} #2"]
+    check_spans(scheduler, await finished(plugin))
+
+
+@bridged()
+async def test_keys_that_are_tuples_or_numbers(plugin, client, scheduler, *workers):
+    """The name of a group may be anything that is the first of a tuple."""
+    futures = []
+    for number, name in enumerate(("alice", "bob")):
+        with span(name):
+            futures += client.map(inc, range(3), key=[("work", number), (7, number), ((8, "x"), number)])
+            await wait(futures)
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=3 task.completed=3",
+        "  Other [group] group.name=(8, 'x') task.count=1 task.completed=1",
+        "  Other [group] group.name=7 task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "bob [span] span.result=success task.count=3 task.completed=3",
+        "  Other [group] group.name=(8, 'x') @ bob task.count=1 task.completed=1",
+        "  Other [group] group.name=7 @ bob task.count=1 task.completed=1",
+        "  work [group] group.name=work @ bob task.count=1 task.completed=1",
+    ]
+
+
+@pytest.mark.parametrize("tag", ["\ud800", {"x"}, Counter(), 2**70])
+@bridged()
+async def test_tags_that_only_a_collision_makes_harmless(plugin, client, scheduler, a, b, tag):
+    """Dask cannot make a span of some of them, and cannot send others to workers: such tasks stay where they are."""
+    futures = []
+    for tags in (("alice",), (tag, "bob")):
+        with span(*tags):
+            futures.append(client.submit(inc, 1, pure=False))
+            await wait(futures)
+    assert set(scheduler.task_groups) == {"inc"}
+    lines = forest(await finished(plugin), "dask.task.count", "dask.elsewhere.completed")
+    assert len(lines) == 4
+    assert {"alice [span] task.count=2", "  inc [group] task.count=2"} < set(lines)
+    assert "  bob [span] task.count=0 elsewhere.completed=1 counted_in -> alice in another trace" in lines
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        {"name": ["bob"], "ids": ["id"]},
+        {"name": ("bob",), "ids": (7,)},
+        {"name": ("bob",), "ids": ("a", "b")},
+        {"name": ("bob",)},
+        "bob",
+    ],
+)
+@bridged()
+async def test_annotations_that_dask_cannot_make_spans_of(plugin, client, scheduler, a, b, annotation):
+    with span("alice"):
+        hers = client.submit(inc, 1, pure=False)
+        await wait(hers)
+    with dask.annotate(span=annotation):
+        theirs = client.submit(inc, 1, pure=False)
+        assert await theirs == 2
+    assert set(scheduler.task_groups) == {"inc"}
+    lines = forest(await finished(plugin), "dask.task.count")
+    assert lines[:2] == ["alice [span] task.count=2", "  inc [group] task.count=2"]
+
+
+@bridged(split_groups=False)
+async def test_tasks_that_stay_where_dask_puts_them(plugin, client, scheduler, *workers):
+    async with new_client(scheduler, "bob") as bob:
+        with span("alice"):
+            hers = client.map(inc, range(3), pure=False)
+            await wait(hers)
+        with span("bob"):
+            his = bob.map(inc, range(4), pure=False)
+            bad = client.submit(fail, 4, key=("inc", 4))
+            await wait([*his, bad])
+        without = client.submit(fail, 5, key=("inc", 5))
+        await wait(without)
+        assert set(scheduler.task_groups) == {"inc"}
+        assert await whole(plugin, scheduler) == [
+            "alice [span] span.result=error task.count=9 task.completed=7 task.erred=2 "
+            "Error: ValueError: 2 tasks erred; first: bad 4",
+            "  inc [group] group.name=inc task.count=9 task.completed=7 task.erred=2 "
+            "Error: ValueError: 2 tasks erred; first: bad 4",
+            "bob [span] span.result=error task.count=0 task.completed=0 span.counted_in=alice "
+            "elsewhere.count=5 elsewhere.completed=4 elsewhere.erred=1 "
+            "Error: ValueError: 1 task erred; first: bad 4 counted_in -> alice in another trace",
+        ]
+
+
+@bridged(tags_in_group_names=False)
+async def test_tags_that_must_not_be_shown(plugin, client, scheduler, *workers):
+    futures = []
+    for tags in (("alice",), ("secret",), ("secret", "inner"), ("secret",)):
+        with span(*tags):
+            futures.append(client.submit(inc, futures[-1] if futures else 1, pure=False))
+            await wait(futures)
+    names = set(scheduler.task_groups)
+    assert len(names) == 4
+    assert all(re.fullmatch(r"inc( @ span [0-9a-f]{8})?", name) for name in names)
+    spans = await finished(plugin)
+    groups = [each.attributes for each in spans if each.attributes["dask.kind"] == "group"]
+    assert {each["dask.group.name"] for each in groups} == names
+    assert not any("secret" in name for each in groups for name in each.get("dask.group.dependencies", ()))
+
+
+@pytest.mark.parametrize("with_us", [True, False])
+@bridged(nthreads=[("127.0.0.1", 1)])
+async def test_what_starts_in_a_thread_that_has_been_left_inherits_an_annotation(
+    plugin, client, scheduler, worker, with_us
+):
+    """A fault of Dask: tasks that such a task submits count where those do of the one that has left the thread."""
+    if not with_us:
+        await plugin.before_close()
+    may_leave, held = Event("may leave", client=client), Event("held", client=client)
+    with span("alice"):
+        hers = client.submit(leave, key="leave-0")
+    later = client.submit(nested_get_client, 2, key="later-0")  # starts when the thread is left
+    await until(lambda: "later-0" in worker.state.tasks)
+    await may_leave.set()
+    assert await later == 3
+    await held.set()
+    await wait(hers)
+    tasks = {each.name: sum(each.states.values()) for each in scheduler.extensions["spans"].spans.values()}
+    assert tasks == {("alice",): 1 + 2, ("default",): 1}

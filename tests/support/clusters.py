@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from contextlib import contextmanager
 from unittest import mock
 
@@ -11,6 +12,7 @@ from distributed.utils_test import gen_cluster
 
 import dask_otel
 from support.memory import MemoryPlugin
+from support.task_groups import check_groups
 from support.trees import check_shape, check_sums
 
 TWO_WORKERS = [("127.0.0.1", 1), ("127.0.0.1", 2)]
@@ -28,16 +30,18 @@ def bridged(*, nthreads=TWO_WORKERS, cluster=None, **settings):
     """
 
     def decorate(test):
-        @gen_cluster(**{"client": True, "nthreads": nthreads, "timeout": 90} | (cluster or {}))
-        async def run(client, scheduler, *workers):
+        async def run(client, scheduler, *workers, **arguments):
             plugin = MemoryPlugin(**settings)
             await plugin.add_to(scheduler)
             with one_clock():
-                await test(plugin, client, scheduler, *workers)
+                await test(plugin, client, scheduler, *workers, **arguments)
                 await finished(plugin)
+                check_groups(scheduler)
 
+        signature = inspect.signature(test)  # for pytest; without the plugin, which is not a fixture
+        run.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
         run.__name__ = test.__name__
-        return run
+        return gen_cluster(**{"client": True, "nthreads": nthreads, "timeout": 90} | (cluster or {}))(run)
 
     return decorate
 

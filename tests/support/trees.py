@@ -53,6 +53,20 @@ def trees(spans: Iterable[Span]) -> dict[str, list[str]]:
     return {id_: tree([span for span in spans if span.trace_id == id_], others=spans) for id_ in ids}
 
 
+def forest(spans: Iterable[Span], *attributes: str) -> list[str]:
+    """All traces, by the names of their roots; names of attributes without ``dask.``, owning spans by their paths."""
+    spans = list(spans)
+    paths = {span.attributes["dask.span.id"]: span.attributes["dask.span.path"] for span in spans}
+    by_trace: dict[str, list[Span]] = {}
+    for span in spans:
+        by_trace.setdefault(span.trace_id, []).append(span)
+    found = [tree(each, *attributes, others=spans) for each in by_trace.values()]
+    lines = [line.replace(" dask.", " ") for each in sorted(found) for line in each]
+    for id_, path in paths.items():
+        lines = [line.replace(id_, path) for line in lines]
+    return lines
+
+
 def is_called(span: Span) -> bool:
     """Whether a segment's parent is the span of another process that the Dask span's id names."""
     id_ = span.attributes["dask.span.id"].partition(";")[0]
