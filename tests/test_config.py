@@ -61,6 +61,7 @@ def test_defaults():
         max_segment=3600.0,
         pending_span_after=15.0,
         max_groups=500,
+        slowest_tasks=0,
         level="tasks",
         default_spans="full",
         max_rate=60_000,
