@@ -13,10 +13,14 @@ import dask.array
 import pytest
 from dask.delayed import delayed
 from distributed import Client, Event, Worker, as_completed, get_client, secede, span, wait, worker_client
-from distributed.utils_test import captured_logger, inc, slowinc
+from distributed.utils_test import captured_logger, gen_cluster, inc, slowinc
 from support.clusters import bridged, finished
+from support.memory import MemoryPlugin
+from support.misbehaving import Misbehaving
 from support.task_groups import check_groups, check_spans
 from support.trees import forest
+
+from dask_otel.preload import OTelPlugin
 
 OUTCOMES = ("erred", "upstream_failed", "cancelled", "abandoned", "retried", "recomputed", "lost")
 WHAT = (
@@ -746,3 +750,57 @@ async def test_what_starts_in_a_thread_that_has_been_left_inherits_an_annotation
     await wait(hers)
     tasks = {each.name: sum(each.states.values()) for each in scheduler.extensions["spans"].spans.values()}
     assert tasks == {("alice",): 1 + 2, ("default",): 1}
+
+
+@gen_cluster(
+    client=True,
+    nthreads=[("127.0.0.1", 2)],
+    config={"otel.capture.tags": False, "otel.traces.idle-timeout": "100ms"},
+    clean_kwargs={"threads": False},
+)
+async def test_no_tag_leaves_the_scheduler_if_none_may(client, scheduler, worker):
+    with Misbehaving("grpc") as receiver:
+        plugin = OTelPlugin(receiver.endpoint)
+        await scheduler.register_scheduler_plugin(plugin, idempotent=True)
+        futures = []
+        for number in range(3):
+            with span("secret", f"secret {number}") as span_id:
+                futures.append(client.submit(inc, futures[-1] if futures else 1, pure=False))
+                await wait(futures)
+        spans = await asyncio.to_thread(
+            receiver.wait, lambda spans: sum(each.attributes["dask.kind"] == "group" for each in spans) == 3, 30
+        )
+        assert len(scheduler.task_groups) == 3
+        assert "secret" not in "".join(map(str, scheduler.task_groups))
+        assert span_id in scheduler.extensions["spans"].spans
+        groups = [each.attributes for each in spans if each.attributes["dask.kind"] == "group"]
+        assert {each["dask.group.name"] for each in groups} == set(scheduler.task_groups)
+        assert "secret" not in str(spans)
+        await plugin.before_close()
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 2)], clean_kwargs={"threads": False})
+async def test_tasks_stay_where_they_are_if_splitting_fails(client, scheduler, worker):
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    with span("alice"):
+        hers = client.map(inc, range(2), pure=False)
+        await wait(hers)
+    with pytest.MonkeyPatch.context() as patch, span("bob"):
+        patch.setattr("dask_otel.scheduler.split_groups.TaskGroup", None)
+        his = client.map(inc, range(3), pure=False)
+        await wait(his)
+    with span("carol"):
+        others = client.map(inc, range(4), pure=False)
+        await wait(others)
+    await plugin.before_close()
+    check_groups(scheduler)
+    assert plugin.safety.failures == {("splitting of task groups", "TypeError"): 3}
+    assert forest(plugin.exporter.spans(), *WHAT) == [
+        "alice [span] span.result=success task.count=5 task.completed=5",
+        "  inc [group] group.name=inc task.count=5 task.completed=5",
+        "bob [span] span.result=success task.count=0 task.completed=0 span.counted_in=alice elsewhere.count=3 "
+        "elsewhere.completed=3 counted_in -> alice in another trace",
+        "carol [span] span.result=success task.count=4 task.completed=4",
+        "  inc [group] group.name=inc @ carol task.count=4 task.completed=4",
+    ]
