@@ -552,6 +552,64 @@ async def test_a_group_that_ends_while_others_of_its_name_live(plugin, client, s
 
 
 @bridged()
+async def test_a_span_whose_tasks_are_all_forgotten_and_that_goes_on(plugin, client, scheduler, *workers):
+    with span("alice"):
+        hers = client.submit(inc, 0, key="work-0")
+        await hers
+    with span("bob"):
+        for number in (1, 2, 3):
+            his = client.submit(inc, number, key=f"work-{number}")
+            await his
+            assert set(scheduler.task_groups) == {"work", "work @ bob"}
+            check_groups(scheduler)
+            his.release()
+            await until(lambda: set(scheduler.task_groups) == {"work"})
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "bob [span] span.result=success task.count=3 task.completed=3",
+        "  work [group] group.name=work @ bob task.count=3 task.completed=3",
+    ]
+
+
+@bridged()
+async def test_work_without_a_span_that_only_meets_its_like(plugin, client, scheduler, *workers):
+    kept = []
+    for number in range(3):
+        kept.append(client.submit(inc, number, pure=False))
+        await wait(kept)
+    assert set(scheduler.task_groups) == {"inc"}
+    assert "is_rootish" not in vars(scheduler)
+    assert await whole(plugin, scheduler) == [
+        "default: inc [span] span.result=success task.count=3 task.completed=3",
+        "  inc [group] group.name=inc task.count=3 task.completed=3",
+    ]
+
+
+@bridged()
+async def test_a_layer_that_was_built_in_another_span(plugin, client, scheduler, *workers):
+    """Its annotations take precedence over those around the computation, as in Dask."""
+    with span("alice"):
+        hers = client.map(inc, range(2), key=[("work", 0), ("more", 0)])
+        await wait(hers)
+    with span("build"):
+        built = delayed(inc)(1, dask_key_name=("work", 1))
+    with span("compute"):
+        used = delayed(inc)(built, dask_key_name=("more", 1))
+        assert await client.compute(used, optimize_graph=False) == 3
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=2 task.completed=2",
+        "  more [group] group.name=more task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "build [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work @ build task.count=1 task.completed=1",
+        "compute [span] span.result=success task.count=1 task.completed=1",
+        "  more [group] group.name=more @ compute task.count=1 task.completed=1 "
+        "group.dependencies=['work @ build'] dependency -> work in another trace",
+    ]
+
+
+@bridged()
 async def test_a_span_and_one_inside_it(plugin, client, scheduler, *workers):
     futures = []
     with span("root"):
