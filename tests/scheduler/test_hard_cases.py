@@ -54,10 +54,8 @@ async def test_an_actor_lost_with_its_worker_is_an_error(client, scheduler, a, b
     )
 
 
-@gen_cluster(**ONE_WORKER)
-async def test_calls_of_an_actor_count_nowhere(client, scheduler, worker):
-    plugin = MemoryPlugin()
-    await plugin.add_to(scheduler)
+@bridged(nthreads=[("127.0.0.1", 1)])  # on one clock
+async def test_calls_of_an_actor_count_nowhere(plugin, client, scheduler, worker):
     with span("root"):
         collector = await client.submit(list, actor=True, key="collector")
         made = time()
