@@ -8,12 +8,15 @@ from weakref import ref
 
 import dask
 import pytest
-from distributed import Client, Scheduler, Worker, span
+from distributed import Client, Scheduler, Worker, span, wait
 from distributed.utils_test import gen_cluster, inc
+from support.clusters import finished
 from support.memory import MemoryPlugin
+from support.task_groups import check_groups
 
 import dask_otel
 from dask_otel.scheduler.inbox import HeartbeatTap
+from dask_otel.scheduler.split_groups import GroupSplitter
 from dask_otel.scheduler.submissions import Submissions
 
 
@@ -25,9 +28,10 @@ def layers(scheduler):
         ("heartbeat", extension.heartbeat, "_original"),
         ("observe_tasks", extension.observe_tasks, "_observe"),
         ("update-graph", scheduler.stream_handlers["update-graph"], "_handler"),
+        ("new_task", scheduler.new_task, "_new_task"),
     ):
         found[name] = 0
-        while isinstance(getattr(method, "__self__", None), (HeartbeatTap, Submissions)):
+        while isinstance(getattr(method, "__self__", None), (HeartbeatTap, Submissions, GroupSplitter)):
             found[name] += 1
             method = getattr(method.__self__, inner)
     return found
@@ -58,6 +62,49 @@ async def test_registered_again_before_the_earlier_one_has_noticed(client, sched
     await plugins[-1].before_close()
     assert set(layers(scheduler).values()) == {0}
     assert "dask-otel" not in scheduler.plugins
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], clean_kwargs={"threads": False})
+async def test_groups_that_are_split_stay_so_for_the_next_bridge(client, scheduler, worker):
+    futures = []
+
+    async def work(name):
+        with dask.annotate(span={"name": (name,), "ids": (f"id of {name}",)}):
+            futures.append(client.submit(inc, 1, pure=False))
+            await wait(futures)
+
+    def wrapped():
+        return {
+            name
+            for name in vars(scheduler)
+            if isinstance(getattr(vars(scheduler)[name], "__self__", None), GroupSplitter)
+        }
+
+    decisions = {"is_rootish", "decide_worker_rootish_queuing_disabled"}
+    first, second = MemoryPlugin(), MemoryPlugin()
+    await first.add_to(scheduler)
+    await work("alice")
+    assert wrapped() == {"new_task"}  # nothing more is touched where nothing collides
+    await work("bob")
+    assert wrapped() == {"new_task", *decisions}
+    await finished(first)
+    assert wrapped() == decisions  # as long as there are parts
+    await work("carol")
+    assert {name: len(group) for name, group in scheduler.task_groups.items()} == {"inc": 2, "inc @ bob": 1}
+    await second.add_to(scheduler)
+    await work("bob")
+    await work("carol")
+    assert {name: len(group) for name, group in scheduler.task_groups.items()} == {
+        "inc": 2,
+        "inc @ bob": 2,
+        "inc @ carol": 1,
+    }
+    check_groups(scheduler)
+    futures.clear()
+    while scheduler.task_groups:
+        await asyncio.sleep(0.01)
+    await finished(second)
+    assert wrapped() == set()
 
 
 def test_a_scheduler_that_has_closed_is_let_go_of(monkeypatch):

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from time import sleep
 
 import dask
 import dask.array
 import pytest
 from dask.delayed import delayed
-from distributed import Client, Event, Nanny, as_completed, get_client, secede, span, wait, worker_client
-from distributed.utils_test import captured_logger, inc, slowinc
+from distributed import Client, Event, Worker, as_completed, get_client, secede, span, wait, worker_client
+from distributed.utils_test import captured_logger, gen_cluster, inc, slowinc
 from support.clusters import bridged, finished
+from support.memory import MemoryPlugin
+from support.misbehaving import Misbehaving
 from support.task_groups import check_groups, check_spans
 from support.trees import forest
+
+from dask_otel.preload import OTelPlugin
 
 OUTCOMES = ("erred", "upstream_failed", "cancelled", "abandoned", "retried", "recomputed", "lost")
 WHAT = (
@@ -440,7 +443,7 @@ async def test_results_that_are_lost_are_computed_again_in_the_same_span(plugin,
         await wait(his)
         await a.close()
         await until(lambda: a.address not in scheduler.workers)
-        await wait(his)
+        await until(lambda: all(task.state == "memory" for task in scheduler.tasks.values()))
     assert await whole(plugin, scheduler) == [
         "alice [span] span.result=success task.count=1 task.completed=1",
         "  work [group] group.name=work task.count=1 task.completed=1",
@@ -449,35 +452,36 @@ async def test_results_that_are_lost_are_computed_again_in_the_same_span(plugin,
     ]
 
 
-@bridged(cluster={"Worker": Nanny})
+@bridged()
 async def test_a_restart(plugin, client, scheduler, *workers):
-    started = Event("started", client=client)
+    started = Event(client=client)
 
-    def hang_or_not(number):
+    async def hang(number):
         if number:
-            Event("started").set()
-            sleep(600)
+            await started.set()
+            await asyncio.sleep(600)
 
     with span("alice"):
-        hers = client.submit(hang_or_not, 0, key="work-0")
+        hers = client.submit(hang, 0, key="work-0")
         await hers
     with span("bob"):
-        his = client.submit(hang_or_not, 1, key="work-1")
+        his = client.submit(hang, 1, key="work-1")
         await started.wait()
-        assert not his.done()
-    await client.restart()
-    with span("carol"):
-        others = client.submit(inc, 1, key="work-1")
-        await others
-    assert await whole(plugin, scheduler) == [
-        "alice [span] span.result=success task.count=1 task.completed=1",
-        "  work [group] group.name=work task.count=1 task.completed=1",
-        "bob [span] span.result=cancelled task.count=1 task.completed=0 task.cancelled=1",
-        "  work [group] group.name=work @ bob task.count=1 task.completed=0 task.cancelled=1",
-        "carol [span] span.result=success task.count=1 task.completed=1",
-        "  work [group] group.name=work task.count=1 task.completed=1",
-    ]
-    assert set(scheduler.task_groups) == {"work"}
+    await client.restart(wait_for_workers=False)
+    assert his.cancelled()
+    async with Worker(scheduler.address):
+        with span("carol"):
+            others = client.submit(inc, 1, key="work-1")
+            await others
+        assert await whole(plugin, scheduler) == [
+            "alice [span] span.result=success task.count=1 task.completed=1",
+            "  work [group] group.name=work task.count=1 task.completed=1",
+            "bob [span] span.result=cancelled task.count=1 task.completed=0 task.cancelled=1",
+            "  work [group] group.name=work @ bob task.count=1 task.completed=0 task.cancelled=1",
+            "carol [span] span.result=success task.count=1 task.completed=1",
+            "  work [group] group.name=work task.count=1 task.completed=1",
+        ]
+        assert set(scheduler.task_groups) == {"work"}
 
 
 @bridged()
@@ -545,6 +549,64 @@ async def test_a_group_that_ends_while_others_of_its_name_live(plugin, client, s
     futures.clear()
     await until(lambda: not scheduler.task_groups)
     check_groups(scheduler)
+
+
+@bridged()
+async def test_a_span_whose_tasks_are_all_forgotten_and_that_goes_on(plugin, client, scheduler, *workers):
+    with span("alice"):
+        hers = client.submit(inc, 0, key="work-0")
+        await hers
+    with span("bob"):
+        for number in (1, 2, 3):
+            his = client.submit(inc, number, key=f"work-{number}")
+            await his
+            assert set(scheduler.task_groups) == {"work", "work @ bob"}
+            check_groups(scheduler)
+            his.release()
+            await until(lambda: set(scheduler.task_groups) == {"work"})
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "bob [span] span.result=success task.count=3 task.completed=3",
+        "  work [group] group.name=work @ bob task.count=3 task.completed=3",
+    ]
+
+
+@bridged()
+async def test_work_without_a_span_that_only_meets_its_like(plugin, client, scheduler, *workers):
+    kept = []
+    for number in range(3):
+        kept.append(client.submit(inc, number, pure=False))
+        await wait(kept)
+    assert set(scheduler.task_groups) == {"inc"}
+    assert "is_rootish" not in vars(scheduler)
+    assert await whole(plugin, scheduler) == [
+        "default: inc [span] span.result=success task.count=3 task.completed=3",
+        "  inc [group] group.name=inc task.count=3 task.completed=3",
+    ]
+
+
+@bridged()
+async def test_a_layer_that_was_built_in_another_span(plugin, client, scheduler, *workers):
+    """Its annotations take precedence over those around the computation, as in Dask."""
+    with span("alice"):
+        hers = client.map(inc, range(2), key=[("work", 0), ("more", 0)])
+        await wait(hers)
+    with span("build"):
+        built = delayed(inc)(1, dask_key_name=("work", 1))
+    with span("compute"):
+        used = delayed(inc)(built, dask_key_name=("more", 1))
+        assert await client.compute(used, optimize_graph=False) == 3
+    assert await whole(plugin, scheduler) == [
+        "alice [span] span.result=success task.count=2 task.completed=2",
+        "  more [group] group.name=more task.count=1 task.completed=1",
+        "  work [group] group.name=work task.count=1 task.completed=1",
+        "build [span] span.result=success task.count=1 task.completed=1",
+        "  work [group] group.name=work @ build task.count=1 task.completed=1",
+        "compute [span] span.result=success task.count=1 task.completed=1",
+        "  more [group] group.name=more @ compute task.count=1 task.completed=1 "
+        "group.dependencies=['work @ build'] dependency -> work in another trace",
+    ]
 
 
 @bridged()
@@ -634,16 +696,18 @@ async def test_keys_that_are_tuples_or_numbers(plugin, client, scheduler, *worke
         with span(name):
             futures += client.map(inc, range(3), key=[("work", number), (7, number), ((8, "x"), number)])
             await wait(futures)
-    assert await whole(plugin, scheduler) == [
-        "alice [span] span.result=success task.count=3 task.completed=3",
-        "  Other [group] group.name=(8, 'x') task.count=1 task.completed=1",
-        "  Other [group] group.name=7 task.count=1 task.completed=1",
-        "  work [group] group.name=work task.count=1 task.completed=1",
-        "bob [span] span.result=success task.count=3 task.completed=3",
-        "  Other [group] group.name=(8, 'x') @ bob task.count=1 task.completed=1",
-        "  Other [group] group.name=7 @ bob task.count=1 task.completed=1",
-        "  work [group] group.name=work @ bob task.count=1 task.completed=1",
-    ]
+    assert sorted(await whole(plugin, scheduler)) == sorted(
+        [
+            "alice [span] span.result=success task.count=3 task.completed=3",
+            "  Other [group] group.name=(8, 'x') task.count=1 task.completed=1",
+            "  Other [group] group.name=7 task.count=1 task.completed=1",
+            "  work [group] group.name=work task.count=1 task.completed=1",
+            "bob [span] span.result=success task.count=3 task.completed=3",
+            "  Other [group] group.name=(8, 'x') @ bob task.count=1 task.completed=1",
+            "  Other [group] group.name=7 @ bob task.count=1 task.completed=1",
+            "  work [group] group.name=work @ bob task.count=1 task.completed=1",
+        ]
+    )
 
 
 @pytest.mark.parametrize("tag", ["\ud800", {"x"}, Counter(), 2**70])
@@ -744,3 +808,57 @@ async def test_what_starts_in_a_thread_that_has_been_left_inherits_an_annotation
     await wait(hers)
     tasks = {each.name: sum(each.states.values()) for each in scheduler.extensions["spans"].spans.values()}
     assert tasks == {("alice",): 1 + 2, ("default",): 1}
+
+
+@gen_cluster(
+    client=True,
+    nthreads=[("127.0.0.1", 2)],
+    config={"otel.capture.tags": False, "otel.traces.idle-timeout": "100ms"},
+    clean_kwargs={"threads": False},
+)
+async def test_no_tag_leaves_the_scheduler_if_none_may(client, scheduler, worker):
+    with Misbehaving("grpc") as receiver:
+        plugin = OTelPlugin(receiver.endpoint)
+        await scheduler.register_scheduler_plugin(plugin, idempotent=True)
+        futures = []
+        for number in range(3):
+            with span("secret", f"secret {number}") as span_id:
+                futures.append(client.submit(inc, futures[-1] if futures else 1, pure=False))
+                await wait(futures)
+        spans = await asyncio.to_thread(
+            receiver.wait, lambda spans: sum(each.attributes["dask.kind"] == "group" for each in spans) == 3, 30
+        )
+        assert len(scheduler.task_groups) == 3
+        assert "secret" not in "".join(map(str, scheduler.task_groups))
+        assert span_id in scheduler.extensions["spans"].spans
+        groups = [each.attributes for each in spans if each.attributes["dask.kind"] == "group"]
+        assert {each["dask.group.name"] for each in groups} == set(scheduler.task_groups)
+        assert "secret" not in str(spans)
+        await plugin.before_close()
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 2)], clean_kwargs={"threads": False})
+async def test_tasks_stay_where_they_are_if_splitting_fails(client, scheduler, worker):
+    plugin = MemoryPlugin()
+    await plugin.add_to(scheduler)
+    with span("alice"):
+        hers = client.map(inc, range(2), pure=False)
+        await wait(hers)
+    with pytest.MonkeyPatch.context() as patch, span("bob"):
+        patch.setattr("dask_otel.scheduler.split_groups.TaskGroup", None)
+        his = client.map(inc, range(3), pure=False)
+        await wait(his)
+    with span("carol"):
+        others = client.map(inc, range(4), pure=False)
+        await wait(others)
+    await plugin.before_close()
+    check_groups(scheduler)
+    assert plugin.safety.failures == {("splitting of task groups", "TypeError"): 3}
+    assert forest(plugin.exporter.spans(), *WHAT) == [
+        "alice [span] span.result=success task.count=5 task.completed=5",
+        "  inc [group] group.name=inc task.count=5 task.completed=5",
+        "bob [span] span.result=success task.count=0 task.completed=0 span.counted_in=alice elsewhere.count=3 "
+        "elsewhere.completed=3 counted_in -> alice in another trace",
+        "carol [span] span.result=success task.count=4 task.completed=4",
+        "  inc [group] group.name=inc @ carol task.count=4 task.completed=4",
+    ]

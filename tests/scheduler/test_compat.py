@@ -12,10 +12,12 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.spans import SpansSchedulerExtension
 from distributed.utils_test import captured_logger, gen_cluster, gen_test, inc, slowinc
+from support.clusters import finished
 from support.memory import MemoryPlugin
+from support.trees import forest
 
 from dask_otel.scheduler import outcomes
-from dask_otel.scheduler.compat import can_work, missing
+from dask_otel.scheduler.compat import can_split, can_work, missing
 
 
 class Recorder(SchedulerPlugin):
@@ -211,3 +213,32 @@ async def test_a_distributed_without_spans_is_another_matter(scheduler):
         del DEFAULT_EXTENSIONS["spans"], scheduler.extensions["spans"]
         assert not can_work(scheduler)
     assert "lacks the scheduler extension 'spans'. Upgrade dask-otel" in log.getvalue()
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_a_distributed_whose_groups_cannot_be_split(client, scheduler, worker):
+    """The rest of the bridge does without; tasks count where Dask puts them."""
+    plugin = MemoryPlugin()
+    lacking = {"distributed.scheduler.Scheduler": ("is_rootish", "renamed")}
+    with pytest.MonkeyPatch.context() as patch, captured_logger("distributed.dask_otel") as log:
+        patch.setattr("dask_otel.scheduler.compat.NEEDED_TO_SPLIT", lacking)
+        await plugin.add_to(scheduler)
+    assert "lacks distributed.scheduler.Scheduler.renamed." in log.getvalue()
+    assert log.getvalue().count("\n") == 1
+    assert "new_task" not in vars(scheduler)
+    futures = []
+    for name in ("alice", "bob"):
+        with span(name):
+            futures.append(client.submit(inc, 1, pure=False))
+            await wait(futures)
+    assert set(scheduler.task_groups) == {"inc"}
+    assert forest(await finished(plugin), "dask.task.count", "dask.elsewhere.completed") == [
+        "alice [span] task.count=2",
+        "  inc [group] task.count=2",
+        "bob [span] task.count=0 elsewhere.completed=1 counted_in -> alice in another trace",
+    ]
+
+
+@gen_cluster(nthreads=[])
+async def test_what_splitting_needs_is_there(scheduler):
+    assert can_split()

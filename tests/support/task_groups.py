@@ -42,6 +42,10 @@ def check_groups(scheduler: Scheduler) -> None:
         assert len(prefix) == sum(map(len, groups))
         assert +Counter(prefix.states) == sum((+Counter(group.states) for group in groups), Counter())
         assert prefix.nbytes_total == sum(group.nbytes_total for group in groups)
+    if len(scheduler.computations) < scheduler.computations.maxlen:
+        computed = {group for computation in scheduler.computations for group in computation.groups}
+        for group, members in tasks.items():  # one that scattered data made is in none
+            assert group in computed or any(task.run_spec is None for task in members), group
     for computation in scheduler.computations:
         assert all(len(group) for group in computation.groups)
     for span in scheduler.extensions["spans"].spans.values():
