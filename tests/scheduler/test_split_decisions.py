@@ -12,8 +12,7 @@ from unittest import mock
 
 import pytest
 from distributed.utils_test import gen_test
-from support.memory import MemoryPlugin
-from support.scripted import ScriptedScheduler, random_script
+from support.scripted import ScriptedScheduler, quiet_bridge, random_script
 
 from dask_otel.scheduler import split_groups
 from dask_otel.scheduler.split_groups import GroupSplitter
@@ -25,7 +24,7 @@ END = [("finish", [0.0] * 400), ("release", ALICE, 1.0), ("release", BOB, 1.0), 
 
 async def play(script, *, split: bool, **options) -> ScriptedScheduler:
     """Play a script on a scheduler with the bridge, or on Dask alone."""
-    plugin = MemoryPlugin(sweep_interval=3600.0)
+    plugin = quiet_bridge()
     async with ScriptedScheduler(**options, install=plugin.add_to if split else None) as played:
         await played.play(script)
     if split:

@@ -13,7 +13,7 @@ import pytest
 from distributed import Nanny, span, wait
 from distributed.utils_test import captured_logger, gen_cluster, gen_test, inc
 from support.memory import MemoryPlugin
-from support.scripted import ScriptedScheduler
+from support.scripted import ScriptedScheduler, quiet_bridge
 
 from dask_otel.scheduler import compat, split_groups
 from dask_otel.scheduler.split_groups import GroupSplitter, WholeGroup, splitter_of
@@ -76,7 +76,7 @@ STEPS = {
 @gen_test(timeout=60)
 async def test_a_step_fails(step, saturation):
     target, name, moves, has_dependencies = STEPS[step]
-    plugin = MemoryPlugin(sweep_interval=3600.0)
+    plugin = quiet_bridge()
     async with AsyncExitStack() as stack:
         stack.enter_context(mock.patch.object(split_groups, "MANY", 1))
         played = await stack.enter_async_context(ScriptedScheduler(saturation=saturation, install=plugin.add_to))
@@ -97,7 +97,7 @@ async def test_a_step_fails(step, saturation):
 @gen_test(timeout=60)
 async def test_many_tasks_of_a_part_that_cannot_be_made_are_one_failure():
     """A hundred failures in a row would end the bridge."""
-    plugin = MemoryPlugin(sweep_interval=3600.0)
+    plugin = quiet_bridge()
     async with ScriptedScheduler(install=plugin.add_to) as played:
         with broken(GroupSplitter, "_part"):
             await played.play([tasks(ALICE, "alice", "inc", [0]), tasks(BOB, "bob", "inc", range(1, 300))])
@@ -107,7 +107,7 @@ async def test_many_tasks_of_a_part_that_cannot_be_made_are_one_failure():
 
 @gen_test(timeout=60)
 async def test_a_group_that_has_the_name_of_a_part():
-    plugin = MemoryPlugin(sweep_interval=3600.0)
+    plugin = quiet_bridge()
     async with ScriptedScheduler(install=plugin.add_to) as played:
         await played.play(
             [
@@ -157,7 +157,7 @@ async def test_the_bridge_goes_and_comes():
     async with ScriptedScheduler() as played:
         scheduler = played.scheduler
         dask = wrappers(scheduler)
-        plugin = MemoryPlugin(sweep_interval=3600.0)
+        plugin = quiet_bridge()
         await plugin.add_to(scheduler)
         await played.play(COLLISION)
         ours = wrappers(scheduler)
@@ -167,7 +167,7 @@ async def test_the_bridge_goes_and_comes():
             await plugin.before_close()
             await played.play([tasks(BOB, "carol", "inc", range(100, 110))])  # it stays where Dask puts it
             assert wrappers(scheduler) == ours  # the groups are still split
-            plugin = MemoryPlugin(sweep_interval=3600.0)
+            plugin = quiet_bridge()
             await plugin.add_to(scheduler)
             assert wrappers(scheduler) == ours
         await played.play([tasks(BOB, "bob", "inc", range(200, 210)), tasks(BOB, "dave", "inc", [300])])
@@ -176,7 +176,7 @@ async def test_the_bridge_goes_and_comes():
         await plugin.before_close()
         await played.play([finish(), ("release", ALICE, 1.0), ("release", BOB, 1.0)])
         assert not scheduler.task_groups
-        plugin = MemoryPlugin(sweep_interval=3600.0)
+        plugin = quiet_bridge()
         await plugin.add_to(scheduler)
         await scheduler.unregister_scheduler_plugin("dask-otel")
         await plugin.before_close()
@@ -202,8 +202,8 @@ async def test_without_the_bridge_decisions_are_still_those_of_dask_alone(satura
     ]
     async with ScriptedScheduler(saturation=saturation) as alone:
         await alone.play(script)
-    async with ScriptedScheduler(saturation=saturation, install=MemoryPlugin(sweep_interval=3600.0).add_to) as split:
-        split.plugin = MemoryPlugin(sweep_interval=3600.0)
+    async with ScriptedScheduler(saturation=saturation, install=quiet_bridge().add_to) as split:
+        split.plugin = quiet_bridge()
         await split.play(script)
     assert split.log == alone.log
 
@@ -211,7 +211,7 @@ async def test_without_the_bridge_decisions_are_still_those_of_dask_alone(satura
 @gen_test(timeout=60)
 async def test_another_bridge_takes_its_place():
     """The first one, when it has ended, once took the wrapper of the second one away."""
-    first, second = MemoryPlugin(sweep_interval=3600.0), MemoryPlugin(sweep_interval=3600.0)
+    first, second = quiet_bridge(), quiet_bridge()
     async with ScriptedScheduler(install=first.add_to) as played:
         scheduler = played.scheduler
         await played.play(COLLISION)
@@ -232,7 +232,7 @@ async def test_somebody_else_wraps_the_same_methods():
     async with ScriptedScheduler() as played:
         scheduler = played.scheduler
         for number in range(3):
-            plugin = MemoryPlugin(sweep_interval=3600.0)
+            plugin = quiet_bridge()
             await plugin.add_to(scheduler)
             start = 100 * number
             await played.play(
@@ -253,7 +253,7 @@ async def test_somebody_else_wraps_the_same_methods():
 
 @gen_test(timeout=60)
 async def test_two_schedulers_in_one_process():
-    plugins = [MemoryPlugin(sweep_interval=3600.0) for _ in range(2)]
+    plugins = [quiet_bridge() for _ in range(2)]
     async with (
         ScriptedScheduler(install=plugins[0].add_to) as one,
         ScriptedScheduler(install=plugins[1].add_to) as other,
@@ -268,7 +268,7 @@ async def test_two_schedulers_in_one_process():
 
 @pytest.mark.parametrize("stays", [True, False])
 def test_nothing_keeps_a_scheduler(stays):
-    plugin = MemoryPlugin(sweep_interval=3600.0)
+    plugin = quiet_bridge()
 
     async def play():
         async with ScriptedScheduler(install=plugin.add_to) as played:
@@ -287,7 +287,7 @@ def test_nothing_keeps_a_scheduler(stays):
 
 @gen_test(timeout=100)
 async def test_what_is_remembered_is_bounded():
-    plugin = MemoryPlugin(sweep_interval=3600.0)
+    plugin = quiet_bridge()
     with mock.patch.object(split_groups, "MANY", 20):
         async with ScriptedScheduler(install=plugin.add_to) as played:
             await played.play([tasks(ALICE, "alice", "inc", [0]), finish()])
@@ -313,7 +313,7 @@ async def test_what_is_remembered_is_bounded():
 @pytest.mark.slow
 @gen_cluster(client=True, Worker=Nanny, nthreads=[("127.0.0.1", 1)] * 2, timeout=90)
 async def test_restart(client, scheduler, *nannies):
-    plugin = MemoryPlugin(sweep_interval=3600.0)
+    plugin = quiet_bridge()
     await plugin.add_to(scheduler)
     for _ in range(2):
         with span("alice"):

@@ -17,7 +17,9 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol import Serialized, serialize, to_serialize
 from distributed.scheduler import ClientState, WorkerState
 
-__all__ = ["ScriptedScheduler", "random_script"]
+from support.memory import MemoryPlugin
+
+__all__ = ["ScriptedScheduler", "quiet_bridge", "random_script"]
 
 #: What a play may not depend on: what happens after some time.
 CONFIG = {
@@ -26,6 +28,11 @@ CONFIG = {
     "distributed.scheduler.worker-ttl": None,
     "distributed.admin.low-level-log-length": 0,
 }
+
+
+def quiet_bridge() -> MemoryPlugin:
+    """Make a bridge that does nothing by itself; it would wait for metrics, which such workers never send."""
+    return MemoryPlugin(sweep_interval=3600.0, shutdown_timeout=0.0)
 
 
 class _Connection:
