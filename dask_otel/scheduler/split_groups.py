@@ -13,6 +13,8 @@ would have it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -30,6 +32,8 @@ __all__ = ["GroupSplitter", "Misplaced", "splitter_of"]
 MAX_TAGS = 80
 #: Groups that are remembered before those are looked for that nothing refers to any more.
 MANY = 1000
+#: For the log, where something failed.
+WHERE = "splitting of task groups"
 
 
 class Misplaced(NamedTuple):
@@ -48,7 +52,16 @@ class WholeGroup:
     Also stands for a group that is not split but depends on one that is.
     """
 
-    __slots__ = ("asking", "dependencies", "elsewhere", "last_worker", "last_worker_tasks_left", "original", "parts")
+    __slots__ = (
+        "asking",
+        "dependencies",
+        "elsewhere",
+        "last_worker",
+        "last_worker_tasks_left",
+        "numbers",
+        "original",
+        "parts",
+    )
 
     def __init__(self, original: Any) -> None:
         #: The latest group of this name that Dask made; new tasks enter it before they move.
@@ -57,6 +70,8 @@ class WholeGroup:
         self.parts: dict[Any, Any] = {}
         #: Number of tasks that have ever been in other groups than ``original``.
         self.elsewhere = 0
+        #: How many parts had the same name.
+        self.numbers: dict[str, int] = {}
         self.dependencies: set[Any] = set(original.dependencies)
         self.last_worker = original.last_worker
         self.last_worker_tasks_left = original.last_worker_tasks_left
@@ -78,19 +93,21 @@ class WholeGroup:
 
     @property
     def states(self) -> dict[str, int]:
-        """Number of tasks by state.
+        """How many tasks are still to run, as far as Dask asks: whether it is more than one.
 
-        Those of one part alone if more than one of its tasks is still to run: Dask asks for no more than that, and
-        there may be a thousand parts.
+        There may be a thousand parts, so those are only looked at if the prefix has such tasks: first the latest, which
+        usually run last.
         """
-        own: dict[str, int] = self.asking.states
-        if own["released"] + own["waiting"] > 1:
-            return own
-        total = dict.fromkeys(own, 0)
-        for group in (self.original, *self.parts.values()):
-            for state, count in group.states.items():
-                total[state] += count
-        return total
+        prefix = self.prefix.states
+        if prefix["released"] + prefix["waiting"] <= 1:
+            return {"released": 0, "waiting": prefix["released"] + prefix["waiting"]}
+        total = 0
+        for group in chain((self.asking, self.original), reversed(self.parts.values())):
+            if group is not self.asking or not total:
+                total += group.states["released"] + group.states["waiting"]
+                if total > 1:
+                    break
+        return {"released": 0, "waiting": total}
 
 
 class GroupSplitter:
@@ -100,6 +117,7 @@ class GroupSplitter:
         self._scheduler = scheduler
         self._safety = Safety()
         self._shows_tags = True
+        self._splits = False
         #: Keys of tasks that the graph which is being taken in has made.
         self.new: set[Any] = set()
         #: What the groups of these tasks depended on before.
@@ -111,11 +129,9 @@ class GroupSplitter:
         #: For what Dask takes a group in its decisions, until the next graph; None: for itself.
         self._stand_ins: dict[Any, WholeGroup | None] = {}
         self._purge_at = MANY
-        self._stop: Callable[[], None] = lambda: None
+        #: Undo the wrappers: of ``new_task``, and of decisions.
+        self._stop_noting: list[Callable[[], None]] = []
         self._stop_answering: list[Callable[[], None]] = []
-        self._new_task = scheduler.new_task
-        self._is_rootish = scheduler.is_rootish
-        self._decide_worker = scheduler.decide_worker_rootish_queuing_disabled
 
     def install(self, safety: Safety, *, shows_tags: bool) -> None:
         """Begin to note which tasks are new.
@@ -125,22 +141,23 @@ class GroupSplitter:
         shows_tags
             Whether the name of a part may contain the tags of its span.
         """
-        self._safety, self._shows_tags = safety, shows_tags
-        self._new_task = self._scheduler.new_task
-        self._stop = wrap(self._scheduler, "new_task", self._note_new_task)
+        self._safety, self._shows_tags, self._splits = safety, shows_tags, True
+        if not self._stop_noting:
+            self._stop_noting = self._wrap(new_task=self._note_new_task)
 
     def remove(self) -> None:
         """Split no more. Groups that are split stay so, hence Dask's decisions about them keep their wrappers."""
-        self._stop()
-        if not any(map(self._is_alive, self._members)):
-            for stop in self._stop_answering:
+        self._splits = False
+        self.taken_in()
+        if not any(map(self._is_alive, self._members)) and self._members.keys().isdisjoint(self._dependencies()):
+            for stop in (*self._stop_noting, *self._stop_answering):
                 stop()
-            self._stop_answering = []
+            self._stop_noting, self._stop_answering = [], []
 
     def is_part(self, group: Any, span_id: Any) -> bool:
         """Whether there is already another group for tasks of a group that a span requests."""
         whole = self._by_name.get(group.name) if self._by_name else None
-        part = whole.parts.get(span_id) if whole else None
+        part = whole.parts.get(span_id) if whole is not None else None
         return part is not None and part is not group and self._is_alive(part)
 
     def split(self, misplaced: Collection[Misplaced], touched: Iterable[Any]) -> list[Misplaced]:
@@ -157,35 +174,38 @@ class GroupSplitter:
         """
         stay = []
         moved: dict[Any, Any] = {}
-        if self._by_name:  # Dask may have made a group again of which parts are left
-            for group in self._before:
-                self._join(group)
+        #: By group and span.
         parts: dict[tuple[Any, Any], Any] = {}
+        failed: set[tuple[Any, Any]] = set()
         for each in misplaced:
             task = each.task
             group = task.group
+            target = (group, each.span_id)
+            if target in failed:
+                stay.append(each)
+                continue
             try:
-                part = parts.get((group, each.span_id))
+                part = parts.get(target)
                 if part is None:
                     if not _can_be_made(each):
                         stay.append(each)
                         continue
-                    part = parts[group, each.span_id] = self._part(group, each)
+                    part = parts[target] = self._part(group, each)
                 _move(task, group, part)
                 self._members[group].elsewhere += 1
                 moved[task] = group
             except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
-                self._safety.caught("splitting of task groups", error)
+                self._safety.caught(WHERE, error)
+                failed.add(target)
                 stay.append(each)
-        if self._members:
-            for group in self._before:
-                if group in self._members:
-                    self._members[group].dependencies |= group.dependencies
+        with self._safety.guard(WHERE):
+            self._learn_dependencies()
         if moved:
-            self._correct_dependencies(moved, touched)
-            for group in {*moved.values(), *parts.values()}:
-                self._drop_if_empty(group)
-            self._purge()
+            with self._safety.guard(WHERE):
+                self._correct_dependencies(moved, touched)
+        if parts:
+            with self._safety.guard(WHERE):
+                self._drop_if_empty({group for group, _ in parts} | {*parts.values()})
         return stay
 
     def taken_in(self) -> None:
@@ -197,18 +217,32 @@ class GroupSplitter:
 
     # Bookkeeping
 
-    def _note_new_task(self, key: Any, spec: Any, state: Any, computation: Any = None) -> Any:
-        task = self._new_task(key, spec, state, computation)
-        if computation is not None:  # else it is not of a graph
-            try:
-                self.new.add(key)
-                group = task.group
-                if group not in self._before:
-                    self._before[group] = set(group.dependencies)
-                    self._computation = computation
-            except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
-                self._safety.caught("new_task hook", error)
+    def _wrap(self, **wrappers: Callable[..., Any]) -> list[Callable[[], None]]:
+        """Wrap methods of the scheduler; each wrapper gets first what it wraps, which may be another wrapper."""
+        return [
+            wrap(self._scheduler, name, partial(wrapper, getattr(self._scheduler, name)))
+            for name, wrapper in wrappers.items()
+        ]
+
+    def _note_new_task(self, new_task: Callable[..., Any], *args: Any, **details: Any) -> Any:
+        task = new_task(*args, **details)
+        try:
+            self._note(task, details.get("computation"))
+        except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+            self._safety.caught("new_task hook", error)
         return task
+
+    def _note(self, task: Any, computation: Any) -> None:
+        group = task.group
+        if self._splits and computation is not None:  # else it is not of a graph
+            self.new.add(task.key)
+            if group in self._before:
+                return
+            self._before[group] = set(group.dependencies)
+            self._computation = computation
+        self._stand_ins.clear()
+        if self._by_name:  # Dask may have made a group again of which parts are left
+            self._join(group)
 
     def _is_alive(self, group: Any) -> bool:
         return self._scheduler.task_groups.get(group.name) is group
@@ -216,14 +250,20 @@ class GroupSplitter:
     def _join(self, group: Any) -> WholeGroup | None:
         """Return the whole that a group belongs to, if there is one; the group may be new in it."""
         whole = self._by_name.get(group.name)
-        if whole and whole.original is not group:
+        if whole is not None and whole.original is not group:
             if not any(map(self._is_alive, whole.parts.values())):  # Dask would have forgotten it
                 del self._by_name[group.name]
                 return None
             whole.elsewhere += len(whole.original)
             whole.original = group
-            self._members[group] = whole
+            self._add_member(group, whole)
         return whole
+
+    def _add_member(self, group: Any, whole: WholeGroup) -> None:
+        self._members[group] = whole
+        if len(self._members) >= self._purge_at:
+            with self._safety.guard(WHERE):
+                self._purge()
 
     def _part(self, group: Any, of: Misplaced) -> Any:
         """Return the group for tasks of a group that a span requests; make it if there is none."""
@@ -231,19 +271,20 @@ class GroupSplitter:
         if whole is None:
             if group in self._members:
                 raise ValueError("the name of a part is the name of a group of Dask's, too")
-            whole = self._by_name[group.name] = self._members[group] = WholeGroup(group)
             self._answer_for_wholes()
+            whole = self._by_name[group.name] = WholeGroup(group)
+            self._add_member(group, whole)
         part = whole.parts.get(of.span_id)
         if part is None or not self._is_alive(part):
-            part = TaskGroup(self._name(group, of), group.prefix)
+            part = TaskGroup(self._name(whole, of), group.prefix)
             self._scheduler.task_groups[part.name] = part
             if self._computation is not None:
                 self._computation.groups.add(part)
             whole.parts[of.span_id] = part
-            self._members[part] = whole
+            self._add_member(part, whole)
         return part
 
-    def _name(self, group: Any, of: Misplaced) -> str:
+    def _name(self, whole: WholeGroup, of: Misplaced) -> str:
         """Name a part after its span; Dask finds groups by name, so no two may have the same."""
         if of.ask is None:
             label = "default"
@@ -252,11 +293,18 @@ class GroupSplitter:
             label = label if len(label) <= MAX_TAGS else f"{label[:MAX_TAGS]}…"
         else:
             label = f"span {segment_id(str(of.span_id), 0) >> 32:08x}"
-        name = f"{group.name} @ {label}"
-        number = 1
-        while (name if number == 1 else f"{name} #{number}") in self._scheduler.task_groups:
-            number += 1
-        return name if number == 1 else f"{name} #{number}"
+        name = numbered = f"{whole.name} @ {label}"
+        while numbered in self._scheduler.task_groups:
+            number = whole.numbers[name] = whole.numbers.get(name, 1) + 1
+            numbered = f"{name} #{number}"
+        return numbered
+
+    def _learn_dependencies(self) -> None:
+        """Have whole groups depend on what Dask noted while all new tasks were in one group."""
+        if self._members:
+            for group in self._before:
+                if group in self._members:
+                    self._members[group].dependencies |= group.dependencies
 
     def _correct_dependencies(self, moved: dict[Any, Any], touched: Iterable[Any]) -> None:
         """Make groups depend on what their tasks depend on: Dask noted that while all were in one group."""
@@ -271,25 +319,31 @@ class GroupSplitter:
         for group, dependencies in stale.items():
             group.dependencies = dependencies
 
-    def _drop_if_empty(self, group: Any) -> None:
-        if not len(group) and self._is_alive(group):
-            group.prefix.remove_group(group)
-            del self._scheduler.task_groups[group.name]
-            if self._computation is not None:
-                self._computation.groups.discard(group)
+    def _drop_if_empty(self, groups: Iterable[Any]) -> None:
+        for group in groups:
+            if not len(group) and self._is_alive(group):
+                group.prefix.remove_group(group)
+                del self._scheduler.task_groups[group.name]
+                if self._computation is not None:
+                    self._computation.groups.discard(group)
+
+    def _dependencies(self) -> set[Any]:
+        """Return all groups that a group of the scheduler depends on."""
+        return {each for group in self._scheduler.task_groups.values() for each in group.dependencies}
 
     def _purge(self) -> None:
-        """Forget groups that Dask has forgotten and that no group depends on, now and then."""
-        if len(self._members) < self._purge_at:
-            return
-        needed = {each for group in self._scheduler.task_groups.values() for each in group.dependencies}
-        for group in list(self._members):
-            if group not in needed and not self._is_alive(group):
-                del self._members[group]
-        for name, whole in list(self._by_name.items()):
+        """Forget groups that Dask has forgotten and that no group depends on."""
+        for whole in self._by_name.values():
             whole.parts = {span_id: part for span_id, part in whole.parts.items() if self._is_alive(part)}
-            if not whole.parts and not self._is_alive(whole.original):
-                del self._by_name[name]
+            whole.dependencies = self._as_wholes(whole.dependencies)
+            whole.numbers = {}
+        needed = self._dependencies()
+        self._members = {
+            group: whole for group, whole in self._members.items() if group in needed or self._is_alive(group)
+        }
+        self._by_name = {
+            name: whole for name, whole in self._by_name.items() if whole.parts or self._is_alive(whole.original)
+        }
         self._purge_at = max(MANY, 2 * len(self._members))
 
     # Dask's decisions
@@ -297,45 +351,50 @@ class GroupSplitter:
     def _answer_for_wholes(self) -> None:
         """Wrap the methods that decide by group, once there is a group that has been split."""
         if not self._stop_answering:
-            self._is_rootish = self._scheduler.is_rootish
-            self._decide_worker = self._scheduler.decide_worker_rootish_queuing_disabled
-            self._stop_answering = [
-                wrap(self._scheduler, "is_rootish", self._is_rootish_as_whole),
-                wrap(self._scheduler, "decide_worker_rootish_queuing_disabled", self._decide_worker_as_whole),
-            ]
+            self._stop_answering = self._wrap(
+                is_rootish=self._is_rootish, decide_worker_rootish_queuing_disabled=self._decide_worker
+            )
 
-    def _is_rootish_as_whole(self, ts: Any) -> Any:
+    def _is_rootish(self, is_rootish: Callable[..., Any], ts: Any, **details: Any) -> Any:
         group = ts.group
         whole = self._stand_ins[group] if group in self._stand_ins else self._stand_in(group)
-        return self._is_rootish(ts) if whole is None else self._decide_as(whole, ts, self._is_rootish)
+        return is_rootish(ts, **details) if whole is None else self._decide_as(whole, is_rootish, ts, **details)
 
-    def _decide_worker_as_whole(self, ts: Any) -> Any:
-        whole = self._members.get(ts.group)
-        return self._decide_worker(ts) if whole is None else self._decide_as(whole, ts, self._decide_worker)
+    def _decide_worker(self, decide_worker: Callable[..., Any], ts: Any, **details: Any) -> Any:
+        group = ts.group
+        whole = self._members.get(group)
+        if whole is None or self._stand_ins.get(group, whole) is None:
+            return decide_worker(ts, **details)
+        return self._decide_as(whole, decide_worker, ts, **details)
 
-    def _decide_as(self, whole: WholeGroup, task: Any, decide: Callable[[Any], Any]) -> Any:
+    def _decide_as(self, whole: WholeGroup, decide: Callable[..., Any], task: Any, **details: Any) -> Any:
         """Have Dask decide about a task of a whole group."""
         group = whole.asking = task.group
         task.group = whole
         try:
-            return decide(task)
+            return decide(task, **details)
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             self._safety.caught("decision about a split group", error)
+            self._stand_ins[group] = None  # it would fail for each task
         finally:
             task.group = group
-        return decide(task)
+        return decide(task, **details)
 
     def _stand_in(self, group: Any) -> WholeGroup | None:
         whole: WholeGroup | None = None
         with self._safety.guard("decision about a split group"):
             whole = self._members.get(group)
-            dependencies = whole.dependencies if whole else group.dependencies
-            if whole is None and not self._members.keys().isdisjoint(dependencies):
+            if whole is not None:
+                whole.dependencies = self._as_wholes(whole.dependencies | whole.original.dependencies)
+            elif not self._members.keys().isdisjoint(group.dependencies):
                 whole = WholeGroup(group)
-            if whole:
-                whole.dependencies = {self._members.get(each, each) for each in dependencies}
+                whole.dependencies = self._as_wholes(group.dependencies)
         self._stand_ins[group] = whole
         return whole
+
+    def _as_wholes(self, groups: Iterable[Any]) -> set[Any]:
+        """Return groups as Dask alone would have them."""
+        return {self._members.get(each, each) for each in groups}
 
 
 def _can_be_made(of: Misplaced) -> bool:

@@ -27,6 +27,9 @@ from .split_groups import GroupSplitter, Misplaced
 
 __all__ = ["Submissions"]
 
+#: No span: a task that leaves its group.
+LEAVES = (None, None)
+
 #: The submission that the running code belongs to.
 _current: ContextVar[Submission | None] = ContextVar("dask_otel_submission", default=None)
 
@@ -98,6 +101,8 @@ class Submissions:
 
     def remove(self) -> None:
         """Stop listening, and give Dask its own methods back, unless somebody wrapped them after us."""
+        if not self._listening:  # the splitter may be another bridge's by now
+            return
         self._listening = False
         if self._scheduler.stream_handlers["update-graph"] == self._update_graph:
             self._scheduler.stream_handlers["update-graph"] = self._handler
@@ -122,7 +127,8 @@ class Submissions:
                 if submission and isinstance(tasks, Collection):  # else reading would use it up
                     self._read(submission, tasks, **details)
             if self._splitter:
-                self._splitter.taken_in()
+                with self._safety.guard("observe_tasks hook"):
+                    self._splitter.taken_in()
         return self._observe(tasks, *args, **details)
 
     def _read(self, submission: Submission, tasks: Collection[Any], *, code: Any = (), **details: Any) -> None:
@@ -131,38 +137,37 @@ class Submissions:
             submission.code = (code[-1].filename, code[-1].lineno_frame)
         splitter = self._splitter
         around = submission.ask.id if submission.ask else NOBODY
+        new = splitter.new if splitter else {task.key for task in tasks if _never_ran(task)}
         homes: dict[Any, tuple[Any, Any]] = {}
+        asks: dict[Any, RequestedSpan | None] = {NOBODY: None}
         misplaced: list[Misplaced] = []
         for task in tasks:
             group = task.group
             annotation = task.annotations.get("span") if task.annotations else None
             asked = annotation["ids"][-1] if type(annotation) is dict and annotation.get("ids") else NOBODY
+            is_new = task.key in new
             home = homes.get(group)
             if home is None:
                 submission.groups.setdefault(group, 0)
-                if not group.span_id and splitter and splitter.is_part(group, asked):
-                    misplaced.append(Misplaced(task, asked, _ask(annotation)))
-                    continue
-                home = homes[group] = self._home(group, asked)
-            if not self._is_new(task):
+                if is_new and splitter and not group.span_id and splitter.is_part(group, asked):
+                    home = LEAVES  # and the next task may decide for the group
+                else:
+                    home = homes[group] = self._home(group, asked)
+            if not is_new:
                 if submission.ask and around not in home and task.key in submission.keys:
                     submission.elsewhere.append((task.key, submission.ask))
             elif asked in home:
                 submission.groups[group] += 1
             else:
-                misplaced.append(Misplaced(task, asked, _ask(annotation)))
+                if asked not in asks:
+                    asks[asked] = _ask(annotation)
+                misplaced.append(Misplaced(task, asked, asks[asked]))
         stay = splitter.split(misplaced, tasks) if splitter else misplaced
         for each in stay:
             if each.ask:
                 submission.elsewhere.append((each.task.key, each.ask))
         for each in misplaced:
             submission.groups[each.task.group] = submission.groups.get(each.task.group, 0) + 1
-
-    def _is_new(self, task: Any) -> bool:
-        """Whether the graph that is being taken in has made a task."""
-        if self._splitter:
-            return task.key in self._splitter.new
-        return task.run_id is None and task.state == "released"
 
     def _home(self, group: Any, asked: Any) -> tuple[Any, Any]:
         """Which spans a task of a group may ask for and be where it belongs."""
@@ -253,6 +258,11 @@ class Submissions:
                     if len(values) < MAX_ANNOTATION_VALUES:
                         values[str(value)] = None
         return by_span
+
+
+def _never_ran(task: Any) -> bool:
+    """Whether a task looks as if the graph that is being taken in has made it."""
+    return task.run_id is None and task.state == "released"
 
 
 def _submission(message: Mapping[str, Any], now: float) -> Submission:
