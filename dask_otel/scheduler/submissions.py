@@ -27,6 +27,9 @@ from .split_groups import GroupSplitter, Misplaced
 
 __all__ = ["Submissions"]
 
+#: Spans that tasks without a span opened, of which is remembered which task it was.
+MAX_OPENED = 10_000
+NOTHING: frozenset[str] = frozenset()
 #: No span: a task that leaves its group.
 LEAVES = (None, None)
 
@@ -44,6 +47,8 @@ class Submission:
     keys: Collection[Any]
     #: The span around the submission.
     ask: RequestedSpan | None
+    #: Key of the task that submits, if Dask knows it: not from coroutines.
+    submitter: Any
     collections: tuple[str, ...]
     code: tuple[str, int] | None = None
     #: Number of new tasks for each group of the graph's tasks and their inputs.
@@ -86,6 +91,8 @@ class Submissions:
         self._handler = scheduler.stream_handlers["update-graph"]
         self._observe = self._extension.observe_tasks
         self._undo: Callable[[], None] = lambda: None
+        #: By id of a span that a task without a span opened, the key of the task.
+        self._opened_by: dict[str, Any] = {}
         #: Stimulus of the latest graph, and by span id, the part of its tasks.
         self._latest: tuple[str, dict[str, float]] = ("", {})
 
@@ -136,6 +143,8 @@ class Submissions:
         if code:  # frames of the user's code, the innermost last
             submission.code = (code[-1].filename, code[-1].lineno_frame)
         splitter = self._splitter
+        if splitter and submission.submitter is not None and (leaked := self._leaked(submission)):
+            _clear(submission, tasks, leaked, splitter.new)
         around = submission.ask.id if submission.ask else NOBODY
         new = splitter.new if splitter else {task.key for task in tasks if _never_ran(task)}
         homes: dict[Any, tuple[Any, Any]] = {}
@@ -168,6 +177,27 @@ class Submissions:
                 submission.elsewhere.append((each.task.key, each.ask))
         for each in misplaced:
             submission.groups[each.task.group] = submission.groups.get(each.task.group, 0) + 1
+
+    def _leaked(self, submission: Submission) -> frozenset[str]:
+        """Return ids of spans around a submission in which its task is not.
+
+        After ``secede``, Dask leaves the annotations of a task in its thread. A task without a span that starts there
+        later submits what it submits in the span of the other one. A span that it opens itself is new when its first
+        submission arrives.
+        """
+        task = self._scheduler.tasks.get(submission.submitter)
+        own = self._extension.spans.get(task.group.span_id) if task else None
+        if submission.ask is None or own is None or own.name != ("default",):
+            return NOTHING  # a task in a span runs with that span's annotation
+        leaked = []
+        for span_id in submission.ask.ids:
+            if span_id not in self._extension.spans:
+                self._opened_by[span_id] = submission.submitter
+                if len(self._opened_by) > MAX_OPENED:
+                    del self._opened_by[next(iter(self._opened_by))]
+            elif self._opened_by.get(span_id) != submission.submitter:
+                leaked.append(span_id)
+        return frozenset(leaked)
 
     def _home(self, group: Any, asked: Any) -> tuple[Any, Any]:
         """Which spans a task of a group may ask for and be where it belongs."""
@@ -265,6 +295,23 @@ def _never_ran(task: Any) -> bool:
     return task.run_id is None and task.state == "released"
 
 
+def _clear(submission: Submission, tasks: Iterable[Any], leaked: frozenset[str], new: Collection[Any]) -> None:
+    """Take spans out of what a submission and its new tasks request."""
+    submission.ask = _without(submission.ask, leaked)
+    for task in tasks:
+        ask = _ask(task.annotations.get("span")) if task.key in new and task.annotations else None
+        if ask and not leaked.isdisjoint(ask.ids):
+            kept = _without(ask, leaked)
+            task.annotations = {name: value for name, value in task.annotations.items() if name != "span"}
+            if kept:
+                task.annotations["span"] = {"name": kept.tags, "ids": kept.ids}
+
+
+def _without(ask: RequestedSpan | None, leaked: frozenset[str]) -> RequestedSpan | None:
+    kept = [(tag, id_) for tag, id_ in zip(ask.tags, ask.ids, strict=True) if id_ not in leaked] if ask else []
+    return RequestedSpan(*zip(*kept, strict=True)) if kept else None
+
+
 def _submission(message: Mapping[str, Any], now: float) -> Submission:
     annotation = (message.get("annotations") or {}).get("span")
     collections = (message.get("span_metadata") or {}).get("collections") or ()
@@ -273,6 +320,7 @@ def _submission(message: Mapping[str, Any], now: float) -> Submission:
         client=message["client"],
         keys=message["keys"],
         ask=_ask(annotation),
+        submitter=message.get("submitting_task"),
         collections=tuple(dict.fromkeys(str(entry["type"]) for entry in collections if "type" in entry)),
     )
 

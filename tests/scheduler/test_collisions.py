@@ -789,25 +789,50 @@ async def test_tags_that_must_not_be_shown(plugin, client, scheduler, *workers):
     assert not any("secret" in name for each in groups for name in each.get("dask.group.dependencies", ()))
 
 
-@pytest.mark.parametrize("with_us", [True, False])
-@bridged(nthreads=[("127.0.0.1", 1)])
-async def test_what_starts_in_a_thread_that_has_been_left_inherits_an_annotation(
-    plugin, client, scheduler, worker, with_us
-):
-    """A fault of Dask: tasks that such a task submits count where those do of the one that has left the thread."""
-    if not with_us:
-        await plugin.before_close()
+def own_span(x):
+    client = get_client()
+    secede()
+    with span("own"):
+        futures = [client.submit(inc, number, pure=False) for number in range(x)]
+        return sum(client.gather(futures)) + sum(client.gather(client.map(inc, range(x), pure=False)))
+
+
+async def in_a_thread_that_has_been_left(client, worker, function):
+    """Run a task without a span in a thread that a task of Alice's has left; return the number of tasks by span."""
     may_leave, held = Event("may leave", client=client), Event("held", client=client)
     with span("alice"):
         hers = client.submit(leave, key="leave-0")
-    later = client.submit(nested_get_client, 2, key="later-0")  # starts when the thread is left
+    later = client.submit(function, 2, key="later-0")  # starts when the thread is left
     await until(lambda: "later-0" in worker.state.tasks)
     await may_leave.set()
-    assert await later == 3
+    await later
     await held.set()
     await wait(hers)
-    tasks = {each.name: sum(each.states.values()) for each in scheduler.extensions["spans"].spans.values()}
-    assert tasks == {("alice",): 1 + 2, ("default",): 1}
+
+
+def tasks_by_span(scheduler):
+    return {each.name: sum(each.states.values()) for each in scheduler.extensions["spans"].spans.values()}
+
+
+@pytest.mark.parametrize("with_us", [True, False])
+@bridged(nthreads=[("127.0.0.1", 1)])
+async def test_what_starts_in_a_thread_that_has_been_left(plugin, client, scheduler, worker, with_us):
+    """Dask leaves Alice's annotation there, but knows which task submits."""
+    if not with_us:
+        await plugin.before_close()
+    await in_a_thread_that_has_been_left(client, worker, nested_get_client)
+    alone = {("alice",): 1 + 2, ("default",): 1}
+    assert tasks_by_span(scheduler) == ({("alice",): 1, ("default",): 1 + 2} if with_us else alone)
+
+
+@pytest.mark.parametrize("with_us", [True, False])
+@bridged(nthreads=[("127.0.0.1", 1)])
+async def test_what_starts_there_may_open_a_span(plugin, client, scheduler, worker, with_us):
+    if not with_us:
+        await plugin.before_close()
+    await in_a_thread_that_has_been_left(client, worker, own_span)
+    alone = {("alice",): 1 + 4, ("alice", "own"): 4, ("default",): 1}
+    assert tasks_by_span(scheduler) == ({("alice",): 1, ("default",): 1, ("own",): 4} if with_us else alone)
 
 
 @gen_cluster(
