@@ -158,6 +158,29 @@ SCRIPTS = {
         tasks(BOB, "carol", "use", range(6, 16), ["load-0"]),
         *END,
     ],
+    "other groups of the prefix have tasks to run, the family has none": [
+        tasks(ALICE, "alice", "hold", [0]),
+        ("submit", ALICE, "alice", {("load-" + "1" * 32, 0): ["hold-0"]}, [("load-" + "1" * 32, 0)]),
+        *(
+            ("submit", ALICE, span, {("load-" + "2" * 32, n): [] for n in numbers}, [("load-" + "2" * 32, numbers[0])])
+            for span, numbers in (("alice", range(10)), ("bob", range(10, 11)), ("carol", range(11, 12)))
+        ),
+        *END,
+    ],
+    "a group that is split has a worker already": [
+        tasks(ALICE, "alice", "load", [0, 1]),
+        (
+            "submit",
+            ALICE,
+            "alice",
+            {f"use-{n}": [f"load-{n // 10}"] for n in range(20)},
+            [f"use-{n}" for n in range(20)],
+        ),
+        finish(1),
+        tasks(BOB, "bob", "use", range(20, 26), ["load-0"]),
+        tasks(BOB, "bob", "use", range(30, 36), ["load-1"]),
+        *END,
+    ],
     "one task a span": [tasks(ALICE, f"span {n}", "inc", [n]) for n in range(30)] + END,
     "spans with the same tags": [tasks(ALICE, {f"inc-{n}": ("fit", f"id-{n}")}, "inc", [n]) for n in range(12)] + END,
     "P2P is not queued": [
@@ -195,3 +218,94 @@ async def test_scripts(what, saturation):
     assert any(" @ " in name for name in split.group_names)
     with mock.patch.object(split_groups, "MANY", 1):  # groups are forgotten as soon as they may be
         await compare(SCRIPTS[what], saturation=saturation)
+
+
+async def played_with_bridge(script):
+    """Play a script on a scheduler with the bridge; return what groups depend on, and spans of groups, by name."""
+    plugin = quiet_bridge()
+    async with ScriptedScheduler(install=plugin.add_to) as played:
+        await played.play(script)
+        groups = played.scheduler.task_groups
+        spans = played.scheduler.extensions["spans"].spans
+        dependencies = {name: sorted(each.name for each in group.dependencies) for name, group in groups.items()}
+        computed = {each.name for computation in played.scheduler.computations for each in computation.groups}
+        assert computed >= {name for name in groups if name != "inc"}  # scattered data is not computed
+        assert not plugin.safety.failures
+        return dependencies, {name: spans[group.span_id].name[-1] for name, group in groups.items()}
+
+
+@gen_test()
+async def test_parts_depend_on_what_their_tasks_depend_on():
+    dependencies, spans = await played_with_bridge(
+        [
+            tasks(ALICE, "alice", "load", [0]),
+            tasks(BOB, "bob", "load", [1]),
+            tasks(ALICE, "alice", "other", [0]),
+            tasks(ALICE, "alice", "use", [0], ["load-0"]),
+            tasks(BOB, "bob", "use", [1], ["load-1", "other-0"]),
+            ("submit", BOB, {"load-2": "carol", "sum-0": "bob"}, {"load-2": [], "sum-0": ["load-2"]}, ["sum-0"]),
+        ]
+    )
+    assert dependencies == {
+        "load": [],
+        "load @ bob": [],
+        "load @ carol": [],
+        "other": [],
+        "use": ["load"],
+        "use @ bob": ["load @ bob", "other"],
+        "sum": ["load @ carol"],
+    }
+    assert spans == {
+        "load": "alice",
+        "load @ bob": "bob",
+        "load @ carol": "carol",
+        "other": "alice",
+        "use": "alice",
+        "use @ bob": "bob",
+        "sum": "bob",
+    }
+
+
+@gen_test()
+async def test_a_part_stays_the_place_of_its_span():
+    """Though Dask has forgotten the group that it was split from; a group that is left empty is not there at all."""
+    _, spans = await played_with_bridge(
+        [
+            tasks(ALICE, "alice", "inc", range(4)),
+            tasks(BOB, "bob", "inc", range(4, 6)),
+            finish(),
+            ("release", ALICE, 1.0),
+            tasks(BOB, "bob", "inc", range(6, 8)),
+        ]
+    )
+    assert spans == {"inc @ bob": "bob"}
+
+
+@gen_test()
+async def test_without_a_span_beside_one():
+    _, spans = await played_with_bridge(
+        [
+            tasks(ALICE, None, "inc", range(4)),
+            tasks(ALICE, None, "inc", range(4, 6)),
+            tasks(BOB, "bob", "inc", range(6, 8)),
+            tasks(BOB, "bob", "dec", range(2)),
+            tasks(ALICE, None, "dec", range(2, 4)),
+        ]
+    )
+    assert spans == {"inc": "default", "inc @ bob": "bob", "dec": "bob", "dec @ default": "default"}
+
+
+@gen_test()
+async def test_scattered_data_is_not_moved():
+    """Nobody requested it, and it is not new when a graph uses it."""
+    _, spans = await played_with_bridge(
+        [
+            tasks(ALICE, "alice", "inc", [0]),
+            tasks(BOB, None, "inc", [1]),
+            finish(),
+            ("release", ALICE, 1.0),
+            ("scatter", ALICE, "inc-2", 0.0),
+            tasks(ALICE, "carol", "use", [0], ["inc-2"]),
+        ]
+    )
+    assert spans == {"inc": "default", "inc @ default": "default", "use": "carol"}
