@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 from distributed.utils_test import gen_test
+from support.memory import MemoryPlugin
 from support.scripted import ScriptedScheduler, quiet_bridge, random_script
 
 from dask_otel.scheduler import split_groups
@@ -309,3 +310,30 @@ async def test_scattered_data_is_not_moved():
         ]
     )
     assert spans == {"inc": "default", "inc @ default": "default", "use": "carol"}
+
+
+@pytest.mark.parametrize("shows_tags", [True, False])
+@gen_test()
+async def test_names_of_parts(shows_tags):
+    plugin = MemoryPlugin(sweep_interval=3600.0, shutdown_timeout=0.0, tags_in_group_names=shows_tags)
+    script = [
+        tasks(ALICE, "alice", "inc", [0]),
+        tasks(BOB, "secret" * 100, "inc", [1]),
+        *(tasks(BOB, ("fit", f"id-{n}"), "inc", [n]) for n in range(2, 5)),
+        tasks(BOB, None, "inc", [9]),
+    ]
+    async with ScriptedScheduler(install=plugin.add_to) as played:
+        await played.play(script)
+        names = list(played.scheduler.task_groups)
+    if shows_tags:
+        assert names == [
+            "inc",
+            f"inc @ {('secret' * 100)[:80]}…",
+            "inc @ fit",
+            "inc @ fit #2",
+            "inc @ fit #3",
+            "inc @ default",
+        ]
+    else:
+        assert len(names) == 6
+        assert not any("fit" in name or "secret" in name for name in names)
