@@ -230,7 +230,8 @@ async def played_with_bridge(script):
         spans = played.scheduler.extensions["spans"].spans
         dependencies = {name: sorted(each.name for each in group.dependencies) for name, group in groups.items()}
         computed = {each.name for computation in played.scheduler.computations for each in computation.groups}
-        assert computed >= {name for name in groups if name != "inc"}  # scattered data is not computed
+assert computed >= set(groups)
+        assert all(len(group) for computation in played.scheduler.computations for group in computation.groups)
         assert not plugin.safety.failures
         return dependencies, {name: spans[group.span_id].name[-1] for name, group in groups.items()}
 
