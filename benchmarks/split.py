@@ -203,8 +203,8 @@ async def main(size, rounds, spans):
             alone, split = (median(each) * 1e6 for each in zip(*pairs, strict=True))
             ratio = median(b / a for a, b in pairs)
             print(
-                f"{number:5,} spans of {A_SPAN} tasks, worker-saturation {saturation}: Dask alone {alone:6.1f} µs "
-                f"a task, with the bridge {split:6.1f} µs, ratio {ratio:.3f}"
+                f"{number:5,} spans of {A_SPAN} tasks, worker-saturation {saturation}: "
+                f"Dask alone {alone:6.1f} µs a task, with the bridge {split:6.1f} µs, ratio {ratio:.3f}"
             )
 
 

@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
         "scale.py --rounds 1 --sizes 1 --only workers",
         "growth.py --rounds 1 --sizes 1 --only groups",
         "growth.py --rounds 1 --sizes 1 --only workers",
+        "split.py --rounds 1 --tasks 100 --spans 2 4",
         "hooks.py",
         "conservation.py",
         "metrics.py",

@@ -12,6 +12,7 @@ would have it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from itertools import chain
@@ -37,13 +38,14 @@ WHERE = "splitting of task groups"
 
 
 class Misplaced(NamedTuple):
-    """A new task whose requested span is not that of its group."""
+    """New tasks of one group that request another span than that of their group."""
 
-    task: Any
+    group: Any
     #: Id of the requested span, as Dask has it, or ``NOBODY``.
     span_id: Any
     #: None if no span was requested.
     ask: RequestedSpan | None
+    tasks: list[Any]
 
 
 class WholeGroup:
@@ -79,7 +81,7 @@ class WholeGroup:
         self.asking = original
 
     def __len__(self) -> int:
-        return len(self.original) + self.elsewhere
+        return int(self.original._size) + self.elsewhere
 
     @property
     def name(self) -> Any:
@@ -173,39 +175,30 @@ class GroupSplitter:
         Those that stay where they are, because something failed, or Dask cannot make their span.
         """
         stay = []
-        moved: dict[Any, Any] = {}
-        #: By group and span.
-        parts: dict[tuple[Any, Any], Any] = {}
-        failed: set[tuple[Any, Any]] = set()
+        moved = []
         for each in misplaced:
-            task = each.task
-            group = task.group
-            target = (group, each.span_id)
-            if target in failed:
-                stay.append(each)
-                continue
+            part = None
             try:
-                part = parts.get(target)
-                if part is None:
-                    if not _can_be_made(each):
-                        stay.append(each)
-                        continue
-                    part = parts[target] = self._part(group, each)
-                _move(task, group, part)
-                self._members[group].elsewhere += 1
-                moved[task] = group
+                if not _can_be_made(each):
+                    stay.append(each)
+                    continue
+                part = self._part(each)
+                _move(each.tasks, each.group, part)
+                self._members[part].elsewhere += len(each.tasks)
+                moved.append(each)
             except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
                 self._safety.caught(WHERE, error)
-                failed.add(target)
                 stay.append(each)
+            with self._safety.guard(WHERE):
+                self._drop_if_empty(part)
         with self._safety.guard(WHERE):
             self._learn_dependencies()
         if moved:
             with self._safety.guard(WHERE):
                 self._correct_dependencies(moved, touched)
-        if parts:
-            with self._safety.guard(WHERE):
-                self._drop_if_empty({group for group, _ in parts} | {*parts.values()})
+            for group in {each.group for each in moved}:
+                with self._safety.guard(WHERE):
+                    self._drop_if_empty(group)
         return stay
 
     def taken_in(self) -> None:
@@ -265,8 +258,9 @@ class GroupSplitter:
             with self._safety.guard(WHERE):
                 self._purge()
 
-    def _part(self, group: Any, of: Misplaced) -> Any:
+    def _part(self, of: Misplaced) -> Any:
         """Return the group for tasks of a group that a span requests; make it if there is none."""
+        group = of.group
         whole = self._join(group)
         if whole is None:
             if group in self._members:
@@ -306,26 +300,29 @@ class GroupSplitter:
                 if group in self._members:
                     self._members[group].dependencies |= group.dependencies
 
-    def _correct_dependencies(self, moved: dict[Any, Any], touched: Iterable[Any]) -> None:
+    def _correct_dependencies(self, moved: Iterable[Misplaced], touched: Iterable[Any]) -> None:
         """Make groups depend on what their tasks depend on: Dask noted that while all were in one group."""
         stale: dict[Any, set[Any]] = {}
-        for task, group in moved.items():
-            for each in (group, task.group, *(dependent.group for dependent in task.dependents)):
-                if each not in stale:
-                    stale[each] = self._before.get(each, each.dependencies)
+        for each in moved:
+            groups = {each.group, each.tasks[0].group}
+            for task in each.tasks:
+                for dependent in task.dependents:
+                    groups.add(dependent.group)
+            for group in groups:
+                if group not in stale:
+                    stale[group] = self._before.get(group, group.dependencies)
         for task in touched:
-            if task.group in stale:
+            if task.dependencies and task.group in stale:
                 stale[task.group].update([dependency.group for dependency in task.dependencies])
         for group, dependencies in stale.items():
             group.dependencies = dependencies
 
-    def _drop_if_empty(self, groups: Iterable[Any]) -> None:
-        for group in groups:
-            if not len(group) and self._is_alive(group):
-                group.prefix.remove_group(group)
-                del self._scheduler.task_groups[group.name]
-                if self._computation is not None:
-                    self._computation.groups.discard(group)
+    def _drop_if_empty(self, group: Any) -> None:
+        if group is not None and not len(group) and self._is_alive(group):
+            group.prefix.remove_group(group)
+            del self._scheduler.task_groups[group.name]
+            if self._computation is not None:
+                self._computation.groups.discard(group)
 
     def _dependencies(self) -> set[Any]:
         """Return all groups that a group of the scheduler depends on."""
@@ -400,7 +397,7 @@ class GroupSplitter:
 def _can_be_made(of: Misplaced) -> bool:
     """Whether Dask can make the requested span, and send it to workers: its tags may be anything."""
     if of.span_id == NOBODY:  # Dask fails at an annotation that is something else
-        return not (of.task.annotations or {}).get("span")
+        return not (of.tasks[0].annotations or {}).get("span")
     return of.ask is not None and isinstance(of.span_id, str) and all(map(_is_sendable, (*of.ask.tags, *of.ask.ids)))
 
 
@@ -413,14 +410,15 @@ def _is_sendable(value: Any) -> bool:
     return value is None or isinstance(value, float)
 
 
-def _move(task: Any, group: Any, part: Any) -> None:
-    """Move a new task: it has no size, duration or type yet. The prefix, which both groups share, has it already."""
-    state = task.state
-    group.states[state] -= 1
-    group._size -= 1
-    part.states[state] += 1
-    part._size += 1
-    task.group = part
+def _move(tasks: Collection[Any], group: Any, part: Any) -> None:
+    """Move new tasks: they have no size, duration or type yet. The prefix of both groups has counted them already."""
+    for state, count in Counter([task.state for task in tasks]).items():
+        group.states[state] -= count
+        part.states[state] += count
+    group._size -= len(tasks)
+    part._size += len(tasks)
+    for task in tasks:
+        task.group = part
 
 
 #: The splitter of each scheduler that has split a group: its groups stay split if the bridge goes and comes again. Weak

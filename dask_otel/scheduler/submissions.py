@@ -148,8 +148,7 @@ class Submissions:
         around = submission.ask.id if submission.ask else NOBODY
         new = splitter.new if splitter else {task.key for task in tasks if _never_ran(task)}
         homes: dict[Any, tuple[Any, Any]] = {}
-        asks: dict[Any, RequestedSpan | None] = {NOBODY: None}
-        misplaced: list[Misplaced] = []
+        misplaced: dict[tuple[Any, Any], Misplaced] = {}
         for task in tasks:
             group = task.group
             annotation = task.annotations.get("span") if task.annotations else None
@@ -167,16 +166,17 @@ class Submissions:
                     submission.elsewhere.append((task.key, submission.ask))
             elif asked in home:
                 submission.groups[group] += 1
+            elif (group, asked) in misplaced:
+                misplaced[group, asked].tasks.append(task)
             else:
-                if asked not in asks:
-                    asks[asked] = _ask(annotation)
-                misplaced.append(Misplaced(task, asked, asks[asked]))
-        stay = splitter.split(misplaced, tasks) if splitter else misplaced
+                misplaced[group, asked] = Misplaced(group, asked, _ask(annotation), [task])
+        stay = splitter.split(misplaced.values(), tasks) if splitter else misplaced.values()
         for each in stay:
             if each.ask:
-                submission.elsewhere.append((each.task.key, each.ask))
-        for each in misplaced:
-            submission.groups[each.task.group] = submission.groups.get(each.task.group, 0) + 1
+                submission.elsewhere += [(task.key, each.ask) for task in each.tasks]
+        for each in misplaced.values():
+            group = each.tasks[0].group
+            submission.groups[group] = submission.groups.get(group, 0) + len(each.tasks)
 
     def _leaked(self, submission: Submission) -> frozenset[str]:
         """Return ids of spans around a submission in which its task is not.

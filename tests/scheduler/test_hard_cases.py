@@ -54,10 +54,8 @@ async def test_an_actor_lost_with_its_worker_is_an_error(client, scheduler, a, b
     )
 
 
-@gen_cluster(**ONE_WORKER)
-async def test_calls_of_an_actor_count_nowhere(client, scheduler, worker):
-    plugin = MemoryPlugin()
-    await plugin.add_to(scheduler)
+@bridged(nthreads=[("127.0.0.1", 1)])  # on one clock
+async def test_calls_of_an_actor_count_nowhere(plugin, client, scheduler, worker):
     with span("root"):
         collector = await client.submit(list, actor=True, key="collector")
         made = time()
@@ -294,26 +292,22 @@ async def test_a_failure_that_a_thread_submitted_is_some_roots(client, scheduler
     """A thread does not know the span that is open where it was started, unless it is given a copy of the context."""
     plugin = MemoryPlugin()
     await plugin.add_to(scheduler)
-    held = Event(client=client)
     with span("workflow"):
-        first = client.submit(held.wait, key=("work", 0))
-        while "work" not in scheduler.task_groups:
-            await asyncio.sleep(0.01)
+        first = client.submit(inc, 1, key=("work", 0))
+        await first
         without = await asyncio.get_running_loop().run_in_executor(
             None, lambda: client.submit(_fail, key=("work", 1), retries=0)
         )
         within = await asyncio.to_thread(client.submit, _fail, key=("work", 2))  # copies the context
         await wait([without, within])
-    await held.set()
-    await wait(first)
     spans = await finished(plugin)
     roots = {s.name: s for s in spans if not s.parent_id}
     assert set(roots) == {"workflow", "default: work"}
     assert {name: root.status for name, root in roots.items()} == dict.fromkeys(roots, "Error")
     assert roots["workflow"].status_message == "1 task erred; first: bad"
-    assert roots["workflow"].attributes["dask.task.count"] == 2
     assert roots["default: work"].status_message == "1 task erred; first: bad"
-    assert roots["default: work"].attributes["dask.task.count"] == 1
+    assert roots["default: work"].attributes["dask.task.erred"] == 1
+    assert roots["workflow"].attributes["dask.task.erred"] == 1
 
 
 def _fail():

@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 from distributed.utils_test import gen_test
+from support.memory import MemoryPlugin
 from support.scripted import ScriptedScheduler, quiet_bridge, random_script
 
 from dask_otel.scheduler import split_groups
@@ -158,6 +159,29 @@ SCRIPTS = {
         tasks(BOB, "carol", "use", range(6, 16), ["load-0"]),
         *END,
     ],
+    "other groups of the prefix have tasks to run, the family has none": [
+        tasks(ALICE, "alice", "hold", [0]),
+        ("submit", ALICE, "alice", {("load-" + "1" * 32, 0): ["hold-0"]}, [("load-" + "1" * 32, 0)]),
+        *(
+            ("submit", ALICE, span, {("load-" + "2" * 32, n): [] for n in numbers}, [("load-" + "2" * 32, numbers[0])])
+            for span, numbers in (("alice", range(10)), ("bob", range(10, 11)), ("carol", range(11, 12)))
+        ),
+        *END,
+    ],
+    "a group that is split has a worker already": [
+        tasks(ALICE, "alice", "load", [0, 1]),
+        (
+            "submit",
+            ALICE,
+            "alice",
+            {f"use-{n}": [f"load-{n // 10}"] for n in range(20)},
+            [f"use-{n}" for n in range(20)],
+        ),
+        finish(1),
+        tasks(BOB, "bob", "use", range(20, 26), ["load-0"]),
+        tasks(BOB, "bob", "use", range(30, 36), ["load-1"]),
+        *END,
+    ],
     "one task a span": [tasks(ALICE, f"span {n}", "inc", [n]) for n in range(30)] + END,
     "spans with the same tags": [tasks(ALICE, {f"inc-{n}": ("fit", f"id-{n}")}, "inc", [n]) for n in range(12)] + END,
     "P2P is not queued": [
@@ -195,3 +219,137 @@ async def test_scripts(what, saturation):
     assert any(" @ " in name for name in split.group_names)
     with mock.patch.object(split_groups, "MANY", 1):  # groups are forgotten as soon as they may be
         await compare(SCRIPTS[what], saturation=saturation)
+
+
+async def played_with_bridge(script):
+    """Play a script on a scheduler with the bridge; return what groups depend on, and spans of groups, by name."""
+    plugin = quiet_bridge()
+    async with ScriptedScheduler(install=plugin.add_to) as played:
+        await played.play(script)
+        groups = played.scheduler.task_groups
+        spans = played.scheduler.extensions["spans"].spans
+        dependencies = {name: sorted(each.name for each in group.dependencies) for name, group in groups.items()}
+        computed = {each.name for computation in played.scheduler.computations for each in computation.groups}
+        assert computed >= set(groups)
+        assert all(len(group) for computation in played.scheduler.computations for group in computation.groups)
+        assert not plugin.safety.failures
+        return dependencies, {name: spans[group.span_id].name[-1] for name, group in groups.items()}
+
+
+@gen_test()
+async def test_parts_depend_on_what_their_tasks_depend_on():
+    dependencies, spans = await played_with_bridge(
+        [
+            tasks(ALICE, "alice", "load", [0]),
+            tasks(BOB, "bob", "load", [1]),
+            tasks(ALICE, "alice", "other", [0]),
+            tasks(ALICE, "alice", "use", [0], ["load-0"]),
+            tasks(BOB, "bob", "use", [1], ["load-1", "other-0"]),
+            ("submit", BOB, {"load-2": "carol", "sum-0": "bob"}, {"load-2": [], "sum-0": ["load-2"]}, ["sum-0"]),
+        ]
+    )
+    assert dependencies == {
+        "load": [],
+        "load @ bob": [],
+        "load @ carol": [],
+        "other": [],
+        "use": ["load"],
+        "use @ bob": ["load @ bob", "other"],
+        "sum": ["load @ carol"],
+    }
+    assert spans == {
+        "load": "alice",
+        "load @ bob": "bob",
+        "load @ carol": "carol",
+        "other": "alice",
+        "use": "alice",
+        "use @ bob": "bob",
+        "sum": "bob",
+    }
+
+
+@gen_test()
+async def test_a_part_stays_the_place_of_its_span():
+    """Though Dask has forgotten the group that it was split from; a group that is left empty is not there at all."""
+    _, spans = await played_with_bridge(
+        [
+            tasks(ALICE, "alice", "inc", range(4)),
+            tasks(BOB, "bob", "inc", range(4, 6)),
+            finish(),
+            ("release", ALICE, 1.0),
+            tasks(BOB, "bob", "inc", range(6, 8)),
+        ]
+    )
+    assert spans == {"inc @ bob": "bob"}
+
+
+@gen_test()
+async def test_without_a_span_beside_one():
+    _, spans = await played_with_bridge(
+        [
+            tasks(ALICE, None, "inc", range(4)),
+            tasks(ALICE, None, "inc", range(4, 6)),
+            tasks(BOB, "bob", "inc", range(6, 8)),
+            tasks(BOB, "bob", "dec", range(2)),
+            tasks(ALICE, None, "dec", range(2, 4)),
+        ]
+    )
+    assert spans == {"inc": "default", "inc @ bob": "bob", "dec": "bob", "dec @ default": "default"}
+
+
+@gen_test()
+async def test_scattered_data_is_not_moved():
+    """Nobody requested it, and it is not new when a graph uses it; Dask may decide by it where its group belongs."""
+    plugin = quiet_bridge()
+    names = ("inc", "dec", "add", "sub", "mul", "div")
+    script = []
+    for name in names:
+        script += [
+            tasks(ALICE, "alice", name, [0]),
+            tasks(BOB, None, name, [1]),
+            finish(),
+            ("release", ALICE, 1.0),
+            ("scatter", ALICE, f"{name}-2", 0.0),
+            # Which input Dask looks at first is by chance.
+            (
+                "submit",
+                BOB,
+                "carol",
+                {f"use_{name}": [f"{name}-2", f"{name}-3"], f"{name}-3": []},
+                [f"use_{name}"],
+            ),
+        ]
+    async with ScriptedScheduler(install=plugin.add_to) as played:
+        await played.play(script)
+        spans = played.scheduler.extensions["spans"].spans
+        found = {key: spans[task.group.span_id].name[-1] for key, task in played.scheduler.tasks.items()}
+        for name in names:
+            assert (found[f"{name}-1"], found[f"{name}-3"]) == ("default", "carol")
+        assert not plugin.safety.failures
+
+
+@pytest.mark.parametrize("shows_tags", [True, False])
+@gen_test()
+async def test_names_of_parts(shows_tags):
+    plugin = MemoryPlugin(sweep_interval=3600.0, shutdown_timeout=0.0, tags_in_group_names=shows_tags)
+    script = [
+        tasks(ALICE, "alice", "inc", [0]),
+        tasks(BOB, "secret" * 100, "inc", [1]),
+        *(tasks(BOB, ("fit", f"id-{n}"), "inc", [n]) for n in range(2, 5)),
+        tasks(BOB, None, "inc", [9]),
+    ]
+    async with ScriptedScheduler(install=plugin.add_to) as played:
+        await played.play(script)
+        names = list(played.scheduler.task_groups)
+    if shows_tags:
+        assert names == [
+            "inc",
+            f"inc @ {('secret' * 100)[:80]}…",
+            "inc @ fit",
+            "inc @ fit #2",
+            "inc @ fit #3",
+            "inc @ default",
+        ]
+    else:
+        assert len(names) == 6
+        assert not any("fit" in name or "secret" in name for name in names)

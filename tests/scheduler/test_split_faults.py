@@ -192,6 +192,8 @@ async def test_without_the_bridge_decisions_are_still_those_of_dask_alone(satura
         ("bridge", False),
         tasks(BOB, "bob", "inc", range(100, 109), ["load-1", "load-3"]),
         finish(12),
+        tasks(ALICE, "alice", "extra", range(2)),
+        tasks(ALICE, "alice", "inc", range(110, 115), ["extra-0", "load-0"]),
         ("release", ALICE, 1.0),
         finish(5),
         ("scatter", ALICE, "load-50", 0.0),

@@ -293,7 +293,9 @@ class ScriptedScheduler:
         if self.plugin and comes:
             await self.scheduler.register_scheduler_plugin(self.plugin, idempotent=True)
         elif self.plugin:
+            leaving = self.scheduler.plugins["dask-otel"]
             await self.scheduler.unregister_scheduler_plugin("dask-otel")
+            await leaving.before_close()
 
     def _time(self) -> float:
         return self._now
