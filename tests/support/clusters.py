@@ -11,13 +11,14 @@ from distributed.utils_test import gen_cluster
 
 import dask_otel
 from support.memory import MemoryPlugin
+from support.task_groups import check_groups
 from support.trees import check_shape, check_sums
 
 TWO_WORKERS = [("127.0.0.1", 1), ("127.0.0.1", 2)]
 
 
 def bridged(*, nthreads=TWO_WORKERS, cluster=None, **settings):
-    """Run a test with a cluster, a client, and the bridge; nothing of ours may fail, and all sums must be right.
+    """Run a test with a cluster, a client, and the bridge; nothing of ours may fail, all sums and groups must be right.
 
     Parameters
     ----------
@@ -34,6 +35,7 @@ def bridged(*, nthreads=TWO_WORKERS, cluster=None, **settings):
             await plugin.add_to(scheduler)
             with one_clock():
                 await test(plugin, client, scheduler, *workers)
+                check_groups(scheduler)
                 await finished(plugin)
 
         run.__name__ = test.__name__
