@@ -26,6 +26,11 @@ def main() -> int:
     faults, comparisons = sum(each.faults for each in outcomes), sum(each.comparisons for each in outcomes)
     differences = sum(len(each.differences) for each in outcomes)
     print(f"{len(outcomes)} runs, {faults} faults, {comparisons} comparisons, {differences} differences")  # noqa: T201
+    split = [each for each in outcomes if each.tasks]
+    tasks, collided, elsewhere = (
+        sum(getattr(each, name) for each in split) for name in ("tasks", "collided", "elsewhere")
+    )
+    print(f"with split groups: {len(split)} runs, {tasks} tasks, {collided} collided, {elsewhere} requested again")  # noqa: T201
     return 1 if differences else 0
 
 

@@ -25,9 +25,9 @@ _COMPARED = re.compile(r"dask\.(task\.(count|completed|erred|upstream_failed)$|o
 def dask_numbers(scheduler: Scheduler, recorder: Recorder) -> ByGroup:
     """What Dask says of each span and of each group in it."""
     numbers = {}
-    asked_for = {life.task.group.span_id for life in recorder.lives if life.asked}
+    requested = {life.task.group.span_id for life in recorder.lives if life.requesting}
     for span in scheduler.extensions["spans"].spans.values():
-        if span.name == ("default",) and span.id not in asked_for:
+        if span.name == ("default",) and span.id not in requested:
             continue  # nothing but scattered data: no segment, by design
         numbers[span.id, ""] = _numbers(span, span.traverse_groups(), recorder)
         for (context, where, activity, unit), value in span.cumulative_worker_metrics.items():

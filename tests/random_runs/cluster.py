@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -15,20 +17,43 @@ import dask
 from distributed import Client, Future, Scheduler, Worker, span
 from distributed.core import Status
 
-__all__ = ["Cluster", "until"]
+from .tasks import Counting
+
+__all__ = ["Cluster", "Person", "until"]
+
+#: What makes ids of spans that callers open differ: people may make the same choices.
+_nonces = itertools.count()
+
+
+@dataclass(eq=False)
+class Person:
+    """A client, and what it holds."""
+
+    client: Client
+    futures: list[Future] = field(default_factory=list)
+
+    def keep(self, rng: random.Random, futures: Sequence[Future]) -> None:
+        """Hold futures, or not."""
+        if rng.random() < 0.9:
+            self.futures += futures
+
+    def some(self, rng: random.Random, most: int = 4) -> list[Future]:
+        """Choose a few futures."""
+        return rng.sample(self.futures, min(len(self.futures), rng.randint(1, most)))
 
 
 @dataclass
 class Cluster:
-    """The cluster with a client; what it holds may be chosen from at random."""
+    """The cluster and its clients; what they hold may be chosen from at random."""
 
     scheduler: Scheduler
-    client: Client
     memory_limit: int
+    people: list[Person] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
-    futures: list[Future] = field(default_factory=list)
-    #: Annotations of spans that may be entered again.
+    #: Annotations of spans that may be entered again, by anybody.
     spans: list[Any] = field(default_factory=list)
+    #: Functions that were called for ranges of numbers, with options.
+    calls: list[tuple[Any, range, dict[str, Any]]] = field(default_factory=list)
 
     async def add_worker(self, rng: random.Random) -> None:
         """Start a worker."""
@@ -64,14 +89,11 @@ class Cluster:
         self.spans.append(annotation)
         return dask.annotate(span=annotation)
 
-    def keep(self, rng: random.Random, futures: Sequence[Future]) -> None:
-        """Hold futures, or not."""
-        if rng.random() < 0.9:
-            self.futures += futures
-
-    def some(self, rng: random.Random, most: int = 4) -> list[Future]:
-        """Choose a few futures."""
-        return rng.sample(self.futures, min(len(self.futures), rng.randint(1, most)))
+    def make_actor(self, person: Person) -> Future:
+        """Submit an actor."""
+        # Without a restriction Dask queues one of many, which its validation then fails on.
+        workers = {"workers": [worker.address for worker in self.running], "allow_other_workers": True}
+        return person.client.submit(Counting, actor=True, pure=False, **workers)
 
     def victim(self, rng: random.Random) -> Worker:
         """Choose a worker."""
@@ -93,19 +115,22 @@ class Cluster:
 
     async def settled(self, seconds: float) -> None:
         """Wait until every future that is held has a result, or none."""
-        await until(lambda: all(future.status != "pending" for future in self.futures), seconds)
+        held = [future for person in self.people for future in person.futures]
+        await until(lambda: all(future.status != "pending" for future in held), seconds)
 
     async def finish(self, rng: random.Random) -> None:
         """Bring all to rest: what can still run has run, workers have told all they know."""
-        if not self.scheduler.workers:
-            await self.add_worker(rng)
         await self.settled(2)
-        if rng.random() < 0.5:
-            self.futures = []
+        for person in self.people:
+            if rng.random() < 0.5:
+                person.futures = []
         at_rest = -1
         while at_rest != self.scheduler.transition_counter:
+            if not self.running:  # the last one may only now be gone
+                await self.add_worker(rng)
             if not await until(lambda: not self._busy(), 20):
-                raise TimeoutError(f"not at rest: {self._busy()}")
+                states = Counter(task.state for task in self.scheduler.tasks.values())
+                raise TimeoutError(f"not at rest: {self._busy()}; {states}")
             at_rest = self.scheduler.transition_counter
             await asyncio.sleep(0.1)  # two sweeps: the bridge waits for heartbeats after what it has seen
             for worker in self.running * 2:
@@ -135,7 +160,7 @@ def _called(rng: random.Random, annotation: Any, new: int) -> Any:
     for depth in range(len(ids) - new, len(ids)):
         if rng.random() < 0.3:
             version, trace, sampled = rng.choice(("00", "00", "00", "ff")), rng.randint(1, 4), rng.random() < 0.7
-            ids[depth] = f"{version}-{trace:032x}-{rng.randint(1, 5):016x}-{sampled:02x};{rng.random()}"
+            ids[depth] = f"{version}-{trace:032x}-{rng.randint(1, 5):016x}-{sampled:02x};{next(_nonces)}"
     return annotation | {"ids": tuple(ids)}
 
 

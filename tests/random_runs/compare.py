@@ -16,7 +16,8 @@ from dask_otel import trace_id
 from dask_otel.otlp.exporter import MAX_FINISHED
 
 from .accounts import ByGroup, Numbers, bridge_numbers
-from .recorder import NOBODY, Recorder
+from .plan import Plan
+from .recorder import Recorder
 
 __all__ = ["Outcome", "compare"]
 
@@ -34,6 +35,11 @@ class Outcome:
     seed: int
     faults: int = 0
     comparisons: int = 0
+    #: Tasks that clients requested as new; those of them that Dask alone would have in another group; and how often
+    #: one was requested again by a span that does not count it.
+    tasks: int = 0
+    collided: int = 0
+    elsewhere: int = 0
     differences: list[str] = field(default_factory=list)
 
     def differ(self, path: str, what: str, bridge: object, dask: object) -> None:
@@ -56,13 +62,12 @@ class Outcome:
 
 def compare(
     outcome: Outcome,
+    plan: Plan,
     dask: ByGroup,
     spans: Sequence[Any],
     finished: Sequence[Mapping[str, Any]],
     recorder: Recorder,
     scheduler: Scheduler,
-    *,
-    always_on: bool,
 ) -> None:
     """Compare everything.
 
@@ -70,12 +75,10 @@ def compare(
     ----------
     finished
         Runs that the page lists.
-    always_on
-        Whether spans of callers that are not sampled are sent, too.
     """
     known = scheduler.extensions["spans"].spans
     lineage = recorder.lineage | {id_: tuple(_lineage(span)) for id_, span in known.items()}
-    unsampled = {id_ for id_, ids in lineage.items() if not (always_on or _where(ids)[1])}
+    unsampled = {id_ for id_, ids in lineage.items() if not (plan.always_on or _where(ids)[1])}
     #: Those of which some below are not sent.
     partial = {above for id_ in unsampled for above in lineage[id_]} - unsampled
     dask = {key: numbers for key, numbers in dask.items() if key[0] not in unsampled}
@@ -94,20 +97,17 @@ def compare(
         outcome.check_numbers(f"{paths.get(id_, id_)} {group}".rstrip(), mine, theirs)
     # The bridge makes a span for a graph that failed without one.
     unknown = [s for s in by_kind["span"] if s.attributes["dask.span.id"] not in recorder.lineage.keys() | known.keys()]
-    _compare_graphs(outcome, "default", unknown, [recorder.graphs[NOBODY]])
-    # And for tasks that failed though no span had asked for them, where another span counts them.
-    for name in ("erred", "upstream_failed"):
-        seen = sum(outcomes[name] for (asker, _), outcomes in recorder.elsewhere.items() if asker == NOBODY)
-        sent = sum(segment.attributes.get(f"dask.elsewhere.{name}", 0) for segment in unknown)
-        outcome.check("default", f"dask.elsewhere.{name}", sent, seen)
+    _compare_graphs(outcome, "default", unknown, [recorder.graphs[""]])
     failed = [each for each in unknown if "dask.graph.cancelled" not in each.attributes]
     outcome.check("default", "not Error", [each.name for each in failed if each.status != "Error"], [])
     by_id: dict[str, list[Any]] = {id_: [] for id_ in lineage.keys() - unsampled}
     for segment in by_kind["span"]:
         if segment not in unknown:
             by_id[segment.attributes["dask.span.id"]].append(segment)
+    if plan.split_groups:
+        _compare_requested(outcome, paths, by_id, recorder, scheduler)
     for id_, segments in by_id.items():
-        _compare_asked(outcome, paths.get(id_, id_), id_, segments, lineage, recorder)
+        _compare_elsewhere(outcome, paths.get(id_, id_), id_, segments, lineage, recorder)
     for span in by_kind["span"]:
         _check_segment(outcome, paths[span.attributes["dask.span.id"]], span)
     for span in by_kind["group"]:
@@ -204,17 +204,50 @@ def _lineage(span: Any) -> list[str]:
     return [*(_lineage(span.parent) if span.parent else []), span.id]
 
 
-def _compare_asked(
+def _compare_requested(
+    outcome: Outcome,
+    paths: Mapping[str, str],
+    segments: Mapping[str, Sequence[Any]],
+    recorder: Recorder,
+    scheduler: Scheduler,
+) -> None:
+    """Compare how many tasks are in each span with how many were requested as new in it; without one, in ``default``.
+
+    Scattered data, which nobody requested, counts where Dask has it.
+    """
+    known = scheduler.extensions["spans"].spans
+    defaults = {id_ for id_, span in known.items() if span.name == ("default",)}
+    requested: Counter[str] = Counter()
+    for life in recorder.lives:
+        owner = life.task.group.span_id
+        if life.requested is not None:
+            requested.update(life.requested or ("default",))
+        elif owner in defaults:
+            requested["default"] += bool(segments[owner])
+        elif owner:
+            requested.update(_lineage(known[owner]))
+    counted: Counter[str] = Counter()
+    for id_, each in segments.items():
+        counted["default" if id_ in defaults else id_] += sum(s.attributes["dask.task.count"] for s in each)
+    for id_ in counted.keys() | {"default"}:
+        outcome.check(paths.get(id_, id_), "tasks requested", counted[id_], requested[id_])
+    outcome.check("-", "tasks outside the span that requested them", recorder.misplaced, [])
+    outcome.tasks = sum(life.requested is not None for life in recorder.lives)
+    outcome.collided = sum(life.has_collided for life in recorder.lives)
+    outcome.elsewhere = sum(outcomes.total() for outcomes in recorder.elsewhere.values())
+
+
+def _compare_elsewhere(
     outcome: Outcome, path: str, id_: str, segments: Sequence[Any], lineage: Mapping[str, Any], recorder: Recorder
 ) -> None:
-    """Compare what became of tasks that a span asked for, wherever Dask counts them."""
+    """Compare what became of tasks that a span requested, wherever Dask counts them."""
 
     def inside(other: str) -> bool:
         return id_ in lineage.get(other, ())
 
     elsewhere: Numbers = Counter()
-    for (asker, holder), outcomes in recorder.elsewhere.items():
-        if inside(asker) and not inside(holder):
+    for (requesting, owner), outcomes in recorder.elsewhere.items():
+        if inside(requesting) and not inside(owner):
             elsewhere.update(outcomes)
     for name in _ELSEWHERE:
         sent = sum(segment.attributes.get(f"dask.elsewhere.{name}", 0) for segment in segments)
@@ -223,17 +256,17 @@ def _compare_asked(
     for segment in segments:
         ids = segment.attributes.get("dask.span.counted_in", [])
         counted_in |= {ids} if isinstance(ids, str) else set(ids)
-    holders = {holder for asker, holder in recorder.elsewhere if asker == id_}
-    outcome.check(path, "dask.span.counted_in", sorted(counted_in), sorted(holders))
-    _compare_graphs(outcome, path, segments, [graphs for asker, graphs in recorder.graphs.items() if inside(asker)])
+    owners = {owner for requesting, owner in recorder.elsewhere if requesting == id_}
+    outcome.check(path, "dask.span.counted_in", sorted(counted_in), sorted(owners))
+    _compare_graphs(outcome, path, segments, [graphs for around, graphs in recorder.graphs.items() if inside(around)])
     has_failed = any(segment.status == "Error" for segment in segments)
     outcome.comparisons += 2
     if any(map(inside, recorder.must_fail)) and not has_failed:
         outcome.differ(path, "status", "not Error", "Error")
     if has_failed and not any(map(inside, recorder.may_fail)):
         outcome.differ(path, "status", f"Error: {[segment.status_message for segment in segments]}", "not Error")
-    asked = [life for life in recorder.lives if any(map(inside, life.asked))]
-    if asked and all(life.has_completed for life in asked) and not any(map(inside, recorder.unclean)):
+    lives = [life for life in recorder.lives if any(map(inside, life.requesting))]
+    if lives and all(life.has_completed for life in lives) and not any(map(inside, recorder.unclean)):
         results = {segment.attributes["dask.span.result"] for segment in segments}
         outcome.check(path, "dask.span.result", results - {"success", "unfinished", "interrupted"}, set())
 

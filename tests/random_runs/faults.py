@@ -9,45 +9,45 @@ from distributed import Client
 from distributed.core import Status
 
 from . import tasks
-from .cluster import Cluster, until
+from .cluster import Cluster, Person, until
 
 
-async def cancel(cluster: Cluster, rng: random.Random) -> None:
+async def cancel(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Cancel tasks, running ones too."""
-    await cluster.client.cancel(cluster.some(rng, 8), force=rng.random() < 0.5)
+    await person.client.cancel(person.some(rng, 8), force=rng.random() < 0.5)
 
 
-async def retry(cluster: Cluster, rng: random.Random) -> None:
+async def retry(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Run again what failed."""
-    await cluster.client.retry([future for future in cluster.futures if future.status == "error"])
+    await person.client.retry([future for future in person.futures if future.status == "error"])
 
 
-async def close_worker(cluster: Cluster, rng: random.Random) -> None:
+async def close_worker(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Stop a worker, with all it holds and does, and start another."""
     await cluster.victim(rng).close(executor_wait=False)
     await cluster.add_worker(rng)
 
 
-async def lose_worker(cluster: Cluster, rng: random.Random) -> None:
+async def lose_worker(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Break a worker's connection."""
     cluster.victim(rng).batched_stream.comm.abort()
     await cluster.add_worker(rng)
 
 
-async def remove_worker(cluster: Cluster, rng: random.Random) -> None:
+async def remove_worker(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Let the scheduler give a worker up; it comes to know by itself."""
     address = cluster.victim(rng).address
     await cluster.scheduler.remove_worker(address, stimulus_id="check-worker-ttl-test", close=rng.random() < 0.5)
     await cluster.add_worker(rng)
 
 
-async def retire_worker(cluster: Cluster, rng: random.Random) -> None:
+async def retire_worker(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Retire a worker: its results are moved."""
     await cluster.add_worker(rng)
-    await asyncio.wait_for(cluster.client.retire_workers([cluster.victim(rng).address]), 3)
+    await asyncio.wait_for(person.client.retire_workers([cluster.victim(rng).address]), 3)
 
 
-async def pause_worker(cluster: Cluster, rng: random.Random) -> None:
+async def pause_worker(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Pause a worker for a while."""
     worker = cluster.victim(rng)
     worker.status = Status.paused
@@ -56,19 +56,19 @@ async def pause_worker(cluster: Cluster, rng: random.Random) -> None:
         worker.status = Status.running
 
 
-async def move(cluster: Cluster, rng: random.Random) -> None:
+async def move(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Copy or move results."""
-    done = [future for future in cluster.futures if future.status == "finished"]
-    await asyncio.wait_for(cluster.client.replicate(done) if rng.random() < 0.5 else cluster.client.rebalance(), 3)
+    done = [future for future in person.futures if future.status == "finished"]
+    await asyncio.wait_for(person.client.replicate(done) if rng.random() < 0.5 else person.client.rebalance(), 3)
 
 
-async def restart(cluster: Cluster, rng: random.Random) -> None:
+async def restart(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Restart the cluster; without nannies its workers are gone."""
-    await cluster.client.restart(wait_for_workers=False, timeout=3)
+    await person.client.restart(wait_for_workers=False, timeout=3)
     await cluster.add_worker(rng)
 
 
-async def lose_client(cluster: Cluster, rng: random.Random) -> None:
+async def lose_client(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """A second client that leaves while its tasks run."""
     async with Client(cluster.scheduler.address, asynchronous=True, name="bob", set_as_default=False) as bob:
         with cluster.inside(rng):
@@ -87,60 +87,60 @@ async def _lose_holder(cluster: Cluster, rng: random.Random, key: object) -> Non
         await cluster.add_worker(rng)
 
 
-async def kill_workers(cluster: Cluster, rng: random.Random) -> None:
+async def kill_workers(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Lose workers until a task is blamed for it."""
     with cluster.inside(rng):
-        future = cluster.client.submit(tasks.doze, 0, seconds=0.5, pure=False)
-        cluster.keep(rng, [future, cluster.client.submit(tasks.load, future)])
+        future = person.client.submit(tasks.doze, 0, seconds=0.5, pure=False)
+        person.keep(rng, [future, person.client.submit(tasks.load, future)])
     for _ in range(cluster.scheduler.allowed_failures + 1):
         await _lose_holder(cluster, rng, future.key)
 
 
-async def lose_actor(cluster: Cluster, rng: random.Random) -> None:
+async def lose_actor(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Lose an actor with its worker."""
     with cluster.inside(rng):
-        future = cluster.client.submit(tasks.Counting, actor=True, pure=False)
-        cluster.keep(rng, [future, cluster.client.submit(tasks.load, future)])
+        future = cluster.make_actor(person)
+        person.keep(rng, [future, person.client.submit(tasks.load, future)])
     await until(lambda: future.status != "pending", 1)
     await _lose_holder(cluster, rng, future.key)
 
 
-async def lose_long_running(cluster: Cluster, rng: random.Random) -> None:
+async def lose_long_running(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Lose a worker with a task that has left its thread and waits for others."""
     with cluster.inside(rng):
-        future = cluster.client.submit(tasks.spawn, 3, tag="inner", wait=True, seconds=0.2, pure=False)
-    cluster.keep(rng, [future])
+        future = person.client.submit(tasks.spawn, 3, tag="inner", wait=True, seconds=0.2, pure=False)
+    person.keep(rng, [future])
     await until(lambda: any(worker.state.long_running for worker in cluster.running), 1)
     await _lose_holder(cluster, rng, future.key)
 
 
-async def shrink(cluster: Cluster, rng: random.Random) -> None:
+async def shrink(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Lose results that are smaller when they are computed again."""
     with cluster.inside(rng):
-        futures = cluster.client.map(tasks.shrink, [f"{rng.random()}" for _ in range(4)])
-    cluster.keep(rng, futures)
+        futures = person.client.map(tasks.shrink, [f"{rng.random()}" for _ in range(4)])
+    person.keep(rng, futures)
     await until(lambda: futures[0].status != "pending", 1)
     await _lose_holder(cluster, rng, futures[0].key)
 
 
-async def unrunnable(cluster: Cluster, rng: random.Random) -> None:
+async def unrunnable(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Tasks that no worker can run."""
     options = rng.choice(({"workers": ["tcp://127.0.0.1:1"]}, {"resources": {"GPU": 1}}))
     function = rng.choice((tasks.work, tasks.load))
     with cluster.inside(rng):
-        futures = cluster.client.map(function, range(rng.randint(1, 3)), pure=rng.random() < 0.5, **options)
-        cluster.keep(rng, [*futures, cluster.client.submit(tasks.work, *futures)])
+        futures = person.client.map(function, range(rng.randint(1, 3)), pure=rng.random() < 0.5, **options)
+        person.keep(rng, [*futures, person.client.submit(tasks.work, *futures)])
 
 
-async def too_large(cluster: Cluster, rng: random.Random) -> None:
+async def too_large(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """A task whose inputs are larger than a worker's memory, if that is limited."""
     with cluster.inside(rng):
-        inputs = cluster.client.map(tasks.load, range(4), size=400_000, pure=False)
-        future = cluster.client.submit(tasks.work, *inputs)
-        cluster.keep(rng, [future, cluster.client.submit(tasks.load, future)])
+        inputs = person.client.map(tasks.load, range(4), size=400_000, pure=False)
+        future = person.client.submit(tasks.work, *inputs)
+        person.keep(rng, [future, person.client.submit(tasks.load, future)])
 
 
-async def unreadable(cluster: Cluster, rng: random.Random) -> None:
+async def unreadable(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """A graph that the scheduler cannot take in."""
     with cluster.inside(rng):
-        cluster.keep(rng, [cluster.client.submit(rng.choice((tasks.work, tasks.load)), tasks.Unreadable(), pure=False)])
+        person.keep(rng, [person.client.submit(rng.choice((tasks.work, tasks.load)), tasks.Unreadable(), pure=False)])

@@ -1,4 +1,4 @@
-"""An account of its own, from Dask's hooks alone: how tasks ended, and for which spans."""
+"""An account of its own: what clients requested, and from Dask's hooks alone, how tasks ended."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.utils import key_split_group
 
-__all__ = ["NOBODY", "Recorder"]
+from .submissions import Ids, Submission, Submissions
 
-#: Stands for the span that was asked for where none was.
-NOBODY = ""
+__all__ = ["Life", "Recorder"]
+
 _UNFINISHED = ("waiting", "queued", "no-worker", "processing")
-#: Id of the span around the graph that is being taken in.
-_around: ContextVar[str] = ContextVar("around", default=NOBODY)
+_NOTHING = Submission((), {})
+#: The graph that is being taken in.
+_current: ContextVar[Submission] = ContextVar("current", default=_NOTHING)
 
 
 @dataclass(eq=False)
@@ -24,119 +26,149 @@ class Life:
     """A task, from when it is made until it is forgotten; another one may follow under its key."""
 
     task: Any
-    #: Spans that asked for it.
-    asked: set[str] = field(default_factory=set)
-    #: Those of them that don't count it and that don't know yet what became of it.
+    #: The span that requested it as new; None if no graph made it, as for scattered data.
+    requested: Ids | None = None
+    #: Spans that requested it, as new or again.
+    requesting: set[str] = field(default_factory=set)
+    #: Those of them that don't count it and requested it while there was no result.
+    followers: set[str] = field(default_factory=set)
+    #: Those of the latter for which it has not ended yet.
     claims: set[str] = field(default_factory=set)
-    is_observed: bool = False
     has_completed: bool = False
     #: Finish of its latest transition.
     state: str = ""
 
+    @property
+    def has_collided(self) -> bool:
+        """Whether Dask alone would have it in another group than it is in."""
+        return bool(self.task.group.name != key_split_group(self.task.key))
+
 
 class Recorder(SchedulerPlugin):  # type: ignore[misc]
-    """Notes every transition as it comes."""
+    """Notes every transition as it comes.
+
+    Parameters
+    ----------
+    submissions
+        None if it does not matter who requested what.
+    """
 
     name = "recorder"
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, submissions: Submissions | None = None) -> None:
         self._scheduler = scheduler
-        #: Ids of each span that was asked for, from its root down.
-        self.lineage: dict[str, tuple[str, ...]] = {}
+        self._submissions = submissions
+        #: Ids of each span that was requested, from its root down.
+        self.lineage: dict[str, Ids] = {}
         #: How tasks ended, by TaskGroup.
         self.outcomes: dict[Any, Counter[str]] = defaultdict(Counter)
         #: Keys of tasks that raised, by TaskGroup.
         self.erred: dict[Any, list[str]] = defaultdict(list)
-        #: How tasks ended that one span asked for and another one counts, by their ids.
+        #: How tasks ended that one span requested and another one counts, by their ids.
         self.elsewhere: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        #: Graphs that were not taken in: ``error`` or ``cancelled``, by span.
+        #: Graphs that were not taken in: ``error`` or ``cancelled``, by span, empty for none.
         self.graphs: dict[str, Counter[str]] = defaultdict(Counter)
         self.lives: list[Life] = []
+        #: New tasks that are not in the span that requested them, and submissions of tasks outside the task's span.
+        self.misplaced: list[str] = []
         #: Spans that must be Error, that may be, and of which something did not come to its end.
         self.must_fail: set[str] = set()
         self.may_fail: set[str] = set()
         self.unclean: set[str] = set()
         #: By key. Tasks of Dask's with the same key are equal, whatever lies between them.
         self._living: dict[Any, Life] = {}
-        self._observed: list[tuple[Life, str, bool]] = []
+        #: Keys of tasks that the graph which is being taken in has made.
+        self._new: set[Any] = set()
         self._handler = scheduler.stream_handlers["update-graph"]
         scheduler.stream_handlers["update-graph"] = self._update_graph
-        self._observe = scheduler.extensions["spans"].observe_tasks
-        scheduler.extensions["spans"].observe_tasks = self._observe_tasks
+        self._new_task = scheduler.new_task
+        scheduler.new_task = self._note_new_task
 
-    # What was asked for
+    # What was requested
 
     async def _update_graph(self, *args: Any, **message: Any) -> None:
-        annotation = (message.get("annotations") or {}).get("span")
-        _around.set(self._learn(annotation) if annotation else NOBODY)
+        if self._submissions:
+            submission = self._submissions.of(message)
+            _current.set(submission)
+            self._learn(submission.around)
+            outer = self._living.get(message["submitting_task"])
+            if outer and outer.requested and outer.requested[-1] not in submission.around:
+                self.misplaced.append(f"{outer.task.key} of {outer.requested} submits in {submission.around}")
         await self._handler(*args, **message)
 
-    def _observe_tasks(self, tasks: Any, *args: Any, **details: Any) -> Any:
-        """Note the annotations before Dask overwrites them."""
-        for task in tasks:
-            life = self._life(task)
-            is_new = not life.is_observed and task.state == "released"
-            annotation = (task.annotations or {}).get("span") if is_new else None
-            self._observed.append((life, self._learn(annotation) if annotation else NOBODY, is_new))
-            life.is_observed = True
-        return self._observe(tasks, *args, **details)
+    def _note_new_task(self, key: Any, spec: Any, state: Any, computation: Any = None) -> Any:
+        task = self._new_task(key, spec, state, computation)
+        self._living[key] = life = Life(task)
+        self.lives.append(life)
+        if computation is not None:
+            self._new.add(key)
+        return task
 
-    def _life(self, task: Any) -> Life:
-        life = self._living.get(task.key)
-        if life is None or life.task is not task:
-            life = self._living[task.key] = Life(task)
-            self.lives.append(life)
-        return life
-
-    def _learn(self, annotation: Any) -> str:
-        ids = tuple(annotation["ids"])
+    def _learn(self, ids: Ids) -> None:
         for depth, span_id in enumerate(ids, 1):
             self.lineage[span_id] = ids[:depth]
-        return str(ids[-1])
 
-    def update_graph(self, scheduler: Scheduler, *, keys: Any, **kwargs: Any) -> None:
-        """Called by Dask in the same tick as ``_observe_tasks``, before the first transition."""
-        observed, self._observed = self._observed, []
-        for life, asked, is_new in observed:
-            if is_new or life.task.key in keys:
-                holder = life.task.group.span_id
-                asker = asked if is_new else _around.get()
-                if asker == NOBODY and scheduler.extensions["spans"].spans[holder].name == ("default",):
-                    asker = holder
-                life.asked.add(asker)
-                if asker not in (NOBODY, holder):
-                    self._claim(life, asker, holder)
+    def update_graph(self, scheduler: Scheduler, *, keys: Any, tasks: Any, **kwargs: Any) -> None:
+        """Called by Dask once each task is in a span, before the first transition."""
+        new, self._new = self._new, set()
+        if not self._submissions:
+            return
+        submission = _current.get()
+        for key in tasks:
+            life = self._living[key]
+            if key in new:
+                self._request(life, submission.spans[key], is_new=True)
+            elif key in keys:
+                self._request(life, submission.around)
 
-    def _claim(self, life: Life, asker: str, holder: str) -> None:
+    def _request(self, life: Life, ids: Ids, *, is_new: bool = False) -> None:
+        self._learn(ids)
+        if is_new:
+            life.requested = ids
+        owner = life.task.group.span_id
+        if not ids and self._scheduler.extensions["spans"].spans[owner].name == ("default",):
+            ids = (owner,)
+        if is_new and owner not in ids[-1:]:
+            self.misplaced.append(f"{life.task.key} of {ids} is in {owner}")
+        for span_id in ids[-1:]:
+            life.requesting.add(span_id)
+            if span_id != owner:
+                self._claim(life, span_id, owner)
+
+    def _claim(self, life: Life, requesting: str, owner: str) -> None:
         task = life.task
         if task.state == "memory":
-            self.elsewhere[asker, holder]["completed"] += 1
-        elif task.state == "erred":
-            self.elsewhere[asker, holder]["erred" if task.exception_blame is task else "upstream_failed"] += 1
+            self.elsewhere[requesting, owner]["completed"] += 1
+            return
+        life.followers.add(requesting)
+        if task.state == "erred":
+            self.elsewhere[requesting, owner]["erred" if task.exception_blame is task else "upstream_failed"] += 1
             for failed in (self.must_fail, self.may_fail, self.unclean):
-                failed.add(asker)
+                failed.add(requesting)
         else:
-            self.elsewhere.setdefault((asker, holder), Counter())
-            life.claims.add(asker)
+            self.elsewhere.setdefault((requesting, owner), Counter())
+            life.claims.add(requesting)
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Called by Dask for each event."""
         if topic == "scheduler" and msg.get("action") == "update-graph" and msg["status"] != "OK":
-            self.graphs[_around.get()][msg["status"]] += 1
-            self.unclean.add(_around.get())
+            around = "".join(_current.get().around[-1:])
+            self.graphs[around][msg["status"]] += 1
+            self.unclean.add(around)
             if msg["status"] == "error":
-                self.must_fail.add(_around.get())
-                self.may_fail.add(_around.get())
+                self.must_fail.add(around)
+                self.may_fail.add(around)
 
     # What came of it
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Called by Dask."""
         task = self._scheduler.tasks[key]
-        life = self._life(task)
+        life = self._living.get(key)
+        if life is None:
+            return  # Dask may report a transition within another one twice
         if finish == "waiting" and kwargs["stimulus_id"].startswith("stimulus-retry") and not life.claims:
-            life.claims = life.asked - {NOBODY, task.group.span_id}  # a person has it run again: they hear of it again
-        # Dask may report a transition within another one twice.
+            life.claims = set(life.followers)  # a person has it run again: once more for all of them
         if life.state != finish:
             if finish == "memory" and start != "memory":
                 life.has_completed = True
@@ -144,7 +176,7 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
             elif finish == "erred":
                 self._failed(life, "erred" if task.exception_blame is task else "upstream_failed")
             elif start in _UNFINISHED and finish in ("released", "forgotten") and _is_given_up(task):
-                self.unclean |= life.asked
+                self.unclean |= life.requesting | {task.group.span_id}
                 life.claims.clear()
         life.state = finish
         if finish == "forgotten":
@@ -154,18 +186,16 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
         group = life.task.group
         if outcome == "erred":
             self.erred[group].append(str(life.task.key))
-        if not (life.claims or group.span_id in life.asked):
-            # Others were told what became of it when it ended first, or nobody has asked: every failure is some root's.
-            life.claims = (life.asked - {NOBODY}) or {NOBODY}
-        self.may_fail |= life.asked
-        self.unclean |= life.asked
-        self.must_fail |= life.claims | (life.asked & {group.span_id})
+        failed = life.claims | {group.span_id}  # so every failure is some root's
+        self.must_fail |= failed
+        self.may_fail |= failed | life.requesting
+        self.unclean |= failed | life.requesting
         self._ended(life, outcome)
 
     def _ended(self, life: Life, outcome: str) -> None:
         self.outcomes[life.task.group][outcome] += 1
-        for asker in life.claims:
-            self.elsewhere[asker, life.task.group.span_id][outcome] += 1
+        for span_id in life.claims:
+            self.elsewhere[span_id, life.task.group.span_id][outcome] += 1
         life.claims.clear()
 
 

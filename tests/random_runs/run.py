@@ -8,19 +8,22 @@ import multiprocessing
 import random
 import sys
 import traceback
+from contextlib import AsyncExitStack
 from multiprocessing.connection import Connection
 
 import dask
 from distributed import Client, Scheduler
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from support.memory import MemoryPlugin
+from support.task_groups import check_groups
 
 from . import faults, work
 from .accounts import dask_numbers
-from .cluster import Cluster
+from .cluster import Cluster, Person
 from .compare import Outcome, compare
 from .plan import Plan
 from .recorder import Recorder
+from .submissions import Submissions
 
 __all__ = ["run"]
 
@@ -70,6 +73,7 @@ async def _run(plan: Plan) -> Outcome:
         "distributed.worker.memory.pause": False,
         "distributed.scheduler.allowed-failures": plan.allowed_failures,
         "distributed.scheduler.no-workers-timeout": plan.no_workers_timeout,
+        "distributed.scheduler.worker-saturation": plan.worker_saturation,
         "dataframe.shuffle.method": "p2p",
     }
     dask.config.set(settings)
@@ -80,25 +84,30 @@ async def _run(plan: Plan) -> Outcome:
         max_segment=plan.max_segment,
         max_groups=plan.max_groups,
         sweep_interval=plan.sweep_interval,
+        split_groups=plan.split_groups,
     )
     plugin.sampler = ALWAYS_ON if plan.always_on else None
     async with Scheduler(host="127.0.0.1", port=0, dashboard_address=":0", dashboard=False, validate=True) as scheduler:
-        recorder = Recorder(scheduler)
+        recorder = Recorder(scheduler, Submissions())
         scheduler.add_plugin(recorder)
         await plugin.add_to(scheduler)
-        async with Client(scheduler.address, asynchronous=True, set_as_default=False) as client:
-            cluster = Cluster(scheduler, client, plan.memory_limit)
+        async with AsyncExitStack() as stack:
+            cluster = Cluster(scheduler, plan.memory_limit)
+            for _ in range(plan.people):
+                client = Client(scheduler.address, asynchronous=True, set_as_default=False)
+                cluster.people.append(Person(await stack.enter_async_context(client)))
             for _ in range(plan.workers):
                 await cluster.add_worker(rng)
-            await _carry_out(plan, cluster)
+            await _carry_out(plan, cluster, outcome)
             await cluster.finish(rng)
+            _check_groups(outcome, scheduler, "the end")
             before = dask_numbers(scheduler, recorder)
             await plugin.before_close()
             after = dask_numbers(scheduler, recorder)
             if before != after:
                 outcome.differ("-", "harness: not at rest", "-", "-")
             finished = plugin.output.status()["finished"]
-            compare(outcome, after, plugin.exporter.spans(), finished, recorder, scheduler, always_on=plan.always_on)
+            compare(outcome, plan, after, plugin.exporter.spans(), finished, recorder, scheduler)
             assert plugin.safety is not None
             for failure, count in plugin.safety.failures.items():
                 outcome.differ("-", f"failed in {failure}", count, "-")
@@ -106,13 +115,28 @@ async def _run(plan: Plan) -> Outcome:
     return outcome
 
 
-async def _carry_out(plan: Plan, cluster: Cluster) -> None:
+async def _carry_out(plan: Plan, cluster: Cluster, outcome: Outcome) -> None:
     heartbeats = asyncio.create_task(cluster.heartbeats(plan.pulse))
+    rng = random.Random(plan.seed)
     for step in plan.steps:
         carry_out = getattr(faults if step.is_fault else work, step.name)
-        try:
-            await carry_out(cluster, random.Random(step.seed))
-        except Exception as error:  # Dask's own, at work on a broken cluster
-            print(f"seed {plan.seed}: {step.name}: {error!r}", file=sys.stderr)  # noqa: T201
+        people = rng.sample(cluster.people, 1 if step.is_fault else min(step.people, plan.people))
+        seeds = [step.seed if step.is_alike else f"{step.seed} {number}" for number in range(len(people))]
+        done = await asyncio.gather(
+            *(carry_out(cluster, person, random.Random(seed)) for person, seed in zip(people, seeds, strict=True)),
+            return_exceptions=True,
+        )
+        for error in done:  # Dask's own, on a broken cluster
+            if error:
+                print(f"seed {plan.seed}: {step.name}: {error!r}", file=sys.stderr)  # noqa: T201
+        _check_groups(outcome, cluster.scheduler, step.name)
         await asyncio.sleep(step.pause)
     heartbeats.cancel()
+
+
+def _check_groups(outcome: Outcome, scheduler: Scheduler, when: str) -> None:
+    outcome.comparisons += 1
+    try:
+        check_groups(scheduler)
+    except AssertionError as error:
+        outcome.differ("-", f"task groups after {when}", error, "-")

@@ -12,7 +12,7 @@ from typing import Any
 from distributed import fire_and_forget, get_client, span, worker_client
 from distributed.metrics import context_meter
 
-__all__ = ["Counting", "Unreadable", "doze", "fail", "load", "shrink", "sometimes", "spawn", "work"]
+__all__ = ["Counting", "Unreadable", "doze", "fail", "hand_on", "load", "shrink", "sometimes", "spawn", "work"]
 
 #: How often each token was tried.
 _tried: Counter[str] = Counter()
@@ -58,12 +58,18 @@ def shrink(token: str) -> bytes:
     return bytes(10_000 // _tried[token])
 
 
-def spawn(n: int, tag: str, wait: bool, seconds: float = 0.01) -> int:
-    """Submit tasks from within a task, in a span below its own; to wait makes it a long-running one."""
-    with worker_client() if wait else nullcontext(get_client()) as client, span(tag):
-        futures = client.map(work, range(n), seconds=seconds, pure=False)
+def spawn(n: int, tag: str | None, wait: bool, seconds: float = 0.01, shared: bool = False) -> int:
+    """Submit tasks from within a task, perhaps in a span below its own; to wait makes it a long-running one."""
+    with worker_client() if wait else nullcontext(get_client()) as client, span(tag) if tag else nullcontext():
+        futures = client.map(work, range(n), seconds=seconds, pure=shared)
         fire_and_forget(futures)
         return len(client.gather(futures, errors="skip")) if wait else n
+
+
+async def hand_on(n: int) -> int:
+    """Submit tasks from a task on the worker's event loop."""
+    fire_and_forget(get_client().map(load, range(n + 1), pure=False))
+    return n
 
 
 class Counting:
