@@ -83,6 +83,7 @@ async def _run(plan: Plan) -> Outcome:
         idle_timeout=plan.idle_timeout,
         max_segment=plan.max_segment,
         max_groups=plan.max_groups,
+        slowest_tasks=5,  # so that the number of spans of tasks is known
         sweep_interval=plan.sweep_interval,
         split_groups=plan.split_groups,
     )
