@@ -14,6 +14,7 @@ from support.trees import check_shape, check_sums, children_of
 
 from dask_otel import trace_id
 from dask_otel.otlp.exporter import MAX_FINISHED
+from dask_otel.spantree.records import ENDS
 
 from .accounts import ByGroup, Numbers, bridge_numbers
 from .plan import Plan
@@ -259,12 +260,20 @@ def _compare_elsewhere(
     owners = {owner for requesting, owner in recorder.elsewhere if requesting == id_}
     outcome.check(path, "dask.span.counted_in", sorted(counted_in), sorted(owners))
     _compare_graphs(outcome, path, segments, [graphs for around, graphs in recorder.graphs.items() if inside(around)])
-    has_failed = any(segment.status == "Error" for segment in segments)
-    outcome.comparisons += 2
+    # A run that is lost or interrupted has that status, too, though no task of it failed.
+    errors = [s for s in segments if s.status == "Error" and s.attributes["error.type"] not in ENDS]
+    has_failed = bool(errors)
+    outcome.comparisons += 3
+    for segment in segments:
+        ended = segment.attributes.get("error.type") in ENDS
+        if ended and (
+            segment.attributes["dask.span.result"] not in ENDS or "did not end" not in segment.status_message
+        ):
+            outcome.differ(path, "status of a run that did not end", segment.status_message, segment.attributes)
     if any(map(inside, recorder.must_fail)) and not has_failed:
         outcome.differ(path, "status", "not Error", "Error")
     if has_failed and not any(map(inside, recorder.may_fail)):
-        outcome.differ(path, "status", f"Error: {[segment.status_message for segment in segments]}", "not Error")
+        outcome.differ(path, "status", f"Error: {[segment.status_message for segment in errors]}", "not Error")
     lives = [life for life in recorder.lives if any(map(inside, life.requesting))]
     if lives and all(life.has_completed for life in lives) and not any(map(inside, recorder.unclean)):
         results = {segment.attributes["dask.span.result"] for segment in segments}
