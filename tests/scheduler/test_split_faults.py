@@ -82,11 +82,11 @@ async def test_a_step_fails(step, saturation):
         played = await stack.enter_async_context(ScriptedScheduler(saturation=saturation, install=plugin.add_to))
         played.checks_dependencies = has_dependencies
         with broken(target, name):
-            await played.play([*COLLISION, finish()])
+            await played.play([*COLLISION, tasks(BOB, "bob", "inc", [20]), finish()])
         scheduler = played.scheduler
         assert {task.state for task in scheduler.tasks.values()} == {"memory"}
-        assert len(scheduler.tasks) == 22
-        assert spans_of(scheduler, "inc") == ({"alice": 9, "bob": 9} if moves else {"alice": 18})
+        assert len(scheduler.tasks) == 23
+        assert spans_of(scheduler, "inc") == ({"alice": 9, "bob": 10} if moves else {"alice": 19})
         assert plugin.safety.failures
         assert not plugin.safety.gave_up
         # It works again.
@@ -167,6 +167,7 @@ async def test_the_bridge_goes_and_comes():
             await plugin.before_close()
             await played.play([tasks(BOB, "carol", "inc", range(100, 110))])  # it stays where Dask puts it
             assert wrappers(scheduler) == ours  # the groups are still split
+            assert not splitter_of(scheduler).new
             plugin = quiet_bridge()
             await plugin.add_to(scheduler)
             assert wrappers(scheduler) == ours
