@@ -120,6 +120,8 @@ class Claims:
 
     def _end(self, claim: Claim, task: Any, outcome: str, details: Mapping[str, Any]) -> None:
         claim.count(outcome)
+        if outcome == "lost" and task.has_lost_dependencies:
+            claim.lost_for_good += 1
         for run in latest_run(details.get("startstops")):
             claim.hull(self._clock.of_dask(run["start"]), self._clock.of_dask(run["stop"]))
         if outcome != "completed":

@@ -306,6 +306,8 @@ class Inbox:
             change.active = True
             change.last_event = self._clock.now()
             change.count(outcome)
+            if outcome == "lost" and task.has_lost_dependencies:
+                change.lost_for_good += 1
             if outcome == "retried" and self.failed_run and self.failed_run.key == key and not change.retried_error:
                 change.retried_error = FirstError(*error_of(self.failed_run))
         return outcome

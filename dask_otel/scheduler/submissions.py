@@ -65,7 +65,9 @@ class Submissions:
     annotations
         Names of the Dask annotations that may be shown.
     splitter
-        Moves tasks to groups of their own; None if they are to stay where Dask puts them.
+        Knows which tasks are new, and moves tasks to groups of their own; None if Dask lacks what it needs.
+    splits
+        Whether it may move tasks; else they stay where Dask puts them.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Submissions:
         annotations: Iterable[str],
         splitter: GroupSplitter | None,
         *,
+        splits: bool,
         shows_tags: bool,
         clock: Clock,
         safety: Safety,
@@ -84,6 +87,7 @@ class Submissions:
         self._extension = scheduler.extensions["spans"]
         self._annotations = tuple(annotations)
         self._splitter = splitter
+        self._splits = splits
         self._shows_tags = shows_tags
         self._clock = clock
         self._safety = safety
@@ -142,11 +146,11 @@ class Submissions:
         """Record which span each task requests, before Dask overwrites it, and move new tasks where they belong."""
         if code:  # frames of the user's code, the innermost last
             submission.code = (code[-1].filename, code[-1].lineno_frame)
-        splitter = self._splitter
+        new = self._splitter.new if self._splitter else {task.key for task in tasks if _never_ran(task)}
+        splitter = self._splitter if self._splits else None
         if splitter and submission.submitter is not None and (leaked := self._leaked(submission)):
-            _clear(submission, tasks, leaked, splitter.new)
+            _clear(submission, tasks, leaked, new)
         around = submission.ask.id if submission.ask else NOBODY
-        new = splitter.new if splitter else {task.key for task in tasks if _never_ran(task)}
         homes: dict[Any, tuple[Any, Any]] = {}
         misplaced: dict[tuple[Any, Any], Misplaced] = {}
         for task in tasks:

@@ -140,6 +140,7 @@ class Tally:
         "durations",
         "error",
         "last_event",
+        "lost_for_good",
         "nbytes",
         "outcomes",
         "run_start",
@@ -155,6 +156,8 @@ class Tally:
         self.completed = 0
         #: By outcome, see ``OUTCOMES``.
         self.outcomes: dict[str, int] = {}
+        #: Of the outcome ``lost``, the tasks that can never run again: their scattered input is gone.
+        self.lost_for_good = 0
         #: µs by action: compute, transfer …
         self.durations: dict[str, int] = {}
         self.nbytes = 0
@@ -198,6 +201,7 @@ class Tally:
         self.tasks += other.tasks
         self.completed += other.completed
         self.nbytes += other.nbytes
+        self.lost_for_good += other.lost_for_good
         if other.outcomes:
             sum_into(self.outcomes, other.outcomes)
         if other.durations:

@@ -162,7 +162,12 @@ def _all_counts(ledger: Ledger, elsewhere: Tally | None) -> dict[str, int]:
 
 
 def _counts(tally: Tally) -> dict[str, int]:
-    return {"tasks": tally.tasks, "completed": tally.completed, **tally.outcomes}
+    return {
+        "tasks": tally.tasks,
+        "completed": tally.completed,
+        "lost_for_good": tally.lost_for_good,
+        **tally.outcomes,
+    }
 
 
 def _failure(counts: Mapping[str, int], error: FirstError | None, graphs: int) -> Failure | None:
@@ -175,7 +180,7 @@ def _failure(counts: Mapping[str, int], error: FirstError | None, graphs: int) -
 def _result(counts: Mapping[str, int], failure: Failure | None, graph_failures: Mapping[str, int]) -> str:
     if failure:
         return "error"
-    if counts.get("lost") and counts["completed"] < counts["tasks"]:
+    if counts["lost_for_good"]:
         return "lost"
     if counts.get("cancelled") or graph_failures.get("cancelled"):
         return "cancelled"
@@ -280,8 +285,8 @@ def _segment(
             links.append(Link(previous_trace, previous_span, "continues"))
     result, failure = verdict(ledger, elsewhere, stopped if node.load.unfinished else "")
     if failure is None and result in ENDS and segment.top is node:
-        counts = _all_counts(ledger, elsewhere)
-        failure = Failure(result, "", unfinished=node.load.unfinished or counts["tasks"] - counts["completed"])
+        lost = _all_counts(ledger, elsewhere)["lost_for_good"]
+        failure = Failure(result, "", unfinished=node.load.unfinished + lost)
     return SegmentRecord(
         span=node.info,
         top=segment.top.info,

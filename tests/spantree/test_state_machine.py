@@ -151,10 +151,8 @@ class Machine(RuleBasedStateMachine):
     def end_otherwise(self, i: int, outcome: str) -> None:
         task = self._tasks(i, *STATES)[0]
         if not task.provisional:
-            self.cluster.end(task, outcome.split()[0])
+            self.cluster.end(task, outcome.split()[0], for_good=outcome == "lost for good")
             self.world.oracle.all_stay &= not outcome.startswith("lost")
-            if outcome == "lost for good":
-                self.cluster.move(task, "gone")
 
     @have_results
     @rule(i=some, to=st.sampled_from(["waiting", "no_worker", "processing"]))

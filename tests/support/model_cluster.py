@@ -86,9 +86,19 @@ class Cluster:
         task.state, task.since = state, self.now
 
     def end(
-        self, task: Task, outcome: str, *, length: float | None = None, skew: float = 0.0, worker: str = ""
+        self,
+        task: Task,
+        outcome: str,
+        *,
+        length: float | None = None,
+        skew: float = 0.0,
+        worker: str = "",
+        for_good: bool = False,
     ) -> None:
-        """A task ends, with a run of at most this length by a clock that is off by ``skew``."""
+        """A task ends, with a run of at most this length by a clock that is off by ``skew``.
+
+        ``for_good``: it is lost and can never run.
+        """
         group, change = task.group, self.touch(task.group).change
         run = None
         if length is not None:
@@ -110,11 +120,12 @@ class Cluster:
             self.touch(group).picks.add_slow(described)
             change.picks.add_slow(described)
         change.active = True
-        self._count(task, outcome, run, message)
+        self._count(task, outcome, run, message, for_good=for_good)
         if task.provisional:
             task.provisional = False
             self._count(task, "recomputed")
-        self.move(task, {"completed": "memory"}.get(outcome, "waiting" if outcome in AGAIN else "gone"))
+        goes_on = outcome in AGAIN and not for_good
+        self.move(task, {"completed": "memory"}.get(outcome, "waiting" if goes_on else "gone"))
         if not task.is_unfinished:
             task.requesting = ()
 
@@ -134,14 +145,24 @@ class Cluster:
         task.provisional = True
         self.move(task, state)
 
-    def _count(self, task: Task, outcome: str, run: tuple[float, float] | None = None, message: str = "") -> None:
+    def _count(
+        self,
+        task: Task,
+        outcome: str,
+        run: tuple[float, float] | None = None,
+        message: str = "",
+        *,
+        for_good: bool = False,
+    ) -> None:
         latch = self.touch(task.group)
         latch.change.count(outcome)
+        latch.change.lost_for_good += for_good
         latch.messages.update([message] if message else [])
         error = FirstError("ValueError", message) if message else None
         for span_id in task.requesting if outcome != "recomputed" else ():
             claim = self._claim(span_id, task.group.span_id)
             claim.count(outcome)
+            claim.lost_for_good += for_good
             if run:
                 claim.hull(*run)
             if outcome != "completed":

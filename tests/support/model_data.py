@@ -31,7 +31,14 @@ def without_prefix(key: tuple[object, ...]) -> tuple[object, ...]:
 def numbers(tally: Tally) -> Counter[str]:
     """All that adds up."""
     durations = {f"µs of {action}": micros for action, micros in tally.durations.items()}
-    return Counter(tasks=tally.tasks, completed=tally.completed, nbytes=tally.nbytes, **tally.outcomes, **durations)
+    return Counter(
+        tasks=tally.tasks,
+        completed=tally.completed,
+        nbytes=tally.nbytes,
+        for_good=tally.lost_for_good,
+        **tally.outcomes,
+        **durations,
+    )
 
 
 @dataclass

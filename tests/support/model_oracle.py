@@ -145,7 +145,13 @@ class Oracle:
         counts.update(elsewhere)
         failure = record.failure
         failed = counts["erred"], counts["upstream_failed"], told.graphs["error"]
-        assert (failure[2:] if failure else (0, 0, 0)) == failed, ("failure", record.failure, failed)
+        assert (failure[2:5] if failure else (0, 0, 0)) == failed, ("failure", record.failure, failed)
+        if failure and not any(failed):  # the top of a trace that did not end well
+            assert record.is_top
+            assert failure.type == record.result
+            assert failure.unfinished > 0
+        elif record.is_top:
+            assert any(failed) or record.result not in ("lost", "interrupted")
         if failure:
             assert failure.message in told.messages | {""}, "another one's error"
         unfinished = any(n for span_id, n in self.cluster.unfinished.items() if is_inside(span_id, here))
@@ -227,7 +233,7 @@ def _same(got: Counter, want: Counter) -> None:
 def _result(counts: Counter[str], failed: bool, graphs_cancelled: int) -> str:
     if failed:
         return "error"
-    if counts["lost"] and counts["completed"] < counts["tasks"]:
+    if counts["for_good"]:
         return "lost"
     given_up = counts["cancelled"] or (counts["abandoned"] and not counts["completed"])
     return "cancelled" if given_up or graphs_cancelled else "success"
