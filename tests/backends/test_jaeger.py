@@ -76,7 +76,7 @@ def test_a_workflow_below_a_callers_span(jaeger, tmp_path):
                 total = processes.client.submit(sum, processes.client.map(abs, range(5), key="load"), key="total")
                 with span("inner"):
                     assert processes.client.submit(abs, total, key="use").result() == 10
-        spans = jaeger.trace(trace, lambda spans: any(each.name == "report" for each in spans) and len(spans) > 6)
+        spans = jaeger.trace(trace, lambda spans: any(each.name == "report" for each in spans) and len(spans) == 6)
         root = jaeger.trace(dask_otel.trace_id(root_id), has_root)
     provider.shutdown()
     ours = [each for each in [*spans, *root] if each.resource["service.name"] == "dask-scheduler"]
