@@ -335,6 +335,8 @@ class GroupSplitter:
             whole.dependencies = self._as_wholes(whole.dependencies)
             whole.numbers = {}
         needed = self._dependencies()
+        for whole in self._by_name.values():  # its original may be gone, and is still read
+            needed |= whole.original.dependencies
         self._members = {
             group: whole for group, whole in self._members.items() if group in needed or self._is_alive(group)
         }
