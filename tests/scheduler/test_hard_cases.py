@@ -250,7 +250,7 @@ async def test_spans_nested_deeper_than_the_stack(client, scheduler, worker):
     with span(*(f"level {number}" for number in range(1200))):
         await client.submit(inc, 1, key="x")
     spans = await finished(plugin)
-    assert len(spans) == 1202
+    assert len(spans) == 1201
 
 
 @gen_cluster(**ONE_WORKER)
