@@ -86,6 +86,7 @@ class OTelPlugin(BridgePlugin):
                 endpoint=self._endpoint,
                 capture=settings.capture,
                 max_rate=settings.max_rate,
+                recent_runs=settings.page_runs,
             )
         except SettingError as error:
             log.error("dask-otel is off: %s", error)
@@ -98,9 +99,9 @@ class OTelPlugin(BridgePlugin):
             for each in status["exporters"] + status["metrics"]
         )
         log.info(
-            "dask-otel %s is on and sends to %s; its page is /otel/ beside Dask's dashboard",
+            "dask-otel %s is on and %s; its page is /otel/ beside Dask's dashboard",
             __version__,
-            ", ".join(targets),
+            f"sends to {', '.join(targets)}" if targets else "sends nothing: OTEL_TRACES_EXPORTER is none",
         )
         bridge = BridgeSettings(
             sweep_interval=settings.sweep_interval,

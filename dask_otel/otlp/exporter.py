@@ -46,6 +46,7 @@ from .environment import (
 )
 from .metrics import MetricFactory
 from .queue import RateLimiter, SpanQueue
+from .recent_runs import RecentRuns, RunId
 from .sampling import Sampling, make_sampler
 from .spans import SpanFactory, error_description, kind_of
 from .transport import ExportResult, Paced, RetryDecision, Sender, import_exporters, make_senders, shut_down
@@ -670,6 +671,8 @@ class TelemetryOutput:
     ----------
     interval
         Seconds from one snapshot to the next.
+    recent_runs
+        Takes the records too, whether or not they are sent.
     """
 
     def __init__(
@@ -680,9 +683,11 @@ class TelemetryOutput:
         redactor: Redactor,
         metric_threads: Sequence[ExportThread] = (),
         interval: float = 60.0,
+        recent_runs: RecentRuns | None = None,
     ) -> None:
         self.span_threads = span_threads
         self.metric_threads = metric_threads
+        self.recent_runs = recent_runs
         self._sampling = sampling
         self._rate_limiter = rate_limiter
         self._redactor = redactor
@@ -700,6 +705,8 @@ class TelemetryOutput:
             return []
         last = records[-1]
         sampled = self._sampling.decided(last).takes
+        if self.recent_runs:
+            self.recent_runs.add(records)
         if isinstance(last, SegmentRecord) and last.is_top:
             self._finished.append(self._summary(last, sampled=sampled))
         if not sampled:
@@ -753,6 +760,8 @@ class TelemetryOutput:
 
     def close_spans(self, timeout: float) -> None:
         """Send the spans that are left, within ``timeout`` seconds less what the last metrics may need."""
+        if self.recent_runs:
+            self.recent_runs.close()
         kept = min(FOR_METRICS, timeout / 4) if any(thread.is_supported for thread in self.metric_threads) else 0.0
         _close_all([thread.close for thread in self.span_threads], timeout, kept)
 
@@ -783,8 +792,11 @@ class TelemetryOutput:
             "metrics": [thread.status() for thread in self.metric_threads],
             "unsampled": dict(self._unsampled),
             "over_budget": dict(self._rate_limiter.given_up),
-            "finished": list(self._finished),
+            "finished": [each | {"run": self._path(each["run"])} for each in self._finished],
         }
+
+    def _path(self, run: RunId) -> str | None:
+        return run.path if self.recent_runs and self.recent_runs.has(run) else None
 
     def _gives_up(self, thread: ExportThread) -> bool:
         """Whether the last metrics are not worth an attempt, since neither metrics nor spans have arrived."""
@@ -802,6 +814,7 @@ class TelemetryOutput:
             "id": record.span.id,
             "name": self.title(record.span, record.name),
             "trace_id": f"{record.trace_id:032x}" if sampled else None,
+            "run": RunId(record.trace_id, record.span_id),
             "start": record.start,
             "end": record.end,
             "duration": record.end - record.start,
@@ -897,6 +910,7 @@ def connect(
     endpoint: str | None = None,
     capture: Mapping[str, bool],
     max_rate: int,
+    recent_runs: int = 0,
 ) -> TelemetryOutput | None:
     """Make what exports records and metrics to the backends that the standard variables name.
 
@@ -908,10 +922,12 @@ def connect(
         What may be shown, by the names of ``Capture``'s fields.
     max_rate
         Spans a minute; 0 for no limit.
+    recent_runs
+        Number of finished runs that are kept for the page.
 
     Returns
     -------
-    None if nothing is to be sent.
+    None if nothing is to be sent, nor kept for the page.
 
     Raises
     ------
@@ -934,8 +950,8 @@ def connect(
         log.info("dask-otel: %s", line)
     for line in found.remarks.problems:
         log.warning("dask-otel: %s", line)
-    if not is_on:
-        log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none, and metrics have no endpoint")
+    if not is_on and not recent_runs:
+        log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none, metrics have no endpoint, and otel.page.runs is 0")
         return None
     for name in not_read():
         log.warning("dask-otel does not read %s; it takes its configuration from the other OTEL_* variables", name)
@@ -958,5 +974,11 @@ def connect(
             ExportThread(sender, SpanExportQueue(factory, safety, found.limits), safety) for sender in found.spans
         ]
     return TelemetryOutput(
-        span_threads, sampling, RateLimiter(max_rate), redactor, metric_threads, interval=found.interval
+        span_threads,
+        sampling,
+        RateLimiter(max_rate),
+        redactor,
+        metric_threads,
+        interval=found.interval,
+        recent_runs=RecentRuns(recent_runs, redactor, safety) if recent_runs else None,
     )

@@ -5,8 +5,13 @@ If a handler fails, the server answers with an error and the scheduler is not af
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
+import sys
+from contextlib import suppress
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from time import time
 from typing import Any
@@ -15,6 +20,7 @@ from dask.utils import format_bytes, format_time
 from distributed.http.utils import RequestHandler
 
 from .report import StatusReport
+from .waterfall import MAX_ERRORS, waterfall
 
 __all__ = ["STATUS_CALL", "install"]
 
@@ -56,7 +62,17 @@ class _Page(_Handler):
 
     def get(self) -> None:
         """Render ``page.html``."""
-        self.render("page.html", status=self.report.status(), now=time(), time=format_time, size=format_bytes, utc=_utc)
+        self.render(
+            "page.html",
+            status=self.report.status(),
+            shows_runs=self.report.shows_runs,
+            is_live=self.get_query_argument("live", None) is not None,
+            documentation=_documentation(),
+            now=time(),
+            time=format_time,
+            size=format_bytes,
+            utc=_utc,
+        )
 
 
 class _Status(_Handler):
@@ -79,10 +95,55 @@ class _Trace(_Handler):
             return
         self.set_status(404)
         self.set_header("Content-Type", "text/plain; charset=utf-8")
-        if found:
+        if found and self.report.shows_runs:
+            # Relative, as for ``_Slash``.
+            self.set_header("Location", f"../run/{found['trace_id']}")
+            self.set_status(302)
+        elif found:
             self.write(f"Its trace is {found['trace_id']}. Set otel.trace-url to be redirected to it.\n")
         else:
             self.write("dask-otel knows no such Dask span.\n")
+
+
+class _Run(_Handler):
+    """``/otel/run/<trace id>/<id of a run's top span>``, and ``/otel/run/<trace id>`` for a run that is not over."""
+
+    async def get(self, trace_id: str, span_id: str | None = None) -> None:
+        """Render ``run.html`` in a thread, one at a time."""
+        trace = int(trace_id, 16)
+        is_open = any(each["trace_id"] == trace_id for each in self.report.status()["open"])
+        if span_id is None and not is_open and (path := self.report.run_path(trace)):
+            self.set_header("Location", path.removeprefix("run/"))
+            self.set_status(302)
+            return
+        self.set_header("Vary", "Accept-Encoding")
+        async with self.report.rendering:
+            self.write(await asyncio.to_thread(self._rendered, trace_id, span_id, is_open))
+
+    def _rendered(self, trace_id: str, span_id: str | None, is_open: bool) -> bytes:
+        found = self.report.run(int(trace_id, 16), int(span_id, 16) if span_id else None)
+        show = self.get_query_argument("show", "")
+        if not found and not is_open:
+            self.set_status(404)
+        html: bytes = self.render_string(
+            "run.html",
+            above="../../" if span_id else "../",
+            trace_id=trace_id,
+            link=self.report.link(int(trace_id, 16)),
+            is_finished=span_id is not None,
+            is_open=is_open,
+            show=show,
+            left_out=found["left_out"] if found else 0,
+            others=[each.path for each in found["others"]] if found else [],
+            waterfall=waterfall(found["rows"], show) if found else None,
+            max_errors=MAX_ERRORS,
+            time=format_time,
+            utc=_utc,
+        )
+        if "gzip" in self.request.headers.get("Accept-Encoding", ""):
+            self.set_header("Content-Encoding", "gzip")
+            return gzip.compress(html, 1)
+        return html
 
 
 def install(scheduler: Any, report: StatusReport) -> None:
@@ -104,8 +165,25 @@ def install(scheduler: Any, report: StatusReport) -> None:
             (prefix + r"/otel/", _Page, options),
             (prefix + r"/otel/status\.json", _Status, options),
             (prefix + r"/otel/trace/([^/]+)", _Trace, options),
+            (prefix + r"/otel/run/([0-9a-f]{32})", _Run, options),
+            (prefix + r"/otel/run/([0-9a-f]{32})/([0-9a-f]{16})", _Run, options),
         ],
     )
+    with suppress(Exception):  # Dask's pages do without the link
+        _link_from_dask(scheduler)
+
+
+def _link_from_dask(scheduler: Any) -> None:
+    """Add a link to the navigation bar of Dask's pages.
+
+    Dask has no call for that. Its dashboard, if bokeh is installed, keeps the names of the pages of each scheduler in a
+    list.
+    """
+    dashboard = sys.modules.get("distributed.dashboard.scheduler")
+    if dashboard and scheduler.http_application.applications:
+        pages = dashboard.template_variables(scheduler)["pages"]
+        if "otel" not in pages:
+            pages.append("otel")
 
 
 def _is_ours(rule: Any) -> bool:
@@ -121,6 +199,16 @@ def _prefix(application: Any) -> str:
             if pattern.endswith(known):
                 return pattern.removesuffix(known)
     return ""
+
+
+def _documentation() -> str | None:
+    """Return the address of the documentation that the installed package names."""
+    with suppress(PackageNotFoundError):
+        for each in metadata("dask-otel").get_all("Project-URL", ()):
+            label, _, address = str(each).partition(", ")
+            if label.lower() == "documentation" and address.startswith("https://"):
+                return address
+    return None
 
 
 def _utc(at: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from time import time
 from typing import Any
 
@@ -33,6 +34,8 @@ class StatusReport:
         self._safety = safety
         self._cluster_name = cluster_name
         self._trace_url = trace_url
+        #: Held while a run is rendered: one needs some MiB.
+        self.rendering = asyncio.Lock()
 
     def status(self) -> dict[str, Any]:
         """Return everything as plain data, described in ``docs/health.md``. Call it on the event loop."""
@@ -56,6 +59,27 @@ class StatusReport:
             "finished": [each | {"link": self._link(each["trace_id"])} for each in sink["finished"]],
         }
 
+    def run(self, trace_id: int, span_id: int | None) -> dict[str, Any] | None:
+        """Return a run as ``RecentRuns.read`` does. Blocks; call it in a thread."""
+        found: dict[str, Any] | None = None
+        if self._sink.recent_runs:
+            found = self._sink.recent_runs.read(trace_id, span_id)
+        return found
+
+    def run_path(self, trace_id: int) -> str | None:
+        """Return where the page shows the run of a trace that finished last."""
+        latest = self._sink.recent_runs and self._sink.recent_runs.latest(trace_id)
+        return latest.path if latest else None
+
+    def link(self, trace_id: int) -> str | None:
+        """Return the link to a trace in the backend, if ``otel.trace-url`` is set."""
+        return self._link(f"{trace_id:032x}")
+
+    @property
+    def shows_runs(self) -> bool:
+        """Whether the page shows runs span by span."""
+        return self._sink.recent_runs is not None
+
     def find(self, span_id: str) -> dict[str, str | None] | None:
         """Return the trace of a Dask span: ``trace_id`` and ``link``; None if the span is not known."""
         number = trace_of(self._bridge.span_tree.forest, span_id)
@@ -77,6 +101,7 @@ class StatusReport:
             "completed": progress.completed,
             "unfinished": progress.unfinished,
             "clients": client_names(progress.clients),
+            "run": f"run/{trace_id}" if self.shows_runs else None,
         }
 
     def _link(self, trace_id: str | None) -> str | None:

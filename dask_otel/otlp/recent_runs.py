@@ -1,0 +1,301 @@
+"""Keeps the last finished runs for the page, whether or not their traces are sampled and sent.
+
+The event loop only appends records to a list. A thread makes rows of them, with the attributes that are sent, and
+compresses the rows. What is kept is bounded by number and bytes; what is worth least is left out first, and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from .. import schema
+from ..privacy import Redactor
+from ..safety import Safety
+from ..schema import MAX_LINKS, MAX_NAME, clean
+from ..spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord
+from .spans import attributes, cleaned, error_description, exception_event, identity, kind_of
+from .transport import Paced
+
+__all__ = ["RecentRuns", "RunId"]
+
+#: Bytes of compressed rows, of all runs and of one.
+MAX_BYTES = 4 * 2**20
+MAX_RUN_BYTES = 2**20
+#: Rows of a run.
+MAX_SPANS = 1000
+#: Records that wait for the thread.
+MAX_WAITING = 3000
+#: Runs that have not finished, of which rows are kept.
+MAX_OPEN = 100
+#: Rows that are compressed, and left out, together.
+CHUNK = 50
+#: Seconds that records wait for others: of many short runs, only the last ones are worth the work.
+DELAY = 0.5
+#: What rows have in common: the compression of a few of them refers to it.
+_COMMON = json.dumps([*reversed(schema.ATTRIBUTES), "id", "parent", "links", "exception", "error", "end"]).encode()
+
+
+class RunId(NamedTuple):
+    """Ids of a run's trace and of its top span."""
+
+    trace_id: int
+    span_id: int
+
+    @property
+    def path(self) -> str:
+        """Where the page shows the run."""
+        return f"run/{self.trace_id:032x}/{self.span_id:016x}"
+
+
+class _Run:
+    """Rows of a run: chunks of compressed JSON with their number of rows, by rank."""
+
+    __slots__ = ("bytes", "chunks", "left_out", "spans")
+
+    def __init__(self) -> None:
+        self.chunks: tuple[list[tuple[int, bytes]], ...] = ([], [], [], [])
+        self.spans = self.bytes = self.left_out = 0
+
+    def add(self, rank: int, rows: list[dict[str, Any]]) -> None:
+        """Add rows, those that are worth most first; rows that begin with the top are worth most of all."""
+        for start in range(0, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            compressor = zlib.compressobj(3, zdict=_COMMON)
+            text = json.dumps(part, ensure_ascii=False, separators=(",", ":"))
+            data = compressor.compress(text.encode("utf-8", "replace")) + compressor.flush()
+            place = 0 if part[0]["is_top"] else len(self.chunks[rank])
+            self.chunks[rank].insert(place, (len(part), data))
+            self.spans += len(part)
+            self.bytes += len(data)
+
+    def reduce(self, most_spans: int, most_bytes: int) -> None:
+        """Leave out what is worth least, of the same rank the latest; the chunk that begins with the top stays."""
+        while self.spans > most_spans or self.bytes > most_bytes:
+            last = next(chunks for chunks in reversed(self.chunks) if chunks)
+            if len(last) == 1 and last is self.chunks[0]:
+                return
+            count, data = last.pop()
+            self.spans -= count
+            self.bytes -= len(data)
+            self.left_out += count
+            if not any(self.chunks):
+                return
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Read the rows."""
+        for chunks in self.chunks:
+            for _, data in chunks:
+                yield from json.loads(zlib.decompressobj(zdict=_COMMON).decompress(data))
+
+
+class RecentRuns:
+    """The last finished runs, and what is there of those that have not finished.
+
+    Parameters
+    ----------
+    most
+        Number of finished runs that are kept.
+    redact
+        Removes what must not be shown from a record.
+    """
+
+    def __init__(self, most: int, redact: Redactor, safety: Safety) -> None:
+        self._most = most
+        self._redact = redact
+        self._safety = safety
+        #: Guards what the event loop changes, and is never held for long.
+        self._changed = threading.Condition()
+        #: Records that leave together, and how many of them were left out.
+        self._waiting: deque[tuple[list[Record], int]] = deque()
+        self._spans_waiting = 0
+        #: The ids of finished runs that are kept, the oldest first.
+        self._ids: dict[RunId, None] = {}
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+        #: Guards the rows, and is held while they are made.
+        self._packing = threading.Lock()
+        #: By trace and id of the top Dask span.
+        self._open: dict[tuple[int, str], _Run] = {}
+        self._finished: dict[RunId, _Run] = {}
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Take records that leave together: groups and tasks, then their segment. Call it on the event loop."""
+        last = records[-1]
+        if not self._most or isinstance(last, PendingRecord):
+            return
+        with self._changed:
+            room = max(1, MAX_WAITING - self._spans_waiting)
+            kept = list(records)
+            if len(records) > room:
+                kept = [*sorted(records[:-1], key=_rank)[: room - 1], last]
+            if self._waiting and self._spans_waiting > 2 * MAX_WAITING:  # segments alone are too many
+                self._spans_waiting -= len(self._waiting.popleft()[0])
+            self._waiting.append((kept, len(records) - len(kept)))
+            self._spans_waiting += len(kept)
+            if last.is_top:
+                self._ids[RunId(last.trace_id, last.span_id)] = None
+                if len(self._ids) > self._most:
+                    del self._ids[next(iter(self._ids))]
+            if self._thread is None and not self._is_closed:
+                self._thread = threading.Thread(target=self._pack_regularly, name="dask-otel runs", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def has(self, run: RunId) -> bool:
+        """Whether a finished run is kept."""
+        with self._changed:
+            return run in self._ids
+
+    def latest(self, trace_id: int) -> RunId | None:
+        """Return the run of a trace that finished last."""
+        with self._changed:
+            return next((run for run in reversed(self._ids) if run.trace_id == trace_id), None)
+
+    def read(self, trace_id: int, span_id: int | None) -> dict[str, Any] | None:
+        """Return a run as plain data; None if it is not kept. Blocks; call it in a thread.
+
+        Parameters
+        ----------
+        span_id
+            Of the run's top span; None for what has finished of runs in the trace that have not finished.
+
+        Returns
+        -------
+        ``rows``, in no order; ``left_out``, a number of rows; ``others``, the ids of other finished runs of the trace.
+        """
+        self._pack()
+        with self._packing:
+            if span_id is None:
+                runs = [run for (trace, _), run in self._open.items() if trace == trace_id]
+            else:
+                runs = [run] if (run := self._finished.get(RunId(trace_id, span_id))) else []
+            others = [run for run in self._finished if run.trace_id == trace_id and run.span_id != span_id]
+            if not runs:
+                return None
+            rows = [row for run in runs for row in run.rows()]
+            return {"rows": rows, "left_out": sum(run.left_out for run in runs), "others": others}
+
+    def close(self) -> None:
+        """End the thread once nothing waits; what is kept can still be read."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
+    def _pack_regularly(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_closed)
+                self._changed.wait_for(lambda: self._is_closed, DELAY)
+                if self._is_closed and not self._waiting:
+                    return
+            self._pack()
+
+    def _pack(self) -> None:
+        """Make rows of all that waits."""
+        with self._packing:
+            with self._changed:
+                waiting, self._waiting = self._waiting, deque()
+            for records, left_out in self._worth_packing(waiting):
+                with self._safety.guard("page"):
+                    self._pack_one(records, left_out)
+            with self._changed:
+                self._spans_waiting -= sum(len(records) for records, _ in waiting)
+            self._forget_oldest()
+
+    def _worth_packing(self, waiting: Sequence[tuple[list[Record], int]]) -> list[tuple[list[Record], int]]:
+        """Leave out the records of runs after which so many others have finished that they are not kept."""
+        worth: list[tuple[list[Record], int]] = []
+        finished = 0
+        #: By run, whether the records before are kept.
+        kept: dict[tuple[int, str], bool] = {}
+        for records, left_out in reversed(waiting):
+            last = records[-1]
+            if last.is_top:
+                finished += 1
+                kept[_key(last)] = finished <= self._most
+                if finished > self._most:
+                    self._open.pop(_key(last), None)
+            if kept.get(_key(last), True):
+                worth.append((records, left_out))
+        return worth[::-1]
+
+    def _pack_one(self, records: list[Record], left_out: int) -> None:
+        last = records[-1]
+        run = self._open.setdefault(_key(last), _Run())
+        run.left_out += left_out
+        by_rank: tuple[list[Record], ...] = ([], [], [], [])
+        for record in records:
+            # The top is what all others are shown in.
+            by_rank[0 if record.is_top else _rank(record)].append(record)
+        for rank, ranked in enumerate(by_rank):
+            ranked.sort(key=lambda record: (not record.is_top, _KIND_RANKS[kind_of(record)], record.start - record.end))
+            run.add(rank, [row for record in Paced(ranked) if (row := self._row(record))])
+        if last.is_top:
+            del self._open[_key(last)]
+            self._finished[RunId(last.trace_id, last.span_id)] = run
+        run.reduce(MAX_SPANS, MAX_RUN_BYTES)
+
+    def _forget_oldest(self) -> None:
+        while len(self._finished) > self._most:
+            del self._finished[next(iter(self._finished))]
+        while len(self._open) > MAX_OPEN:
+            del self._open[next(iter(self._open))]
+        size = sum(run.bytes for run in (*self._open.values(), *self._finished.values()))
+        for run_id, run in list(self._finished.items()):
+            if size > MAX_BYTES:
+                size -= run.bytes
+                del self._finished[run_id]
+                with self._changed:
+                    self._ids.pop(run_id, None)
+        for key, run in list(self._open.items()):
+            if size > MAX_BYTES:
+                size -= run.bytes
+                del self._open[key]
+
+    def _row(self, record: Record) -> dict[str, Any] | None:
+        """Make a row. A record that cannot be converted costs at most its attributes."""
+        for values in (attributes, _bare):
+            with self._safety.guard("conversion"):
+                return _row(self._redact(record), values)
+        return None
+
+
+#: Kinds of spans, those that are worth most first.
+_KIND_RANKS = {schema.SEGMENT: 1, schema.GROUP: 2, schema.TASK: 3, schema.PENDING: 3}
+
+
+def _rank(record: Record) -> int:
+    """0 for what failed, and otherwise the less a record is worth, the more."""
+    if record.failure:
+        return 0
+    return 1 if isinstance(record, SegmentRecord) else 2 if isinstance(record, GroupRecord) else 3
+
+
+def _key(record: Record) -> tuple[int, str]:
+    return record.trace_id, record.top.id
+
+
+def _bare(record: Record) -> dict[str, Any]:
+    return identity(record) | {schema.DROPPED_ATTRIBUTES: True}
+
+
+def _row(record: Record, values: Callable[[Record], dict[str, Any]]) -> dict[str, Any]:
+    exception = exception_event(record)
+    return {
+        "id": f"{record.span_id:016x}",
+        "parent": "" if record.parent_id is None else f"{record.parent_id:016x}",
+        "is_top": record.is_top,
+        "kind": kind_of(record),
+        "name": clean(record.name, MAX_NAME) or "(no name)",
+        "start": record.start,
+        "end": record.end,
+        "error": clean(error_description(record.failure)) if record.failure else None,
+        "attributes": cleaned(values(record)),
+        "links": [[f"{link.trace_id:032x}", f"{link.span_id:016x}", link.kind] for link in record.links[:MAX_LINKS]],
+        "exception": cleaned(exception) if exception else None,
+    }
