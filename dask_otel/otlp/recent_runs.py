@@ -10,7 +10,7 @@ import json
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .. import schema
@@ -18,23 +18,27 @@ from ..privacy import Redactor
 from ..safety import Safety
 from ..schema import MAX_LINKS, MAX_NAME, clean
 from ..spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord
+from .queue import size_of
 from .spans import attributes, cleaned, error_description, exception_event, identity, kind_of
 from .transport import Paced
 
 __all__ = ["RecentRuns", "RunId"]
 
 #: Bytes of compressed rows, of all runs and of one.
-MAX_BYTES = 4 * 2**20
+MAX_BYTES = 3 * 2**20
 MAX_RUN_BYTES = 2**20
 #: Rows of a run.
 MAX_SPANS = 1000
-#: Records that wait for the thread.
-MAX_WAITING = 3000
+#: Bytes of records that wait for the thread, about; and so many that it does not wait for more.
+MAX_WAITING_BYTES = 9 * 2**19
+ENOUGH_BYTES = 2**20
+#: Records of which the size is estimated, to estimate the size of many.
+SAMPLE = 32
 #: Runs that have not finished, of which rows are kept.
 MAX_OPEN = 100
 #: Rows that are compressed, and left out, together.
 CHUNK = 50
-#: Seconds that records wait for others: of many short runs, only the last ones are worth the work.
+#: Seconds that the thread waits for more: of many short runs, only the last ones are worth the work.
 DELAY = 0.5
 #: What rows have in common: the compression of a few of them refers to it.
 _COMMON = json.dumps([*reversed(schema.ATTRIBUTES), "id", "parent", "links", "exception", "error", "end"]).encode()
@@ -93,6 +97,16 @@ class _Run:
                 yield from json.loads(zlib.decompressobj(zdict=_COMMON).decompress(data))
 
 
+class _Waiting(NamedTuple):
+    """Records that leave together."""
+
+    records: list[Record]
+    #: How many more there were.
+    left_out: int
+    #: Bytes, about.
+    size: int
+
+
 class RecentRuns:
     """The last finished runs, and what is there of those that have not finished.
 
@@ -110,9 +124,9 @@ class RecentRuns:
         self._safety = safety
         #: Guards what the event loop changes, and is never held for long.
         self._changed = threading.Condition()
-        #: Records that leave together, and how many of them were left out.
-        self._waiting: deque[tuple[list[Record], int]] = deque()
-        self._spans_waiting = 0
+        self._waiting: deque[_Waiting] = deque()
+        #: Of what waits, and of what the thread has taken and not packed yet.
+        self._bytes_waiting = 0
         #: The ids of finished runs that are kept, the oldest first.
         self._ids: dict[RunId, None] = {}
         self._thread: threading.Thread | None = None
@@ -128,15 +142,17 @@ class RecentRuns:
         last = records[-1]
         if not self._most or isinstance(last, PendingRecord):
             return
+        size = sum(map(size_of, records[:: -(len(records) // SAMPLE) - 1])) * (len(records) // SAMPLE + 1)
+        kept = list(records)
         with self._changed:
-            room = max(1, MAX_WAITING - self._spans_waiting)
-            kept = list(records)
-            if len(records) > room:
-                kept = [*sorted(records[:-1], key=_rank)[: room - 1], last]
-            if self._waiting and self._spans_waiting > 2 * MAX_WAITING:  # segments alone are too many
-                self._spans_waiting -= len(self._waiting.popleft()[0])
-            self._waiting.append((kept, len(records) - len(kept)))
-            self._spans_waiting += len(kept)
+            room = MAX_WAITING_BYTES - self._bytes_waiting
+            if size > room:
+                kept = [*sorted(records[:-1], key=_rank)[: max(0, int(len(records) * room / size) - 1)], last]
+                size = size * len(kept) // len(records)
+            if self._waiting and room < -MAX_WAITING_BYTES // 16:  # segments alone are too many
+                self._bytes_waiting -= self._waiting.popleft().size
+            self._waiting.append(_Waiting(kept, len(records) - len(kept), size))
+            self._bytes_waiting += size
             if last.is_top:
                 self._ids[RunId(last.trace_id, last.span_id)] = None
                 if len(self._ids) > self._most:
@@ -189,8 +205,8 @@ class RecentRuns:
     def _pack_regularly(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._is_closed)
-                self._changed.wait_for(lambda: self._is_closed, DELAY)
+                self._changed.wait_for(lambda: bool(self._waiting) or self._is_closed)
+                self._changed.wait_for(lambda: self._is_closed or self._bytes_waiting > ENOUGH_BYTES, DELAY)
                 if self._is_closed and not self._waiting:
                     return
             self._pack()
@@ -200,29 +216,31 @@ class RecentRuns:
         with self._packing:
             with self._changed:
                 waiting, self._waiting = self._waiting, deque()
-            for records, left_out in self._worth_packing(waiting):
-                with self._safety.guard("page"):
-                    self._pack_one(records, left_out)
-            with self._changed:
-                self._spans_waiting -= sum(len(records) for records, _ in waiting)
+            worth = self._worth_packing(waiting)
+            while waiting:
+                each = waiting.popleft()  # freed one by one
+                if worth.popleft():
+                    with self._safety.guard("page"):
+                        self._pack_one(each.records, each.left_out)
+                with self._changed:
+                    self._bytes_waiting -= each.size
             self._forget_oldest()
 
-    def _worth_packing(self, waiting: Sequence[tuple[list[Record], int]]) -> list[tuple[list[Record], int]]:
-        """Leave out the records of runs after which so many others have finished that they are not kept."""
-        worth: list[tuple[list[Record], int]] = []
+    def _worth_packing(self, waiting: Sequence[_Waiting]) -> deque[bool]:
+        """Return which records are worth it: not those of runs after which so many others finish that none is kept."""
+        worth: deque[bool] = deque()
         finished = 0
-        #: By run, whether the records before are kept.
+        #: By run, whether the records before are worth it.
         kept: dict[tuple[int, str], bool] = {}
-        for records, left_out in reversed(waiting):
-            last = records[-1]
+        for each in reversed(waiting):
+            last = each.records[-1]
             if last.is_top:
                 finished += 1
                 kept[_key(last)] = finished <= self._most
                 if finished > self._most:
                     self._open.pop(_key(last), None)
-            if kept.get(_key(last), True):
-                worth.append((records, left_out))
-        return worth[::-1]
+            worth.appendleft(kept.get(_key(last), True))
+        return worth
 
     def _pack_one(self, records: list[Record], left_out: int) -> None:
         last = records[-1]
@@ -245,17 +263,14 @@ class RecentRuns:
             del self._finished[next(iter(self._finished))]
         while len(self._open) > MAX_OPEN:
             del self._open[next(iter(self._open))]
-        size = sum(run.bytes for run in (*self._open.values(), *self._finished.values()))
-        for run_id, run in list(self._finished.items()):
-            if size > MAX_BYTES:
-                size -= run.bytes
-                del self._finished[run_id]
-                with self._changed:
-                    self._ids.pop(run_id, None)
-        for key, run in list(self._open.items()):
-            if size > MAX_BYTES:
-                size -= run.bytes
-                del self._open[key]
+        half = MAX_BYTES // 2
+        while (size := _size(self._open)) > half:
+            del self._open[next(iter(self._open))]
+        while _size(self._finished) + size > MAX_BYTES:
+            run_id = next(iter(self._finished))
+            del self._finished[run_id]
+            with self._changed:
+                self._ids.pop(run_id, None)
 
     def _row(self, record: Record) -> dict[str, Any] | None:
         """Make a row. A record that cannot be converted costs at most its attributes."""
@@ -274,6 +289,10 @@ def _rank(record: Record) -> int:
     if record.failure:
         return 0
     return 1 if isinstance(record, SegmentRecord) else 2 if isinstance(record, GroupRecord) else 3
+
+
+def _size(runs: Mapping[Any, _Run]) -> int:
+    return sum(run.bytes for run in runs.values())
 
 
 def _key(record: Record) -> tuple[int, str]:
