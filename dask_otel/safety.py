@@ -64,8 +64,8 @@ class Safety:
     def caught(self, where: str, error: Exception) -> None:
         """Count an exception, and log it the first time."""
         kind = (where, type(error).__name__)
-        # A collector may be away for as long as it likes, and traces go on without metrics.
-        may_give_up = not where.startswith(("exporter", "metrics"))
+        # A collector may be away for as long as it likes, and traces go on without metrics and without a page.
+        may_give_up = not where.startswith(("exporter", "metrics", "page"))
         with self._lock:
             self._failures[kind] += 1
             is_first = self._failures[kind] == 1

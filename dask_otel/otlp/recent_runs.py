@@ -139,9 +139,12 @@ class RecentRuns:
 
     def add(self, records: Sequence[Record]) -> None:
         """Take records that leave together: groups and tasks, then their segment. Call it on the event loop."""
+        if not isinstance(records[-1], PendingRecord):
+            with self._safety.guard("page"):
+                self._add(records)
+
+    def _add(self, records: Sequence[Record]) -> None:
         last = records[-1]
-        if not self._most or isinstance(last, PendingRecord):
-            return
         size = sum(map(size_of, records[:: -(len(records) // SAMPLE) - 1])) * (len(records) // SAMPLE + 1)
         kept = list(records)
         with self._changed:
@@ -275,7 +278,7 @@ class RecentRuns:
     def _row(self, record: Record) -> dict[str, Any] | None:
         """Make a row. A record that cannot be converted costs at most its attributes."""
         for values in (attributes, _bare):
-            with self._safety.guard("conversion"):
+            with self._safety.guard("page"):
                 return _row(self._redact(record), values)
         return None
 

@@ -10,13 +10,15 @@ from random import Random
 
 import pytest
 from support.large import large_trace
+from support.memory import MemoryExporter, make_sink
 from support.records import group, pending, root_segment, segment, task
 
 from dask_otel.otlp import recent_runs
 from dask_otel.otlp.recent_runs import CHUNK, MAX_OPEN, MAX_RUN_BYTES, MAX_SPANS, RecentRuns, RunId
 from dask_otel.otlp.spans import attributes, cleaned
+from dask_otel.otlp.transport import Sender
 from dask_otel.privacy import Capture, Redactor
-from dask_otel.safety import Safety
+from dask_otel.safety import MAX_IN_A_ROW, Safety
 from dask_otel.schema import DROPPED_ATTRIBUTES
 from dask_otel.spantree.events import SpanInfo
 from dask_otel.spantree.records import SegmentRecord
@@ -113,6 +115,24 @@ def test_a_record_that_cannot_be_converted_costs_its_attributes(runs):
     assert runs._safety.failures.total() == 1
 
 
+@pytest.mark.parametrize("part", ["_add", "_pack_one", "_row"])
+def test_a_fault_costs_nothing_but_the_page(part, monkeypatch):
+    def fail(*args):
+        raise ValueError
+
+    monkeypatch.setattr(RecentRuns, part, fail)
+    safety, exporter = Safety(), MemoryExporter()
+    sink = make_sink(Sender("memory", exporter), safety)
+    sink.recent_runs = RecentRuns(20, Redactor(Capture()), safety)
+    for number in range(1, 2 * MAX_IN_A_ROW):
+        sink.put([top(number)])
+        sink.recent_runs._pack()
+    sink.close(5)
+    assert len(exporter.spans()) == 2 * MAX_IN_A_ROW - 1
+    assert safety.failures["page", "ValueError"] >= 2 * MAX_IN_A_ROW - 1
+    assert safety.gave_up is False
+
+
 def test_of_too_many_spans_those_that_are_worth_most_are_kept(runs):
     run = top(1)
     records = []
@@ -157,6 +177,7 @@ def test_three_thousand_groups(runs):
     assert {f"{record.span_id:016x}" for record in records if isinstance(record, SegmentRecord)} <= kept
 
 
+@pytest.mark.slow
 def test_memory_with_many_huge_runs(runs):
     """Names and messages that cannot be compressed, in runs that finish and in others that do not."""
     random = Random(7)
@@ -168,7 +189,7 @@ def test_memory_with_many_huge_runs(runs):
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for number in range(1, 41):
+        for number in range(1, 31):
             run = top(number)
             inside = [below(run, 5000 + each, name=noise(), group=noise(), failure=None) for each in range(100)]
             failed = [
@@ -194,6 +215,7 @@ def replace_error(message, traceback):
     return run._replace(error=run.error._replace(message=message, traceback=traceback))
 
 
+@pytest.mark.slow
 def test_memory_of_what_waits(runs):
     """While the thread has no time, as many records wait as may, and those that failed are kept."""
     records = large_trace(max_groups=500)
@@ -204,7 +226,7 @@ def test_memory_of_what_waits(runs):
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
-            for number in range(1, 31):
+            for number in range(1, 11):
                 info = SpanInfo(f"root {number}", ("root",), None, 1.0)
                 copies = [replace(record, top=info, trace_id=number) for record in pickle.loads(pickled)]
                 runs.add([*copies, replace(run, trace_id=number, span_id=number, span=info, top=info)])
@@ -214,7 +236,7 @@ def test_memory_of_what_waits(runs):
         finally:
             tracemalloc.stop()
     assert waiting < LIMIT - recent_runs.MAX_BYTES - 2**18
-    found = runs.read(30, 30)
+    found = runs.read(10, 10)
     assert len(found["rows"]) + found["left_out"] == len(records)
 
 
