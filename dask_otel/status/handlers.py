@@ -6,9 +6,10 @@ If a handler fails, the server answers with an error and the scheduler is not af
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import sys
+import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, metadata
@@ -117,12 +118,23 @@ class _Run(_Handler):
             self.set_status(302)
             return
         self.set_header("Vary", "Accept-Encoding")
+        is_zipped = "gzip" in self.request.headers.get("Accept-Encoding", "")
+        if is_zipped:
+            self.set_header("Content-Encoding", "gzip")
         async with self.report.rendering:
-            self.write(await asyncio.to_thread(self._rendered, trace_id, span_id, is_open))
+            self.write(await asyncio.to_thread(self._rendered, trace_id, span_id, is_open, is_zipped))
 
-    def _rendered(self, trace_id: str, span_id: str | None, is_open: bool) -> bytes:
+    def _rendered(self, trace_id: str, span_id: str | None, is_open: bool, is_zipped: bool) -> bytes:
+        parts = self._parts(trace_id, span_id, is_open)
+        if not is_zipped:
+            return b"".join(parts)
+        zipped = zlib.compressobj(1, wbits=31)  # gzip's format
+        return b"".join([*map(zipped.compress, parts), zipped.flush()])
+
+    def _parts(self, trace_id: str, span_id: str | None, is_open: bool) -> Iterator[bytes]:
         found = self.report.run(int(trace_id, 16), int(span_id, 16) if span_id else None)
         show = self.get_query_argument("show", "")
+        drawn = waterfall(found["rows"], show) if found else None
         if not found and not is_open:
             self.set_status(404)
         html: bytes = self.render_string(
@@ -135,15 +147,15 @@ class _Run(_Handler):
             show=show,
             left_out=found["left_out"] if found else 0,
             others=[each.path for each in found["others"]] if found else [],
-            waterfall=waterfall(found["rows"], show) if found else None,
+            waterfall=drawn,
             max_errors=MAX_ERRORS,
-            time=format_time,
             utc=_utc,
         )
-        if "gzip" in self.request.headers.get("Accept-Encoding", ""):
-            self.set_header("Content-Encoding", "gzip")
-            return gzip.compress(html, 1)
-        return html
+        before, _, after = html.partition(b"<!-- rows -->")
+        yield before
+        for rows in drawn.parts() if drawn else ():  # in a template, the pieces of all at once would take 40 MiB
+            yield self.render_string("rows.html", rows=rows)
+        yield after
 
 
 def install(scheduler: Any, report: StatusReport) -> None:
