@@ -127,8 +127,8 @@ class RecentRuns:
         self._waiting: deque[_Waiting] = deque()
         #: Of what waits, and of what the thread has taken and not packed yet.
         self._bytes_waiting = 0
-        #: The ids of finished runs that are kept, the oldest first.
-        self._ids: dict[RunId, None] = {}
+        #: The ids of finished runs that are kept, the oldest first, with the id of the Dask span at the top.
+        self._ids: dict[RunId, str] = {}
         self._thread: threading.Thread | None = None
         self._is_closed = False
         #: Guards the rows, and is held while they are made.
@@ -157,7 +157,7 @@ class RecentRuns:
             self._waiting.append(_Waiting(kept, len(records) - len(kept), size))
             self._bytes_waiting += size
             if last.is_top:
-                self._ids[RunId(last.trace_id, last.span_id)] = None
+                self._ids[RunId(last.trace_id, last.span_id)] = last.top.id
                 if len(self._ids) > self._most:
                     del self._ids[next(iter(self._ids))]
             if self._thread is None and not self._is_closed:
@@ -170,10 +170,13 @@ class RecentRuns:
         with self._changed:
             return run in self._ids
 
-    def latest(self, trace_id: int) -> RunId | None:
-        """Return the run of a trace that finished last."""
+    def latest(self, trace_id: int, top: str | None = None) -> RunId | None:
+        """Return the run that finished last in a trace, or there with this Dask span at its top."""
         with self._changed:
-            return next((run for run in reversed(self._ids) if run.trace_id == trace_id), None)
+            for run, id_ in reversed(self._ids.items()):
+                if run.trace_id == trace_id and top in (None, id_):
+                    return run
+        return None
 
     def read(self, trace_id: int, span_id: int | None) -> dict[str, Any] | None:
         """Return a run as plain data; None if it is not kept. Blocks; call it in a thread.

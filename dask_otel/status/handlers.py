@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, metadata
@@ -96,9 +96,8 @@ class _Trace(_Handler):
             return
         self.set_status(404)
         self.set_header("Content-Type", "text/plain; charset=utf-8")
-        if found and self.report.shows_runs:
-            # Relative, as for ``_Slash``.
-            self.set_header("Location", f"../run/{found['trace_id']}")
+        if found and found["run"]:
+            self.set_header("Location", f"../{found['run']}")  # relative, as for ``_Slash``
             self.set_status(302)
         elif found:
             self.write(f"Its trace is {found['trace_id']}. Set otel.trace-url to be redirected to it.\n")
@@ -112,8 +111,7 @@ class _Run(_Handler):
     async def get(self, trace_id: str, span_id: str | None = None) -> None:
         """Render ``run.html`` in a thread, one at a time."""
         trace = int(trace_id, 16)
-        is_open = any(each["trace_id"] == trace_id for each in self.report.status()["open"])
-        if span_id is None and not is_open and (path := self.report.run_path(trace)):
+        if span_id is None and (path := self.report.run_path(trace)):
             self.set_header("Location", path.removeprefix("run/"))
             self.set_status(302)
             return
@@ -122,20 +120,20 @@ class _Run(_Handler):
         if is_zipped:
             self.set_header("Content-Encoding", "gzip")
         async with self.report.rendering:
-            self.write(await asyncio.to_thread(self._rendered, trace_id, span_id, is_open, is_zipped))
+            parts = self._parts(trace_id, span_id, self.report.is_running(trace), self.report.names())
+            self.write(await asyncio.to_thread(self._rendered, parts, is_zipped))
 
-    def _rendered(self, trace_id: str, span_id: str | None, is_open: bool, is_zipped: bool) -> bytes:
-        parts = self._parts(trace_id, span_id, is_open)
+    def _rendered(self, parts: Iterator[bytes], is_zipped: bool) -> bytes:
         if not is_zipped:
             return b"".join(parts)
         zipped = zlib.compressobj(1, wbits=31)  # gzip's format
         return b"".join([*map(zipped.compress, parts), zipped.flush()])
 
-    def _parts(self, trace_id: str, span_id: str | None, is_open: bool) -> Iterator[bytes]:
+    def _parts(self, trace_id: str, span_id: str | None, is_running: bool, names: Mapping[str, str]) -> Iterator[bytes]:
         found = self.report.run(int(trace_id, 16), int(span_id, 16) if span_id else None)
         show = self.get_query_argument("show", "")
         drawn = waterfall(found["rows"], show) if found else None
-        if not found and not is_open:
+        if not found and not is_running:
             self.set_status(404)
         html: bytes = self.render_string(
             "run.html",
@@ -143,10 +141,10 @@ class _Run(_Handler):
             trace_id=trace_id,
             link=self.report.link(int(trace_id, 16)),
             is_finished=span_id is not None,
-            is_open=is_open,
+            is_running=is_running,
             show=show,
             left_out=found["left_out"] if found else 0,
-            others=[each.path for each in found["others"]] if found else [],
+            others=[(each.path, names.get(each.path, "run")) for each in found["others"]] if found else [],
             waterfall=drawn,
             max_errors=MAX_ERRORS,
             utc=_utc,

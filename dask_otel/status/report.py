@@ -66,10 +66,22 @@ class StatusReport:
             found = self._sink.recent_runs.read(trace_id, span_id)
         return found
 
-    def run_path(self, trace_id: int) -> str | None:
-        """Return where the page shows the run of a trace that finished last."""
-        latest = self._sink.recent_runs and self._sink.recent_runs.latest(trace_id)
+    def run_path(self, trace_id: int, top: str | None = None) -> str | None:
+        """Return where the page shows the latest run of a trace, or of one Dask span at its top, if that is over."""
+        for node in self._bridge.span_tree.forest.open_tops:
+            if node.segment and node.segment.trace_id == trace_id and top in (None, node.info.id):
+                return None
+        latest = self._sink.recent_runs and self._sink.recent_runs.latest(trace_id, top)
         return latest.path if latest else None
+
+    def is_running(self, trace_id: int) -> bool:
+        """Whether a trace has a run that is not over."""
+        tops = self._bridge.span_tree.forest.open_tops
+        return any(node.segment and node.segment.trace_id == trace_id for node in tops)
+
+    def names(self) -> dict[str, str]:
+        """Return the names of finished runs, by where the page shows them."""
+        return {each["run"]: each["name"] for each in self._sink.status()["finished"] if each["run"]}
 
     def link(self, trace_id: int) -> str | None:
         """Return the link to a trace in the backend, if ``otel.trace-url`` is set."""
@@ -81,12 +93,22 @@ class StatusReport:
         return self._sink.recent_runs is not None
 
     def find(self, span_id: str) -> dict[str, str | None] | None:
-        """Return the trace of a Dask span: ``trace_id`` and ``link``; None if the span is not known."""
-        number = trace_of(self._bridge.span_tree.forest, span_id)
+        """Return the trace of a Dask span; None if the span is not known.
+
+        Returns
+        -------
+        ``trace_id``; ``link``; ``run``, where the page shows the run, if it shows runs.
+        """
+        forest = self._bridge.span_tree.forest
+        number = trace_of(forest, span_id)
         if number is None:
             return None
+        top = forest.nodes[span_id]
+        while top.parent and trace_of(forest, top.parent.info.id) == number:
+            top = top.parent
         trace_id = f"{number:032x}"
-        return {"trace_id": trace_id, "link": self._link(trace_id)}
+        run = (self.run_path(number, top.info.id) or f"run/{trace_id}") if self.shows_runs else None
+        return {"trace_id": trace_id, "link": self._link(trace_id), "run": run}
 
     def _running(self, progress: Any) -> dict[str, Any]:
         trace_id = f"{progress.trace_id:032x}"

@@ -8,10 +8,13 @@ import re
 import sys
 from html import unescape
 from time import perf_counter
+from urllib.parse import quote
 
 import pytest
 from distributed import Client, Event, span, wait
+from distributed.utils_test import captured_logger
 from support.browser import browser, needs_browser
+from support.callers import anchored, inside
 from support.large import large_trace
 from support.pages import get, status, with_page
 from support.records import SegmentRecord
@@ -55,11 +58,10 @@ async def shown(scheduler, root):
     """Follow the redirects from a Dask span to its run, once that is over; return where it is, and the page."""
     found = await status(scheduler, lambda found: any(each["id"] == root for each in found["finished"]))
     run = next(each["run"] for each in found["finished"] if each["id"] == root)
-    trace = dask_otel.trace_id(root)
-    first = await get(scheduler, f"/otel/trace/{root}")
-    assert (first.code, first.headers["Location"]) == (302, f"../run/{trace}")
-    second = await get(scheduler, f"/otel/run/{trace}")
-    assert (second.code, second.headers["Location"]) == (302, run.removeprefix("run/"))
+    redirect = await get(scheduler, f"/otel/trace/{root}")
+    assert (redirect.code, redirect.headers["Location"]) == (302, f"../{run}")
+    redirect = await get(scheduler, f"/otel/run/{dask_otel.trace_id(root)}")
+    assert (redirect.code, redirect.headers["Location"]) == (302, run.removeprefix("run/"))
     answer = await get(scheduler, f"/otel/{run}")
     assert answer.code == 200
     assert answer.headers["Content-Security-Policy"] == "default-src 'none'; style-src 'unsafe-inline'"
@@ -90,6 +92,7 @@ def outline(page):
 
 def test_a_run_with_no_exporter_at_all():
     async def test(plugin, client, scheduler):
+        assert "is on and sends nothing: OTEL_TRACES_EXPORTER is none; its page is /otel/" in log.getvalue()
         root = await work(client)
         path, page = await shown(scheduler, root)
         assert outline(page) == [
@@ -129,7 +132,9 @@ def test_a_run_with_no_exporter_at_all():
         assert "Nothing is sent" in overview
         assert "ValueError: 1 task erred; first: 7 is odd" in overview
 
-    with_page(test)
+    with captured_logger("distributed.dask_otel", level="INFO") as log:
+        with_page(test)
+    assert len(log.getvalue().splitlines()) == 1  # nothing to complain about
 
 
 def test_a_run_that_is_not_sampled(monkeypatch):
@@ -152,6 +157,8 @@ def test_a_run_that_is_not_over():
                 future = client.submit(_wait_for, "go-on", key="second")
         await status(scheduler, lambda found: found["open"])
         path = f"/otel/run/{dask_otel.trace_id(root)}"
+        redirect = await get(scheduler, f"/otel/trace/{root}")
+        assert redirect.headers["Location"] == path.replace("/otel", "..")
         while "first" not in (page := (await get(scheduler, path)).body.decode()):
             assert "No span of this trace has finished yet" in page
             await asyncio.sleep(0.01)
@@ -161,6 +168,26 @@ def test_a_run_that_is_not_over():
         await future
         _, page = await shown(scheduler, root)
         assert len(outline(page)) == 5
+
+    with_page(test)
+
+
+def test_two_runs_in_a_caller_s_trace():
+    async def test(plugin, client, scheduler):
+        tops = {"first": anchored(7, 8, "1"), "second": anchored(7, 9, "2")}
+        for name, id_ in tops.items():
+            with inside(**{name: id_}), span("inner") as inner:
+                await client.submit(sum, [1, 2], key=name)
+            tops[name] = (id_, inner)
+        found = await status(scheduler, lambda found: len(found["finished"]) == 2)
+        paths = {each["name"]: each["run"] for each in found["finished"]}
+        for name, ids in tops.items():
+            for id_ in ids:
+                redirect = await get(scheduler, f"/otel/trace/{quote(id_, safe='')}")
+                assert redirect.headers["Location"] == f"../{paths[name]}"
+        page = (await get(scheduler, f"/otel/{paths['first']}")).body.decode()
+        assert outline(page) == ["span first +", "  span inner +", "    group first"]
+        assert f'Other runs of this trace: <a href="../../{paths["second"]}">second</a>' in page
 
     with_page(test)
 
