@@ -21,7 +21,7 @@ from dask.utils import format_bytes, format_time
 from distributed.http.utils import RequestHandler
 
 from .report import StatusReport
-from .waterfall import MAX_ERRORS, waterfall
+from .waterfall import waterfall
 
 __all__ = ["STATUS_CALL", "install"]
 
@@ -146,7 +146,6 @@ class _Run(_Handler):
             left_out=found["left_out"] if found else 0,
             others=[(each.path, names.get(each.path, "run")) for each in found["others"]] if found else [],
             waterfall=drawn,
-            max_errors=MAX_ERRORS,
             utc=_utc,
         )
         before, _, after = html.partition(b"<!-- rows -->")

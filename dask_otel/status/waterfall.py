@@ -15,9 +15,9 @@ from dask.utils import format_time
 
 from .. import schema
 
-__all__ = ["MAX_ERRORS", "Row", "Waterfall", "waterfall"]
+__all__ = ["Row", "Waterfall", "waterfall"]
 
-#: Rows that are open at first, about, and failed spans above the waterfall.
+#: Rows that are open at first, about, and messages of failed spans above the waterfall.
 MAX_OPEN_ROWS = 40
 MAX_ERRORS = 20
 #: Rows that are drawn at a time, which takes a millisecond and, as pieces of a template, 0.5 MiB; and seconds of rest.
@@ -81,10 +81,11 @@ class Waterfall:
 
     #: In the order of the page.
     rows: list[Row]
-    #: The first failed spans below which nothing failed, tasks before groups and spans.
-    errors: list[Row]
-    #: Number of all of them.
-    failed: int
+    #: Failed spans below which nothing failed, tasks before groups and spans: the first of each message, and how many
+    #: others have the same.
+    errors: list[tuple[Row, int]]
+    #: How many more messages there are.
+    more_errors: int
     #: Times at equal distances, the first and the last at the ends.
     ticks: list[str]
 
@@ -121,10 +122,13 @@ def waterfall(spans: Sequence[Mapping[str, Any]], show: str = "") -> Waterfall:
         row.closes = max(0, row.depth - following.depth)
     _open(ordered, roots, show)
     order = {"task": 0, "group": 1, "span": 2}
-    failed = [row for row in ordered if row.error is not None and not row.has_failed_child]
-    failed.sort(key=lambda row: (order[row.kind], row.start))
+    by_message: dict[str, list[Row]] = {}
+    for row in sorted(ordered, key=lambda row: (order[row.kind], row.start)):
+        if row.error is not None and not row.has_failed_child:
+            by_message.setdefault(row.error, []).append(row)
+    errors = [(same[0], len(same) - 1) for same in by_message.values()]
     ticks = [format_time(whole * part / 4) if part else "0" for part in range(5)]
-    return Waterfall(ordered, failed[:MAX_ERRORS], len(failed), ticks)
+    return Waterfall(ordered, errors[:MAX_ERRORS], max(0, len(errors) - MAX_ERRORS), ticks)
 
 
 def _ordered(roots: list[Row]) -> Iterator[Row]:
@@ -164,8 +168,9 @@ def _open(ordered: list[Row], roots: list[Row], show: str) -> None:
     failed = [row for row in ordered if row.error is not None and not row.has_failed_child][:MAX_ERRORS]
     slow = [row for row in ordered if row.kind == "task" and row.error is None]
     spans = [row for row in ordered if row.kind == "span" and row.children]
-    for path in (*(parents.get(id(row)) for row in failed), *spans, *(parents.get(id(row)) for row in slow)):
-        if room > 0:
+    paths = [*(parents.get(id(row)) for row in failed), *spans, *(parents.get(id(row)) for row in slow)]
+    for number, path in enumerate(paths):
+        if room > 0 or (failed and number == 0):
             open_path(path)
 
 
