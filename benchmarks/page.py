@@ -1,4 +1,4 @@
-"""What the runs cost that the page keeps: on the event loop, in threads, and in memory; with a trace of 3,000 groups."""
+"""What the runs that the page keeps cost: on the event loop, in threads, and in memory; one with 3,000 groups."""
 
 from __future__ import annotations
 
