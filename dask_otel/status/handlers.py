@@ -14,7 +14,7 @@ from typing import Any
 from dask.utils import format_bytes, format_time
 from distributed.http.utils import RequestHandler
 
-from .report import StatusReport
+from .report import OffReport, StatusReport
 
 __all__ = ["STATUS_CALL", "install"]
 
@@ -26,8 +26,8 @@ _KNOWN = ("/health", "/info", "/metrics")
 
 class _Handler(RequestHandler):  # type: ignore[misc]
     @property
-    def report(self) -> StatusReport:
-        report: StatusReport = self.extra["report"]
+    def report(self) -> StatusReport | OffReport:
+        report: StatusReport | OffReport = self.extra["report"]
         return report
 
     def set_default_headers(self) -> None:
@@ -85,7 +85,7 @@ class _Trace(_Handler):
             self.write("dask-otel knows no such Dask span.\n")
 
 
-def install(scheduler: Any, report: StatusReport) -> None:
+def install(scheduler: Any, report: StatusReport | OffReport) -> None:
     """Add ``/otel`` and what is below it, and the call ``otel_status``; they replace those of an earlier bridge.
 
     They stay when the bridge has stopped, and show that. Dask has no call to remove routes, so the rules of an earlier
