@@ -20,7 +20,7 @@ from .scheduler.runtime import BridgeSettings, SchedulerBridge
 from .scheduler.sweep import Output
 from .spantree.to_records import Level, SpanTreeSettings
 from .status.handlers import install
-from .status.report import StatusReport
+from .status.report import OffReport, StatusReport
 
 __all__ = ["OTelPlugin", "set_up"]
 
@@ -99,9 +99,9 @@ class OTelPlugin(BridgePlugin):
             for each in status["exporters"] + status["metrics"]
         )
         log.info(
-            "dask-otel %s is on and %s; its page is /otel/ beside Dask's dashboard",
+            "dask-otel %s is on and sends %s; its page is /otel/ beside Dask's dashboard",
             __version__,
-            f"sends to {', '.join(targets)}" if targets else "sends nothing: OTEL_TRACES_EXPORTER is none",
+            f"to {', '.join(targets)}" if targets else "nothing, as configured",
         )
         bridge = BridgeSettings(
             sweep_interval=settings.sweep_interval,
@@ -139,3 +139,7 @@ class OTelPlugin(BridgePlugin):
                 trace_url=self._settings.trace_url,
             )
             install(scheduler, report)
+
+    def stays_off(self, scheduler: Any, why: str) -> None:
+        """Add a status page that shows why the bridge is off."""
+        install(scheduler, OffReport(scheduler.id, why))

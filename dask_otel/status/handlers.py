@@ -20,7 +20,7 @@ from typing import Any
 from dask.utils import format_bytes, format_time
 from distributed.http.utils import RequestHandler
 
-from .report import StatusReport
+from .report import OffReport, StatusReport
 from .waterfall import waterfall
 
 __all__ = ["STATUS_CALL", "install"]
@@ -29,12 +29,13 @@ __all__ = ["STATUS_CALL", "install"]
 STATUS_CALL = "otel_status"
 #: Paths of Dask's own that every scheduler serves; they show the prefix of all paths.
 _KNOWN = ("/health", "/info", "/metrics")
+_RUN_PATHS = (r"/otel/run/([0-9a-f]{32})", r"/otel/run/([0-9a-f]{32})/([0-9a-f]{16})")
 
 
 class _Handler(RequestHandler):  # type: ignore[misc]
     @property
-    def report(self) -> StatusReport:
-        report: StatusReport = self.extra["report"]
+    def report(self) -> StatusReport | OffReport:
+        report: StatusReport | OffReport = self.extra["report"]
         return report
 
     def set_default_headers(self) -> None:
@@ -108,6 +109,11 @@ class _Trace(_Handler):
 class _Run(_Handler):
     """``/otel/run/<trace id>/<id of a run's top span>``, and ``/otel/run/<trace id>`` for a run that is not over."""
 
+    @property
+    def report(self) -> StatusReport:
+        report: StatusReport = self.extra["report"]
+        return report
+
     async def get(self, trace_id: str, span_id: str | None = None) -> None:
         """Render ``run.html`` in a thread, one at a time."""
         trace = int(trace_id, 16)
@@ -155,7 +161,7 @@ class _Run(_Handler):
         yield after
 
 
-def install(scheduler: Any, report: StatusReport) -> None:
+def install(scheduler: Any, report: StatusReport | OffReport) -> None:
     """Add ``/otel`` and what is below it, and the call ``otel_status``; they replace those of an earlier bridge.
 
     They stay when the bridge has stopped, and show that. Dask has no call to remove routes, so the rules of an earlier
@@ -174,8 +180,7 @@ def install(scheduler: Any, report: StatusReport) -> None:
             (prefix + r"/otel/", _Page, options),
             (prefix + r"/otel/status\.json", _Status, options),
             (prefix + r"/otel/trace/([^/]+)", _Trace, options),
-            (prefix + r"/otel/run/([0-9a-f]{32})", _Run, options),
-            (prefix + r"/otel/run/([0-9a-f]{32})/([0-9a-f]{16})", _Run, options),
+            *([] if isinstance(report, OffReport) else [(prefix + path, _Run, options) for path in _RUN_PATHS]),
         ],
     )
     with suppress(Exception):  # Dask's pages do without the link

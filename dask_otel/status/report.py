@@ -12,7 +12,7 @@ from ..safety import Safety
 from ..scheduler.runtime import SchedulerBridge
 from ..spantree.lifecycle import trace_of
 
-__all__ = ["StatusReport"]
+__all__ = ["OffReport", "StatusReport"]
 
 
 class StatusReport:
@@ -45,6 +45,7 @@ class StatusReport:
             "version": __version__,
             "scheduler": self._scheduler_id,
             "cluster": self._cluster_name,
+            "started": True,
             "on": not self._bridge.why_ended,
             "why": self._bridge.why_ended,
             "trace_url": self._trace_url,
@@ -128,3 +129,37 @@ class StatusReport:
 
     def _link(self, trace_id: str | None) -> str | None:
         return self._trace_url.replace("{trace_id}", trace_id) if self._trace_url and trace_id else None
+
+
+class OffReport:
+    """The status of a bridge that did not start: in the form of ``StatusReport``, without contents."""
+
+    shows_runs = False
+
+    def __init__(self, scheduler_id: str, why: str) -> None:
+        self._scheduler_id = scheduler_id
+        self._why = why
+
+    def status(self) -> dict[str, Any]:
+        """Return plain data, described in ``docs/health.md``."""
+        return {
+            "version": __version__,
+            "scheduler": self._scheduler_id,
+            "cluster": None,
+            "started": False,
+            "on": False,
+            "why": self._why,
+            "trace_url": None,
+            "exporters": [],
+            "metrics": [],
+            "unsampled": {},
+            "over_budget": {},
+            "errors": [],
+            "sweep": None,
+            "open_segments": 0,
+            "open": [],
+            "finished": [],
+        }
+
+    def find(self, span_id: str) -> None:
+        """Return None: no span is known."""
