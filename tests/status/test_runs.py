@@ -324,8 +324,11 @@ CONTRAST = """(() => {
 
 @needs_browser
 @pytest.mark.slow
-def test_in_a_browser(tmp_path):
-    """Narrow and wide, light and dark, with the keyboard, and for a screen reader."""
+def test_in_a_browser(tmp_path, monkeypatch):
+    """Narrow and wide, light and dark, with the keyboard, and for a screen reader; with exporters that fail."""
+    for signal in ("TRACES", "METRICS"):
+        monkeypatch.setenv(f"OTEL_{signal}_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{'a-very-long-name' * 3}.invalid:4317")
 
     async def test(plugin, client, scheduler):
         with span("x" * 300) as long_name:
@@ -336,7 +339,7 @@ def test_in_a_browser(tmp_path):
         with span("Bob waits"):
             future = client.submit(_wait_for, "go-on", key="waiting")
         paths = [(await shown(scheduler, each))[0] for each in (root, evil, long_name)]
-        await status(scheduler, lambda found: found["open"])
+        await status(scheduler, lambda found: found["open"] and found["exporters"][0]["last_error"])
         base = f"http://127.0.0.1:{scheduler.http_server.port}"
         async with browser(tmp_path) as page:
             for path in ("/otel/", *paths, *(f"{path}?show=all" for path in paths)):
@@ -385,6 +388,7 @@ async def screen_reader(page, base, run):
         await page.open(f"{base}/otel/", width)
         nodes = await accessible(page)
         assert {name for role, name in nodes if role == "table"} == {
+            "Exporters: where spans and metrics are sent, and what became of them",
             "Runs that are not over",
             "Runs that have finished, the latest first",
         }
