@@ -32,6 +32,8 @@ __all__ = ["DEFAULTS", "Settings", "check_limits", "consequence", "is_quick", "l
 DEFAULTS = yaml.safe_load((Path(__file__).parent / "otel.yaml").read_text(encoding="utf-8"))
 #: Bounds of a histogram; each one adds a series for each combination of attributes.
 MAX_BOUNDS = 30
+#: Finished runs that the page may keep.
+MAX_PAGE_RUNS = 100
 #: Ways to match a name that a pattern may try.
 MAX_WAYS = 100_000
 
@@ -66,6 +68,7 @@ class Settings:
     level: str
     default_spans: str
     max_rate: int
+    page_runs: int
     excluded_metrics: frozenset[str]
     root_names: tuple[tuple[Pattern[str], str], ...]
     task_bounds: tuple[float, ...]
@@ -119,6 +122,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         level=get("traces.level", _one_of("spans", "groups", "tasks")),
         default_spans=get("traces.default-spans", _one_of("full", "segments", "off")),
         max_rate=get("traces.max-rate", _whole(0, 10**9)),
+        page_runs=get("page.runs", _whole(0, MAX_PAGE_RUNS)),
         excluded_metrics=get("metrics.exclude", _names_of(METRICS, "metrics")),
         root_names=get("metrics.root-names", _patterns),
         task_bounds=get("metrics.task-bounds", _bounds),

@@ -20,7 +20,7 @@ from .scheduler.runtime import BridgeSettings, SchedulerBridge
 from .scheduler.sweep import Output
 from .spantree.to_records import Level, SpanTreeSettings
 from .status.handlers import install
-from .status.report import StatusReport
+from .status.report import OffReport, StatusReport
 
 __all__ = ["OTelPlugin", "set_up"]
 
@@ -86,6 +86,7 @@ class OTelPlugin(BridgePlugin):
                 endpoint=self._endpoint,
                 capture=settings.capture,
                 max_rate=settings.max_rate,
+                recent_runs=settings.page_runs,
             )
         except SettingError as error:
             log.error("dask-otel is off: %s", error)
@@ -98,9 +99,9 @@ class OTelPlugin(BridgePlugin):
             for each in status["exporters"] + status["metrics"]
         )
         log.info(
-            "dask-otel %s is on and sends to %s; its page is /otel/ beside Dask's dashboard",
+            "dask-otel %s is on and sends %s; its page is /otel/ beside Dask's dashboard",
             __version__,
-            ", ".join(targets),
+            f"to {', '.join(targets)}" if targets else "nothing, as configured",
         )
         bridge = BridgeSettings(
             sweep_interval=settings.sweep_interval,
@@ -138,3 +139,7 @@ class OTelPlugin(BridgePlugin):
                 trace_url=self._settings.trace_url,
             )
             install(scheduler, report)
+
+    def stays_off(self, scheduler: Any, why: str) -> None:
+        """Add a status page that shows why the bridge is off."""
+        install(scheduler, OffReport(scheduler.id, why))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import threading
 import traceback
 from collections import Counter, deque
 from contextlib import AbstractContextManager, suppress
 from types import ModuleType, TracebackType
 
-__all__ = ["Safety", "import_or_log", "log", "recent"]
+__all__ = ["Safety", "import_or_log", "log", "recent", "why_off"]
 
 #: Below ``distributed``, so that Dask's own logging configuration shows it and can silence it.
 log = logging.getLogger("distributed.dask_otel")
@@ -31,6 +32,20 @@ def _remember(record: logging.LogRecord) -> bool:
 
 
 log.addFilter(_remember)
+_OFF = re.compile(r"dask-otel.* (?:is|turns itself) off: ")
+
+
+def why_off(since: float) -> str | None:
+    """Return why the bridge is off, as the last line of the log about it has it; None if there is no such line.
+
+    Parameters
+    ----------
+    since
+        Seconds since the epoch; earlier lines do not count.
+    """
+    lines = [_OFF.split(line, maxsplit=1)[1] for at, line in list(recent) if at >= since and _OFF.match(line)]
+    return lines[-1] if lines else None
+
 
 #: Failures of one place in a row after which the bridge gives up.
 MAX_IN_A_ROW = 100
@@ -64,8 +79,8 @@ class Safety:
     def caught(self, where: str, error: Exception) -> None:
         """Count an exception, and log it the first time."""
         kind = (where, type(error).__name__)
-        # A collector may be away for as long as it likes, and traces go on without metrics.
-        may_give_up = not where.startswith(("exporter", "metrics"))
+        # A collector may be away for as long as it likes, and traces go on without metrics and without a page.
+        may_give_up = not where.startswith(("exporter", "metrics", "page"))
         with self._lock:
             self._failures[kind] += 1
             is_first = self._failures[kind] == 1

@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
         "hooks.py",
         "conservation.py",
         "metrics.py",
+        "page.py",
     ],
 )
 def test_it_runs(command):

@@ -65,6 +65,7 @@ def test_defaults():
         level="tasks",
         default_spans="full",
         max_rate=60_000,
+        page_runs=20,
         excluded_metrics=frozenset(),
         root_names=(),
         task_bounds=TASK_DURATION.bounds,

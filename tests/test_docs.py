@@ -13,7 +13,8 @@ from support.memory import MemoryExporter, make_sink
 
 import dask_otel
 from dask_otel.cli.main import dask_otel as commands
-from dask_otel.config import MAX_BOUNDS
+from dask_otel.config import DEFAULTS, MAX_BOUNDS
+from dask_otel.otlp import recent_runs
 from dask_otel.otlp.environment import Limits, make_resource
 from dask_otel.otlp.exporter import MAX_REQUESTS
 from dask_otel.otlp.transport import Sender
@@ -31,6 +32,7 @@ from dask_otel.schema import (
     UNUSED_AFTER,
 )
 from dask_otel.status.report import StatusReport
+from dask_otel.status.waterfall import MAX_ERRORS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -143,6 +145,16 @@ def test_delivery_page_names_the_limits_that_hold():
     assert f"waits {limits.delay} s" in text
     assert f"until it has made {MAX_REQUESTS} requests" in text
     assert f"After {MAX_IN_A_ROW} failures" in (ROOT / "docs/health.md").read_text(encoding="utf-8")
+
+
+def test_health_page_names_the_limits_of_the_runs_that_hold():
+    text = (ROOT / "docs/health.md").read_text(encoding="utf-8").partition("### A run, span by span")[2]
+    assert f"last {DEFAULTS['otel']['page']['runs']} runs" in text
+    assert f"at most {recent_runs.MAX_SPANS:,} rows" in text
+    rows, waiting = recent_runs.MAX_BYTES / 2**20, recent_runs.MAX_WAITING_BYTES / 2**20
+    assert f"{rows:g} MiB of compressed rows, and {waiting:g} MiB of records that wait" in text
+    assert rows + waiting < 8
+    assert f"up to {MAX_ERRORS} of them" in text
 
 
 def test_readme_has_the_two_commands_and_the_set_up():

@@ -71,7 +71,7 @@ ALLOWED = {
         "google",
         "requests",
     },
-    "status": {"identity", "safety", "scheduler", "spantree", "", "dask", "distributed"},
+    "status": {"identity", "safety", "schema", "scheduler", "spantree", "", "dask", "distributed"},
     "config": {"errors", "schema", "dask", "yaml"},
     "preload": {"config", "errors", "metrics", "safety", "scheduler", "spantree", "status", "", "distributed"},
     "cli": {

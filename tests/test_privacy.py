@@ -86,6 +86,8 @@ def run(monkeypatch, **capture):
             running = await status(scheduler, lambda found: found["open"] or done(found))
             found = await status(scheduler, done)
             page = (await get(scheduler, "/otel/")).body.decode()
+            for each in found["finished"]:
+                page += (await get(scheduler, f"/otel/{each['run']}")).body.decode()
             out["page"] = json.dumps([running, found]) + page
             del futures
             await asyncio.wait_for(plugin.before_close(), 30)
@@ -104,7 +106,8 @@ def test_by_default_all_is_shown(monkeypatch):
     for mark in MARKS.values():
         assert mark in out["otlp"], mark
     assert "PlantedError" in out["otlp"]
-    assert MARKS["tags"] in out["page"]
+    for mark in MARKS.values():
+        assert mark in out["page"], mark
     assert all(mark in out["metrics"] for mark in (MARKS["tags"], MARKS["keys"], "PlantedError"))
 
 
@@ -117,6 +120,7 @@ def test_what_is_switched_off_appears_nowhere(hidden, monkeypatch):
             assert MARKS[name] not in text, (where, name)
     for name in set(NAMES) - set(off) - {"code"}:
         assert MARKS[name] in out["otlp"], name
+        assert MARKS[name] in out["page"], name
     if hidden == "all":
         for where, text in out.items():
             assert SECRET not in text.lower(), where

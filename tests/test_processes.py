@@ -273,13 +273,15 @@ def test_a_bad_endpoint_costs_nothing_but_the_trace(tmp_path):
 
 
 def test_the_scheduler_has_the_plugin_only_while_it_works(monkeypatch):
-    async def run(exporter):
-        monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
-        monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+
+    async def run(is_disabled):
+        monkeypatch.setenv("OTEL_SDK_DISABLED", is_disabled)
         with dask.config.set(PRELOAD):
             async with Scheduler(port=0, dashboard_address="127.0.0.1:0", dashboard=False) as scheduler:
                 await asyncio.sleep(0)
                 return "dask-otel" in scheduler.plugins
 
-    assert asyncio.run(run("console"))
-    assert not asyncio.run(run("none"))
+    assert asyncio.run(run("false"))
+    assert not asyncio.run(run("true"))

@@ -34,6 +34,7 @@ from ..otlp.environment import (
     TRACES,
     Proxy,
     Signal,
+    is_default_endpoint,
     make_resource,
     not_read,
     otlp_protocol,
@@ -41,11 +42,13 @@ from ..otlp.environment import (
     shown,
 )
 from ..otlp.exporter import NO_METRICS, Found, read_variables
+from ..otlp.misspelt import KNOWN
 from ..otlp.spans import SpanFactory
 from ..otlp.transport import ExportResult, RetryDecision, Sender
 from ..spantree.events import SpanInfo
 from ..spantree.records import PendingRecord
-from .doctor_scheduler import check_scheduler, print_line
+from .doctor_scheduler import check_scheduler, print_line, print_remark
+from .probe import HTTP, what_listens
 
 __all__ = ["advice", "doctor"]
 
@@ -100,6 +103,8 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     (r"ProtocolError|BadStatusLine", _USE_GRPC),
     ("", "Ask whoever runs the collector, and show them this message."),
 )
+#: Messages where a connection ends early, for one of several reasons.
+_ENDS_EARLY = r"[Cc]losed|reset|RemoteDisconnected|EOF|ProtocolError|BadStatusLine"
 #: Messages that come from the collector, also through a proxy, and those of them that a proxy may send itself.
 _OF_COLLECTOR = (
     r"HTTP \d|UNIMPLEMENTED|UNAUTHENTICATED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|INVALID_ARGUMENT|INTERNAL"
@@ -116,8 +121,17 @@ _OF_EITHER = r"HTTP (40[0357]|5\d\d|3\d\d|200)"
 def doctor(endpoint: str | None, scheduler: str | None) -> None:
     """Check the configuration and send a test span; exit code 1 if something is wrong."""
     console = Console(highlight=False, soft_wrap=True)
+    silence_grpc()
     good = _check(endpoint, console) if scheduler is None else check_scheduler(scheduler, console)
     raise SystemExit(0 if good else 1)
+
+
+def silence_grpc() -> None:
+    """Have gRPC's core write nothing to stderr: what it has to report is in the results, too.
+
+    It reads this variable once, when it is loaded. Only a process of the command line calls this.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def advice(protocol: str, target: str, message: str, proxy: Proxy | None = None, signal: Signal = TRACES) -> str:
@@ -135,6 +149,8 @@ def advice(protocol: str, target: str, message: str, proxy: Proxy | None = None,
         What could not be sent; advice must not break the other.
     """
     line = next(line for pattern, line in _ADVICE if re.search(pattern, f"{protocol}: {message}"))
+    if not proxy and re.search(_ENDS_EARLY, message):
+        line = _by_probe(protocol, target) or line
     if proxy:
         line = _with_proxy(proxy, target, message, line)
     infix = "" if signal is TRACES else f"{signal.name}_"
@@ -143,6 +159,20 @@ def advice(protocol: str, target: str, message: str, proxy: Proxy | None = None,
         .replace("{ENDPOINT}", f"OTEL_EXPORTER_OTLP_{signal.name}_ENDPOINT")
         .replace("{path}", signal.path)
     )
+
+
+def _by_probe(protocol: str, target: str) -> str | None:
+    """Describe what is wrong by what the port speaks; None if that is not known, or is what was expected."""
+    found = what_listens(target)
+    if found is None:
+        return None
+    spoken, is_tls = found
+    if is_tls and not target.startswith("https://"):
+        other = " and set {PROTOCOL}=grpc" if spoken not in (None, protocol) and protocol == HTTP else ""
+        return f"The port speaks TLS: write https:// in the endpoint{other}."
+    if spoken not in (None, protocol):
+        return _USE_HTTP if spoken == HTTP else _USE_GRPC
+    return None
 
 
 def _with_proxy(proxy: Proxy, target: str, message: str, line: str) -> str:
@@ -200,24 +230,48 @@ def _variables() -> Iterator[_Value]:
     """Yield the standard variables that are set."""
     for name, value in sorted(os.environ.items()):
         if name.startswith("OTEL_"):
-            if any(each in name for each in _SECRET):
+            # The value of a misspelt name may be a secret, too.
+            if name not in KNOWN or any(each in name for each in _SECRET):
                 value = "(set, not shown)"
             elif re.search("://|@", value):
                 value = shown(value)
             yield _Value(name, value, "environment")
 
 
+class _Findings:
+    """Lines about what was checked, the most serious first when they are printed."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self.good: list[str] = []
+        self.remarks: list[str] = []
+
+    def print(self, console: Console) -> None:
+        """Print the lines: faults, what works, remarks."""
+        for lines, good in ((self.faults, False), (self.good, True)):
+            for line in lines:
+                print_line(console, line, good=good)
+        for line in self.remarks:
+            print_remark(console, line)
+
+
 def _check(endpoint: str | None, console: Console) -> bool:
     """Check the configuration of this process and try each exporter; return whether all is well."""
+    findings = _findings(endpoint)
+    findings.print(console)
     console.print(
-        f"dask-otel {__version__}, configured here (a scheduler on another machine may be configured otherwise)\n"
+        f"\ndask-otel {__version__}, configured here (a scheduler on another machine may be configured otherwise)\n"
     )
     table = Table(Column("setting", no_wrap=True), "value", "from", box=None, pad_edge=False)
     for value in (*_settings(), *_variables()):
         table.add_row(*(Text(each, overflow="fold") for each in value))
     console.print(table)
-    console.print()
-    problems: list[str] = []
+    return not findings.faults
+
+
+def _findings(endpoint: str | None) -> _Findings:
+    findings = _Findings()
+    problems = findings.faults
     config.load(lambda error: problems.append(f"{error}; the bridge {config.consequence(error)}"))
     found = Found()
     try:
@@ -228,23 +282,33 @@ def _check(endpoint: str | None, console: Console) -> bool:
         problems.append(f"{error}; the bridge stays off")
     except Exception as error:  # noqa: BLE001 -- a broken package may raise anything
         problems.append(f"an exporter cannot be loaded ({type(error).__name__}: {error}); reinstall dask-otel")
-    problems += _problems(found, endpoint)
-    for problem in problems:
-        print_line(console, problem, good=False)
-    for line in found.remarks.readings:
-        console.print(Text(f"· {line}"))
-    arrived = [_try_spans(sender, console) for sender in found.spans]
-    elsewhere = {sender.target for sender in found.metrics} - {sender.target for sender in found.spans}
-    if all(arrived) or elsewhere:  # else the metrics would most likely fail for the same reason
-        arrived += [_try_metrics(sender, console) for sender in found.metrics]
-    return not problems and all(arrived)
+    problems += _problems(found)
+    for sender in found.spans:
+        _try_spans(sender, findings)
+    elsewhere = {_server(sender) for sender in found.metrics} - {_server(sender) for sender in found.spans}
+    # Else the metrics would most likely fail for the same reason.
+    if len(findings.good) == len(found.spans) or elsewhere:
+        for sender in found.metrics:
+            _try_metrics(sender, findings, is_optional=bool(found.spans) and is_default_endpoint(METRICS))
+    if not (found.spans or found.metrics or problems):
+        findings.good.append("nothing is sent, as configured; the page /otel/ on the scheduler shows the runs")
+    if os.environ.get(TRACES.exporter, "").strip().lower() == "none" and endpoint is None:
+        findings.remarks.append(f"{TRACES.exporter} is none: no spans are sent")
+    findings.remarks += found.remarks.readings
+    return findings
 
 
-def _problems(found: Found, endpoint: str | None) -> Iterator[str]:
+def _server(sender: Sender) -> str:
+    """Host and port that a sender sends to, or its name."""
+    target = sender.target
+    return urlsplit(target if "://" in target else f"//{target}").netloc or target or sender.name
+
+
+def _problems(found: Found) -> Iterator[str]:
     """Yield what is wrong with the standard variables, and its consequence."""
+    yield from found.remarks.problems
     for name in not_read():
         yield f"{name} is set, but not read; use the other OTEL_* variables"
-    yield from found.remarks.problems
     if found.spans_error and str(found.spans_error) == str(found.metrics_error):
         yield f"{found.spans_error}; the bridge stays off"
     else:
@@ -255,8 +319,6 @@ def _problems(found: Found, endpoint: str | None) -> Iterator[str]:
         yield "OTEL_TRACES_SAMPLER leaves out every trace that was tried: none would be sent"
     if sdk_disabled():
         yield "OTEL_SDK_DISABLED is true: the bridge stays off"
-    elif os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none" and not endpoint:
-        yield "OTEL_TRACES_EXPORTER is none: no spans are sent"
 
 
 def _samples_any(sampler: Sampler) -> bool:
@@ -264,8 +326,8 @@ def _samples_any(sampler: Sampler) -> bool:
     return any(each.decision is Decision.RECORD_AND_SAMPLE for each in results)
 
 
-def _try_spans(sender: Sender, console: Console) -> bool:
-    """Send a test span; return whether it has arrived."""
+def _try_spans(sender: Sender, findings: _Findings) -> None:
+    """Send a test span."""
     root, now = str(uuid4()), time()
     info = SpanInfo(root, ("dask-otel doctor",), None, now)
     record = PendingRecord(
@@ -284,26 +346,21 @@ def _try_spans(sender: Sender, console: Console) -> bool:
     resource = make_resource(service_name="dask-otel-doctor", instance_id=root, version=__version__, cluster_name=None)
     factory = SpanFactory(resource, InstrumentationScope("dask_otel", __version__), SpanLimits())
     result = _send(sender, [factory.span(record)])
-    good = result.decision is RetryDecision.SENT and not result.rejected
-    if good:
-        text = f"{_where(sender)}: a test span has arrived, as trace {record.trace_id:032x}"
-        print_line(console, text, good=True)
+    if result.decision is RetryDecision.SENT and not result.rejected:
+        findings.good.append(f"{_where(sender)}: a test span has arrived, as trace {record.trace_id:032x}")
     else:
-        _print_failure(sender, TRACES, result, console)
-    return good
+        findings.faults.append(_failure(sender, TRACES, result))
 
 
-def _try_metrics(sender: Sender, console: Console) -> bool:
-    """Send an empty request with metrics; return whether it is taken, or the backend is one for traces only."""
+def _try_metrics(sender: Sender, findings: _Findings, *, is_optional: bool) -> None:
+    """Send an empty request with metrics; it is no fault if the backend of the spans takes no metrics."""
     result = _send(sender, MetricsData([]))
-    good = result.decision is RetryDecision.SENT or result.is_unsupported
-    if not good:
-        _print_failure(sender, METRICS, result, console)
-    elif result.is_unsupported:
-        console.print(Text(f"· {_where(sender)}: {NO_METRICS} ({result.message})"))
+    if result.decision is RetryDecision.SENT:
+        findings.good.append(f"{_where(sender)}: metrics are taken")
+    elif result.is_unsupported and is_optional:
+        findings.remarks.append(f"{_where(sender)}: {NO_METRICS} ({result.message})")
     else:
-        print_line(console, f"{_where(sender)}: metrics are taken", good=True)
-    return good
+        findings.faults.append(_failure(sender, METRICS, result))
 
 
 def _send(sender: Sender, data: Any) -> ExportResult:
@@ -321,8 +378,9 @@ def _where(sender: Sender) -> str:
     return f"exporter {sender.name}" + (f", {sender.target}" if sender.target else "") + through
 
 
-def _print_failure(sender: Sender, signal: Signal, result: ExportResult, console: Console) -> None:
-    print_line(console, f"{_where(sender)}: {result.message}", good=False)
+def _failure(sender: Sender, signal: Signal, result: ExportResult) -> str:
+    """Describe the cause, what to do, and what the collector or the connection reported."""
     known = {"otlp_proto_grpc": "grpc", "otlp_proto_http": "http/protobuf"}
     protocol = known.get(sender.name) or otlp_protocol(Remarks(), signal)
-    console.print(Text("  " + advice(protocol, sender.target, result.message, sender.proxy, signal)))
+    cause = advice(protocol, sender.target, result.message, sender.proxy, signal)
+    return f"{_where(sender)}: {cause} ({result.message})"

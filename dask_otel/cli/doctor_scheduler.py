@@ -28,7 +28,7 @@ from rich.text import Text
 
 from ..status.handlers import STATUS_CALL
 
-__all__ = ["Facts", "ask_facts", "check_scheduler", "print_line", "why_without"]
+__all__ = ["Facts", "ask_facts", "check_scheduler", "print_line", "print_remark", "why_without"]
 
 #: Seconds that a scheduler may take to answer a call; half of it, to connect.
 TIMEOUT = 10.0
@@ -127,8 +127,8 @@ def check_scheduler(address: str, console: Console) -> bool:
         raise click.ClickException(asyncio.run(_explain_failure(address, error))) from error
     if kind != "Scheduler":
         raise click.ClickException(f"at {address} is a {kind}, not a scheduler")
-    if status is None:
-        cause, *others = why_without(facts)
+    if status is None or not status["started"]:
+        cause, *others = [f"it is off: {status['why']}"] if status else why_without(facts)
         print_line(console, f"the scheduler at {address} runs without dask-otel: {cause}", good=False)
         for each in others:
             console.print(Text(f"  {each}"))
@@ -141,8 +141,13 @@ def print_line(console: Console, text: str, *, good: bool) -> None:
     console.print(Text.assemble(("✓ ", "bold green") if good else ("✗ ", "bold red"), text))
 
 
+def print_remark(console: Console, text: str) -> None:
+    """Print a line about something that is no fault."""
+    console.print(Text(f"· {text}"))
+
+
 def _print_status(status: dict[str, Any], console: Console) -> bool:
-    console.print(f"dask-otel {status['version']} on {status['scheduler']}\n")
+    remarks = []
     lines = [("is on" if status["on"] else f"has stopped: {status['why']}", bool(status["on"]))]
     for each in status["exporters"]:
         sent, waiting = sum(each["sent"].values()), each["queue"]["spans"] + each["in_flight"]
@@ -152,12 +157,20 @@ def _print_status(status: dict[str, Any], console: Console) -> bool:
             (f"{drop['count']} {drop['kind']} spans dropped: {drop['reason']}", False) for drop in each["dropped"]
         ]
     for each in status["metrics"]:
-        text = f"metrics, exporter {each['name']} {each['target']}: {each['exports']} times sent"
-        lines.append((text + _failure(each), not each["failing"]))
+        text = f"metrics, exporter {each['name']} {each['target']}: "
+        if each["unsupported"] and not each["failing"]:
+            remarks.append(f"{text}the backend takes no metrics, only spans are sent ({each['unsupported']})")
+        else:
+            lines.append((f"{text}{each['exports']} times sent{_failure(each)}", not each["failing"]))
     for each in status["errors"]:
         lines.append((f"{each['type']}, {each['count']} times, in the {each['where']}: see the log", False))
-    for text, good in lines:
+    if not status["exporters"]:
+        remarks.append("no spans are sent, as configured there; its page /otel/ shows the runs")
+    for text, good in sorted(lines, key=lambda line: line[1]):
         print_line(console, text, good=good)
+    for text in remarks:
+        print_remark(console, text)
+    console.print(f"\ndask-otel {status['version']} on {status['scheduler']}")
     for name, why in (("unsampled", "left out by the sampler"), ("over_budget", "over otel.traces.max-rate")):
         if count := sum(status[name].values()):
             console.print(f"{count} spans {why}")

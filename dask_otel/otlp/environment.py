@@ -34,6 +34,7 @@ __all__ = [
     "delta_kinds",
     "exporter_names",
     "find_proxy",
+    "is_default_endpoint",
     "make_limits",
     "make_resource",
     "make_span_limits",
@@ -182,6 +183,11 @@ def not_read() -> list[str]:
     return [name for name in _NOT_READ if _get(name)]
 
 
+def is_default_endpoint(signal: Signal) -> bool:
+    """Whether a signal is sent to the endpoint of all signals: nobody has named a backend for this one."""
+    return not _get(f"OTEL_EXPORTER_OTLP_{signal.name}_ENDPOINT")
+
+
 def exporter_names(signal: Signal, remarks: Remarks) -> list[str]:
     """Return the exporters that ``OTEL_TRACES_EXPORTER`` or ``OTEL_METRICS_EXPORTER`` names.
 
@@ -195,7 +201,7 @@ def exporter_names(signal: Signal, remarks: Remarks) -> list[str]:
         If the variable holds nothing but commas.
     """
     setting = _get(signal.exporter)
-    if not setting and (why := _why_not_sent(signal)):
+    if not setting and (why := _why_not_sent(signal) or _why_page_only(signal)):
         remarks.reading(why)
         return []
     names = [name.strip() for name in (setting or "otlp").split(",") if name.strip()]
@@ -380,6 +386,16 @@ def _why_not_sent(signal: Signal) -> str:
     return (
         f"no {items} are sent: only {name} is set. Set OTEL_EXPORTER_OTLP_{signal.name}_ENDPOINT to send {items}, or "
         "OTEL_EXPORTER_OTLP_ENDPOINT for both signals"
+    )
+
+
+def _why_page_only(signal: Signal) -> str:
+    """Say that metrics have no endpoint while spans are only shown on the page: a collector is nowhere named."""
+    if signal is TRACES or _get(TRACES.exporter).lower() != "none" or _variable("ENDPOINT", signal)[1]:
+        return ""
+    return (
+        "no metrics are sent: OTEL_TRACES_EXPORTER is none, and no endpoint is set. Set OTEL_METRICS_EXPORTER=otlp or "
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT to send metrics"
     )
 
 

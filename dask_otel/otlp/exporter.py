@@ -37,6 +37,7 @@ from .environment import (
     TRACES,
     Limits,
     delta_kinds,
+    is_default_endpoint,
     make_limits,
     make_resource,
     make_span_limits,
@@ -45,7 +46,9 @@ from .environment import (
     sdk_disabled,
 )
 from .metrics import MetricFactory
+from .misspelt import misspelt
 from .queue import RateLimiter, SpanQueue
+from .recent_runs import RecentRuns, RunId
 from .sampling import Sampling, make_sampler
 from .spans import SpanFactory, error_description, kind_of
 from .transport import ExportResult, Paced, RetryDecision, Sender, import_exporters, make_senders, shut_down
@@ -78,6 +81,9 @@ MAX_BATCH_BYTES = 3 * 2**20
 #: Seconds between two log lines on one topic.
 LOG_EVERY = 60.0
 METRICS_LOG_EVERY = 600.0
+#: Seconds until a backend that takes no metrics gets a snapshot again: at first, doubled each time, and at most. It may
+#: be a collector that has a pipeline for metrics after its next restart.
+UNSUPPORTED_BACK_OFF = (60.0, 600.0)
 #: Seconds at shutdown for a collector that was failing, or cannot be reached any more. For metrics less: an idle
 #: cluster has nothing else to send.
 LAST_CHANCE = 0.6
@@ -204,8 +210,8 @@ class ExportQueue(ABC):
     delay = 0.0
     #: Whether what waits replaces what is being exported.
     is_latest_only = False
-    #: What to do if the backend has no place for the signal; for the log.
-    if_unsupported = ""
+    #: Whether it is no failure if the backend has no place for the signal.
+    is_optional = False
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -380,14 +386,20 @@ class SpanExportQueue(ExportQueue):
 
 
 class MetricExportQueue(ExportQueue):
-    """The latest snapshot: one place, since a newer snapshot holds all that an older one does."""
+    """The latest snapshot: one place, since a newer snapshot holds all that an older one does.
+
+    Parameters
+    ----------
+    is_optional
+        The metrics are sent to the backend of the spans because nothing else is configured: it may take spans only.
+    """
 
     items = "metrics"
     is_latest_only = True
-    if_unsupported = NO_METRICS
 
-    def __init__(self, factory: MetricFactory) -> None:
+    def __init__(self, factory: MetricFactory, *, is_optional: bool = False) -> None:
         super().__init__()
+        self.is_optional = is_optional
         self.retry = RetrySettings(METRICS_BACK_OFF, 0.0, METRICS_LAST_CHANCE, METRICS_LOG_EVERY, can_split=False)
         self._factory = factory
         self._latest: Snapshot | None = None
@@ -453,8 +465,8 @@ class ExportThread:
         #: Message of the last failure, and when it was (seconds since the epoch).
         self.last_error = ""
         self.last_error_at: float | None = None
-        #: False for a backend without a place for this signal.
-        self.is_supported = True
+        #: What a backend without a place for this signal answered; empty for every other backend.
+        self.unsupported = ""
         #: Whether nothing is to be sent any more.
         self.abandoned = False
         self._sender = sender
@@ -464,6 +476,9 @@ class ExportThread:
         #: By topic, when it was last logged; and how many losses have been logged.
         self._logged_at: dict[str, float] = {}
         self._logged_losses = 0
+        #: When a backend that takes no metrics gets the next snapshot, and seconds until the one after it.
+        self._due = 0.0
+        self._unsupported_pause = UNSUPPORTED_BACK_OFF[0]
         self._thread = threading.Thread(target=self._run, name=f"dask-otel {queue.items} {sender.name}", daemon=True)
         self._thread.start()
 
@@ -491,7 +506,8 @@ class ExportThread:
             if last:
                 self.queue.put(last)
             self.abandoned = give_up
-            self._deadline.begin(0.0 if give_up else timeout, is_failing=self.is_failing)
+            is_failing = self.is_failing if self.is_supported else True
+            self._deadline.begin(0.0 if give_up else timeout, is_failing=is_failing)
             self._changed.notify()
         while self._thread.is_alive() and (left := self._deadline.left()):
             self._thread.join(left)
@@ -503,6 +519,16 @@ class ExportThread:
             begin, end = line
             log.warning("dask-otel %s with exporter %r%s%s", begin, self.name, self._through, end)
         shut_down(self._sender, self._safety, is_sending=is_sending)
+
+    @property
+    def is_supported(self) -> bool:
+        """False for a backend without a place for this signal."""
+        return not self.unsupported
+
+    @property
+    def is_due(self) -> bool:
+        """Whether data may be sent: always, unless the backend takes none and was asked a short time ago."""
+        return self.is_supported or monotonic() >= self._due
 
     @property
     def unsent(self) -> int:
@@ -521,6 +547,7 @@ class ExportThread:
                 "since": self.failing_since,
                 "last_error": self.last_error,
                 "last_error_at": self.last_error_at,
+                "unsupported": self.unsupported,
             } | self.queue.status()
 
     def _run(self) -> None:
@@ -600,6 +627,10 @@ class ExportThread:
     def _note(self, result: ExportResult) -> None:
         """Note the result of a request, and log what a person should know."""
         items, failed = self.queue.items, result.decision is not RetryDecision.SENT
+        # A backend that has taken metrics before has a place for them.
+        if result.is_unsupported and self.queue.is_optional and not self.queue.sent:
+            self._note_unsupported(result)
+            return
         is_about_data = result.decision in (RetryDecision.TOO_LARGE, RetryDecision.INVALID)
         with self._changed:
             if failed or result.message or result.rejected:
@@ -609,15 +640,17 @@ class ExportThread:
             was_failing, since = self.is_failing, self.failing_since or time()
             if was_failing is not failed:
                 self.is_failing, self.failing_since = failed, time()
-            self.is_supported = not result.is_unsupported
+            was_supported = self.is_supported
+            if not failed:
+                self.unsupported = ""
             self.queue.failures += failed
             if not failed:
                 self._deadline.arrived()
             left = self.queue.waiting + self.queue.in_flight
         if failed and self._may_log("failing"):
             target = (self._sender.target or "its backend") + self._through
-            hint = self.queue.if_unsupported if result.is_unsupported else ""
-            hint = hint or f"it tries again; {left} {'waits' if left == 1 else 'wait'}"
+            is_unsupported = result.is_unsupported and self.queue.is_latest_only
+            hint = NO_METRICS if is_unsupported else f"it tries again; {left} {'waits' if left == 1 else 'wait'}"
             log.warning(
                 "dask-otel cannot send %s with exporter %r to %s (%s); %s",
                 items,
@@ -626,9 +659,30 @@ class ExportThread:
                 result.message,
                 hint,
             )
+        elif not failed and not was_supported:
+            log.info("dask-otel: the backend of exporter %r takes %s now", self.name, items)
         elif was_failing and not failed:
             log.info("dask-otel sends %s again with exporter %r, after %.0f s", items, self.name, time() - since)
         self._log_losses()
+
+    def _note_unsupported(self, result: ExportResult) -> None:
+        """Note that the backend has no place for the signal, which is no failure; log it once."""
+        with self._changed:
+            is_first = not self.unsupported
+            self.unsupported = result.message
+            if self.is_failing is not False:
+                self.is_failing, self.failing_since = False, time()
+            self._due = monotonic() + self._unsupported_pause
+            self._unsupported_pause = min(2 * self._unsupported_pause, UNSUPPORTED_BACK_OFF[1])
+        if is_first:
+            log.info(
+                "dask-otel: exporter %r, %s takes no %s (%s): only spans are sent. OTEL_METRICS_EXPORTER=none switches "
+                "metrics off, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT sends them elsewhere",
+                self.name,
+                self._sender.target + self._through,
+                self.queue.items,
+                result.message,
+            )
 
     def _log_losses(self) -> None:
         """Log what was dropped, if that is more than when it was logged last."""
@@ -670,6 +724,8 @@ class TelemetryOutput:
     ----------
     interval
         Seconds from one snapshot to the next.
+    recent_runs
+        Takes the records too, whether or not they are sent.
     """
 
     def __init__(
@@ -680,9 +736,11 @@ class TelemetryOutput:
         redactor: Redactor,
         metric_threads: Sequence[ExportThread] = (),
         interval: float = 60.0,
+        recent_runs: RecentRuns | None = None,
     ) -> None:
         self.span_threads = span_threads
         self.metric_threads = metric_threads
+        self.recent_runs = recent_runs
         self._sampling = sampling
         self._rate_limiter = rate_limiter
         self._redactor = redactor
@@ -700,6 +758,8 @@ class TelemetryOutput:
             return []
         last = records[-1]
         sampled = self._sampling.decided(last).takes
+        if self.recent_runs:
+            self.recent_runs.add(records)
         if isinstance(last, SegmentRecord) and last.is_top:
             self._finished.append(self._summary(last, sampled=sampled))
         if not sampled:
@@ -724,7 +784,7 @@ class TelemetryOutput:
             self._due, self._pause = now + self._pause, 2 * self._pause
         else:  # a late one does not make those after it late
             self._due += self._interval * ((now - self._due) // self._interval + 1)
-        return True
+        return any(thread.is_due for thread in self.metric_threads)
 
     def put_metrics(self, snapshot: Snapshot, *, last: bool = False) -> None:
         """Give a snapshot to all metric threads; the last one leaves with ``close_metrics``, which follows."""
@@ -732,7 +792,8 @@ class TelemetryOutput:
             self._last_snapshot = snapshot
         else:
             for thread in self.metric_threads:
-                thread.put(snapshot)
+                if thread.is_due:
+                    thread.put(snapshot)
 
     def exporters(self) -> list[ExporterCounts]:
         """Return what became of the spans so far."""
@@ -753,6 +814,8 @@ class TelemetryOutput:
 
     def close_spans(self, timeout: float) -> None:
         """Send the spans that are left, within ``timeout`` seconds less what the last metrics may need."""
+        if self.recent_runs:
+            self.recent_runs.close()
         kept = min(FOR_METRICS, timeout / 4) if any(thread.is_supported for thread in self.metric_threads) else 0.0
         _close_all([thread.close for thread in self.span_threads], timeout, kept)
 
@@ -783,12 +846,16 @@ class TelemetryOutput:
             "metrics": [thread.status() for thread in self.metric_threads],
             "unsampled": dict(self._unsampled),
             "over_budget": dict(self._rate_limiter.given_up),
-            "finished": list(self._finished),
+            "finished": [each | {"run": self._path(each["run"])} for each in self._finished],
         }
+
+    def _path(self, run: RunId) -> str | None:
+        return run.path if self.recent_runs and self.recent_runs.has(run) else None
 
     def _gives_up(self, thread: ExportThread) -> bool:
         """Whether the last metrics are not worth an attempt, since neither metrics nor spans have arrived."""
-        return bool(thread.is_failing and self.span_threads and all(each.is_failing for each in self.span_threads))
+        is_lost = thread.is_failing or not thread.is_supported
+        return bool(is_lost and self.span_threads and all(each.is_failing for each in self.span_threads))
 
     def _error(self, record: SegmentRecord) -> str | None:
         failure = self._redactor.failure(record.failure)
@@ -802,6 +869,7 @@ class TelemetryOutput:
             "id": record.span.id,
             "name": self.title(record.span, record.name),
             "trace_id": f"{record.trace_id:032x}" if sampled else None,
+            "run": RunId(record.trace_id, record.span_id),
             "start": record.start,
             "end": record.end,
             "duration": record.end - record.start,
@@ -871,6 +939,7 @@ def read_variables(endpoint: str | None = None) -> Found:
     """
     found = Found()
     remarks = found.remarks
+    remarks.problems += misspelt()
     try:
         found.spans = make_senders(endpoint, TRACES, remarks)
         if found.spans:
@@ -897,6 +966,7 @@ def connect(
     endpoint: str | None = None,
     capture: Mapping[str, bool],
     max_rate: int,
+    recent_runs: int = 0,
 ) -> TelemetryOutput | None:
     """Make what exports records and metrics to the backends that the standard variables name.
 
@@ -908,10 +978,12 @@ def connect(
         What may be shown, by the names of ``Capture``'s fields.
     max_rate
         Spans a minute; 0 for no limit.
+    recent_runs
+        Number of finished runs that are kept for the page.
 
     Returns
     -------
-    None if nothing is to be sent.
+    None if OpenTelemetry is switched off. If no signal has an exporter, the output only keeps what the page shows.
 
     Raises
     ------
@@ -923,8 +995,7 @@ def connect(
         return None
     found = read_variables(endpoint)
     errors = {"spans": found.spans_error, "metrics": found.metrics_error}
-    is_on = found.spans or found.metrics
-    why = None if is_on else found.spans_error or found.metrics_error
+    why = None if found.spans or found.metrics else found.spans_error or found.metrics_error
     for what, error in errors.items():
         if error and (why is None or str(error) != str(why)):
             log.error("dask-otel sends no %s: %s", what, error)
@@ -934,9 +1005,6 @@ def connect(
         log.info("dask-otel: %s", line)
     for line in found.remarks.problems:
         log.warning("dask-otel: %s", line)
-    if not is_on:
-        log.info("dask-otel is off: OTEL_TRACES_EXPORTER is none, and metrics have no endpoint")
-        return None
     for name in not_read():
         log.warning("dask-otel does not read %s; it takes its configuration from the other OTEL_* variables", name)
     redactor = Redactor(Capture(**capture))
@@ -949,7 +1017,14 @@ def connect(
     otlp = MetricFactory(resource, scope, redactor.metric_attribute, found.deltas)
     plain = MetricFactory(resource, scope, redactor.metric_attribute)
     metric_threads = [
-        ExportThread(sender, MetricExportQueue(otlp if sender.target else plain), safety) for sender in found.metrics
+        ExportThread(
+            sender,
+            MetricExportQueue(
+                otlp if sender.target else plain, is_optional=bool(found.spans) and is_default_endpoint(METRICS)
+            ),
+            safety,
+        )
+        for sender in found.metrics
     ]
     span_threads = []
     if found.span_limits:
@@ -958,5 +1033,11 @@ def connect(
             ExportThread(sender, SpanExportQueue(factory, safety, found.limits), safety) for sender in found.spans
         ]
     return TelemetryOutput(
-        span_threads, sampling, RateLimiter(max_rate), redactor, metric_threads, interval=found.interval
+        span_threads,
+        sampling,
+        RateLimiter(max_rate),
+        redactor,
+        metric_threads,
+        interval=found.interval,
+        recent_runs=RecentRuns(recent_runs, redactor, safety) if recent_runs else None,
     )

@@ -28,6 +28,7 @@ __all__ = [
     "Attributes",
     "SpanFactory",
     "attributes",
+    "cleaned",
     "error_description",
     "exception_event",
     "identity",
@@ -375,15 +376,16 @@ def _tasks(number: int) -> str:
 
 def _bounded(values: Attributes, limit: int | None, longest: int | None) -> BoundedAttributes:
     """Clean the values and keep the first ``limit`` of them; the SDK alone would keep the last."""
-    kept = list(values.items())[:limit]
-    bounded = BoundedAttributes(
-        limit,
-        # Cut here: the SDK warns of each value that it cuts.
-        {clean(name, MAX_NAME): _clean(name, value, longest) for name, value in kept},
-        max_value_len=longest,
-    )
+    kept = dict(list(values.items())[:limit])
+    # Cut here: the SDK warns of each value that it cuts.
+    bounded = BoundedAttributes(limit, cleaned(kept, longest), max_value_len=longest)
     bounded.dropped = len(values) - len(kept)
     return bounded
+
+
+def cleaned(values: Attributes, longest: int | None = None) -> Attributes:
+    """Return attributes with valid texts, cut to the caps of the schema and to ``longest`` characters."""
+    return {clean(name, MAX_NAME): _clean(name, value, longest) for name, value in values.items()}
 
 
 def _clean(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from functools import partial
+from time import time
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from ..safety import Safety
+from ..safety import Safety, why_off
 from ..schema import GRAPH_UPDATES, WORKER_ADDED, WORKER_REMOVED
 from .compat import can_work
 from .runtime import BridgeSettings, SchedulerBridge
@@ -46,10 +47,11 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
 
     async def start(self, scheduler: Any) -> None:
         """Start watching; called by Dask. Never raises."""
-        safety = Safety()
+        safety, begin = Safety(), time()
         before = scheduler.plugins.get(self.name)
         with safety.guard("start"):
             await self.prepare()
+        came_first = False
         with safety.guard("start"):
             now = scheduler.plugins.get(self.name)
             came_first = now is not before and now is not self  # Dask will not add this one
@@ -72,11 +74,16 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
             with safety.guard("start"):
                 if self.sink:
                     self.sink.close(0.0)
+                if not came_first and not _is_active(scheduler):
+                    self.stays_off(scheduler, why_off(begin) or "its start failed: see the scheduler's log")
             # Dask may add the plugin only after this returns.
             asyncio.get_running_loop().call_soon(_withdraw, self, scheduler)
 
     def started(self, scheduler: Any, bridge: SchedulerBridge) -> None:
         """Do what follows once the bridge is on; a failure affects nothing else."""
+
+    def stays_off(self, scheduler: Any, why: str) -> None:
+        """Do what follows if the bridge stays off; ``why`` is for a person."""
 
     async def before_close(self) -> None:
         """Send everything; called by Dask when the scheduler closes, while its workers may still be there."""
@@ -141,6 +148,12 @@ def _make_place(scheduler: Any) -> None:
     if earlier and not earlier.why_ended:
         earlier.detach()
         earlier.close("another bridge has taken its place")
+
+
+def _is_active(scheduler: Any) -> bool:
+    """Whether a scheduler has a bridge that has not ended."""
+    bridge = _bridges.get(scheduler, lambda: None)()
+    return bridge is not None and not bridge.why_ended
 
 
 def _is_registered(plugin: BridgePlugin, scheduler: Any) -> bool:

@@ -5,8 +5,14 @@ If a handler fails, the server answers with an error and the scheduler is not af
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from time import time
 from typing import Any
@@ -14,7 +20,8 @@ from typing import Any
 from dask.utils import format_bytes, format_time
 from distributed.http.utils import RequestHandler
 
-from .report import StatusReport
+from .report import OffReport, StatusReport
+from .waterfall import waterfall
 
 __all__ = ["STATUS_CALL", "install"]
 
@@ -22,12 +29,13 @@ __all__ = ["STATUS_CALL", "install"]
 STATUS_CALL = "otel_status"
 #: Paths of Dask's own that every scheduler serves; they show the prefix of all paths.
 _KNOWN = ("/health", "/info", "/metrics")
+_RUN_PATHS = (r"/otel/run/([0-9a-f]{32})", r"/otel/run/([0-9a-f]{32})/([0-9a-f]{16})")
 
 
 class _Handler(RequestHandler):  # type: ignore[misc]
     @property
-    def report(self) -> StatusReport:
-        report: StatusReport = self.extra["report"]
+    def report(self) -> StatusReport | OffReport:
+        report: StatusReport | OffReport = self.extra["report"]
         return report
 
     def set_default_headers(self) -> None:
@@ -56,7 +64,17 @@ class _Page(_Handler):
 
     def get(self) -> None:
         """Render ``page.html``."""
-        self.render("page.html", status=self.report.status(), now=time(), time=format_time, size=format_bytes, utc=_utc)
+        self.render(
+            "page.html",
+            status=self.report.status(),
+            shows_runs=self.report.shows_runs,
+            is_live=self.get_query_argument("live", None) is not None,
+            documentation=_documentation(),
+            now=time(),
+            time=format_time,
+            size=format_bytes,
+            utc=_utc,
+        )
 
 
 class _Status(_Handler):
@@ -79,13 +97,71 @@ class _Trace(_Handler):
             return
         self.set_status(404)
         self.set_header("Content-Type", "text/plain; charset=utf-8")
-        if found:
+        if found and found["run"]:
+            self.set_header("Location", f"../{found['run']}")  # relative, as for ``_Slash``
+            self.set_status(302)
+        elif found:
             self.write(f"Its trace is {found['trace_id']}. Set otel.trace-url to be redirected to it.\n")
         else:
             self.write("dask-otel knows no such Dask span.\n")
 
 
-def install(scheduler: Any, report: StatusReport) -> None:
+class _Run(_Handler):
+    """``/otel/run/<trace id>/<id of a run's top span>``, and ``/otel/run/<trace id>`` for a run that is not over."""
+
+    @property
+    def report(self) -> StatusReport:
+        report: StatusReport = self.extra["report"]
+        return report
+
+    async def get(self, trace_id: str, span_id: str | None = None) -> None:
+        """Render ``run.html`` in a thread, one at a time."""
+        trace = int(trace_id, 16)
+        if span_id is None and (path := self.report.run_path(trace)):
+            self.set_header("Location", path.removeprefix("run/"))
+            self.set_status(302)
+            return
+        self.set_header("Vary", "Accept-Encoding")
+        is_zipped = "gzip" in self.request.headers.get("Accept-Encoding", "")
+        if is_zipped:
+            self.set_header("Content-Encoding", "gzip")
+        async with self.report.rendering:
+            parts = self._parts(trace_id, span_id, self.report.is_running(trace), self.report.names())
+            self.write(await asyncio.to_thread(self._rendered, parts, is_zipped))
+
+    def _rendered(self, parts: Iterator[bytes], is_zipped: bool) -> bytes:
+        if not is_zipped:
+            return b"".join(parts)
+        zipped = zlib.compressobj(1, wbits=31)  # gzip's format
+        return b"".join([*map(zipped.compress, parts), zipped.flush()])
+
+    def _parts(self, trace_id: str, span_id: str | None, is_running: bool, names: Mapping[str, str]) -> Iterator[bytes]:
+        found = self.report.run(int(trace_id, 16), int(span_id, 16) if span_id else None)
+        show = self.get_query_argument("show", "")
+        drawn = waterfall(found["rows"], show) if found else None
+        if not found and not is_running:
+            self.set_status(404)
+        html: bytes = self.render_string(
+            "run.html",
+            above="../../" if span_id else "../",
+            trace_id=trace_id,
+            link=self.report.link(int(trace_id, 16)),
+            is_finished=span_id is not None,
+            is_running=is_running,
+            show=show,
+            left_out=found["left_out"] if found else 0,
+            others=[(each.path, names.get(each.path, "run")) for each in found["others"]] if found else [],
+            waterfall=drawn,
+            utc=_utc,
+        )
+        before, _, after = html.partition(b"<!-- rows -->")
+        yield before
+        for rows in drawn.parts() if drawn else ():  # in a template, the pieces of all at once would take 40 MiB
+            yield self.render_string("rows.html", rows=rows)
+        yield after
+
+
+def install(scheduler: Any, report: StatusReport | OffReport) -> None:
     """Add ``/otel`` and what is below it, and the call ``otel_status``; they replace those of an earlier bridge.
 
     They stay when the bridge has stopped, and show that. Dask has no call to remove routes, so the rules of an earlier
@@ -104,8 +180,24 @@ def install(scheduler: Any, report: StatusReport) -> None:
             (prefix + r"/otel/", _Page, options),
             (prefix + r"/otel/status\.json", _Status, options),
             (prefix + r"/otel/trace/([^/]+)", _Trace, options),
+            *([] if isinstance(report, OffReport) else [(prefix + path, _Run, options) for path in _RUN_PATHS]),
         ],
     )
+    with suppress(Exception):  # Dask's pages do without the link
+        _link_from_dask(scheduler)
+
+
+def _link_from_dask(scheduler: Any) -> None:
+    """Add a link to the navigation bar of Dask's pages.
+
+    Dask has no call for that. Its dashboard, if bokeh is installed, keeps the names of the pages of each scheduler in a
+    list.
+    """
+    dashboard = sys.modules.get("distributed.dashboard.scheduler")
+    if dashboard and scheduler.http_application.applications:
+        pages = dashboard.template_variables(scheduler)["pages"]
+        if "otel" not in pages:
+            pages.append("otel")
 
 
 def _is_ours(rule: Any) -> bool:
@@ -121,6 +213,16 @@ def _prefix(application: Any) -> str:
             if pattern.endswith(known):
                 return pattern.removesuffix(known)
     return ""
+
+
+def _documentation() -> str | None:
+    """Return the address of the documentation that the installed package names."""
+    with suppress(PackageNotFoundError):
+        for each in metadata("dask-otel").get_all("Project-URL", ()):
+            label, _, address = str(each).partition(", ")
+            if label.lower() == "documentation" and address.startswith("https://"):
+                return address
+    return None
 
 
 def _utc(at: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from time import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..safety import Safety
 from ..scheduler.runtime import SchedulerBridge
 from ..spantree.lifecycle import trace_of
 
-__all__ = ["StatusReport"]
+__all__ = ["OffReport", "StatusReport"]
 
 
 class StatusReport:
@@ -33,6 +34,8 @@ class StatusReport:
         self._safety = safety
         self._cluster_name = cluster_name
         self._trace_url = trace_url
+        #: Held while a run is rendered: one needs some MiB.
+        self.rendering = asyncio.Lock()
 
     def status(self) -> dict[str, Any]:
         """Return everything as plain data, described in ``docs/health.md``. Call it on the event loop."""
@@ -42,6 +45,7 @@ class StatusReport:
             "version": __version__,
             "scheduler": self._scheduler_id,
             "cluster": self._cluster_name,
+            "started": True,
             "on": not self._bridge.why_ended,
             "why": self._bridge.why_ended,
             "trace_url": self._trace_url,
@@ -56,13 +60,56 @@ class StatusReport:
             "finished": [each | {"link": self._link(each["trace_id"])} for each in sink["finished"]],
         }
 
+    def run(self, trace_id: int, span_id: int | None) -> dict[str, Any] | None:
+        """Return a run as ``RecentRuns.read`` does. Blocks; call it in a thread."""
+        found: dict[str, Any] | None = None
+        if self._sink.recent_runs:
+            found = self._sink.recent_runs.read(trace_id, span_id)
+        return found
+
+    def run_path(self, trace_id: int, top: str | None = None) -> str | None:
+        """Return where the page shows the latest run of a trace, or of one Dask span at its top, if that is over."""
+        for node in self._bridge.span_tree.forest.open_tops:
+            if node.segment and node.segment.trace_id == trace_id and top in (None, node.info.id):
+                return None
+        latest = self._sink.recent_runs and self._sink.recent_runs.latest(trace_id, top)
+        return latest.path if latest else None
+
+    def is_running(self, trace_id: int) -> bool:
+        """Whether a trace has a run that is not over."""
+        tops = self._bridge.span_tree.forest.open_tops
+        return any(node.segment and node.segment.trace_id == trace_id for node in tops)
+
+    def names(self) -> dict[str, str]:
+        """Return the names of finished runs, by where the page shows them."""
+        return {each["run"]: each["name"] for each in self._sink.status()["finished"] if each["run"]}
+
+    def link(self, trace_id: int) -> str | None:
+        """Return the link to a trace in the backend, if ``otel.trace-url`` is set."""
+        return self._link(f"{trace_id:032x}")
+
+    @property
+    def shows_runs(self) -> bool:
+        """Whether the page shows runs span by span."""
+        return self._sink.recent_runs is not None
+
     def find(self, span_id: str) -> dict[str, str | None] | None:
-        """Return the trace of a Dask span: ``trace_id`` and ``link``; None if the span is not known."""
-        number = trace_of(self._bridge.span_tree.forest, span_id)
+        """Return the trace of a Dask span; None if the span is not known.
+
+        Returns
+        -------
+        ``trace_id``; ``link``; ``run``, where the page shows the run, if it shows runs.
+        """
+        forest = self._bridge.span_tree.forest
+        number = trace_of(forest, span_id)
         if number is None:
             return None
+        top = forest.nodes[span_id]
+        while top.parent and trace_of(forest, top.parent.info.id) == number:
+            top = top.parent
         trace_id = f"{number:032x}"
-        return {"trace_id": trace_id, "link": self._link(trace_id)}
+        run = (self.run_path(number, top.info.id) or f"run/{trace_id}") if self.shows_runs else None
+        return {"trace_id": trace_id, "link": self._link(trace_id), "run": run}
 
     def _running(self, progress: Any) -> dict[str, Any]:
         trace_id = f"{progress.trace_id:032x}"
@@ -77,7 +124,42 @@ class StatusReport:
             "completed": progress.completed,
             "unfinished": progress.unfinished,
             "clients": client_names(progress.clients),
+            "run": f"run/{trace_id}" if self.shows_runs else None,
         }
 
     def _link(self, trace_id: str | None) -> str | None:
         return self._trace_url.replace("{trace_id}", trace_id) if self._trace_url and trace_id else None
+
+
+class OffReport:
+    """The status of a bridge that did not start: in the form of ``StatusReport``, without contents."""
+
+    shows_runs = False
+
+    def __init__(self, scheduler_id: str, why: str) -> None:
+        self._scheduler_id = scheduler_id
+        self._why = why
+
+    def status(self) -> dict[str, Any]:
+        """Return plain data, described in ``docs/health.md``."""
+        return {
+            "version": __version__,
+            "scheduler": self._scheduler_id,
+            "cluster": None,
+            "started": False,
+            "on": False,
+            "why": self._why,
+            "trace_url": None,
+            "exporters": [],
+            "metrics": [],
+            "unsampled": {},
+            "over_budget": {},
+            "errors": [],
+            "sweep": None,
+            "open_segments": 0,
+            "open": [],
+            "finished": [],
+        }
+
+    def find(self, span_id: str) -> None:
+        """Return None: no span is known."""

@@ -250,7 +250,6 @@ class TestFaults:
     ("variables", "line"),
     [
         ({"OTEL_TRACES_EXPORTER": "jaegre"}, "OTEL_TRACES_EXPORTER = 'jaegre' cannot be used"),
-        ({"OTEL_TRACES_EXPORTER": "none"}, "OTEL_TRACES_EXPORTER is none"),
         ({"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED is true"),
         ({"OTEL_TRACES_SAMPLER": "sometimes"}, "OTEL_TRACES_SAMPLER = 'sometimes' cannot be used"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "OTEL_BSP_MAX_QUEUE_SIZE = '0' cannot be used"),

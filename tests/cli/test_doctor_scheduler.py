@@ -240,7 +240,16 @@ def test_blanks_and_a_slash_do_not_matter(ask):
             ["--preload", "dask_otel"],
             {"OTEL_SDK_DISABLED": "true"},
             {},
-            ["it is off; its log has: dask-otel is off: OTEL_SDK_DISABLED is true"],
+            ["it is off: OTEL_SDK_DISABLED is true"],
+        ),
+        (
+            ["--preload", "dask_otel"],
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "nowhere:0", "DASK_LOGGING__DISTRIBUTED": "critical"},
+            {},
+            [
+                "it is off: OTEL_EXPORTER_OTLP_ENDPOINT = 'nowhere:0' cannot be used: it must be a URL like "
+                "http://collector:4317"
+            ],
         ),
         (
             [],
@@ -261,7 +270,7 @@ def test_blanks_and_a_slash_do_not_matter(ask):
     ],
     ids=[
         "variable, other preload", "setting, other preloads", "set here, other preload", "set here", "nothing",
-        "wrong variable", "for workers", "other variable", "off", "not installed", "no answer",
+        "wrong variable", "for workers", "other variable", "off", "bad variable", "not installed", "no answer",
     ],
 )  # fmt: skip
 def test_a_scheduler_without(ask, monkeypatch, tmp_path, options, there, here, lines):

@@ -86,16 +86,99 @@ def test_their_own_endpoint_wins(protocol, monkeypatch):
     assert completed(receiver) == [2]
 
 
-def test_a_backend_for_traces_is_told_of_once_and_left_alone(monkeypatch):
-    for protocol in PROTOCOLS:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
-        with Misbehaving(protocol) as receiver, captured_logger("distributed.dask_otel") as log:
-            sink = make_sink(receiver.endpoint)
-            for number in range(3):
-                sink.put_metrics(taken())
-                wait_until(lambda sink=sink, n=number: sink.status()["metrics"][0]["failures"] == n + 1)
-            sink.close(PATIENCE)
-        assert log.getvalue().count("OTEL_METRICS_EXPORTER=none switches them off") == 1
+@pytest.fixture
+def with_traces(monkeypatch):
+    monkeypatch.delenv("OTEL_TRACES_EXPORTER")
+
+
+def asked_again(sink, number):
+    """Put a snapshot, and wait until the backend has refused so many."""
+    sink.put_metrics(taken())
+    (thread,) = sink.metric_threads
+    wait_until(lambda: not thread.is_supported and thread._unsupported_pause == min(60.0 * 2**number, 600.0))
+    return sink.status()["metrics"][0]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_backend_for_traces_is_no_failure_and_reported_once(protocol, with_traces, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    now = [monotonic()]
+    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    with Misbehaving(protocol) as receiver, captured_logger("distributed.dask_otel", level=logging.DEBUG) as log:
+        sink = make_sink(receiver.endpoint)
+        sink.put([segment()])
+        wait_until(lambda: sink.status()["exporters"][0]["sent"])
+        asked = []
+        asked_again(sink, 1)
+        for second in range(1, 950):
+            now[0] += 1.0
+            if sink.wants_metrics():
+                asked.append(second)
+                asked_again(sink, len(asked) + 1)
+        (status,) = sink.status()["metrics"]
+        assert status["unsupported"].startswith("UNIMPLEMENTED" if protocol == "grpc" else "HTTP 404")
+        assert (status["failing"], status["failures"], status["last_error"]) == (False, 0, "")
+        assert sink.is_away is False
+        sink.close(PATIENCE)
+    # After a minute, twice as long each time; a snapshot is made only then.
+    gaps = [after - before for before, after in zip([0, *asked], asked, strict=False)]
+    assert [round(gap, -1) for gap in gaps] == [60, 120, 240, 480]
+    (line,) = log.getvalue().splitlines()
+    assert "takes no metrics" in line
+    assert "OTEL_METRICS_EXPORTER=none switches metrics off" in line
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_backend_that_takes_metrics_later_gets_all_counts(protocol, with_traces, monkeypatch):
+    """A collector is started again with a pipeline for metrics. What was counted before is not lost."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    monkeypatch.setattr(module, "UNSUPPORTED_BACK_OFF", (0.0, 0.0))
+    with (
+        Misbehaving(protocol) as traces_only,
+        Receiver() as both,
+        Wire(traces_only.endpoint) as wire,
+        captured_logger("distributed.dask_otel", level=logging.INFO) as log,
+    ):
+        sink = make_sink(wire.endpoint)
+        sink.put_metrics(taken(1))
+        wait_until(lambda: sink.status()["metrics"][0]["unsupported"])
+        wire.stop()
+        wire._target = ("127.0.0.1", int(both.endpoints[protocol].rpartition(":")[2]))
+        wire.start()
+        wait_until(lambda: sink.put_metrics(taken(2)) or completed(both))
+        wait_until(lambda: not sink.status()["metrics"][0]["unsupported"])
+        sink.close(PATIENCE)
+    assert completed(both)[0] == 4
+    assert log.getvalue().count("the backend of exporter 'otlp' takes metrics now") == 1
+
+
+@pytest.mark.parametrize("variables", [{"METRICS_ENDPOINT": True}, {"traces": False}], ids=["named", "only metrics"])
+def test_no_place_for_metrics_is_a_failure_where_they_were_asked_for(variables, monkeypatch):
+    """Prometheus without its OTLP receiver answers 404, as a backend for traces does."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    with Misbehaving("http/protobuf") as receiver, captured_logger("distributed.dask_otel") as log:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        if variables.get("METRICS_ENDPOINT"):
+            monkeypatch.delenv("OTEL_TRACES_EXPORTER")
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"{receiver.endpoint}/v1/metrics")
+        sink = make_sink()
+        sink.put_metrics(taken())
+        wait_until(lambda: sink.status()["metrics"][0]["failing"])
+        sink.close(PATIENCE)
+    assert "cannot send metrics with exporter 'otlp'" in log.getvalue()
+
+
+def test_a_backend_that_took_metrics_before_fails_if_it_takes_none(with_traces, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    with Answering() as receiver, captured_logger("distributed.dask_otel"):
+        sink = make_sink(receiver.endpoints["http/protobuf"])
+        sink.put_metrics(taken(1))
+        wait_until(lambda: sink.status()["metrics"][0]["exports"])
+        receiver.fault["status"] = 404
+        sink.put_metrics(taken(2))
+        wait_until(lambda: sink.status()["metrics"][0]["failing"])
+        assert sink.status()["metrics"][0]["unsupported"] == ""
+        sink.close(PATIENCE)
 
 
 @pytest.mark.parametrize("preference", ["cumulative", "delta", "LowMemory"])

@@ -31,13 +31,17 @@ def receiver():
         yield receiver
 
 
-@pytest.mark.parametrize(
-    "variables", [{"SDK_DISABLED": "True"}, {"TRACES_EXPORTER": "none", "METRICS_EXPORTER": "none"}]
-)
-def test_off(monkeypatch, variables):
-    for name, value in variables.items():
-        monkeypatch.setenv(f"OTEL_{name}", value)
+def test_off(monkeypatch):
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
     assert make_sink() is None
+
+
+def test_nothing_is_sent(monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    sink = make_sink()
+    assert (sink.span_threads, sink.metric_threads) == ([], [])
+    sink.close(1)
 
 
 def test_several_exporters(receiver, capfd):

@@ -1,0 +1,412 @@
+"""The page of a run, over HTTP, on the server of a real scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import re
+import sys
+from html import unescape
+from time import perf_counter
+from urllib.parse import quote
+
+import pytest
+from distributed import Client, Event, span, wait
+from distributed.utils_test import captured_logger
+from support.browser import browser, needs_browser
+from support.callers import anchored, inside
+from support.large import large_trace
+from support.pages import get, status, with_page
+from support.records import SegmentRecord
+
+import dask_otel
+
+EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&{{ 1 }}'
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_sent(monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+
+
+def _fail(message):
+    raise ValueError(message)
+
+
+def _slow(x):
+    from time import sleep
+
+    sleep(0.3 if x == 3 else 0.001)
+
+
+def _wait_for(name):
+    return Event(name).wait(timeout=30)
+
+
+async def work(client):
+    """A run with groups, a failed task and a slow one, two spans deep; return the id of the root."""
+    with span("Alice's workflow") as root:
+        with span("load"):
+            await wait(client.map(_slow, range(20), key="load"))
+        with span("train"):
+            await wait([client.submit(_fail, "7 is odd", key="fit"), client.submit(sum, [1, 2], key="score")])
+    return root
+
+
+async def shown(scheduler, root):
+    """Follow the redirects from a Dask span to its run, once that is over; return where it is, and the page."""
+    found = await status(scheduler, lambda found: any(each["id"] == root for each in found["finished"]))
+    run = next(each["run"] for each in found["finished"] if each["id"] == root)
+    redirect = await get(scheduler, f"/otel/trace/{root}")
+    assert (redirect.code, redirect.headers["Location"]) == (302, f"../{run}")
+    redirect = await get(scheduler, f"/otel/run/{dask_otel.trace_id(root)}")
+    assert (redirect.code, redirect.headers["Location"]) == (302, run.removeprefix("run/"))
+    answer = await get(scheduler, f"/otel/{run}")
+    assert answer.code == 200
+    assert answer.headers["Content-Security-Policy"] == "default-src 'none'; style-src 'unsafe-inline'"
+    return f"/otel/{run}", answer.body.decode()
+
+
+def outline(page):
+    """Rows of a waterfall: how deep, the kind, ``+`` if open, the name and what failed."""
+    out, depth = [], 0
+    row = r'<details id="s\w+"( open)?[^>]*><summary class="row (\w+)[^>]*>(.*?)</summary>'
+    for match in re.finditer(
+        rf'<ul(?: class="waterfall")?>|</ul>|{row}', page.partition('<h2 id="spans">')[2], re.DOTALL
+    ):
+        if match[0].startswith("<ul"):
+            depth += 1
+        elif match[0] == "</ul>":
+            depth -= 1
+        else:
+            name = re.sub(
+                r"<span[^>]*>[^<]*</span>|</?b>",
+                "",
+                re.search(r'class="name">(.*?)</span><span class="bar"', match[3])[1],
+            )
+            error = re.search(r'class="remark bad">(.*?)</span>', match[3])
+            text = f"{'  ' * (depth - 1)}{match[2]} {unescape(name).strip()}{' +' if match[1] else ''}"
+            out.append(text + (f": {unescape(error[1])}" if error else ""))
+    assert depth == 0
+    return out
+
+
+def test_a_run_with_no_exporter_at_all():
+    async def test(plugin, client, scheduler):
+        assert "is on and sends nothing, as configured; its page is /otel/" in log.getvalue()
+        root = await work(client)
+        path, page = await shown(scheduler, root)
+        assert outline(page) == [
+            "span Alice's workflow +: ValueError: 1 task erred",
+            "  span load +",
+            "    group load +",
+            "      task load",
+            "  span train +: ValueError: 1 task erred",
+            "    group fit +: ValueError: 1 task erred",
+            "      task fit: ValueError: 7 is odd",
+            "    group score",
+        ]
+        assert "Traceback</summary>" in page.partition('<h2 id="spans">')[0]
+        assert page.index("What failed") < page.index('class="waterfall"')
+        assert page.count('<th scope="row">dask.task.key</th>') == 2
+        assert page.count("<li>") == page.count("</li>")
+        assert page.count("<details") == page.count("</details>")
+        assert page.count("<ul") == page.count("</ul>")
+        assert " open" not in "".join(
+            re.findall("<details[^>]*>", (await get(scheduler, f"{path}?show=none")).body.decode())
+        )
+        every = outline((await get(scheduler, f"{path}?show=all")).body.decode())
+        assert [row.endswith("+") or "+:" in row for row in every] == [
+            True,
+            True,
+            True,
+            False,
+            True,
+            True,
+            False,
+            False,
+        ]
+        found = await status(scheduler, lambda found: True)
+        assert (found["on"], found["exporters"], found["metrics"], found["errors"]) == (True, [], [], [])
+        overview = (await get(scheduler, "/otel/")).body.decode()
+        assert f'href="{path.removeprefix("/otel/")}"' in overview
+        assert "Nothing is sent, as configured" in overview
+        assert "ValueError: 1 task erred; first: 7 is odd" in overview
+
+    with captured_logger("distributed.dask_otel", level="INFO") as log:
+        with_page(test)
+    assert len(log.getvalue().splitlines()) == 1  # nothing to complain about
+
+
+def test_a_run_that_is_not_sampled(monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+
+    async def test(plugin, client, scheduler):
+        _, page = await shown(scheduler, await work(client))
+        assert len(outline(page)) == 8
+
+    with_page(test)
+
+
+def test_a_run_that_is_not_over():
+    async def test(plugin, client, scheduler):
+        with span("workflow") as root:
+            with span("first"):
+                await client.submit(sum, [1, 2], key="first")
+            with span("second"):
+                future = client.submit(_wait_for, "go-on", key="second")
+        await status(scheduler, lambda found: found["open"])
+        path = f"/otel/run/{dask_otel.trace_id(root)}"
+        redirect = await get(scheduler, f"/otel/trace/{root}")
+        assert redirect.headers["Location"] == path.replace("/otel", "..")
+        while "first" not in (page := (await get(scheduler, path)).body.decode()):
+            assert "No span of this trace has finished yet" in page
+            await asyncio.sleep(0.01)
+        assert outline(page) == ["span first +", "  group first"]
+        assert "Not over: these spans have finished" in page
+        await Event("go-on", client=client).set()
+        await future
+        _, page = await shown(scheduler, root)
+        assert len(outline(page)) == 5
+
+    with_page(test)
+
+
+def test_two_runs_in_a_caller_s_trace():
+    async def test(plugin, client, scheduler):
+        tops = {"first": anchored(7, 8, "1"), "second": anchored(7, 9, "2")}
+        for name, id_ in tops.items():
+            with inside(**{name: id_}), span("inner") as inner:
+                await client.submit(sum, [1, 2], key=name)
+            tops[name] = (id_, inner)
+        found = await status(scheduler, lambda found: len(found["finished"]) == 2)
+        paths = {each["name"]: each["run"] for each in found["finished"]}
+        for name, ids in tops.items():
+            for id_ in ids:
+                redirect = await get(scheduler, f"/otel/trace/{quote(id_, safe='')}")
+                assert redirect.headers["Location"] == f"../{paths[name]}"
+        page = (await get(scheduler, f"/otel/{paths['first']}")).body.decode()
+        assert outline(page) == ["span first +", "  span inner +", "    group first"]
+        assert f'Other runs of this trace: <a href="../../{paths["second"]}">second</a>' in page
+
+    with_page(test)
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [("0" * 32, 404), (f"{'a' * 32}/{'b' * 16}", 404), ("<script>", 404), ("A" * 32, 404), ("1" * 33, 404)],
+)
+def test_a_run_that_is_not_there(path, code):
+    async def test(plugin, client, scheduler):
+        answer = await get(scheduler, f"/otel/run/{path.replace('<', '%3C').replace('>', '%3E')}")
+        assert answer.code == code
+        assert b"<script" not in answer.body
+
+    with_page(test)
+
+
+def test_what_people_wrote_is_text():
+    async def test(plugin, client, scheduler):
+        async with Client(scheduler.address, asynchronous=True, name=EVIL) as evil:
+            with span(EVIL) as root, span(f"inner {EVIL}"):
+                await wait([evil.submit(_fail, EVIL, key=f"{EVIL} 1"), evil.submit(sum, [1], key=(EVIL, 2))])
+        path, page = await shown(scheduler, root)
+        for each in (page, (await get(scheduler, f"{path}?show=%3Cscript%3E")).body.decode()):
+            assert "<script" not in each
+            assert "<img" not in each
+            assert "{{ 1 }}" in each
+        assert EVIL in unescape(page)
+
+    with_page(test)
+
+
+def test_three_thousand_groups_do_not_hold_the_event_loop():
+    async def test(plugin, client, scheduler):
+        together = []
+        for record in large_trace(max_groups=500):
+            together.append(record)
+            if isinstance(record, SegmentRecord):
+                plugin.sink.put(together)
+                await asyncio.to_thread(plugin.sink.recent_runs._pack)
+                together = []
+        run = (await status(scheduler, lambda found: found["finished"]))["finished"][0]["run"]
+        lags = []
+
+        async def measure():
+            while True:
+                before = perf_counter()
+                await asyncio.sleep(0.001)
+                lags.append(perf_counter() - before - 0.001)
+
+        measuring = asyncio.create_task(measure())
+        answer = await get(scheduler, f"/otel/{run}", decompress_response=False)
+        measuring.cancel()
+        zipped = await get(scheduler, f"/otel/{run}", decompress_response=False, headers={"Accept-Encoding": "gzip"})
+        page = answer.body.decode()
+        assert gzip.decompress(zipped.body) == answer.body
+        assert len(zipped.body) < 2**18
+        assert 900 < len(outline(page)) <= 1000
+        assert "Left out: " in page
+        assert page.count("Traceback</summary>") == 1
+        assert re.search(r"and [1-9]\d* more with this message", page)
+        assert any(row.lstrip().startswith("task ") for row in outline(page)[:5])
+        assert len(lags) > 20  # it was not held in one piece
+        assert sorted(lags)[len(lags) // 2] < 0.02
+
+    with_page(test)
+
+
+def test_nothing_reloads_unless_asked_to():
+    async def test(plugin, client, scheduler):
+        _, page = await shown(scheduler, await work(client))
+        assert "http-equiv" not in page
+        overview = (await get(scheduler, "/otel/")).body.decode()
+        assert "http-equiv" not in overview
+        assert 'href="?live"' in overview
+        live = (await get(scheduler, "/otel/?live")).body.decode()
+        assert '<meta http-equiv="refresh" content="5">' in live
+        assert 'href="."' in live
+
+    with_page(test)
+
+
+def test_dask_s_navigation_bar_has_a_link(monkeypatch):
+    """As with bokeh, which keeps this list for each scheduler."""
+    variables = {"pages": ["status", "info"]}
+
+    class Dashboard:
+        @staticmethod
+        def template_variables(scheduler):
+            return variables
+
+    monkeypatch.setitem(sys.modules, "distributed.dashboard.scheduler", Dashboard)
+
+    async def test(plugin, client, scheduler):
+        from dask_otel.status.handlers import _link_from_dask
+
+        assert variables["pages"] == ["status", "info"]  # this scheduler has no dashboard
+        scheduler.http_application.applications.append(None)
+        try:
+            _link_from_dask(scheduler)
+            _link_from_dask(scheduler)
+        finally:
+            scheduler.http_application.applications.clear()
+        assert variables["pages"] == ["status", "info", "otel"]
+
+    with_page(test)
+
+
+#: The least contrast of a text, and of a bar, with what is behind it, as the WCAG define it.
+CONTRAST = """(() => {
+    const parse = text => text.match(/[\\d.]+/g).map(Number);
+    const linear = c => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+    const behind = each => {
+        for (; each; each = each.parentElement) {
+            const colour = parse(getComputedStyle(each).backgroundColor);
+            if (colour[3] !== 0) return colour;
+        }
+        return [255, 255, 255];
+    };
+    const contrast = (one, other) => {
+        const [more, less] = [luminance(one), luminance(other)].sort((x, y) => y - x);
+        return (more + 0.05) / (less + 0.05);
+    };
+    const least = (found, property) =>
+        Math.min(21, ...found.map(each => contrast(parse(getComputedStyle(each)[property]), behind(each))));
+    const hasText = each => [...each.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+    return [least([...document.querySelectorAll('body *')].filter(hasText), 'color'),
+            least([...document.querySelectorAll('rect')], 'fill')];
+})()"""
+
+
+@needs_browser
+@pytest.mark.slow
+def test_in_a_browser(tmp_path, monkeypatch):
+    """Narrow and wide, light and dark, with the keyboard, and for a screen reader; with exporters that fail."""
+    for signal in ("TRACES", "METRICS"):
+        monkeypatch.setenv(f"OTEL_{signal}_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{'a-very-long-name' * 3}.invalid:4317")
+
+    async def test(plugin, client, scheduler):
+        with span("x" * 300) as long_name:
+            await client.submit(sum, [1, 2], key="a-key-without-any-blank-" * 20)
+        with span(EVIL) as evil:
+            await wait(client.submit(_fail, EVIL * 5, key=EVIL))
+        root = await work(client)
+        with span("Bob waits"):
+            future = client.submit(_wait_for, "go-on", key="waiting")
+        paths = [(await shown(scheduler, each))[0] for each in (root, evil, long_name)]
+        await status(scheduler, lambda found: found["open"] and found["exporters"][0]["last_error"])
+        base = f"http://127.0.0.1:{scheduler.http_server.port}"
+        async with browser(tmp_path) as page:
+            for path in ("/otel/", *paths, *(f"{path}?show=all" for path in paths)):
+                for width in (320, 400, 1280):
+                    for scheme in ("light", "dark"):
+                        await page.open(base + path, width, scheme=scheme)
+                        await page.run(
+                            "for (const each of document.querySelectorAll('details details')) each.open = true"
+                        )
+                        assert await page.overflow() == [0, []], (path, width)
+                        text, bars = await page.run(CONTRAST)
+                        assert text >= 4.5, (path, scheme, text)
+                        assert bars >= 3, (path, scheme, bars)
+                        assert await page.run("document.title") != "owned"
+            await keyboard(page, base + paths[0])
+            await screen_reader(page, base, paths[0])
+            assert page.messages == []  # nothing was blocked either
+        await Event("go-on", client=client).set()
+        await future
+
+    with_page(test)
+
+
+async def keyboard(page, url):
+    """Everything that opens can be reached with the Tab key and opened with Enter."""
+    await page.open(url)
+    reached = []
+    for _ in range(40):
+        await page.press("Tab", 9)
+        reached.append(await page.run("document.activeElement.textContent.trim().slice(0, 20)"))
+        if await page.run("document.activeElement.matches('.row.task')"):
+            break
+    assert "All runs" in reached
+    is_open = "document.activeElement.parentElement.open"
+    assert await page.run(is_open) is False
+    await page.press("Enter", 13)
+    assert await page.run(is_open) is True
+    assert await page.run("document.activeElement.nextElementSibling.querySelector('th').checkVisibility()")
+    await page.press("Enter", 13)
+    assert await page.run(is_open) is False
+
+
+async def screen_reader(page, base, run):
+    """What a screen reader gets: tables with names and headers, also at 400 px, and rows that say what bars show."""
+    for width in (400, 1280):
+        await page.open(f"{base}/otel/", width)
+        nodes = await accessible(page)
+        assert {name for role, name in nodes if role == "table"} == {
+            "Exporters: where spans and metrics are sent, and what became of them",
+            "Runs that are not over",
+            "Runs that have finished, the latest first",
+        }
+        assert [name for role, name in nodes if role == "columnheader"][-7:] == [
+            *("span", "client", "ended (UTC)", "took", "tasks", "result", "trace")
+        ]
+        await page.open(base + run, width)
+        nodes = await accessible(page)
+        rows = [name for role, name in nodes if role == "DisclosureTriangle"]
+        assert any(re.match(r"failed group fit took [\d.]+ .s", name) for name in rows), rows
+        assert any(re.match(r"task load slow took", name) for name in rows), rows
+        assert ("heading", "What failed") in nodes
+
+
+async def accessible(page):
+    tree = (await page.call("Accessibility.getFullAXTree"))["nodes"]
+    return [
+        (node["role"]["value"], " ".join(node.get("name", {}).get("value", "").replace("✗", "").split()))
+        for node in tree
+        if not node["ignored"]
+    ]
