@@ -19,4 +19,6 @@ def main() -> None:
         sys.exit(str(error))
     except ImportError as error:
         sys.exit(f"dask-otel's command line needs {error.name}: pip install 'dask-otel[cli]', in a checkout '.[cli]'")
+    except KeyboardInterrupt:  # the imports take seconds
+        sys.exit(130)
     dask_otel()
