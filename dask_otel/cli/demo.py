@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from threading import Event
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -154,7 +155,7 @@ def _workflow_cluster(console: Console) -> Iterator[LocalCluster]:
     # Threads, and the processes that they start, inherit the signal mask of the thread that starts them. The resource
     # tracker unblocks SIGINT in the thread that starts it, so it must run already.
     resource_tracker.ensure_running()
-    mask = getattr(signal, "pthread_sigmask", lambda how, signals: set())  # Windows has none
+    mask: Any = getattr(signal, "pthread_sigmask", lambda how, signals: set())  # Windows has none
     before = mask(getattr(signal, "SIG_BLOCK", 0), {signal.SIGINT})
     try:
         with console.status("starting a local cluster"):
