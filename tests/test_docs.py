@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
 from pathlib import Path
 
 import dask
 import pytest
 import yaml
+from support.backends import need
 from support.dashboards import load
+from support.environment import environment
 from support.memory import MemoryExporter, make_sink
 
 import dask_otel
@@ -234,6 +237,17 @@ def test_every_vendor_has_its_page():
     rows = tables((ROOT / "docs/backends.md").read_text(encoding="utf-8"))["Backends"]
     assert len(rows) == 7
     assert all("](https://" in row[-1] for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.backend
+def test_a_collector_takes_the_page_s_configuration(tmp_path):
+    text = (ROOT / "docs/backends.md").read_text(encoding="utf-8")
+    file = tmp_path / "collector.yml"
+    file.write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    env = environment({"VENDOR_ENDPOINT": "https://otlp.example.com", "VENDOR_KEY": "key"})
+    checked = subprocess.run([need("otelcol"), "validate", "--config", file], env=env, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_the_strict_preset_excludes_all_that_can_be_excluded(tmp_path, monkeypatch):
