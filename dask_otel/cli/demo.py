@@ -260,8 +260,9 @@ def _keep(cluster: LocalCluster, root_id: str, console: Console) -> None:
     """Print the links to the page, and wait for Ctrl-C."""
     page = f"http://127.0.0.1:{cluster.scheduler.http_server.port}/otel/"
     rows = {"dask-otel's page": page, "its scheduler": cluster.scheduler_address}
-    with suppress(URLError, OSError), urlopen(f"{page}trace/{root_id}", timeout=5):
-        rows["the trace"] = f"{page}trace/{root_id}"
+    run = f"{page}run/{trace_id(root_id)}"
+    with suppress(URLError, OSError), urlopen(run, timeout=5):  # not if the page shows no runs
+        rows["its trace"] = run
     console.print()
     _links(rows, console)
     console.print("The cluster runs until Ctrl-C.")
