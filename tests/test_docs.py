@@ -19,7 +19,9 @@ import dask_otel
 from dask_otel import config
 from dask_otel.cli.main import dask_otel as commands
 from dask_otel.config import MAX_BOUNDS
-from dask_otel.otlp.environment import Limits, make_resource
+from dask_otel.errors import Remarks
+from dask_otel.otlp.environment import METRICS as METRICS_SIGNAL
+from dask_otel.otlp.environment import TRACES, Limits, delta_kinds, make_resource, otlp_protocol, read_otlp
 from dask_otel.otlp.exporter import MAX_REQUESTS
 from dask_otel.otlp.transport import Sender
 from dask_otel.safety import MAX_IN_A_ROW, Safety
@@ -237,6 +239,33 @@ def test_every_vendor_has_its_page():
     rows = tables((ROOT / "docs/backends.md").read_text(encoding="utf-8"))["Backends"]
     assert len(rows) == 7
     assert all("](https://" in row[-1] for row in rows)
+
+
+VENDORS = dict(
+    re.findall(
+        r"^## (.*?)\n(?:(?!^## ).)*?```sh\n(.*?)```",
+        (ROOT / "docs/backends.md").read_text(encoding="utf-8"),
+        re.DOTALL | re.MULTILINE,
+    )
+)
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_dask_otel_understands_what_the_page_sets(monkeypatch, vendor):
+    for line in VENDORS[vendor].splitlines():
+        monkeypatch.setenv(*line.split("=", 1))
+    remarks = Remarks()
+    for signal in (TRACES, METRICS_SIGNAL) if "Jaeger" not in vendor else (TRACES,):
+        settings = read_otlp(signal, otlp_protocol(remarks, signal), remarks)
+        assert bool(settings.headers) == ("HEADERS" in VENDORS[vendor])
+        if "Honeycomb" in vendor:
+            assert settings.headers["x-honeycomb-team"] == "KEY"
+    delta_kinds(remarks)
+    assert remarks.problems == []
+
+
+def test_each_vendor_has_a_block():
+    assert len(VENDORS) == 7
 
 
 @pytest.mark.slow

@@ -226,7 +226,7 @@ def _legend(console: Console) -> None:
         STEPS[0]: f'a part of the workflow, named in its code: with span("{STEPS[0]}"): …',
         "train": "a task group: all tasks of one function in that part",
         f"{SINGLE_TASK}check": "one task that failed, or that took much longer than the others of its group",
-        "duration": "from the start of the first task to the end of the last",
+        "duration": "from the first activity to the last",
         "compute": "seconds of all tasks together; four threads compute at once",
         "busy": "how much of the cluster's threads' time this part used",
     }
