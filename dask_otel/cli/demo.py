@@ -17,6 +17,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from multiprocessing import resource_tracker
 from pathlib import Path
 from threading import Event
@@ -62,6 +63,8 @@ def demo(endpoint: str | None, keep: bool, svg: Path | None) -> None:
         _check_endpoint(endpoint)
     # Ctrl-C leaves futures behind that asyncio would log.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack the characters of bars and trees
     # A pipe or a file has no width.
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(record=svg is not None, width=None if has_width else 110)

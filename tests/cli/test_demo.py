@@ -41,10 +41,12 @@ def dashboard_s_port():
         yield
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_draws_the_trace_it_received_beside_a_cluster_of_ones_own(tmp_path, protocol, dashboard_s_port):
+@pytest.mark.parametrize(("protocol", "encoding"), [("grpc", "utf-8"), ("http/protobuf", "ascii")])
+def test_draws_the_trace_it_received_beside_a_cluster_of_ones_own(tmp_path, protocol, encoding, dashboard_s_port):
     picture = tmp_path / "trace.svg"
-    done = run("demo", "--svg", str(picture), COLUMNS="140", OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
+    done = run(
+        "demo", "--svg", str(picture), COLUMNS="140", OTEL_EXPORTER_OTLP_PROTOCOL=protocol, PYTHONIOENCODING=encoding
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert max(map(len, done.stdout.splitlines())) <= 140
