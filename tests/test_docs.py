@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
 from pathlib import Path
 
+import dask
 import pytest
 import yaml
+from support.backends import need
 from support.dashboards import load
+from support.environment import environment
 from support.memory import MemoryExporter, make_sink
 
 import dask_otel
+from dask_otel import config
 from dask_otel.cli.main import dask_otel as commands
 from dask_otel.config import DEFAULTS, MAX_BOUNDS
+from dask_otel.errors import Remarks
 from dask_otel.otlp import recent_runs
-from dask_otel.otlp.environment import Limits, make_resource
+from dask_otel.otlp.environment import METRICS as METRICS_SIGNAL
+from dask_otel.otlp.environment import TRACES, Limits, delta_kinds, make_resource, otlp_protocol, read_otlp
 from dask_otel.otlp.exporter import MAX_REQUESTS
 from dask_otel.otlp.transport import Sender
 from dask_otel.safety import MAX_IN_A_ROW, Safety
@@ -165,7 +172,7 @@ def test_readme_has_the_two_commands_and_the_set_up():
 
 
 def test_readme_names_only_commands_that_exist():
-    assert set(re.findall(r"(?:`|bin/)dask-otel ([a-z]+)", README)) == set(commands.commands)
+    assert set(re.findall(r"(?:`|bin/)dask-otel ([a-z]+)", README)) == set(commands.list_commands(None))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +183,145 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in target:
             assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def slugs(text):
+    """The anchors of a page's headings, as the site and the usual hosts of repositories make them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r'<a id="([^"]+)"', text))
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_anchors_of_links_are_headings(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)#([^)]+)\)", text):
+        other = (ROOT / page).parent / target if target else ROOT / page
+        assert anchor in slugs(other.read_text(encoding="utf-8")), (target, anchor)
+
+
+def test_readme_answers_what_people_ask_first():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"Python {re.search(r'requires-python = .>=([0-9.]+)', project)[1]} or later" in README
+    assert f"distributed {re.search(r'distributed>=([0-9.]+)', project)[1]} or later" in README
+    for answer in ("OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "tracebacks of exceptions", "issue tracker", "minutes"):
+        assert answer in README
+
+
+def test_every_page_is_in_the_site_and_the_first_page_leads_to_it():
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    first = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert pages == set(re.findall(r": (\w+\.md)$", site, re.MULTILINE)) - {
+        "overview.md",
+        "changelog.md",
+        "benchmarks.md",
+    }
+    assert pages - {"index.md"} <= set(re.findall(r"\]\((\w+\.md)", first))
+
+
+#: What the issue's readers asked, and a word of the answer's page.
+QUESTIONS = {
+    "backends.md": "Honeycomb Datadog Grafana Dynatrace New Relic collector",
+    "recipes.md": (
+        "operator Helm dask-gateway Slurm PBS cloudprovider MPI Coiled Saturn container GPUs "
+        "Airflow Prefect FastAPI MLflow"
+    ),
+    "index.md": "user's month preset lacks running",
+}
+
+
+@pytest.mark.parametrize("page", QUESTIONS)
+def test_questions_have_answers(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert [word for word in QUESTIONS[page].split() if word.lower() not in text.lower()] == []
+
+
+def test_every_recipe_says_first_what_happens_without_the_package():
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    recipes = re.findall(r"^## (.*)\n\n(.*)$", text, re.MULTILINE)
+    assert len(recipes) == 11
+    for title, first in recipes[:-1]:
+        assert first.startswith(("If the package is missing", "Without the line that installs")), title
+
+
+def test_every_vendor_has_its_page():
+    rows = tables((ROOT / "docs/backends.md").read_text(encoding="utf-8"))["Backends"]
+    assert len(rows) == 7
+    assert all("](https://" in row[-1] for row in rows)
+
+
+VENDORS = dict(
+    re.findall(
+        r"^## (.*?)\n(?:(?!^## ).)*?```sh\n(.*?)```",
+        (ROOT / "docs/backends.md").read_text(encoding="utf-8"),
+        re.DOTALL | re.MULTILINE,
+    )
+)
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_dask_otel_understands_what_the_page_sets(monkeypatch, vendor):
+    for line in VENDORS[vendor].splitlines():
+        monkeypatch.setenv(*line.split("=", 1))
+    remarks = Remarks()
+    for signal in (TRACES, METRICS_SIGNAL) if "Jaeger" not in vendor else (TRACES,):
+        settings = read_otlp(signal, otlp_protocol(remarks, signal), remarks)
+        assert bool(settings.headers) == ("HEADERS" in VENDORS[vendor])
+        if "Honeycomb" in vendor:
+            assert settings.headers["x-honeycomb-team"] == "KEY"
+    delta_kinds(remarks)
+    assert remarks.problems == []
+
+
+def test_each_vendor_has_a_block():
+    assert len(VENDORS) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.backend
+def test_a_collector_takes_the_page_s_configuration(tmp_path):
+    text = (ROOT / "docs/backends.md").read_text(encoding="utf-8")
+    file = tmp_path / "collector.yml"
+    file.write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    env = environment({"VENDOR_ENDPOINT": "https://otlp.example.com", "VENDOR_KEY": "key"})
+    checked = subprocess.run([need("otelcol"), "validate", "--config", file], env=env, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_the_strict_preset_excludes_all_that_can_be_excluded(tmp_path, monkeypatch):
+    text = (ROOT / "docs/privacy.md").read_text(encoding="utf-8")
+    preset = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    with dask.config.set(preset):
+        settings = config.load(pytest.fail)
+    assert set(settings.capture.values()) == {False}
+    assert settings.annotations == ()
+    variables = dict(line.split("=") for line in re.search(r"```sh\n(.*?)```", text, re.DOTALL)[1].split())
+    with dask.config.set(dask.config.collect_env(variables)):
+        assert config.load(pytest.fail).capture == settings.capture
+    table = [row[2] for row in tables(text)["Privacy"]]
+    for name in settings.capture:
+        assert f"`otel.capture.{name}: false`" in table
+
+
+def test_what_a_month_costs_is_not_less_than_what_was_measured():
+    text = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    per_span, per_group, per_task = (
+        int(number.replace(",", "")) for number in re.search(r"([\d,]+) S \+ ([\d,]+) G \+ ([\d,]+) T", text).groups()
+    )
+    rows = tables(text)["How much is sent"][1:]  # without the line below the head
+    assert len(rows) == 4
+    for name, _, *levels, _ in rows:
+        (spans, _), (groups, _), (tasks, total) = (
+            (int(number.replace(",", "")) for number in re.findall(r"([\d,]+) (?:span|kB)", level)) for level in levels
+        )
+        estimate = (per_span * spans + per_group * (groups - spans) + per_task * (tasks - groups)) / 1000
+        assert 0.85 * total <= estimate <= 2 * total, name
+    runs, spans, groups, tasks = 30_000, 5, 10, 40
+    total = runs * (per_span * spans + per_group * groups + per_task * tasks)
+    assert f"{runs * (spans + groups + tasks) / 1e6:.2f} million spans and {total / 1e9:.1f} GB" in text
 
 
 def test_readme_python_examples_run():

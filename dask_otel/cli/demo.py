@@ -8,12 +8,20 @@ only the span that is active then.
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
+import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from multiprocessing import resource_tracker
 from pathlib import Path
+from threading import Event
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -26,46 +34,76 @@ from dask.datasets import timeseries
 from distributed import Client, LocalCluster, span
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-from .. import OTelPlugin, config, trace_id
+from .. import OTelPlugin, config, schema, trace_id
 from ..errors import Remarks, SettingError
 from ..otlp.environment import otlp_protocol, sdk_disabled
 from ..otlp.transport import make_senders
 from .receiver import Receiver, Span
-from .waterfall import waterfall
+from .waterfall import SINGLE_TASK, waterfall
 
 __all__ = ["STEPS", "demo", "run"]
 
 STEPS = ("data load", "ML preprocessing", "Model training", "Quality gate")
 #: Seconds that the trace may take to arrive once the workflow is done.
 TIMEOUT = 60.0
+#: The documentation's first page, in a checkout.
+DOCUMENTATION = "docs/index.md"
 
 
 @click.command()
 @click.option("--endpoint", metavar="URL", help="Send to this OTLP endpoint instead of drawing the trace here.")
+@click.option("--keep", is_flag=True, help="Keep the cluster until Ctrl-C, with dask-otel's page about it.")
 @click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), help="Also write the picture to this file.")
-def demo(endpoint: str | None, svg: Path | None) -> None:
+def demo(endpoint: str | None, keep: bool, svg: Path | None) -> None:
     """Run a workflow on a local cluster and show its trace."""
     _check_variables()
-    # 110 columns where the width is not the terminal's, so that bars and remarks have room.
-    console = Console(record=svg is not None)
-    if console.width < 110 and not console.is_terminal:
-        console = Console(record=svg is not None, width=110)
-    if endpoint is None:
-        with Receiver() as receiver:
-            root_id, _ = _run_workflow(receiver.endpoints[otlp_protocol(Remarks())], console)
+    if endpoint is not None:
+        _check_endpoint(endpoint)
+    # Ctrl-C leaves futures behind that asyncio would log.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack the characters of bars and trees
+    # A pipe or a file has no width.
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(record=svg is not None, width=None if has_width else 110)
+    try:
+        if endpoint is None:
+            with Receiver() as receiver:
+                _run_and_draw(receiver, console, keep, svg)
+        else:
+            _run_and_send(endpoint, console, keep)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run_and_draw(receiver: Receiver, console: Console, keep: bool, svg: Path | None) -> None:
+    with _workflow_cluster(console) as cluster:
+        root_id, _ = _run_workflow(cluster, receiver.endpoints[otlp_protocol(Remarks())], console, keep)
+        with console.status("waiting for the trace: its spans end when they have been idle for a while"):
             spans = receiver.wait_for_trace(trace_id(root_id), TIMEOUT)
         _draw(spans, console)
         if svg:
             console.save_svg(str(svg), title="dask-otel demo")
-    else:
-        _check_endpoint(endpoint)
-        root_id, unsent = _run_workflow(endpoint, console)
+        _legend(console)
+        _next_steps(console, keep)
+        if keep:
+            _keep(cluster, root_id, console)
+
+
+def _run_and_send(endpoint: str, console: Console, keep: bool) -> None:
+    with _workflow_cluster(console) as cluster:
+        root_id, unsent = _run_workflow(cluster, endpoint, console, keep)
         if unsent:
             raise click.ClickException(f"{unsent} spans could not be sent to {endpoint}; see the log above")
-        console.print(f"Trace [bold]{trace_id(root_id)}[/] was sent to {endpoint}")
+        when = "is being" if keep else "was"
+        console.print(f"Trace [bold]{trace_id(root_id)}[/] {when} sent to {endpoint}", soft_wrap=True)
+        console.print(_PURPOSE)
         if link := _link(trace_id(root_id), endpoint):
             console.print(f"See it at {link}", soft_wrap=True)
+        if keep:
+            _keep(cluster, root_id, console)
 
 
 def run(client: Client, folder: Path) -> Iterator[str]:
@@ -114,29 +152,50 @@ def _check_rows(score: float) -> float:
     return score
 
 
-def _run_workflow(endpoint: str, console: Console) -> tuple[str, int]:
-    """Run the workflow on a local cluster; return the root span's id and the number of spans that were not sent."""
-    with _progress(console) as done, tempfile.TemporaryDirectory(prefix="dask-otel-demo-") as folder:
-        # Two steps of the workflow fail on purpose: no need to log that.
-        cluster = LocalCluster(
-            n_workers=2,
-            threads_per_worker=2,
-            # Without an address, its HTTP server would listen on Dask's usual port, where a person's cluster may be.
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-            silence_logs=logging.CRITICAL,
-        )
-        with cluster, Client(cluster) as client:
-            client.register_plugin(OTelPlugin(endpoint))
-            plugin = cluster.scheduler.plugins[OTelPlugin.name]
-            done("local cluster started")
-            steps = run(client, Path(folder) / "dataset")
-            root_id = next(steps)
-            for name in steps:
-                done(name)
-            # While the workers are still there to deliver their metrics: closing a LocalCluster stops them first.
-            cluster.sync(plugin.before_close)
-            done("trace sent")
+@contextmanager
+def _workflow_cluster(console: Console) -> Iterator[LocalCluster]:
+    """Start a local cluster whose processes ignore Ctrl-C: this process closes them, and a worker would log it."""
+    # Threads, and the processes that they start, inherit the signal mask of the thread that starts them. The resource
+    # tracker unblocks SIGINT in the thread that starts it, so it must run already.
+    resource_tracker.ensure_running()
+    mask: Any = getattr(signal, "pthread_sigmask", lambda how, signals: set())  # Windows has none
+    before = mask(getattr(signal, "SIG_BLOCK", 0), {signal.SIGINT})
+    try:
+        with console.status("starting a local cluster"):
+            # Two steps of the workflow fail on purpose: no need to log that.
+            cluster = LocalCluster(
+                n_workers=2,
+                threads_per_worker=2,
+                # Without an address, its HTTP server would listen on Dask's usual port, where another cluster may be.
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
+                silence_logs=logging.CRITICAL,
+            )
+    finally:
+        mask(getattr(signal, "SIG_SETMASK", 0), before)
+    with cluster:
+        yield cluster
+
+
+def _run_workflow(cluster: LocalCluster, endpoint: str, console: Console, keep: bool) -> tuple[str, int]:
+    """Run the workflow; return the root span's id and the number of spans that were not sent."""
+    with (
+        _progress(console) as done,
+        tempfile.TemporaryDirectory(prefix="dask-otel-demo-") as folder,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(OTelPlugin(endpoint))
+        plugin = cluster.scheduler.plugins[OTelPlugin.name]
+        done("local cluster started")
+        steps = run(client, Path(folder) / "dataset")
+        root_id = next(steps)
+        for name in steps:
+            done(name)
+        if keep:  # the bridge stays on, and ends the spans itself
+            return root_id, 0
+        # While the workers are still there to deliver their metrics: closing a LocalCluster stops them first.
+        cluster.sync(plugin.before_close)
+        done("trace sent")
     return root_id, plugin.sink.unsent
 
 
@@ -149,12 +208,69 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
         yield lambda name: progress.update(task, advance=1, description=name)
 
 
+_PURPOSE = "One step fails, and one task is run again, on purpose: the trace shows where and why."
+
+
 def _draw(spans: list[Span], console: Console) -> None:
     root = next(span for span in spans if not span.parent_id)
-    console.print(f"{len(spans)} spans arrived over OTLP, as trace {root.trace_id}.", highlight=False)
+    tasks = root.attributes.get(schema.TASK_COUNT)
+    console.print(
+        f"What Dask's scheduler recorded of a workflow with {tasks} tasks on a local cluster, as {len(spans)} "
+        f"OpenTelemetry spans of one trace. {_PURPOSE}",
+        highlight=False,
+    )
     console.print()
-    # The other columns need about 75 characters.
-    console.print(waterfall(spans, width=max(10, min(30, console.width - 80))))
+    console.print(waterfall(spans, console.width), highlight=False)
+    console.print()
+
+
+def _legend(console: Console) -> None:
+    rows = {
+        STEPS[0]: f'a part of the workflow, named in its code: with span("{STEPS[0]}"): …',
+        "train": "a task group: all tasks of one function in that part",
+        f"{SINGLE_TASK}check": "one task that failed, or that took much longer than the others of its group",
+        "duration": "from the first activity to the last",
+        "compute": "seconds of all tasks together; four threads compute at once",
+        "busy": "how much of the cluster's threads' time this part used",
+    }
+    for name, text in rows.items():
+        first, *others = textwrap.wrap(text, max(20, console.width - 12))
+        console.print(Text(f"{name:10}  ", style="cyan").append(first, style="default"))
+        for line in others:
+            console.print(f"{'':12}{line}", highlight=False)
+
+
+def _next_steps(console: Console, keep: bool) -> None:
+    rows = {
+        "your own cluster": "dask scheduler --preload dask_otel",
+        "in Jaeger": "dask-otel demo --endpoint http://localhost:4317",
+        "dask-otel's page": "dask-otel demo --keep",
+        "documentation": DOCUMENTATION,
+    }
+    if keep:
+        del rows["dask-otel's page"]
+    console.print("\nNext:", style="bold")
+    _links(rows, console)
+
+
+def _links(rows: dict[str, str], console: Console) -> None:
+    """Print commands and links in full, so that they can be copied."""
+    for name, text in rows.items():
+        console.print(Text(f"{name:16}  ", style="cyan").append(text, style="default"), soft_wrap=True)
+
+
+def _keep(cluster: LocalCluster, root_id: str, console: Console) -> None:
+    """Print the links to the page, and wait for Ctrl-C."""
+    page = f"http://127.0.0.1:{cluster.scheduler.http_server.port}/otel/"
+    rows = {"dask-otel's page": page, "its scheduler": cluster.scheduler_address}
+    run = f"{page}run/{trace_id(root_id)}"
+    with suppress(URLError, OSError), urlopen(run, timeout=5):  # not if the page shows no runs
+        rows["its trace"] = run
+    console.print()
+    _links(rows, console)
+    console.print("The cluster runs until Ctrl-C.")
+    with suppress(KeyboardInterrupt):
+        Event().wait()
 
 
 def _check_variables() -> None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
+import select
 import socket
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
+from urllib.request import urlopen
 
 import pytest
+from distributed import Client
 from support.environment import environment
 
+from dask_otel.cli.demo import DOCUMENTATION
 from dask_otel.cli.receiver import Receiver
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("dask-otel"))
 
 
@@ -33,17 +41,24 @@ def dashboard_s_port():
         yield
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_draws_the_trace_it_received_beside_a_cluster_of_ones_own(tmp_path, protocol, dashboard_s_port):
+@pytest.mark.parametrize(("protocol", "encoding"), [("grpc", "utf-8"), ("http/protobuf", "ascii")])
+def test_draws_the_trace_it_received_beside_a_cluster_of_ones_own(tmp_path, protocol, encoding, dashboard_s_port):
     picture = tmp_path / "trace.svg"
-    done = run("demo", "--svg", str(picture), COLUMNS="140", OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
+    done = run(
+        "demo", "--svg", str(picture), COLUMNS="140", OTEL_EXPORTER_OTLP_PROTOCOL=protocol, PYTHONIOENCODING=encoding
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+    assert max(map(len, done.stdout.splitlines())) <= 140
+    about, picture_of_it, legend, steps = map(str.split, re.split(r"\n\s*\n", done.stdout.strip()))
+    assert " ".join(about).startswith("What Dask's scheduler recorded of a workflow with 80 tasks on a local cluster")
+    assert "One step fails, and one task is run again, on purpose" in " ".join(about)
+    assert picture_of_it[:6] == ["what", "when", "duration", "tasks", "compute", "busy"]
+    assert "a part of the workflow" in " ".join(legend)
+    for step in ("dask scheduler --preload dask_otel", "demo --endpoint http", "demo --keep", DOCUMENTATION):
+        assert step in " ".join(steps)
+    assert (ROOT / DOCUMENTATION).exists()
     rows = [re.sub(r"[│├└─ ]+", " ", line).split("█")[0].strip() for line in done.stdout.splitlines()]
-    assert re.match(
-        r"\d+ spans arrived over OTLP, as trace [0-9a-f]{32}.\n",
-        done.stdout.strip(),
-    )
     text = "\n".join(rows)
     for name in ("Alice's workflow", "data load", "ML preprocessing", "Model training", "Quality gate"):
         assert name in text
@@ -53,6 +68,67 @@ def test_draws_the_trace_it_received_beside_a_cluster_of_ones_own(tmp_path, prot
     svg = picture.read_text()
     assert svg.startswith("<svg")
     assert "Quality" in svg
+
+
+class Terminal:
+    """The demo in a terminal of its own, where Ctrl-C reaches all processes of the demo."""
+
+    def __init__(self, *arguments, width):
+        self.pid, self._terminal = pty.fork()
+        if not self.pid:
+            os.execve(COMMAND, [COMMAND, "demo", *arguments], environment({"COLUMNS": str(width)}))
+        self.text = ""
+
+    def read(self, until=None):
+        """Read until a text has been printed, or the program has ended."""
+        deadline = monotonic() + 110
+        while until is None or until not in self.text:
+            assert select.select([self._terminal], [], [], max(0, deadline - monotonic()))[0], self.text
+            try:
+                found = os.read(self._terminal, 65536)
+            except OSError:  # Linux: the other end is closed
+                found = b""
+            if not found:
+                assert until is None, self.text
+                break
+            # Without colours, and with what a progress bar draws anew.
+            self.text += re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", found.decode(errors="replace")).replace("\r\n", "\n")
+        return self.text
+
+    def end(self):
+        """Press Ctrl-C; return what is printed after it, and the exit code."""
+        before = len(self.text)
+        os.write(self._terminal, b"\x03")
+        self.read()
+        os.close(self._terminal)
+        return self.text[before:], os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_keep_gives_links_until_ctrl_c():
+    width = 60
+    terminal = Terminal("--keep", width=width)
+    text = terminal.read("until Ctrl-C.\n")
+    picture = text[text.index("what  ") : text.index("a part of the workflow")]
+    assert max(len(line.rstrip()) for line in picture.splitlines()) <= width
+    page = re.search(r"http://127.0.0.1:\d+/otel/", text)[0]
+    with urlopen(page, timeout=10) as answer:
+        assert b"spans" in answer.read()
+    for run in re.findall(rf"{page}run/[0-9a-f]{{32}}", text):
+        with urlopen(run, timeout=10) as answer:
+            assert b"Quality gate" in answer.read()
+    with Client(re.search(r"tcp://\S+", text)[0]) as client:
+        assert client.submit(sum, [1, 2]).result() == 3
+    printed, code = terminal.end()
+    assert (printed.strip().removeprefix("^C"), code) == ("", 0)
+
+
+def test_ctrl_c_while_tasks_run_is_silent():
+    terminal = Terminal(width=100)
+    terminal.read("data load")
+    printed, code = terminal.end()
+    assert "Traceback" not in printed
+    assert "Abort" not in printed
+    assert code == 130
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
@@ -65,6 +141,7 @@ def test_sends_to_an_endpoint(protocol):
         assert done.returncode == 0, done.stderr
         trace_id = re.search(r"Trace ([0-9a-f]{32}) was sent", done.stdout)[1]
         assert f"http://my.jaeger/trace/{trace_id}" in done.stdout
+        assert "on purpose" in done.stdout
         assert len(receiver.wait_for_trace(trace_id, timeout=10)) >= 10
 
 

@@ -9,12 +9,14 @@ import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from support.backends import need
 from support.dashboards import load, queries
 from support.names import prometheus_names
+from support.processes import cluster
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "grafana"
@@ -41,6 +43,50 @@ def test_services():
     assert COMPOSE["worker"]["deploy"]["replicas"] == 2
     assert COMPOSE["scheduler"]["command"] == ["dask", "scheduler", "--preload", "dask_otel"]
     assert all(port.startswith("127.0.0.1:") for s in COMPOSE.values() for port in s.get("ports", ()))
+
+
+def test_services_start_again_and_say_whether_they_are_healthy():
+    assert {name for name, service in COMPOSE.items() if service.get("restart") != "unless-stopped"} == set()
+    assert {name for name, service in COMPOSE.items() if "healthcheck" in service} == {
+        *("grafana", "prometheus", "scheduler"),
+    }
+    assert COMPOSE["worker"]["depends_on"] == {"scheduler": {"condition": "service_healthy"}}
+
+
+def test_data_outlives_a_container_and_memory_has_a_limit():
+    kept = {volume for service in COMPOSE.values() for volume in service.get("volumes", ()) if volume[0] not in "./"}
+    assert kept == {"grafana:/var/lib/grafana", "prometheus:/prometheus", "tempo:/var/tempo"}
+    assert {each.split(":")[0] for each in kept} == set(read("docker-compose.yml")["volumes"])
+    assert "--storage.tsdb.path=/prometheus" in COMPOSE["prometheus"]["command"]
+    assert COMPOSE["jaeger"]["deploy"]["resources"]["limits"]["memory"] == "1GB"
+
+
+def test_who_opens_grafana_without_login_changes_nothing():
+    environment = COMPOSE["grafana"]["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert "GF_AUTH_DISABLE_LOGIN_FORM" not in environment  # an editor logs in
+
+
+def test_the_versions_that_a_client_needs_are_those_of_the_image():
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    python, dask = re.search(r"needs Python (\S+) and distributed (\S+)\.\n", text).groups()
+    build = COMPOSE["scheduler"]["build"]["dockerfile_inline"]
+    assert f"python:{python}." in build
+    assert f"dask[complete]=={dask}'" in build
+    page = (ROOT / "docs/stack.md").read_text(encoding="utf-8")
+    assert f"Python {python} and distributed {dask}" in page
+    assert re.search(r"Docker Compose [\d.]+", text)[0] in page
+
+
+@pytest.mark.slow
+def test_the_scheduler_s_health_check(tmp_path):
+    """What the container would run, against a real scheduler."""
+    program = COMPOSE["scheduler"]["healthcheck"]["test"][-1]
+    with cluster(tmp_path, workers=0) as processes:
+        port = urlsplit(processes.client.dashboard_link).port
+        healthy = [sys.executable, "-c", program.replace(":8787", f":{port}")]
+        assert subprocess.run(healthy).returncode == 0
+    assert subprocess.run(healthy, stderr=subprocess.DEVNULL).returncode == 1
 
 
 def test_one_image_is_built_once():

@@ -27,9 +27,11 @@ FAST = {
 class Process:
     """A process and what it logs."""
 
-    def __init__(self, *arguments: str, folder: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str, folder: Path, env: Mapping[str, str] | None = None, module: str = "dask"
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dask", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=folder,
             env=environment(FAST, env or {}),
             stdout=subprocess.PIPE,

@@ -1,0 +1,173 @@
+"""The files in ``examples/``, each run as far as the system that it is for can be had without a cluster.
+
+Their packages are not those of the other tests: ``pip install '.[examples]'``. Not run: the images of the container and
+of Kubernetes, and Helm's chart, which is in no package index.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from support.backends import free_port
+from support.environment import environment
+from support.processes import Process
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+#: What each example says of a missing package; what CI has run is in ``docs/recipes.md``.
+FILES = sorted(path for path in EXAMPLES.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+
+
+def need(*packages):
+    if "DASK_OTEL_TEST_EXAMPLES" not in os.environ:
+        for package in packages:
+            pytest.importorskip(package, reason="pip install '.[examples]'")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_an_example_says_first_what_happens_without_the_package_and_is_on_the_page(path):
+    text = path.read_text(encoding="utf-8")
+    assert re.search("[Ii]f dask-otel is missing|Without the line that installs", "\n".join(text.splitlines()[:4]))
+    page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    assert f"(../examples/{path.relative_to(EXAMPLES).as_posix()})" in page
+
+
+def test_scheduler_and_collector_have_the_same_names_everywhere():
+    text = "".join(path.read_text(encoding="utf-8") for path in FILES)
+    assert set(re.findall(r"http://[\w.]+:\d+", text)) == {
+        "http://collector:4317",
+        "http://collector.observability:4317",
+    }
+    assert set(re.findall(r"\bdask_otel\w*", text)) == {"dask_otel"}
+
+
+@pytest.mark.slow
+def test_slurm():
+    """The job's script is rendered, and the scheduler of this process has the bridge; no job is submitted."""
+    need("dask_jobqueue")
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "slurm.py"], env=environment(), capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH -p regular" in done.stdout
+    assert "otel" not in done.stdout.removesuffix("True\n")
+    assert done.stdout.endswith("True\n")
+
+
+@pytest.mark.slow
+def test_mpi(tmp_path):
+    need("dask_mpi", "mpi4py")
+    mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert mpirun
+    env = environment({"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"})
+    done = subprocess.run(
+        [mpirun, "--oversubscribe", "-n", "3", sys.executable, EXAMPLES / "mpi.py"],
+        env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.stdout.split() == ["3", "True"], done.stderr
+
+
+#: In a process of its own: dask-gateway's client does not close all that it opens.
+GATEWAY_CLIENT = """
+import json, os, sys
+from urllib.request import urlopen
+from dask_gateway import BasicAuth, Gateway
+
+address, proxy = sys.argv[1:]
+with Gateway(address, proxy, auth=BasicAuth("alice")) as gateway, gateway.new_cluster() as cluster:
+    with cluster.get_client() as client:
+        variables = client.run_on_scheduler(lambda: dict(os.environ))
+    page = cluster.dashboard_link.replace("/status", "/otel/status.json")
+    print(json.dumps([cluster.name, variables, json.load(urlopen(page, timeout=20))]))
+"""
+
+
+@pytest.mark.slow
+def test_gateway(tmp_path):
+    """A real gateway with its local backend starts a cluster with the bridge, which has its name and the user's."""
+    need("dask_gateway", "dask_gateway_server", "sqlalchemy")
+    api, http, tcp = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    config = tmp_path / "dask_gateway_config.py"
+    config.write_text(
+        (EXAMPLES / "gateway/dask_gateway_config.py").read_text(encoding="utf-8")
+        + f"""
+c.DaskGateway.backend_class = "dask_gateway_server.backends.local.UnsafeLocalBackend"
+c.DaskGateway.authenticator_class = "dask_gateway_server.auth.SimpleAuthenticator"
+c.DaskGateway.address = "{api}"
+c.Proxy.address = "{http}"
+c.Proxy.tcp_address = "{tcp}"
+c.UnsafeLocalBackend.inherited_environment = ["PATH", "PYTHONPATH"]
+"""
+    )
+    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    gateway = Process("--config", str(config), folder=tmp_path, env=env, module="dask_gateway_server")
+    try:
+        gateway.wait_for("200 GET /api/v1/routes")  # by the gateway's proxy
+        done = subprocess.run(
+            [sys.executable, "-c", GATEWAY_CLIENT, f"http://{http}", f"gateway://{tcp}"],
+            env=environment(), capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr + gateway.log
+        name, variables, status = json.loads(done.stdout)
+        assert status["on"]
+        assert status["cluster"] == name
+        assert status["exporters"][0]["target"] == "http://collector:4317"
+        assert variables["OTEL_RESOURCE_ATTRIBUTES"] == "user.name=alice"
+    finally:
+        gateway.stop_or_kill()
+
+
+def without_none(value):
+    """Kubernetes takes null for absent."""
+    if isinstance(value, dict):
+        return {name: without_none(each) for name, each in value.items() if each is not None}
+    return [without_none(each) for each in value] if isinstance(value, list) else value
+
+
+def cluster_schema():
+    need("dask_kubernetes")
+    import dask_kubernetes
+
+    folder = Path(dask_kubernetes.__file__).parent / "operator/deployment/helm/dask-kubernetes-operator/crds"
+    definition = yaml.safe_load((folder / "daskcluster.yaml").read_text(encoding="utf-8"))
+    (version,) = definition["spec"]["versions"]
+    return version["schema"]["openAPIV3Schema"]
+
+
+def test_the_cluster_for_the_operator_is_one_to_its_schema():
+    import jsonschema
+
+    schema = cluster_schema()
+    resource = yaml.safe_load((EXAMPLES / "kubernetes/cluster.yaml").read_text(encoding="utf-8"))
+    jsonschema.validate(resource, schema)
+    resource["spec"]["scheduler"]["spec"]["containers"][0]["args"] = "dask scheduler"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(resource, schema)
+
+
+def test_what_kubecluster_makes_is_one_to_the_schema_and_has_no_other_preload():
+    import jsonschema
+
+    schema = cluster_schema()
+    spec = runpy.run_path(str(EXAMPLES / "kubernetes/kubecluster.py"))["SPEC"]
+    jsonschema.validate(without_none(spec), schema)
+    (scheduler,) = spec["spec"]["scheduler"]["spec"]["containers"]
+    assert "--preload" not in scheduler["args"]  # it would make Dask ignore the variable
+    assert {"name": "DASK_DISTRIBUTED__SCHEDULER__PRELOAD", "value": "dask_otel"} in scheduler["env"]
+
+
+@pytest.mark.slow
+def test_a_scheduler_without_the_package_does_not_start(tmp_path):
+    """What each example warns of."""
+    scheduler = Process("scheduler", "--port", "0", "--preload", "no_such_package", folder=tmp_path)
+    scheduler.wait_for("ModuleNotFoundError: No module named 'no_such_package'")
+    assert scheduler.join() != 0
