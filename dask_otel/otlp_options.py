@@ -42,6 +42,7 @@ _PYTHON_PREFIX, _PROVIDER = "OTEL_PYTHON_EXPORTER_OTLP_", "CREDENTIAL_PROVIDER"
 _MAX_TIMEOUT = 3600
 #: Bytes of a pickle that Dask logs at level INFO if it cannot load it.
 _LOGGED = 10_000
+_KEY = secrets.token_bytes(32)
 
 
 class OtlpOptions:
@@ -135,6 +136,11 @@ class OtlpOptions:
             for signal in _SIGNALS.values():
                 merged.pop(name.replace(_PREFIX, f"{_PREFIX}{signal}_"), None)
         return merged | given
+
+    def fingerprint(self) -> bytes:
+        """Return what is the same for the same variables in this process, and holds none of their values."""
+        variables = json.dumps(sorted(self.merged().items()))
+        return hashlib.blake2b(variables.encode("utf-8", "surrogateescape"), key=_KEY, digest_size=16).digest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, OtlpOptions) and self.variables == other.variables

@@ -157,8 +157,8 @@ class OTelPlugin(BridgePlugin):
                 sender.report(scheduler, sink.status(), self._options, lines)
 
     def values(self) -> Any:
-        """Return the variables and settings that ``connect`` reads."""
-        return self._options.merged(), config.load(lambda error: None)
+        """Return what differs if the variables or settings do that ``connect`` reads."""
+        return self._options.fingerprint(), config.load(lambda error: None)
 
     async def prepare(self) -> None:
         """Import OpenTelemetry and its exporters in a thread: it takes at least a tenth of a second."""
