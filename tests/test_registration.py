@@ -96,13 +96,15 @@ def test_a_script_prints_where_the_scheduler_sends_and_warns_of_variables_that_a
             line,
         )
         assert (
-            "UserWarning: dask-otel does not use OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS of this process: "
-            "the scheduler's process has other values, or none." in done.stderr
+            "UserWarning: dask-otel does not use OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS of this "
+            "process: the scheduler's process has other values, or none." in done.stderr
         )
         ours["OTEL_EXPORTER_OTLP_PROTOCOL"] = "http/protobuf"
         done = register(processes, tmp_path, "OTelPlugin.from_env()", **ours)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith(f"dask-otel sends spans to {endpoint}/v1/traces, metrics to {endpoint}/v1/metrics")
+        assert done.stdout.startswith(
+            f"dask-otel sends spans to {endpoint}/v1/traces, metrics to {endpoint}/v1/metrics"
+        )
         # The scheduler's variables and those of this process agree now.
         root_id, _ = nested(processes.client)
         spans = receivers[0].wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
@@ -125,7 +127,9 @@ def test_a_scheduler_that_cannot_send_raises_in_the_client_and_what_was_there_st
     missing = str(tmp_path / "missing.pem")
     with cluster(tmp_path, options=()) as processes:
         client = processes.client
-        with pytest.raises(RuntimeError, match=r"cannot send from the scheduler on \S+: OTEL_EXPORTER_OTLP_CERTIFICATE = "):
+        with pytest.raises(
+            RuntimeError, match=r"cannot send from the scheduler on \S+: OTEL_EXPORTER_OTLP_CERTIFICATE = "
+        ):
             client.register_plugin(dask_otel.OTelPlugin("https://c:4317", certificate=missing))
         assert "dask-otel" not in client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.plugins))
         client.register_plugin(dask_otel.OTelPlugin(endpoint))
@@ -187,9 +191,10 @@ def test_spans_that_could_not_be_sent_arrive_when_the_right_endpoint_is_register
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_headers_arrive_and_are_in_no_log(protocol, tmp_path):
-    with Misbehaving(protocol) as receiver, cluster(
-        tmp_path, options=(), env={"DASK_LOGGING__DISTRIBUTED": "debug"}
-    ) as processes:
+    with (
+        Misbehaving(protocol) as receiver,
+        cluster(tmp_path, options=(), env={"DASK_LOGGING__DISTRIBUTED": "debug"}) as processes,
+    ):
         plugin = dask_otel.OTelPlugin(receiver.endpoint, protocol=protocol, headers={"X-Key": SECRET}, metrics=False)
         processes.client.register_plugin(plugin)
         root_id, _ = nested(processes.client)
@@ -217,17 +222,20 @@ def test_a_scheduler_without_the_package_logs_no_header(monkeypatch):
 
 def test_the_environment_of_a_local_cluster_that_was_set_too_late(receivers, monkeypatch):
     """Registered again with other variables in the same process, the plugin sends to the new endpoint."""
-    with dask.config.set(FAST), LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as local:
-        with Client(local) as client:
-            lines = Lines(client)
-            client.register_plugin(dask_otel.OTelPlugin())
-            assert lines.next()[1].startswith("dask-otel sends spans and metrics to http://localhost:4317. ")
-            monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receivers[0].endpoints["grpc"])
-            before = dict(os.environ)
-            client.register_plugin(dask_otel.OTelPlugin())
-            assert receivers[0].endpoints["grpc"] in lines.next()[1]
-            assert lines.is_empty
-            root_id, _ = nested(client)
-            spans = receivers[0].wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
-            assert dict(os.environ) == before
+    with (
+        dask.config.set(FAST),
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as local,
+        Client(local) as client,
+    ):
+        lines = Lines(client)
+        client.register_plugin(dask_otel.OTelPlugin())
+        assert lines.next()[1].startswith("dask-otel sends spans and metrics to http://localhost:4317. ")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receivers[0].endpoints["grpc"])
+        before = dict(os.environ)
+        client.register_plugin(dask_otel.OTelPlugin())
+        assert receivers[0].endpoints["grpc"] in lines.next()[1]
+        assert lines.is_empty
+        root_id, _ = nested(client)
+        spans = receivers[0].wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
+        assert dict(os.environ) == before
     assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
