@@ -81,6 +81,8 @@ def trace_url(span_ids: str | Sequence[str] | None = None) -> Link | None:
     from .links import Link, scheduler_link
 
     ids = _span_ids() if span_ids is None else [span_ids] if isinstance(span_ids, str) else span_ids
+    if not ids:
+        raise ValueError("no id of a span was given")
     template = trace_url_template()
     return Link(template.replace("{trace_id}", trace_id(ids))) if template else scheduler_link(ids[-1])
 

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import dask
-from distributed import get_client
+from distributed import Client, get_client
 
 from .otlp_options import own_variables
 from .status.handlers import STATUS_CALL
@@ -67,6 +67,10 @@ def describe(trace: str | None, client: Any = None) -> Description:
     client = client or _current_client()
     if client is None:
         return Description("there is no Dask client here: create one, then ask again", trace=trace)
+    if not isinstance(client, Client):
+        raise TypeError(f"client must be a distributed.Client, not a {type(client).__name__}")
+    if client.status in ("closing", "closed"):
+        return Description("the client is closed: create another one, then ask again", trace=trace)
     described: Description = client.sync(_describe, client, trace)
     return described
 

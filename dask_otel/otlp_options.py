@@ -241,6 +241,9 @@ def _check(variables: Mapping[str, str], options: Mapping[str, str]) -> None:
     except SettingError as error:
         message, setting = str(error), error.setting
         option = options.get(setting, setting)
+        if option != setting and setting.endswith("HEADERS"):
+            allowed = "a mapping of names to values, in Latin-1 and without line breaks, or a text as in the variable"
+            raise SettingError(option, "(not shown)", allowed) from None
         raise ValueError(message.replace(setting, option, 1)) from None
 
 

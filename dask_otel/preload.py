@@ -110,6 +110,8 @@ class OTelPlugin(BridgePlugin):
             metrics=metrics,
         )
         self._settings: config.Settings | None = None
+        #: A setting that keeps the bridge off; empty if there is none.
+        self._why_off = ""
         #: Set in the scheduler's process if a client has sent the plugin.
         self._sender: ClientProcess | None = None
 
@@ -148,9 +150,9 @@ class OTelPlugin(BridgePlugin):
         if sender:
             lines = [line for at, line in recent if at >= begin]
             if not self.is_on:
-                why = next((line for line in reversed(lines) if " is off: " in line), ": see the scheduler's log")
+                logged = [line.partition(" is off: ")[2] for line in lines if " is off: " in line]
+                why = self._why_off or (logged[-1] if logged else "see the scheduler's log")
                 stays = "; the earlier registration stays active" if _active(scheduler) else ""
-                why = why.partition(": ")[2]
                 raise RuntimeError(f"dask-otel cannot send from the scheduler on {socket.gethostname()}: {why}{stays}")
             with Safety().guard("report to the client"):
                 sink: Any = self.sink
@@ -199,6 +201,7 @@ class OTelPlugin(BridgePlugin):
                     max_rate=settings.max_rate,
                 )
         except SettingError as error:
+            self._why_off = str(error)
             log.error("dask-otel is off: %s", error)
             return None
         if sink is None:

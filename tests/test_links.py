@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -12,6 +16,7 @@ import dask
 import pytest
 from distributed import Client, LocalCluster, span
 from support.backends import free_port
+from support.environment import environment
 from support.processes import cluster
 
 import dask_otel
@@ -109,6 +114,10 @@ def test_without_a_client():
     assert repr(dask_otel.describe()) == "there is no Dask client here: create one, then ask again"
     with pytest.raises(ValueError, match="no span here"):
         dask_otel.trace_url()
+    with pytest.raises(ValueError, match="no id of a span was given"):
+        dask_otel.trace_url([])
+    with pytest.raises(TypeError, match=r"client must be a distributed\.Client, not a str"):
+        dask_otel.describe(client="tcp://scheduler:8786")
 
 
 @pytest.mark.slow
@@ -132,6 +141,9 @@ def test_a_local_cluster_with_the_preload(receiver, monkeypatch):
         assert repr(dask_otel.describe()) == f"{line}; page: {page}"
         with urlopen(page, timeout=30) as answer:
             assert "dask-otel" in answer.read().decode()
+        with Client(cluster_) as other:
+            pass
+        assert repr(dask_otel.describe(client=other)) == "the client is closed: create another one, then ask again"
         with dask.config.set({"otel.trace-url": "http://jaeger/trace/{trace_id}"}):
             assert dask_otel.describe(root_id).trace == f"http://jaeger/trace/{dask_otel.trace_id(root_id)}"
 
@@ -236,3 +248,51 @@ def test_a_scheduler_that_takes_no_functions(receiver, monkeypatch):
             described = repr(dask_otel.describe())
         assert ("dask-otel sends " in described) is bool(preload), described
         assert ("runs without dask-otel" in described) is not bool(preload)
+
+
+NOTEBOOK = Path(__file__).parents[1] / "docs/notebook.md"
+
+
+@pytest.mark.slow
+def test_the_recipe_for_notebooks_runs(receiver, tmp_path):
+    """All cells in one process, as a notebook runs them; the value of a cell's last line is shown."""
+    cells = re.findall(r"```python\n(.*?)```", NOTEBOOK.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(cells) == 5
+    endpoint = receiver.endpoints["grpc"]
+    script = tmp_path / "notebook.py"
+    script.write_text(RUN_CELLS.format(cells=[each.replace("http://localhost:4317", endpoint) for each in cells]))
+    done = subprocess.run(
+        [sys.executable, script],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    described, url, *printed = done.stdout.splitlines()
+    assert hrefs(described).keys() == {"page"}
+    assert described.startswith(f"dask-otel sends spans and metrics to {endpoint} · <a ")
+    assert set(hrefs(url)) == {hrefs(described)["page"] + "trace/" + url.rpartition("/trace/")[2].removesuffix("</a>")}
+    line = f"dask-otel sends spans and metrics to {endpoint}. dask_otel.describe() shows this again, with links"
+    assert printed == [line, line]  # it was registered already, with the same values
+    assert done.stderr == ""
+    assert {each.name for each in receiver.wait(lambda spans: True, timeout=1)} == {"training", "sum"}
+
+
+RUN_CELLS = """
+import ast
+
+if __name__ == "__main__":
+    names = {{}}
+    for cell in {cells!r}:
+        body = ast.parse(cell).body
+        last = body.pop() if isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), "cell", "exec"), names)
+        shown = eval(compile(ast.Expression(last.value), "cell", "eval"), names) if last else None
+        if hasattr(shown, "_repr_html_"):
+            print(shown._repr_html_())
+    names["client"].close()
+    names["cluster"].close()
+"""

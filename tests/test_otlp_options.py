@@ -79,6 +79,11 @@ WRONG = [
     ({"timeout": True}, TypeError, "timeout must be a number of seconds, not a bool"),
     ({"insecure": "yes"}, TypeError, "insecure must be True or False, not a str"),
     ({"headers": {"key": f"{SECRET}\r\nx: y"}}, ValueError, "headers = '(not shown)' cannot be used"),
+    (
+        {"headers": {"key": f"{SECRET} 日本"}},
+        ValueError,
+        "it must be a mapping of names to values, in Latin-1 and without",
+    ),
     ({"headers": {"a b": SECRET}}, ValueError, "headers = '(not shown)' cannot be used"),
     ({"headers": {"": SECRET}}, ValueError, "headers = '(not shown)' cannot be used"),
     ({"headers": {"key": None}}, TypeError, "headers must be a mapping of names to values"),

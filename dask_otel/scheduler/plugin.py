@@ -44,8 +44,8 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
 
     @property
     def is_on(self) -> bool:
-        """Whether the bridge is on."""
-        return self._bridge is not None
+        """Whether the bridge is on, and has not begun to close."""
+        return self._bridge is not None and not self._bridge.why_ended
 
     @abstractmethod
     def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, Output] | None:
