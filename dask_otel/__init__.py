@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .links import Description, Link
     from .preload import OTelPlugin
 
-__all__ = ["OTelPlugin", "__version__", "dask_setup", "trace_id", "trace_url"]
+__all__ = ["OTelPlugin", "__version__", "dask_setup", "describe", "trace_id", "trace_url"]
 
 __version__ = "0.1.0"
 
@@ -58,22 +59,55 @@ def trace_id(span_ids: str | Sequence[str] | None = None) -> str:
     return f"{origin_of([span_ids] if isinstance(span_ids, str) else span_ids).trace_id():032x}"
 
 
-def trace_url(span_ids: str | Sequence[str] | None = None) -> str:
-    """Return a link to the trace of a Dask span, made from the setting ``otel.trace-url``.
+def trace_url(span_ids: str | Sequence[str] | None = None) -> Link | None:
+    """Return a link to the trace of a Dask span: a ``str`` that a notebook shows as a link.
 
     Parameters
     ----------
     span_ids
         As for :func:`trace_id`.
 
+    Returns
+    -------
+    A link made from the setting ``otel.trace-url``. If that is not set in this process, a link to the page of the
+    current client's scheduler, which leads to the trace; None if there is no client or no dashboard.
+
     Raises
     ------
     ValueError
-        If ``otel.trace-url`` is not set, or as for :func:`trace_id`.
+        If ``otel.trace-url`` is set and is no link with ``{trace_id}``, or as for :func:`trace_id`.
     """
     from .config import trace_url_template
+    from .links import Link, scheduler_link
 
-    return trace_url_template().replace("{trace_id}", trace_id(span_ids))
+    ids = _span_ids() if span_ids is None else [span_ids] if isinstance(span_ids, str) else span_ids
+    if not ids:
+        raise ValueError("no id of a span was given")
+    template = trace_url_template()
+    return Link(template.replace("{trace_id}", trace_id(ids))) if template else scheduler_link(ids[-1])
+
+
+def describe(span_ids: str | Sequence[str] | None = None, *, client: Any = None) -> Description:
+    """Describe in one line where the cluster's traces are sent, with links to dask-otel's page and to a trace.
+
+    A notebook shows the links so that they can be clicked. If the scheduler runs without dask-otel, the line says how
+    to register it.
+
+    Parameters
+    ----------
+    span_ids
+        As for :func:`trace_id`; without it, there is a link to a trace only inside ``with span("name"):``.
+    client
+        The ``distributed.Client`` of the cluster; by default the current one. With an asynchronous client, the result
+        is to be awaited.
+    """
+    from .links import describe as describe_cluster
+
+    try:
+        trace = trace_url(span_ids)
+    except ValueError:  # no span here
+        trace = None
+    return describe_cluster(trace, client)
 
 
 def _span_ids() -> Sequence[str]:
@@ -92,3 +126,7 @@ def __getattr__(name: str) -> Any:
 
         return OTelPlugin
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

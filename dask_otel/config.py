@@ -152,16 +152,15 @@ def check_limits() -> None:
         raise SettingError(name, value, "a whole number from 0 up, or empty for the default")
 
 
-def trace_url_template() -> str:
-    """Return the checked setting ``otel.trace-url``.
+def trace_url_template() -> str | None:
+    """Return the checked setting ``otel.trace-url``; None if it is not set.
 
     Raises
     ------
     SettingError
-        If it is not set, or has no place for the id.
+        If it has no place for the id.
     """
-    value = dask.config.get("otel.trace-url", None)
-    return _template(value, "otel.trace-url", required=True) or ""
+    return _template(dask.config.get("otel.trace-url", None), "otel.trace-url")
 
 
 def is_quick(pattern: str) -> bool:
@@ -215,10 +214,10 @@ def _text(value: Any, name: str) -> str | None:
     return written or None
 
 
-def _template(value: Any, name: str, *, required: bool = False) -> str | None:
+def _template(value: Any, name: str) -> str | None:
     """A link with a place for a trace's id. The status page shows it to everybody, so it must not hold a password."""
     value = value.strip() if isinstance(value, str) else value
-    if value in (None, "") and not required:
+    if value in (None, ""):
         return None
     if isinstance(value, str):
         if "{trace_id}" in value and re.match(r"https?://|/", value) and not _PASSWORD.search(value):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import socket
 import sys
-from contextlib import suppress
-from typing import Any
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
+from os import PathLike
+from time import time
+from typing import Any, Literal
 
 import distributed
 from distributed import Scheduler
@@ -14,17 +18,20 @@ from distributed import Scheduler
 from . import __version__, config
 from .errors import SettingError
 from .metrics.series import MetricSettings
-from .safety import Safety, import_or_log, log
+from .otlp_options import OtlpOptions
+from .registration import ClientProcess
+from .safety import Safety, import_or_log, log, recent, why_off
 from .scheduler.plugin import BridgePlugin
 from .scheduler.runtime import BridgeSettings, SchedulerBridge
 from .scheduler.sweep import Output
 from .spantree.to_records import Level, SpanTreeSettings
 from .status.handlers import install
-from .status.report import OffReport, StatusReport
+from .status.report import OffReport, StatusReport, destination
 
 __all__ = ["OTelPlugin", "set_up"]
 
 _EXPORTER = "dask_otel.otlp.exporter"
+_ENVIRONMENT = "dask_otel.otlp.environment"
 _LEVELS = {"spans": Level.SPANS, "groups": Level.GROUPS, "tasks": Level.TASKS}
 _DEFAULT_LEVELS = {"full": Level.TASKS, "segments": Level.SPANS, "off": Level.NOTHING}
 
@@ -45,29 +52,132 @@ def set_up(server: Any) -> None:
 class OTelPlugin(BridgePlugin):
     """Scheduler plugin that sends Dask's spans as OpenTelemetry traces.
 
-    For a cluster that runs without the preload: ``client.register_plugin(dask_otel.OTelPlugin())``. It counts what
-    happens after it has been registered. It reads the settings of the scheduler's process.
+    For a cluster that is running: ``client.register_plugin(dask_otel.OTelPlugin("http://collector:4317"))``. The call
+    prints where the scheduler sends to, or raises an exception if the scheduler cannot send. A plugin with other values
+    replaces the one that is there.
+
+    What is not given is as in the ``OTEL_*`` variables of the scheduler's process, which may not be those of the
+    client's. ``from_env`` gives those of the client's process.
 
     Parameters
     ----------
     endpoint
-        Send to this OTLP endpoint, whatever the scheduler's ``OTEL_*`` variables are.
+        OTLP endpoint for traces and metrics, as ``OTEL_EXPORTER_OTLP_ENDPOINT``. With it, headers, client certificates
+        and credential providers of the scheduler's variables are not used: they are meant for another endpoint.
+    protocol
+        ``grpc`` or ``http/protobuf``.
+    headers
+        Names and values, e.g. of an API key.
+    compression
+        ``gzip``, ``none``, or over HTTP ``deflate``.
+    timeout
+        Seconds for one request.
+    certificate, client_certificate, client_key
+        PEM files on the scheduler's machine.
+    insecure
+        Whether gRPC goes without TLS if the endpoint has no scheme.
+    traces, metrics
+        A mapping of the options above for one signal, or False to send nothing of it.
     """
 
-    def __init__(self, endpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        protocol: str | None = None,
+        headers: Mapping[str, str] | str | None = None,
+        compression: str | None = None,
+        timeout: float | None = None,
+        certificate: str | PathLike[str] | None = None,
+        client_certificate: str | PathLike[str] | None = None,
+        client_key: str | PathLike[str] | None = None,
+        insecure: bool | None = None,
+        traces: Mapping[str, Any] | Literal[False] | None = None,
+        metrics: Mapping[str, Any] | Literal[False] | None = None,
+    ) -> None:
         super().__init__()
-        self._endpoint = endpoint
+        self._options = OtlpOptions.from_call(
+            endpoint=endpoint,
+            protocol=protocol,
+            headers=headers,
+            compression=compression,
+            timeout=timeout,
+            certificate=certificate,
+            client_certificate=client_certificate,
+            client_key=client_key,
+            insecure=insecure,
+            traces=traces,
+            metrics=metrics,
+        )
         self._settings: config.Settings | None = None
+        #: A setting that keeps the bridge off; empty if there is none.
+        self._why_off = ""
+        #: Set in the scheduler's process if a client has sent the plugin.
+        self._sender: ClientProcess | None = None
+
+    @classmethod
+    def from_env(cls) -> OTelPlugin:
+        """Make a plugin with the ``OTEL_*`` variables of this process that say where and how to send.
+
+        These are ``OTEL_EXPORTER_OTLP_*``, ``OTEL_TRACES_EXPORTER``, ``OTEL_METRICS_EXPORTER`` and the variables for
+        credential providers. Files and hosts are those that the scheduler's machine knows by these names.
+
+        Raises
+        ------
+        ValueError
+            If none of ``OTEL_EXPORTER_OTLP_*`` is set, or one cannot be used.
+        """
+        plugin = cls()
+        plugin._options = OtlpOptions.from_env()
+        return plugin
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self._options!r}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_sender": ClientProcess.this(self._options)}
+
+    async def start(self, scheduler: Any) -> None:
+        """Start as ``BridgePlugin.start``; if a client registers the plugin, report to the client.
+
+        Raises
+        ------
+        RuntimeError
+            If a client registers the plugin and the bridge stays off. The scheduler sends the exception to the client.
+        """
+        sender, begin = self._sender, time()
+        await super().start(scheduler)
+        if sender:
+            if not self.is_on:
+                why = self._why_off or why_off(begin) or "see the scheduler's log"
+                stays = "; the earlier registration stays active" if _active(scheduler) else ""
+                raise RuntimeError(f"dask-otel cannot send from the scheduler on {socket.gethostname()}: {why}{stays}")
+            with Safety().guard("report to the client"):
+                sink: Any = self.sink
+                lines = [line for at, line in recent if at >= begin]
+                sender.report(scheduler, sink.status(), self._options, lines)
+
+    def values(self) -> Any:
+        """Return what differs if the variables or settings do that ``connect`` reads."""
+        return self._options.fingerprint(), config.load(lambda error: None)
 
     async def prepare(self) -> None:
         """Import OpenTelemetry and its exporters in a thread: it takes at least a tenth of a second."""
 
         def import_exporters() -> None:
             with suppress(Exception):  # ``connect`` reports what cannot be imported
-                importlib.import_module(_EXPORTER).import_exporters(self._endpoint)
+                exporter = importlib.import_module(_EXPORTER)
+                with self._environment():
+                    exporter.import_exporters()
 
         if _EXPORTER not in sys.modules:
             await asyncio.to_thread(import_exporters)
+
+    def _environment(self) -> AbstractContextManager[None]:
+        """Have the exporters read the client's options in place of the environment."""
+        environment = importlib.import_module(_ENVIRONMENT)
+        context: AbstractContextManager[None] = environment.with_variables(self._options.merged())
+        return context
 
     def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, Output] | None:
         """Read the settings and make the exporters; None if the bridge stays off."""
@@ -77,27 +187,27 @@ class OTelPlugin(BridgePlugin):
         try:
             config.check_limits()
             exporter = import_or_log(_EXPORTER)
-            sink: Any = exporter and exporter.connect(
-                service_name="dask-scheduler",
-                instance_id=scheduler.id,
-                version=distributed.__version__,
-                cluster_name=settings.cluster_name,
-                safety=safety,
-                endpoint=self._endpoint,
-                capture=settings.capture,
-                max_rate=settings.max_rate,
-                recent_runs=settings.page_runs,
-            )
+            if exporter is None:
+                return None
+            with self._environment():
+                sink: Any = exporter.connect(
+                    service_name="dask-scheduler",
+                    instance_id=scheduler.id,
+                    version=distributed.__version__,
+                    cluster_name=settings.cluster_name,
+                    safety=safety,
+                    capture=settings.capture,
+                    max_rate=settings.max_rate,
+                    recent_runs=settings.page_runs,
+                )
         except SettingError as error:
+            self._why_off = str(error)
             log.error("dask-otel is off: %s", error)
             return None
         if sink is None:
             return None
-        status = sink.status()
-        targets = dict.fromkeys(
-            (each["target"] or each["name"]) + (f" through {each['proxy']}" if each["proxy"] else "")
-            for each in status["exporters"] + status["metrics"]
-        )
+        self.sink = sink
+        targets = dict.fromkeys(map(destination, [*sink.status()["exporters"], *sink.status()["metrics"]]))
         log.info(
             "dask-otel %s is on and sends %s; its page is /otel/ beside Dask's dashboard",
             __version__,
@@ -143,3 +253,7 @@ class OTelPlugin(BridgePlugin):
     def stays_off(self, scheduler: Any, why: str) -> None:
         """Add a status page that shows why the bridge is off."""
         install(scheduler, OffReport(scheduler.id, why))
+
+
+def _active(scheduler: Any) -> bool:
+    return any(isinstance(each, BridgePlugin) and each.is_on for each in scheduler.plugins.values())

@@ -21,7 +21,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def test_public_names():
-    assert sorted(dask_otel.__all__) == ["OTelPlugin", "__version__", "dask_setup", "trace_id", "trace_url"]
+    names = ["OTelPlugin", "__version__", "dask_setup", "describe", "trace_id", "trace_url"]
+    assert sorted(dask_otel.__all__) == names
+    assert dir(dask_otel) == names
+    assert all(getattr(dask_otel, name) for name in names)
     assert dask_otel.OTelPlugin.name == "dask-otel"
     assert dask_otel.__version__ == version("dask-otel")
     with pytest.raises(AttributeError, match="nothing"):
@@ -73,7 +76,22 @@ ALLOWED = {
     },
     "status": {"identity", "safety", "schema", "scheduler", "spantree", "", "dask", "distributed"},
     "config": {"errors", "schema", "dask", "yaml"},
-    "preload": {"config", "errors", "metrics", "safety", "scheduler", "spantree", "status", "", "distributed"},
+    "otlp_options": {"errors"},
+    "registration": {"otlp_options", "status", "distributed"},
+    "links": {"otlp_options", "status", "dask", "distributed"},
+    "preload": {
+        "config",
+        "errors",
+        "metrics",
+        "otlp_options",
+        "registration",
+        "safety",
+        "scheduler",
+        "spantree",
+        "status",
+        "",
+        "distributed",
+    },
     "cli": {
         "config",
         "errors",
@@ -91,7 +109,7 @@ ALLOWED = {
         "pandas",
         "rich",
     },
-    "__init__": {"config", "identity", "preload", "safety", "dask"},
+    "__init__": {"config", "identity", "links", "preload", "safety", "dask"},
 }
 
 

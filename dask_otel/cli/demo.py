@@ -27,7 +27,6 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import click
-import dask
 import dask.dataframe as dd
 import pandas as pd
 from dask.datasets import timeseries
@@ -184,8 +183,9 @@ def _run_workflow(cluster: LocalCluster, endpoint: str, console: Console, keep: 
         tempfile.TemporaryDirectory(prefix="dask-otel-demo-") as folder,
         Client(cluster) as client,
     ):
-        client.register_plugin(OTelPlugin(endpoint))
-        plugin = cluster.scheduler.plugins[OTelPlugin.name]
+        plugin: Any = OTelPlugin(endpoint)
+        # Not by the client, which would print a line.
+        cluster.sync(cluster.scheduler.register_scheduler_plugin, plugin, idempotent=False)
         done("local cluster started")
         steps = run(client, Path(folder) / "dataset")
         root_id = next(steps)
@@ -299,8 +299,8 @@ def _check_endpoint(endpoint: str) -> None:
 
 def _link(trace: str, endpoint: str) -> str | None:
     """Link to the trace: by the setting ``otel.trace-url``, else to a Jaeger on the endpoint's host, if one answers."""
-    if dask.config.get("otel.trace-url", None):
-        return config.trace_url_template().replace("{trace_id}", trace)
+    if template := config.trace_url_template():
+        return template.replace("{trace_id}", trace)
     host = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}").hostname
     jaeger = f"http://{host}:16686"
     try:

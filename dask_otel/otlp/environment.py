@@ -11,7 +11,10 @@ import os
 import re
 import socket
 import ssl
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -30,6 +33,7 @@ __all__ = [
     "Proxy",
     "Signal",
     "Tls",
+    "check_given",
     "credential_provider",
     "delta_kinds",
     "exporter_names",
@@ -42,8 +46,10 @@ __all__ = [
     "not_read",
     "otlp_protocol",
     "read_otlp",
+    "read_variable",
     "sdk_disabled",
     "shown",
+    "with_variables",
 ]
 
 #: Seconds for one request, unless a variable is set, and at most: gRPC and requests cannot count much further.
@@ -146,11 +152,11 @@ class OtlpSettings:
     #: ``grpc`` or ``http/protobuf``.
     protocol: str
     #: A URL, over HTTP with its path; over gRPC also another target. May hold a password.
-    endpoint: str
+    endpoint: str = field(repr=False)
     #: ``gzip``, ``deflate`` or ``none``.
     compression: str
     #: Names in lower case; values may be secrets.
-    headers: dict[str, str]
+    headers: dict[str, str] = field(repr=False)
     #: Seconds for one request.
     timeout: float
     tls: Tls
@@ -173,19 +179,67 @@ class Proxy(NamedTuple):
         return f"the proxy {self.address} ({self.variable})"
 
 
+#: What is read in place of the environment; None for the environment itself.
+_variables: ContextVar[Mapping[str, str] | None] = ContextVar("dask_otel_variables", default=None)
+
+
+@contextmanager
+def with_variables(variables: Mapping[str, str]) -> Iterator[None]:
+    """Have all functions of this module read these variables and not the environment, which is not changed."""
+    token = _variables.set(variables)
+    try:
+        yield
+    finally:
+        _variables.reset(token)
+
+
+def check_given(given: Mapping[str, str]) -> None:
+    """Check variables as far as that is possible in another process than the one that will send.
+
+    Raises
+    ------
+    SettingError
+        At a value that cannot be used, also where the same value in the environment would only be ignored.
+    """
+    errors: list[SettingError] = []
+    for protocol in PROTOCOLS:  # which one is used may depend on the other process
+        try:
+            with with_variables({"OTEL_EXPORTER_OTLP_PROTOCOL": protocol} | dict(given)):
+                for signal in (TRACES, METRICS):
+                    _check(signal, _Strict())
+        except SettingError as error:
+            errors.append(error)
+    if len(errors) == len(PROTOCOLS):
+        raise errors[-1]
+
+
+class _Strict(Remarks):
+    def fall_back(self, error: SettingError, instead: str) -> None:
+        raise error
+
+
+def _check(signal: Signal, remarks: Remarks) -> None:
+    protocol = otlp_protocol(remarks, signal)
+    endpoint = _endpoint(signal, protocol, None)
+    _timeout(signal, remarks)
+    _headers(signal, remarks)
+    _compression(signal, protocol, remarks)
+    _is_insecure(endpoint, signal, remarks)
+
+
 def sdk_disabled() -> bool:
     """Whether ``OTEL_SDK_DISABLED`` is true."""
-    return _get("OTEL_SDK_DISABLED").lower() == "true"
+    return read_variable("OTEL_SDK_DISABLED").lower() == "true"
 
 
 def not_read() -> list[str]:
     """Name the variables that are set and have no effect."""
-    return [name for name in _NOT_READ if _get(name)]
+    return [name for name in _NOT_READ if read_variable(name)]
 
 
 def is_default_endpoint(signal: Signal) -> bool:
     """Whether a signal is sent to the endpoint of all signals: nobody has named a backend for this one."""
-    return not _get(f"OTEL_EXPORTER_OTLP_{signal.name}_ENDPOINT")
+    return not read_variable(f"OTEL_EXPORTER_OTLP_{signal.name}_ENDPOINT")
 
 
 def exporter_names(signal: Signal, remarks: Remarks) -> list[str]:
@@ -200,7 +254,7 @@ def exporter_names(signal: Signal, remarks: Remarks) -> list[str]:
     SettingError
         If the variable holds nothing but commas.
     """
-    setting = _get(signal.exporter)
+    setting = read_variable(signal.exporter)
     if not setting and (why := _why_not_sent(signal) or _why_page_only(signal)):
         remarks.reading(why)
         return []
@@ -262,7 +316,7 @@ def credential_provider(signal: Signal, protocol: str) -> tuple[str, str]:
     transport = "GRPC" if protocol == "grpc" else "HTTP"
     for scope in (transport, f"{transport}_{signal.name}"):  # in the order of OpenTelemetry's own exporters
         name = f"OTEL_PYTHON_EXPORTER_OTLP_{scope}_CREDENTIAL_PROVIDER"
-        if value := _get(name):
+        if value := read_variable(name):
             return name, value
     return "", ""
 
@@ -284,7 +338,7 @@ def make_span_limits(remarks: Remarks) -> SpanLimits:
     """Read ``OTEL_*_LIMIT``, as the SDK does, which fails at one that is not a number."""
     defaults = {}
     for name, (parameter, default) in _SPAN_LIMITS.items():
-        value = _get(name)
+        value = read_variable(name)
         if value and not value.isdecimal():
             error = SettingError(name, value, "a whole number from 0 up, or empty for the default")
             remarks.fall_back(error, "the default is used")
@@ -301,7 +355,7 @@ def metric_interval(remarks: Remarks) -> float:
 def delta_kinds(remarks: Remarks) -> frozenset[Kind]:
     """Return the kinds of metrics that are exported as deltas; none unless a variable is set."""
     name = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
-    preference = _get(name)
+    preference = read_variable(name)
     kinds = _DELTAS.get(preference.lower() or "cumulative")
     if kinds is None:
         remarks.fall_back(SettingError(name, preference, "one of " + ", ".join(_DELTAS)), "cumulative is used")
@@ -342,21 +396,23 @@ def shown(endpoint: str) -> str:
     return f"{scheme}{separator}{host}" + ("" if "@" in path else re.split("[?#]", path)[0])
 
 
-def _get(name: str) -> str:
-    return os.environ.get(name, "").strip()
+def read_variable(name: str) -> str:
+    """Return the value of a variable without blanks around it; empty if it is not set."""
+    variables = _variables.get()
+    return (os.environ if variables is None else variables).get(name, "").strip()
 
 
 def _variable(name: str, signal: Signal) -> tuple[str, str]:
     """Name and value of a variable for a signal, else of the one for all signals; empty if neither is set."""
     for each in (f"OTEL_EXPORTER_OTLP_{signal.name}_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
-        if value := _get(each):
+        if value := read_variable(each):
             return each, value
     return "", ""
 
 
 def _whole(name: str, least: int, remarks: Remarks) -> int | None:
     """Return the whole number that a variable holds; None if it is not set, or holds something else."""
-    value = _get(name)
+    value = read_variable(name)
     if not value:
         return None
     if not (value.isascii() and value.isdecimal()) or len(value) > 12 or int(value) < least:
@@ -391,7 +447,7 @@ def _why_not_sent(signal: Signal) -> str:
 
 def _why_page_only(signal: Signal) -> str:
     """Say that metrics have no endpoint while spans are only shown on the page: a collector is nowhere named."""
-    if signal is TRACES or _get(TRACES.exporter).lower() != "none" or _variable("ENDPOINT", signal)[1]:
+    if signal is TRACES or read_variable(TRACES.exporter).lower() != "none" or _variable("ENDPOINT", signal)[1]:
         return ""
     return (
         "no metrics are sent: OTEL_TRACES_EXPORTER is none, and no endpoint is set. Set OTEL_METRICS_EXPORTER=otlp or "

@@ -275,6 +275,8 @@ class SpanExportQueue(ExportQueue):
         limits = limits or Limits()
         self.retry = RetrySettings(BACK_OFF, GIVE_UP_AFTER, LAST_CHANCE, LOG_EVERY, can_split=True)
         self.delay = limits.delay
+        #: Takes records that cannot be sent until the shutdown ends; None if they are lost.
+        self.heir: Callable[[list[Record]], object] | None = None
         self._factory = factory
         self._safety = safety
         self.max_batch = min(limits.max_batch, limits.max_waiting)
@@ -375,10 +377,14 @@ class SpanExportQueue(ExportQueue):
                     self.dropped[kind, "rejected"] += gone
 
     def _lose(self, records: list[Record], reason: str) -> None:
+        heir = self.heir if reason == "shutdown" else None
         with self.changed:
             self.in_flight -= len(records)
-            self._queue.note_lost(records)
-            self._count_dropped(reason, Counter(map(kind_of, records)))
+            if heir is None:
+                self._queue.note_lost(records)
+                self._count_dropped(reason, Counter(map(kind_of, records)))
+        if heir and records:
+            heir(records)
 
     def _count_dropped(self, reason: str, kinds: Counter[str]) -> None:
         for kind, count in kinds.items():
@@ -751,6 +757,8 @@ class TelemetryOutput:
         self._last_snapshot: Snapshot | None = None
         self._unsampled: Counter[str] = Counter()
         self._finished: deque[dict[str, Any]] = deque(maxlen=MAX_FINISHED)
+        #: Another output that gets what this one cannot send any more.
+        self._heir: Any = None
 
     def put(self, records: list[Record]) -> list[Record]:
         """Give records that should leave together to all span threads; return those that were not left out."""
@@ -769,6 +777,21 @@ class TelemetryOutput:
         for thread in self.span_threads:
             thread.put(list(records))
         return records if self.span_threads else []
+
+    def leave_to(self, heir: Any) -> None:
+        """Give spans that cannot be sent until the shutdown ends to another ``TelemetryOutput``; each only once."""
+        self._heir = heir
+        for thread in self.span_threads[:1]:
+            if isinstance(thread.queue, SpanExportQueue):
+                thread.queue.heir = heir.put_again
+
+    def put_again(self, records: list[Record]) -> None:
+        """Give records that have passed the sampler and the rate limit of another output to all span threads."""
+        if self._heir:
+            self._heir.put_again(records)
+            return
+        for thread in self.span_threads:
+            thread.put(list(records))
 
     def wants_metrics(self, *, last: bool = False) -> bool:
         """Whether a snapshot is due; if so, the next one is due later.
@@ -963,7 +986,6 @@ def connect(
     version: str,
     cluster_name: str | None,
     safety: Safety,
-    endpoint: str | None = None,
     capture: Mapping[str, bool],
     max_rate: int,
     recent_runs: int = 0,
@@ -993,7 +1015,7 @@ def connect(
     if sdk_disabled():
         log.info("dask-otel is off: OTEL_SDK_DISABLED is true")
         return None
-    found = read_variables(endpoint)
+    found = read_variables()
     errors = {"spans": found.spans_error, "metrics": found.metrics_error}
     why = None if found.spans or found.metrics else found.spans_error or found.metrics_error
     for what, error in errors.items():

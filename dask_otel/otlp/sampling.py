@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from ..identity import Caller
 from ..safety import Safety
 from ..schema import MAX_NAME, SPAN_ROOT, clean
 from ..spantree.records import Record
+from .environment import read_variable
 
 __all__ = ["Decided", "Sampling", "caller_context", "make_sampler"]
 
@@ -44,8 +44,8 @@ def make_sampler(remarks: Remarks) -> Sampler | None:
 
     As in the SDK, that is the default, and what is used instead of one that does not exist or does not start.
     """
-    name = os.environ.get("OTEL_TRACES_SAMPLER", "").strip()
-    argument = os.environ.get("OTEL_TRACES_SAMPLER_ARG", "").strip()
+    name = read_variable("OTEL_TRACES_SAMPLER")
+    argument = read_variable("OTEL_TRACES_SAMPLER_ARG")
     if not name:
         return None
     make = _BUILT_IN.get(name.lower())

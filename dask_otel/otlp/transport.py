@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import importlib
 import math
-import os
 import re
 import threading
 import zlib
@@ -45,6 +44,7 @@ from .environment import (
     exporter_names,
     otlp_protocol,
     read_otlp,
+    read_variable,
     sdk_disabled,
     shown,
 )
@@ -449,11 +449,11 @@ def make_senders(endpoint: str | None = None, signal: Signal = TRACES, remarks: 
     return senders
 
 
-def import_exporters(endpoint: str | None = None) -> None:
+def import_exporters() -> None:
     """Import what ``make_senders`` will need, and do nothing else."""
     for signal in () if sdk_disabled() else (TRACES, METRICS):
         with suppress(SettingError):
-            for name in ["otlp"] if endpoint is not None else exporter_names(signal, Remarks()):
+            for name in exporter_names(signal, Remarks()):
                 if name.lower() not in _OTLP:
                     _load(signal, name)
                 elif _protocol(signal, name, Remarks()) == "grpc":
@@ -496,7 +496,7 @@ def _protocol(signal: Signal, name: str, remarks: Remarks) -> str:
 
 def _load(signal: Signal, name: str) -> tuple[str, Callable[[], Any]]:
     """Name and class of an exporter that is installed as an entry point."""
-    setting = os.environ[signal.exporter].strip()
+    setting = read_variable(signal.exporter)
     installed = {point.name: point for point in entry_points(group=signal.group)}
     known = name if name in installed else name.lower()
     unusable, instead = signal.unusable

@@ -7,7 +7,7 @@ from time import monotonic, perf_counter
 
 from distributed.metrics import time
 
-__all__ = ["Clock", "Pace"]
+__all__ = ["Clock", "Pace", "Unpaced"]
 
 #: A sweep gives the event loop back after at most this many seconds.
 SLICE = 0.002
@@ -85,3 +85,10 @@ class Pace:
         held, self._begin = now - self._begin, now
         self.held += held
         self.longest = max(self.longest, held)
+
+
+class Unpaced(Pace):
+    """Never gives the event loop back: for what must be counted up to one moment."""
+
+    async def rest(self) -> None:
+        """Do nothing."""

@@ -30,35 +30,52 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
     """
 
     name = "dask-otel"
-    idempotent = True
+    #: Else Dask would ignore a second registration, whatever its settings are.
+    idempotent = False
 
     def __init__(self) -> None:
         #: Set while the bridge is on.
         self._bridge: SchedulerBridge | None = None
         #: Where records go; stays after the bridge has stopped.
         self.sink: Output | None = None
+        #: What the bridge was started with, see ``values``.
+        self._started_with: Any = None
+        #: The ends of bridges that this one has replaced.
+        self._replaced: list[asyncio.Task[None]] = []
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the bridge is on, and has not begun to close."""
+        return self._bridge is not None and not self._bridge.why_ended
 
     @abstractmethod
     def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, Output] | None:
         """Read the settings and make the output; None if the bridge is to stay off."""
 
+    def values(self) -> Any:
+        """Return what ``connect`` depends on: a plugin that would change nothing replaces none."""
+        return None
+
     async def prepare(self) -> None:
         """Do what would hold the event loop for long, in a thread: the scheduler may be running."""
 
     async def start(self, scheduler: Any) -> None:
-        """Start watching; called by Dask. Never raises."""
+        """Start watching; called by Dask, which then adds the plugin. Never raises.
+
+        If the scheduler has a bridge with the same values, the plugin takes part in it. A bridge with other values is
+        replaced: it sends what it has counted, and this one counts from the same moment.
+        """
         safety, begin = Safety(), time()
-        before = scheduler.plugins.get(self.name)
         with safety.guard("start"):
             await self.prepare()
-        came_first = False
         with safety.guard("start"):
-            now = scheduler.plugins.get(self.name)
-            came_first = now is not before and now is not self  # Dask will not add this one
-            connected = self.connect(scheduler, safety) if can_work(scheduler) and not came_first else None
+            values = self.values()
+            if self._shares_bridge(scheduler, values):
+                return
+            connected = self.connect(scheduler, safety) if can_work(scheduler) else None
             if connected:
-                _make_place(scheduler)
                 self.sink = connected[1]
+                await _make_place(scheduler, self)
                 self._bridge = SchedulerBridge(
                     scheduler,
                     safety,
@@ -66,6 +83,7 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
                     is_registered=partial(_is_registered, self, scheduler),
                     stopped=partial(self.stopped, scheduler),
                 )
+                self._started_with = values
                 _bridges[scheduler] = ref(self._bridge)
                 self.transition = self._bridge.inbox.transition  # type: ignore[method-assign]
                 with safety.guard("page"):
@@ -74,10 +92,23 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
             with safety.guard("start"):
                 if self.sink:
                     self.sink.close(0.0)
-                if not came_first and not _is_active(scheduler):
+                if not _running(scheduler):
                     self.stays_off(scheduler, why_off(begin) or "its start failed: see the scheduler's log")
             # Dask may add the plugin only after this returns.
             asyncio.get_running_loop().call_soon(_withdraw, self, scheduler)
+
+    def _shares_bridge(self, scheduler: Any, values: Any) -> bool:
+        """Take part in the bridge of a plugin with the same values, if the scheduler has one.
+
+        Dask puts this plugin in the place of the other one as soon as ``start`` returns.
+        """
+        for name, other in list(scheduler.plugins.items()):
+            if isinstance(other, BridgePlugin) and other.is_on and other._started_with == values:
+                if other is not self:
+                    del scheduler.plugins[name]
+                    self.__dict__ = other.__dict__
+                return True
+        return False
 
     def started(self, scheduler: Any, bridge: SchedulerBridge) -> None:
         """Do what follows once the bridge is on; a failure affects nothing else."""
@@ -88,8 +119,8 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
     async def before_close(self) -> None:
         """Send everything; called by Dask when the scheduler closes, while its workers may still be there."""
         if self._bridge:
-            # Whoever gives up waiting must not stop it half-way.
-            await asyncio.shield(self._bridge.close())
+            # Whoever gives up waiting must not stop it half-way. Those that were replaced have begun to close earlier.
+            await asyncio.shield(asyncio.wait([self._bridge.close(), *self._replaced]))
 
     def stopped(self, scheduler: Any, bridge: SchedulerBridge) -> None:
         """Forget a bridge that has ended, and unregister: the hooks would do nothing from now on."""
@@ -142,26 +173,35 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
 _bridges: WeakKeyDictionary[Any, ref[SchedulerBridge]] = WeakKeyDictionary()
 
 
-def _make_place(scheduler: Any) -> None:
-    """End an earlier bridge that has not noticed yet that its plugin is gone: wrappers must not accumulate."""
-    earlier = _bridges.get(scheduler, lambda: None)()
-    if earlier and not earlier.why_ended:
-        earlier.detach()
-        earlier.close("another bridge has taken its place")
+async def _make_place(scheduler: Any, plugin: BridgePlugin) -> None:
+    """End an earlier bridge, and unregister its plugin, so that wrappers do not accumulate.
+
+    When this returns, the earlier bridge has counted everything up to that moment.
+    """
+    while earlier := _running(scheduler):
+        await earlier.sweep.wait()
+        if _running(scheduler) is earlier:  # else another one has taken its place meanwhile
+            for name, each in list(scheduler.plugins.items()):
+                if isinstance(each, BridgePlugin) and each is not plugin:
+                    plugin._replaced += [task for task in each._replaced if not task.done()]
+                    del scheduler.plugins[name]  # Dask would warn that it overwrites one
+            plugin._replaced.append(earlier.hand_over(plugin.sink))
 
 
-def _is_active(scheduler: Any) -> bool:
-    """Whether a scheduler has a bridge that has not ended."""
+def _running(scheduler: Any) -> SchedulerBridge | None:
     bridge = _bridges.get(scheduler, lambda: None)()
-    return bridge is not None and not bridge.why_ended
+    return bridge if bridge and not bridge.why_ended else None
 
 
 def _is_registered(plugin: BridgePlugin, scheduler: Any) -> bool:
-    """Whether the scheduler has the plugin, under whatever name."""
-    return any(each is plugin for each in scheduler.plugins.values())
+    """Whether the scheduler has the plugin, or one that takes part in its bridge, under whatever name."""
+    return any(
+        each.__dict__ is plugin.__dict__ for each in scheduler.plugins.values() if isinstance(each, BridgePlugin)
+    )
 
 
 def _withdraw(plugin: BridgePlugin, scheduler: Any) -> None:
     """Unregister a plugin that stays off, so that it costs nothing."""
-    for name in [name for name, each in scheduler.plugins.items() if each is plugin]:
-        del scheduler.plugins[name]
+    for name, each in list(scheduler.plugins.items()):
+        if isinstance(each, BridgePlugin) and each.__dict__ is plugin.__dict__:
+            del scheduler.plugins[name]

@@ -92,7 +92,7 @@ class SchedulerBridge:
         self._stopped = stopped
         self._scheduler = scheduler
         self._settings = settings
-        self._output = output
+        self.output = output
         self.safety = safety
         self.clock = CLOCK
         first_number = _first_number(scheduler)
@@ -152,6 +152,24 @@ class SchedulerBridge:
             self._closing = asyncio.create_task(self._close(), name="dask-otel close")
         return self._closing
 
+    def hand_over(self, heir: Output | None) -> asyncio.Task[None]:
+        """End now, between two sweeps, so that another bridge can count what follows; what is counted is sent.
+
+        Parameters
+        ----------
+        heir
+            Gets what cannot be sent: the earlier endpoint may have been wrong.
+        """
+        with self.safety.guard("closing"):
+            self.sweep.count_until_now()
+        with self.safety.guard("closing"):
+            if heir:
+                self.output.leave_to(heir)
+        self.detach()
+        closing = self.close("another registration has taken its place")
+        self._sweeping.cancel()
+        return closing
+
     def detach(self) -> None:
         """Stop listening to the scheduler."""
         for tap in self._taps:
@@ -173,12 +191,12 @@ class SchedulerBridge:
         with self.safety.guard("closing"):
             self._stopped(self)
         with self.safety.guard("closing"):
-            if not await in_thread(self._output.close_spans, max(0.0, deadline - perf_counter())):
+            if not await in_thread(self.output.close_spans, max(0.0, deadline - perf_counter())):
                 deadline = min(deadline, perf_counter() + HURRY / 4)  # it has waited for that long
         with self.safety.guard("closing"):
             await self.sweep.send_last_metrics()
         with self.safety.guard("closing"):
-            await in_thread(self._output.close_metrics, max(0.0, deadline - perf_counter()))
+            await in_thread(self.output.close_metrics, max(0.0, deadline - perf_counter()))
 
     def _timeout(self) -> float:
         timeout = self._settings.shutdown_timeout
@@ -212,6 +230,8 @@ class SchedulerBridge:
 
     async def _await_metrics(self) -> None:
         """Request the metrics that workers owe; if a worker does not answer, wait for its next two heartbeats."""
+        if self.sweep.counted_until is not None:  # another bridge gets them
+            return
         await self.sweep.sweep()
         owing = dict.fromkeys(self.span_tree.owing(self.clock.now()), 2)
         if not owing:
@@ -254,7 +274,7 @@ class SchedulerBridge:
 
     def _wait_for_metrics(self) -> float:
         """Seconds in which workers may deliver their metrics."""
-        if self._output.is_away:  # it is not worth a wait: most likely they would go nowhere
+        if self.output.is_away:  # it is not worth a wait: most likely they would go nowhere
             return MOMENT
         # A worker's first heartbeat comes after 1 s, whatever the interval.
         interval: float = heartbeat_interval(len(self._scheduler.workers))

@@ -16,7 +16,7 @@ from ..spantree.lifecycle import SpanTree
 from ..spantree.records import PendingRecord, Record, SegmentRecord
 from .cluster import ClusterMetrics
 from .inbox import Inbox, RequestedSpan
-from .pace import Clock, Pace
+from .pace import Clock, Pace, Unpaced
 from .task_groups import TaskGroupReader, requested_spans, span_info
 
 __all__ = ["Output", "Sweep"]
@@ -43,6 +43,9 @@ class Output(Protocol):
 
     def exporters(self) -> Iterable[ExporterCounts]:
         """Say what became of the records so far."""
+
+    def leave_to(self, heir: Output) -> None:
+        """Give spans that cannot be sent until the shutdown ends to another output."""
 
     def close(self, timeout: float) -> None:
         """Send what is left of all, within ``timeout`` seconds; blocks."""
@@ -94,6 +97,8 @@ class Sweep:
         self._threads_read = len(scheduler.total_nthreads_history)
         #: Sweeps never overlap.
         self._lock = asyncio.Lock()
+        #: Up to when everything has been counted; None if the sweep goes on counting.
+        self.counted_until: float | None = None
 
     def read_baseline(self) -> None:
         """Take the scheduler as it is for the zero from which to count."""
@@ -109,6 +114,8 @@ class Sweep:
     async def sweep(self) -> None:
         """Count what has changed and send what has ended."""
         async with self._lock:
+            if self.counted_until is not None:
+                return
             pace = Pace()
             now = await self._collect(pace)
             is_busy = self._scheduler._active_graph_updates > 0
@@ -121,18 +128,31 @@ class Sweep:
             self.cost = {"at": time(), "seconds": pace.held, "longest_hold": pace.longest}
             pace.raise_if_cancelled()
 
+    async def wait(self) -> None:
+        """Wait for the end of a sweep that has begun; until the caller gives the event loop back, none begins."""
+        async with self._lock:
+            pass
+
+    def count_until_now(self) -> None:
+        """Count everything up to this moment in one step, and no more: another bridge counts what follows.
+
+        It may hold the event loop for longer than a sweep does: 5 µs a group. Call it between two sweeps.
+        """
+        try:
+            self._collect_all(Unpaced()).send(None)
+        except StopIteration as done:
+            self.counted_until = done.value
+
     async def close(self) -> None:
         """Count what has changed, and send all spans."""
         async with self._lock:
             pace = Pace()
-            # Data can be scattered into a group without any hook being called.
-            for group in self._groups.known():
-                self._inbox.touch(group)
-                await pace.rest()
-            now = await self._collect(pace)
+            now, stopped = self.counted_until, "unfinished"
+            if now is None:
+                now, stopped = await self._collect_all(pace), "interrupted"
             for _ in range(MAX_FAILURES):
                 with self._safety.guard("closing of segments"):
-                    await self._send(self._span_tree.close(now, self._clock.offset), pace)
+                    await self._send(self._span_tree.close(now, self._clock.offset, stopped=stopped), pace)
                     break
             await self._cluster_metrics.count_ended(pace)
             pace.raise_if_cancelled()
@@ -144,6 +164,13 @@ class Sweep:
                 self._read_threads()
                 self._cluster_metrics.begin_sweep()
                 await self._send_metrics(Pace(), last=True)
+
+    async def _collect_all(self, pace: Pace) -> float:
+        """As ``_collect``, with all groups: data can be scattered into one without any hook being called."""
+        for group in self._groups.known():
+            self._inbox.touch(group)
+            await pace.rest()
+        return await self._collect(pace)
 
     async def _collect(self, pace: Pace) -> float:
         """Feed the span tree with everything that has happened up to one moment; return that moment."""

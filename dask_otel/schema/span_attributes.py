@@ -129,8 +129,8 @@ SEGMENT_PREVIOUS_ID = _attribute("dask.segment.previous_id", "string", [SEGMENT]
     "in the same trace; every other segment has a link of type `continues` instead")
 SPAN_RESULT = _attribute("dask.span.result", "string", [SEGMENT, METRIC], meaning=
     "`success`, `error`, `cancelled`, `lost` (tasks can never run, because scattered data that they need was lost "
-    "with its worker), `unfinished` (cut because of `otel.traces.max-segment`), `interrupted` (the cluster closed "
-    "before all tasks had finished)")
+    "with its worker), `unfinished` (cut because of `otel.traces.max-segment`, or because dask-otel was registered "
+    "again with other settings), `interrupted` (the cluster closed before all tasks had finished)")
 SPAN_COUNTED_IN = _attribute("dask.span.counted_in", _ONE_OR_MORE, [SEGMENT], meaning=
     "ids of Dask spans that count tasks which this span requested, see "
     "[below](#tasks-that-were-there-already)")

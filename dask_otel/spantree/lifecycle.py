@@ -264,8 +264,14 @@ class SpanTree:
         """Return the workers that are still there and have metrics to deliver for an open segment."""
         return self.owed.awaited(now)
 
-    def close(self, now: float, clock_offset: float = 0.0) -> Iterator[Record | None]:
-        """Close everything, because the cluster closes; as ``advance``."""
+    def close(self, now: float, clock_offset: float = 0.0, *, stopped: str = "interrupted") -> Iterator[Record | None]:
+        """Close everything; as ``advance``.
+
+        Parameters
+        ----------
+        stopped
+            Result of what is not done: ``interrupted`` if the cluster closes, ``unfinished`` if the work goes on.
+        """
         self._offset = clock_offset
         yield from self._account(now)
         for node in sorted(self.forest.held, key=lambda node: node.ledger.since if node.ledger else now):
@@ -276,7 +282,7 @@ class SpanTree:
                         self.roots.late(each.info)
                 self.forest.open_segment(node, node.ledger.since, now)
         for node in sorted(self.forest.open, key=lambda node: -node.depth):
-            yield from self._close(node, now, stopped="interrupted")
+            yield from self._close(node, now, stopped=stopped)
 
     # Inside
 

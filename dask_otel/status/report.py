@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from time import time
 from typing import Any
 
@@ -12,7 +13,22 @@ from ..safety import Safety
 from ..scheduler.runtime import SchedulerBridge
 from ..spantree.lifecycle import trace_of
 
-__all__ = ["OffReport", "StatusReport"]
+__all__ = ["OffReport", "StatusReport", "destination", "destinations"]
+
+
+def destination(exporter: Mapping[str, Any]) -> str:
+    """Describe where an exporter sends to, given its status."""
+    through = f" through {exporter['proxy']}" if exporter["proxy"] else ""
+    return f"{exporter['target'] or exporter['name']}{through}"
+
+
+def destinations(status: Mapping[str, Any]) -> str:
+    """Describe what is sent where, e.g. ``spans and metrics to http://collector:4317``."""
+    places: dict[str, dict[str, None]] = {}
+    for items, exporters in (("spans", status["exporters"]), ("metrics", status["metrics"])):
+        for each in exporters:
+            places.setdefault(destination(each), {})[items] = None
+    return ", ".join(f"{' and '.join(items)} to {place}" for place, items in places.items()) or "nothing"
 
 
 class StatusReport:

@@ -18,7 +18,9 @@ import dask_otel.otlp.exporter as module
 from dask_otel.cli.receiver import Receiver
 from dask_otel.metrics.recorder import Recorder
 from dask_otel.metrics.series import MetricSettings
+from dask_otel.otlp.environment import with_variables
 from dask_otel.otlp.exporter import connect
+from dask_otel.otlp_options import OtlpOptions
 from dask_otel.privacy import Capture
 from dask_otel.safety import Safety
 
@@ -34,7 +36,9 @@ def clean(monkeypatch):
 def make_sink(endpoint=None):
     capture = dict.fromkeys(Capture.__dataclass_fields__, True)
     names = dict.fromkeys(("service_name", "instance_id", "version", "cluster_name"), "ours")
-    return connect(**names, safety=Safety(), capture=capture, max_rate=0, endpoint=endpoint)
+    options = OtlpOptions.from_call(endpoint=endpoint, traces=None, metrics=None)
+    with with_variables(options.merged()):
+        return connect(**names, safety=Safety(), capture=capture, max_rate=0)
 
 
 def taken(number=1):

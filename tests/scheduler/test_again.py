@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 from functools import partial
+from time import sleep
 from weakref import ref
 
 import dask
 import pytest
 from distributed import Client, Scheduler, Worker, span, wait
 from distributed.utils_test import gen_cluster, inc
-from support.clusters import finished
+from support.clusters import finished, one_clock
 from support.memory import MemoryPlugin
-from support.task_groups import check_groups
+from support.task_groups import check_groups, check_spans
+from support.trees import check_shape, check_sums
 
 import dask_otel
 from dask_otel.scheduler.inbox import HeartbeatTap
@@ -107,6 +109,88 @@ async def test_groups_that_are_split_stay_so_for_the_next_bridge(client, schedul
         await asyncio.sleep(0.01)
     await finished(second)
     assert wrapped() == set()
+
+
+class Other(MemoryPlugin):
+    """One that has other values than any other."""
+
+    def values(self):
+        return object()
+
+
+def slow(seconds, *_):
+    sleep(seconds)
+    return seconds
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 2)] * 2, clean_kwargs={"threads": False}, timeout=90)
+async def test_registered_again_with_other_values_while_tasks_run(client, scheduler, *workers):
+    """Each bridge counts from the moment at which the one before has stopped: nothing is lost, and nothing twice."""
+    plugins = [Other()]
+    await plugins[-1].add_to(scheduler)
+    with one_clock():
+        with span("root") as root_id, span("inner"):
+            first = client.map(slow, [0.01] * 100, key=[f"a{n % 7}-{n}" for n in range(100)])
+            second = client.map(slow, [0.02] * 60, first[:60], key=[f"b-{n}" for n in range(60)])
+        for number in range(1, 6):
+            await wait(second[: 8 * number])
+            plugins.append(Other())
+            await plugins[-1].add_to(scheduler)
+            assert [each for each in scheduler.plugins.values() if isinstance(each, MemoryPlugin)] == plugins[-1:]
+            assert set(layers(scheduler).values()) == {1}
+        await client.gather([first, second])
+        await plugins[-1].before_close()
+    spans = [each for plugin in plugins for each in plugin.exporter.spans()]
+    check_spans(scheduler, spans)
+    check_shape(spans, all_sent=False)
+    check_sums(spans)
+    roots = [each for each in spans if each.name == "root"]
+    assert {each.trace_id for each in roots} == {dask_otel.trace_id(root_id)}
+    assert len(roots) == 6
+    assert sum(each.attributes["dask.task.completed"] for each in roots) == 160
+    assert [each.attributes["dask.span.result"] for each in roots] == ["unfinished"] * 5 + ["success"]
+    assert {each.status for each in spans} == {"Unset"}
+    assert not any(plugin.safety.failures for plugin in plugins)
+    while sweeps():
+        await asyncio.sleep(0.01)
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], clean_kwargs={"threads": False})
+async def test_registered_again_with_the_same_values(client, scheduler, worker):
+    """The bridge stays, whichever way the plugin comes and under whatever name."""
+    first = MemoryPlugin()
+    await first.add_to(scheduler)
+    bridge = first._bridge
+    with span("root") as root_id:
+        await client.submit(inc, 1, key="one")
+        again = MemoryPlugin()
+        await again.add_to(scheduler)
+        await scheduler.register_scheduler_plugin(MemoryPlugin(), name="other", idempotent=False)
+        await scheduler.register_scheduler_plugin(MemoryPlugin(), name="other", idempotent=False)
+        await client.submit(inc, 2, key="two")
+    assert [name for name, each in scheduler.plugins.items() if isinstance(each, MemoryPlugin)] == ["other"]
+    assert scheduler.plugins["other"]._bridge is bridge
+    assert set(layers(scheduler).values()) == {1}
+    spans = await asyncio.to_thread(first.exporter.wait_for_trace, dask_otel.trace_id(root_id))
+    assert {each.name for each in spans} == {"root", "one", "two"}
+    await scheduler.plugins["other"].before_close()
+    assert "other" not in scheduler.plugins
+    assert set(layers(scheduler).values()) == {0}
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], clean_kwargs={"threads": False})
+async def test_two_that_replace_one_at_the_same_time(client, scheduler, worker):
+    plugins = [Other() for _ in range(4)]
+    await plugins[0].add_to(scheduler)
+    async with plugins[0]._bridge.sweep._lock:  # a sweep, for which all have to wait
+        adding = [asyncio.create_task(plugin.add_to(scheduler)) for plugin in plugins[1:]]
+        await asyncio.sleep(0.1)
+    await asyncio.gather(*adding)
+    (active,) = [each for each in scheduler.plugins.values() if isinstance(each, MemoryPlugin)]
+    assert [each for each in plugins if each.is_on and not each._bridge.why_ended] == [active]
+    assert set(layers(scheduler).values()) == {1}
+    await active.before_close()
+    assert set(layers(scheduler).values()) == {0}
 
 
 def test_a_scheduler_that_has_closed_is_let_go_of(monkeypatch):

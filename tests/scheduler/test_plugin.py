@@ -435,12 +435,13 @@ async def test_registering_twice_changes_nothing(client, scheduler, worker):
     first, second = MemoryPlugin(), MemoryPlugin()
     await first.add_to(scheduler)
     await second.add_to(scheduler)
-    assert scheduler.plugins[first.name] is first
+    assert scheduler.plugins[first.name] is second
+    assert second.exporter is first.exporter  # it takes part in the bridge of the first
     with span("root") as root_id:
         await client.submit(inc, 1, key="work")
-    await trace_of(first, root_id)
-    assert second.exporter.spans() == []
-    await first.before_close()
+    assert [each.name for each in await trace_of(first, root_id)] == ["work", "root"]
+    await second.before_close()
+    assert not first.is_on
 
 
 @pytest.mark.slow

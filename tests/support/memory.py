@@ -96,4 +96,4 @@ class MemoryPlugin(OTelPlugin):
         return BridgeSettings(**({"sweep_interval": 0.05} | bridge), span_tree=settings), self.sink
 
     async def add_to(self, scheduler: Any) -> None:
-        await scheduler.register_scheduler_plugin(self, idempotent=True)
+        await scheduler.register_scheduler_plugin(self, idempotent=False)

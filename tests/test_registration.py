@@ -1,0 +1,241 @@
+"""``client.register_plugin(OTelPlugin(...))``: the client learns where the scheduler sends, or why it cannot send."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import re
+import subprocess
+import sys
+
+import dask
+import pytest
+from distributed import Client, LocalCluster, span
+from distributed.protocol.pickle import dumps, loads
+from distributed.utils_test import captured_logger
+from support.backends import free_port
+from support.environment import environment
+from support.misbehaving import Misbehaving
+from support.processes import PATIENCE, cluster
+from support.trees import check_shape, tree
+from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
+
+import dask_otel
+from dask_otel.cli.receiver import Receiver
+
+pytestmark = pytest.mark.slow
+
+FAST = {"otel.traces.idle-timeout": "300ms", "otel.sweep-interval": "50ms"}
+SECRET = "s3cr3t-of-mine"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("OTEL_"):
+            monkeypatch.delenv(name)
+
+
+class Lines:
+    """What a client is to print and to warn about."""
+
+    def __init__(self, client):
+        self._lines = queue.Queue()
+        for topic in ("print", "warn"):
+            client.subscribe_topic(topic, lambda event, topic=topic: self._lines.put((topic, event[1])))
+
+    def next(self):
+        return self._lines.get(timeout=PATIENCE)
+
+    @property
+    def is_empty(self):
+        return self._lines.empty()
+
+
+@pytest.fixture
+def receivers():
+    with Receiver() as one, Receiver() as other:
+        yield one, other
+
+
+SCRIPT = """
+import sys
+from distributed import Client
+import dask_otel
+
+if __name__ == "__main__":
+    client = Client(sys.argv[1])
+    client.register_plugin(eval(sys.argv[2], {"OTelPlugin": dask_otel.OTelPlugin}))
+"""
+
+
+def register(processes, folder, plugin, **variables):
+    """Register a plugin in a process of its own, which ends at once."""
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, processes.address, plugin],
+        cwd=folder,
+        env=environment(variables),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def test_a_script_prints_where_the_scheduler_sends_and_warns_of_variables_that_are_not_used(receivers, tmp_path):
+    endpoint = receivers[0].endpoints["http/protobuf"]
+    ours = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_HEADERS": f"key={SECRET}"}
+    with cluster(tmp_path, options=(), workers=1) as processes:
+        done = register(processes, tmp_path, "OTelPlugin()", **ours)
+        assert done.returncode == 0, done.stderr
+        (line,) = done.stdout.splitlines()
+        assert re.fullmatch(
+            r"dask-otel sends spans and metrics to http://localhost:4317 \(on the scheduler's host, \S+\)\. "
+            r"dask_otel\.describe\(\) shows this again, with links",
+            line,
+        )
+        assert (
+            "UserWarning: dask-otel does not use OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS of this "
+            "process: the scheduler's process has other values, or none." in done.stderr
+        )
+        ours["OTEL_EXPORTER_OTLP_PROTOCOL"] = "http/protobuf"
+        done = register(processes, tmp_path, "OTelPlugin.from_env()", **ours)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(
+            f"dask-otel sends spans to {endpoint}/v1/traces, metrics to {endpoint}/v1/metrics"
+        )
+        # The scheduler's variables and those of this process agree now.
+        root_id, _ = nested(processes.client)
+        spans = receivers[0].wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
+        assert SECRET not in processes.scheduler.log
+    assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
+
+
+def test_only_the_client_that_registers_prints(receivers, tmp_path):
+    with cluster(tmp_path, options=(), workers=0) as processes, Client(processes.address) as other:
+        lines = [Lines(processes.client), Lines(other)]
+        for number, client in enumerate((processes.client, other)):
+            with client.as_current():
+                client.register_plugin(dask_otel.OTelPlugin(receivers[number].endpoints["grpc"]))
+            assert receivers[number].endpoints["grpc"] in lines[number].next()[1]
+        assert all(each.is_empty for each in lines)
+
+
+def test_a_scheduler_that_cannot_send_raises_in_the_client_and_what_was_there_stays(receivers, tmp_path):
+    endpoint = receivers[0].endpoints["grpc"]
+    missing = str(tmp_path / "missing.pem")
+    with cluster(tmp_path, options=()) as processes:
+        client = processes.client
+        with pytest.raises(
+            RuntimeError, match=r"cannot send from the scheduler on \S+: OTEL_EXPORTER_OTLP_CERTIFICATE = "
+        ):
+            client.register_plugin(dask_otel.OTelPlugin("https://c:4317", certificate=missing))
+        assert "dask-otel" not in client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.plugins))
+        client.register_plugin(dask_otel.OTelPlugin(endpoint))
+        with span("root") as root_id:
+            client.submit(sum, [1], key="before").result()
+            with pytest.raises(RuntimeError, match="the earlier registration stays active"):
+                client.register_plugin(dask_otel.OTelPlugin("https://c:4317", certificate=missing))
+            client.submit(sum, [2], key="after").result()
+        spans = receivers[0].wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
+    assert sorted(each.name for each in spans) == ["after", "before", "root"]
+
+
+def test_a_signal_that_cannot_be_sent_is_a_warning(receivers, tmp_path):
+    with cluster(tmp_path, options=(), workers=0) as processes:
+        lines = Lines(processes.client)
+        missing = {"certificate": str(tmp_path / "missing.pem")}
+        processes.client.register_plugin(dask_otel.OTelPlugin(receivers[0].endpoints["grpc"], metrics=missing))
+        kind, line = lines.next()
+        assert (kind, line.partition(".")[0]) == ("print", "dask-otel sends spans to http://127")
+        kind, line = lines.next()
+        assert kind == "warn"
+        assert line.startswith("dask-otel sends no metrics: OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE = ")
+
+
+def test_registered_again_replaces_the_preload_and_loses_nothing(receivers, tmp_path):
+    one, other = receivers
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": one.endpoints["grpc"]}
+    with cluster(tmp_path, env=env) as processes:
+        client = processes.client
+        with span("root") as root_id:
+            client.submit(sum, [1], key="first").result()
+            client.register_plugin(dask_otel.OTelPlugin())  # the same
+            client.submit(sum, [2], key="second").result()
+            client.register_plugin(dask_otel.OTelPlugin(other.endpoints["http/protobuf"], protocol="http/protobuf"))
+            client.submit(sum, [3], key="third").result()
+        trace_id = dask_otel.trace_id(root_id)
+        before, after = (each.wait_for_trace(trace_id, timeout=60) for each in receivers)
+        log = processes.scheduler.log
+    assert sorted(each.name for each in before) == ["first", "root", "second"]
+    assert sorted(each.name for each in after) == ["root", "third"]
+    check_shape([*before, *after], all_sent=False)
+    assert log.count("is on and sends to") == 2
+    assert "overwriting" not in log
+
+
+def test_spans_that_could_not_be_sent_arrive_when_the_right_endpoint_is_registered(receivers, tmp_path):
+    """As when OTelPlugin() was registered first, which sends to a collector beside the scheduler that is not there."""
+    with cluster(tmp_path, options=()) as processes:
+        client = processes.client
+        client.register_plugin(dask_otel.OTelPlugin(f"http://127.0.0.1:{free_port()}"))
+        root_id, _ = nested(client)
+        processes.scheduler.wait_for("cannot send spans with exporter 'otlp'")
+        client.register_plugin(dask_otel.OTelPlugin(receivers[0].endpoints["grpc"]))
+        spans = receivers[0].wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
+        log = processes.scheduler.log
+    assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
+    assert not re.search(r"could not send \d+ spans", log)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_headers_arrive_and_are_in_no_log(protocol, tmp_path):
+    with (
+        Misbehaving(protocol) as receiver,
+        cluster(tmp_path, options=(), env={"DASK_LOGGING__DISTRIBUTED": "debug"}) as processes,
+    ):
+        plugin = dask_otel.OTelPlugin(receiver.endpoint, protocol=protocol, headers={"X-Key": SECRET}, metrics=False)
+        processes.client.register_plugin(plugin)
+        root_id, _ = nested(processes.client)
+        receiver.wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
+        info = repr(processes.client.scheduler_info()) + repr(processes.client.run_on_scheduler(_plugins))
+        log = processes.scheduler.log
+    assert {name.lower(): value for name, value in receiver.headers[0].items()}["x-key"] == SECRET
+    assert "register_scheduler_plugin" in log  # the message with the pickle is there
+    assert "OTEL_EXPORTER_OTLP_HEADERS" in info
+    assert SECRET not in log + info
+
+
+def _plugins(dask_scheduler):
+    return [repr(each) + repr(vars(each)) for name, each in dask_scheduler.plugins.items() if name == "dask-otel"]
+
+
+def test_a_scheduler_without_the_package_logs_no_header(monkeypatch):
+    pickled = dumps(dask_otel.OTelPlugin("http://c:4317", headers={"key": SECRET}))
+    monkeypatch.setitem(sys.modules, "dask_otel.preload", None)
+    with captured_logger("distributed.protocol.pickle", level=logging.INFO) as log, pytest.raises(ModuleNotFoundError):
+        loads(pickled)
+    assert "Failed to deserialize" in log.getvalue()
+    assert SECRET not in log.getvalue()
+
+
+def test_the_environment_of_a_local_cluster_that_was_set_too_late(receivers, monkeypatch):
+    """Registered again with other variables in the same process, the plugin sends to the new endpoint."""
+    with (
+        dask.config.set(FAST),
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as local,
+        Client(local) as client,
+    ):
+        lines = Lines(client)
+        client.register_plugin(dask_otel.OTelPlugin())
+        assert lines.next()[1].startswith("dask-otel sends spans and metrics to http://localhost:4317. ")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receivers[0].endpoints["grpc"])
+        before = dict(os.environ)
+        client.register_plugin(dask_otel.OTelPlugin())
+        assert receivers[0].endpoints["grpc"] in lines.next()[1]
+        assert lines.is_empty
+        root_id, _ = nested(client)
+        spans = receivers[0].wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
+        assert dict(os.environ) == before
+    assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
