@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from .. import config
@@ -12,6 +13,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line; what it needs beyond the bridge is the extra ``cli``."""
+    # gRPC's core reads this once, when it is loaded, and writes to stderr otherwise; errors are in the results, too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         config.check_limits()  # the SDK fails without a name when it is imported
         from .main import dask_otel
