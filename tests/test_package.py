@@ -61,6 +61,7 @@ ALLOWED = {
     "privacy": {"schema", "spantree"},
     "scheduler": {"identity", "metrics", "safety", "schema", "spantree", "dask", "distributed"},
     "otlp": {
+        "config",
         "errors",
         "identity",
         "metrics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
@@ -9,6 +10,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line; what it needs beyond the bridge is the extra ``cli``."""
+    # gRPC's core reads this once, when it is loaded, and writes to stderr otherwise; errors are in the results, too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from .main import dask_otel
     except ImportError as error:

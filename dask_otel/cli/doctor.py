@@ -121,17 +121,8 @@ _OF_EITHER = r"HTTP (40[0357]|5\d\d|3\d\d|200)"
 def doctor(endpoint: str | None, scheduler: str | None) -> None:
     """Check the configuration and send a test span; exit code 1 if something is wrong."""
     console = Console(highlight=False, soft_wrap=True)
-    silence_grpc()
     good = _check(endpoint, console) if scheduler is None else check_scheduler(scheduler, console)
     raise SystemExit(0 if good else 1)
-
-
-def silence_grpc() -> None:
-    """Have gRPC's core write nothing to stderr: what it has to report is in the results, too.
-
-    It reads this variable once, when it is loaded. Only a process of the command line calls this.
-    """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def advice(protocol: str, target: str, message: str, proxy: Proxy | None = None, signal: Signal = TRACES) -> str:

@@ -545,16 +545,19 @@ class ExportThread:
     def status(self) -> dict[str, Any]:
         """Return what became of the items, as plain data for the page."""
         with self._changed:
-            return {
-                "name": self.name,
-                "target": self._sender.target,
-                "proxy": str(self._sender.proxy or ""),
-                "failing": self.is_failing,
-                "since": self.failing_since,
-                "last_error": self.last_error,
-                "last_error_at": self.last_error_at,
-                "unsupported": self.unsupported,
-            } | self.queue.status()
+            return (
+                {
+                    "name": self.name,
+                    "target": self._sender.target,
+                    "proxy": str(self._sender.proxy or ""),
+                    "failing": self.is_failing,
+                    "since": self.failing_since,
+                    "last_error": self.last_error,
+                    "last_error_at": self.last_error_at,
+                }
+                | self.queue.status()
+                | ({"unsupported": self.unsupported} if self.queue.is_latest_only else {})
+            )
 
     def _run(self) -> None:
         # Else the user's instrumentation of requests or grpc would trace our own requests.

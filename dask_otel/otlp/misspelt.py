@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from opentelemetry import environment_variables as api
-from opentelemetry.sdk import environment_variables as sdk
+import opentelemetry.environment_variables as api
+import opentelemetry.sdk.environment_variables as sdk
 
 from ..config import DEFAULTS
 

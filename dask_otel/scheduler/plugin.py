@@ -19,6 +19,8 @@ from .sweep import Output
 
 __all__ = ["BridgePlugin"]
 
+#: Why the bridge is off if no line of the log was recorded, such as with a higher level of logging.
+_UNKNOWN = "see the lines of distributed.dask_otel in the scheduler's log"
 #: How the scheduler may have taken a graph in, as its events say.
 GRAPH_STATUSES = ("OK", "error", "cancelled")
 
@@ -93,7 +95,7 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
                 if self.sink:
                     self.sink.close(0.0)
                 if not _running(scheduler):
-                    self.stays_off(scheduler, why_off(begin) or "its start failed: see the scheduler's log")
+                    self.stays_off(scheduler, why_off(begin) or _UNKNOWN)
             # Dask may add the plugin only after this returns.
             asyncio.get_running_loop().call_soon(_withdraw, self, scheduler)
 

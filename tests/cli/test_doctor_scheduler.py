@@ -244,7 +244,7 @@ def test_blanks_and_a_slash_do_not_matter(ask):
         ),
         (
             ["--preload", "dask_otel"],
-            {"OTEL_EXPORTER_OTLP_ENDPOINT": "nowhere:0", "DASK_LOGGING__DISTRIBUTED": "critical"},
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "nowhere:0"},
             {},
             [
                 "it is off: OTEL_EXPORTER_OTLP_ENDPOINT = 'nowhere:0' cannot be used: it must be a URL like "

@@ -77,8 +77,11 @@ def test_the_doctor_names_a_proxy_that_does_not_let_through(monkeypatch, protoco
     assert f"through the proxy {proxy.address} ({variable})" in out
     exempting = "no_grpc_proxy" if protocol == GRPC else "NO_PROXY"
     advice = next(line for line in out.splitlines() if "Requests go through" in line)
-    # What would be said without a proxy comes after it, if at all.
-    assert advice.startswith(f"  Requests go through the proxy {proxy.address} that {variable} names")
+    assert advice == out.splitlines()[0]
+    # What would be reported without a proxy comes after it, if at all.
+    assert advice.partition(f"({variable}): ")[2].startswith(
+        f"Requests go through the proxy {proxy.address} that {variable} names"
+    )
     assert f"add {host} to {exempting}" in advice
     assert "is the collector up" not in out
     assert "s3cret" not in out
@@ -211,7 +214,7 @@ def test_what_the_collector_behind_a_proxy_says(monkeypatch, protocol):
         monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
         code, out = doctor("http://collector.invalid:4317")
     assert code == 1
-    assert "  The collector wants credentials: OTEL_EXPORTER_OTLP_HEADERS" in out
+    assert ": The collector wants credentials: OTEL_EXPORTER_OTLP_HEADERS" in out
     assert f"Requests go through the proxy {proxy.address} that http_proxy names" in out
 
 
