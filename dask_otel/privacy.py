@@ -42,13 +42,13 @@ class Redactor:
     """Removes what must not be shown; a name has the same pseudonym as long as the scheduler lives."""
 
     def __init__(self, capture: Capture) -> None:
-        self._capture = capture
+        self.capture = capture
         #: Without a salt, pseudonyms of names that are easy to guess could be found by trying.
         self._salt = token_bytes(16)
 
     def __call__(self, record: Record) -> Record:
         """Return a record without what must not be shown; the same record if everything may be shown."""
-        if self._capture == Capture():
+        if self.capture == Capture():
             return record
         changes: dict[str, Any] = {
             "span": replace(record.span, tags=self.tags(record.span.tags)),
@@ -57,16 +57,16 @@ class Redactor:
         if isinstance(record, SegmentRecord):
             changes |= {
                 "name": self.title(record.span, record.name),
-                "code": record.code if self._capture.code else None,
-                "collections": record.collections if self._capture.types else (),
+                "code": record.code if self.capture.code else None,
+                "collections": record.collections if self.capture.types else (),
             }
         elif isinstance(record, GroupRecord):
-            changes["types"] = record.types if self._capture.types else {}
+            changes["types"] = record.types if self.capture.types else {}
             changes["dependencies"] = tuple(map(self._key, record.dependencies))
             if record.retried_error:
                 changes["retried_error"] = FirstError(
                     self._error_type(record.retried_error.type),
-                    record.retried_error.message if self._capture.message else "",
+                    record.retried_error.message if self.capture.message else "",
                 )
             if not record.folded:  # else the name is "other groups"
                 changes |= {"name": self._key(record.name), "group": self._key(record.group)}
@@ -79,14 +79,14 @@ class Redactor:
 
     def tags(self, tags: tuple[str, ...]) -> tuple[str, ...]:
         """Return a span's tags, or pseudonyms for them."""
-        if self._capture.tags or tags == ("default",):
+        if self.capture.tags or tags == ("default",):
             return tags
         return tuple(self._pseudonym("span", tag) for tag in tags)
 
     def title(self, span: SpanInfo, name: str) -> str:
         """Return the name of a span's segments, or a pseudonym; that of a default root is ``default: <prefix>``."""
         if span.is_default:
-            return name if self._capture.keys else "default"
+            return name if self.capture.keys else "default"
         return self.tags(span.tags)[-1]
 
     def metric_attribute(self, name: str, value: str) -> str:
@@ -102,14 +102,14 @@ class Redactor:
         if error:
             error = error._replace(
                 type=self._error_type(error.type),
-                message=error.message if self._capture.message else "",
-                traceback=error.traceback if self._capture.traceback else "",
+                message=error.message if self.capture.message else "",
+                traceback=error.traceback if self.capture.traceback else "",
             )
         return run._replace(
             key=self._key(run.key),
             group=self._key(run.group),
             prefix=self._key(run.prefix),
-            type=run.type if self._capture.types else None,
+            type=run.type if self.capture.types else None,
             error=error,
         )
 
@@ -117,14 +117,14 @@ class Redactor:
         """Return a failure without what must not be shown."""
         if failure is None:
             return None
-        message = failure.message if self._capture.message else ""
+        message = failure.message if self.capture.message else ""
         return failure._replace(type=self._error_type(failure.type), message=message)
 
     def _error_type(self, name: str) -> str:
-        return name if self._capture.types or name in _BUILT_IN_ERRORS or name in ENDS else "_OTHER"
+        return name if self.capture.types or name in _BUILT_IN_ERRORS or name in ENDS else "_OTHER"
 
     def _key(self, name: str) -> str:
-        return name if self._capture.keys else self._pseudonym("tasks", name)
+        return name if self.capture.keys else self._pseudonym("tasks", name)
 
     def _pseudonym(self, kind: str, name: str) -> str:
         data = name.encode("utf-8", "surrogatepass")

@@ -782,11 +782,20 @@ class TelemetryOutput:
         return records if self.span_threads else []
 
     def leave_to(self, heir: Any) -> None:
-        """Give spans that cannot be sent until the shutdown ends to another ``TelemetryOutput``; each only once."""
+        """Give spans that cannot be sent until the shutdown ends to another ``TelemetryOutput``; each only once.
+
+        From now on, both keep the same runs for the page.
+        """
         self._heir = heir
+        heir.share_runs(self._finished, self.recent_runs)
         for thread in self.span_threads[:1]:
             if isinstance(thread.queue, SpanExportQueue):
                 thread.queue.heir = heir.put_again
+
+    def share_runs(self, finished: deque[dict[str, Any]], recent_runs: RecentRuns | None) -> None:
+        """Continue the runs of another output for the page, unless other settings of the page or privacy apply."""
+        if self.recent_runs and recent_runs and recent_runs.is_like(self.recent_runs):
+            self._finished, self.recent_runs = finished, recent_runs
 
     def put_again(self, records: list[Record]) -> None:
         """Give records that have passed the sampler and the rate limit of another output to all span threads."""
@@ -840,7 +849,7 @@ class TelemetryOutput:
 
     def close_spans(self, timeout: float) -> None:
         """Send the spans that are left, within ``timeout`` seconds less what the last metrics may need."""
-        if self.recent_runs:
+        if self.recent_runs and not (self._heir and self._heir.recent_runs is self.recent_runs):
             self.recent_runs.close()
         kept = min(FOR_METRICS, timeout / 4) if any(thread.is_supported for thread in self.metric_threads) else 0.0
         _close_all([thread.close for thread in self.span_threads], timeout, kept)

@@ -165,6 +165,10 @@ class RecentRuns:
                 self._thread.start()
             self._changed.notify()
 
+    def is_like(self, other: RecentRuns) -> bool:
+        """Whether another one would keep the same of the same records."""
+        return (self._most, self._redact.capture) == (other._most, other._redact.capture)
+
     def has(self, run: RunId) -> bool:
         """Whether a finished run is kept."""
         with self._changed:

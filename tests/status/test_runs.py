@@ -10,6 +10,7 @@ from html import unescape
 from time import perf_counter
 from urllib.parse import quote
 
+import dask
 import pytest
 from distributed import Client, Event, span, wait
 from distributed.utils_test import captured_logger
@@ -20,6 +21,7 @@ from support.pages import get, status, with_page
 from support.records import SegmentRecord
 
 import dask_otel
+from dask_otel.preload import OTelPlugin
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&{{ 1 }}'
 
@@ -137,6 +139,30 @@ def test_a_run_with_no_exporter_at_all():
     with captured_logger("distributed.dask_otel", level="INFO") as log:
         with_page(test)
     assert len(log.getvalue().splitlines()) == 1  # nothing to complain about
+
+
+def test_another_registration_keeps_the_runs():
+    async def test(plugin, client, scheduler):
+        first = await work(client)
+        path, page = await shown(scheduler, first)
+        with span("cut") as cut:
+            await client.submit(sum, [1], key="before")
+            await scheduler.register_scheduler_plugin(OTelPlugin(headers={"other": "value"}), idempotent=False)
+            assert not plugin.is_on
+            await client.submit(sum, [2], key="after")
+        found = await status(scheduler, lambda found: len(found["finished"]) == 3)
+        assert [each["id"] for each in found["finished"]] == [first, cut, cut]
+        for each, group in zip(found["finished"][1:], ("before", "after"), strict=True):
+            part = await get(scheduler, f"/otel/{each['run']}")
+            assert outline(part.body.decode()) == ["span cut +", f"  group {group}"]
+        assert outline((await get(scheduler, path)).body.decode()) == outline(page)
+        other = OTelPlugin(headers={"third": "value"})
+        with dask.config.set({"otel.capture.message": False}):
+            await scheduler.register_scheduler_plugin(other, idempotent=False)
+        assert (await status(scheduler, lambda found: True))["finished"] == []  # privacy has changed
+        assert (await get(scheduler, path)).code == 404
+
+    with_page(test)
 
 
 def test_a_run_that_is_not_sampled(monkeypatch):
