@@ -28,7 +28,8 @@ def destinations(status: Mapping[str, Any]) -> str:
     for items, exporters in (("spans", status["exporters"]), ("metrics", status["metrics"])):
         for each in exporters:
             places.setdefault(destination(each), {})[items] = None
-    return ", ".join(f"{' and '.join(items)} to {place}" for place, items in places.items()) or "nothing"
+    parts = [f"{' and '.join(items)} to {place}" for place, items in places.items()]
+    return ", ".join(parts) or "nothing, as configured"
 
 
 class StatusReport:

@@ -97,6 +97,8 @@ def outline(page):
 def test_a_run_with_no_exporter_at_all():
     async def test(plugin, client, scheduler):
         assert "is on and sends nothing, as configured; its page is /otel/" in log.getvalue()
+        described = await dask_otel.describe(client=client)
+        assert described.text == "dask-otel sends nothing, as configured"
         root = await work(client)
         path, page = await shown(scheduler, root)
         assert outline(page) == [
