@@ -55,8 +55,13 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
 
     name = "recorder"
 
-    def __init__(self, scheduler: Scheduler, submissions: Submissions | None = None) -> None:
+    def __init__(
+        self, scheduler: Scheduler, submissions: Submissions | None = None, *, split_groups: bool = True
+    ) -> None:
         self._scheduler = scheduler
+        self._split_groups = split_groups
+        #: By id of a span, the key of the task that named it first; None if that was no task, or Dask knows none.
+        self._named_by: dict[str, Any] = {}
         self._submissions = submissions
         #: Ids of each span that was requested, from its root down.
         self.lineage: dict[str, Ids] = {}
@@ -89,9 +94,15 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
     async def _update_graph(self, *args: Any, **message: Any) -> None:
         if self._submissions:
             submission = self._submissions.of(message)
+            by = message["submitting_task"]
+            for span_id in submission.around:
+                self._named_by.setdefault(span_id, by)
+            outer = self._living.get(by)
+            if outer and not outer.requested and self._split_groups:
+                # In a thread that another task has left, it finds that one's span; not so one that it opens itself.
+                submission = submission.only(lambda span_id: self._named_by.get(span_id) == by)
             _current.set(submission)
             self._learn(submission.around)
-            outer = self._living.get(message["submitting_task"])
             if outer and outer.requested and outer.requested[-1] not in submission.around:
                 self.misplaced.append(f"{outer.task.key} of {outer.requested} submits in {submission.around}")
         await self._handler(*args, **message)

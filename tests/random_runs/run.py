@@ -89,7 +89,7 @@ async def _run(plan: Plan) -> Outcome:
     )
     plugin.sampler = ALWAYS_ON if plan.always_on else None
     async with Scheduler(host="127.0.0.1", port=0, dashboard_address=":0", dashboard=False, validate=True) as scheduler:
-        recorder = Recorder(scheduler, Submissions())
+        recorder = Recorder(scheduler, Submissions(), split_groups=plan.split_groups)
         scheduler.add_plugin(recorder)
         await plugin.add_to(scheduler)
         async with AsyncExitStack() as stack:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from itertools import count
 from typing import Any, NamedTuple
@@ -25,6 +25,12 @@ class Submission(NamedTuple):
     around: Ids
     #: By key of each task, the span that requests it: that of its layer, which may have been made in another one.
     spans: Mapping[Any, Ids]
+
+    def only(self, keep: Callable[[str], bool]) -> Submission:
+        """Return the same without some spans."""
+        return Submission(
+            tuple(filter(keep, self.around)), {key: tuple(filter(keep, ids)) for key, ids in self.spans.items()}
+        )
 
 
 class Submissions:

@@ -44,6 +44,11 @@ async def until(condition):
         await asyncio.sleep(0.01)
 
 
+async def waited_for(scheduler, event):
+    """A task that waits for an event has found its client: it must not find one that is only just connecting."""
+    await until(lambda: scheduler.extensions["events"]._waiter_count[event.name])
+
+
 async def requested_twice(scheduler, key):
     await until(lambda: key in scheduler.tasks and len(scheduler.tasks[key].who_wants) == 2)
 
@@ -104,7 +109,7 @@ async def test_a_task_that_is_running(plugin, client, scheduler, a, b, ends):
 
     with span("owner"):
         kept = client.submit(hold, 1, key="work-1")
-        await until(lambda: "work-1" in scheduler.tasks)
+        await waited_for(scheduler, held)
     async with other_client(scheduler) as other:
         with span("guest"):
             again = other.submit(hold, 1, key="work-1")
@@ -134,7 +139,7 @@ async def test_a_task_that_two_clients_request_in_one_span(plugin, client, sched
     async with other_client(scheduler) as other:
         with span("owner"):
             kept = client.submit(held.wait, key="work-1")
-            await until(lambda: "work-1" in scheduler.tasks)
+            await waited_for(scheduler, held)
         with span("guest"):
             again = other.submit(held.wait, key="work-1")
             await requested_twice(scheduler, "work-1")
@@ -216,7 +221,7 @@ async def test_every_segment_names_where_its_tasks_count(plugin, client, schedul
     held = Event(client=client)
     with span("owner"):
         kept = client.submit(held.wait, key="work-1")
-        await until(lambda: "work-1" in scheduler.tasks)
+        await waited_for(scheduler, held)
     async with other_client(scheduler) as other:
         with span("guest", "child"):
             again = other.submit(held.wait, key="work-1")
@@ -242,7 +247,7 @@ async def test_work_without_a_span(plugin, client, scheduler, *workers):
 
     with span("owner"):
         kept = client.submit(hold_and_fail, key="work-1")
-        await until(lambda: "work-1" in scheduler.tasks)
+        await waited_for(scheduler, held)
     async with other_client(scheduler) as other:
         again = other.submit(hold_and_fail, key="work-1")
         await requested_twice(scheduler, "work-1")
@@ -263,7 +268,7 @@ async def test_spans_of_one_trace(plugin, client, scheduler, *workers):
         with span("root"):
             with span("a"):
                 kept = client.submit(held.wait, key="work-1")
-                await until(lambda: "work-1" in scheduler.tasks)
+                await waited_for(scheduler, held)
             with span("b", "c"):
                 again = other.submit(held.wait, key="work-1")
                 await requested_twice(scheduler, "work-1")
@@ -292,7 +297,7 @@ async def test_a_key_of_its_own_that_another_span_requested_first(plugin, client
             await kept
         with span("guest"):
             first = client.submit(held.wait, key="work-1")
-            await until(lambda: "work-1" in scheduler.tasks)
+            await waited_for(scheduler, held)
         with dask.annotate(span={"name": ("owner",), "ids": (owner_id,)}):
             later = other.submit(held.wait, key="work-1")
             await requested_twice(scheduler, "work-1")

@@ -30,7 +30,8 @@ def check_groups(scheduler: Scheduler) -> None:
         assert live == +Counter({**group.states, "forgotten": 0}), group
         assert len(group) == sum(group.states.values())
         dependencies = {dependency.group for task in tasks[group] for dependency in task.dependencies}
-        if group.states["forgotten"]:  # their dependencies stay
+        lost = any(task.has_lost_dependencies for task in tasks[group])
+        if group.states["forgotten"] or lost:  # the group keeps what it depended on
             assert dependencies <= group.dependencies, group
         else:
             assert dependencies == group.dependencies, group
@@ -45,7 +46,8 @@ def check_groups(scheduler: Scheduler) -> None:
     if len(scheduler.computations) < scheduler.computations.maxlen:
         computed = {group for computation in scheduler.computations for group in computation.groups}
         for group, members in tasks.items():  # one that scattered data made is in none
-            assert group in computed or any(task.run_spec is None for task in members), group
+            scattered = group.states["forgotten"] or any(task.run_spec is None for task in members)
+            assert group in computed or scattered, group
     for computation in scheduler.computations:
         assert all(len(group) for group in computation.groups)
     for span in scheduler.extensions["spans"].spans.values():
