@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -76,6 +77,7 @@ class Terminal:
     def __init__(self, *arguments, width):
         self.pid, self._terminal = pty.fork()
         if not self.pid:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored if a shell runs the tests in the background
             os.execve(COMMAND, [COMMAND, "demo", *arguments], environment({"COLUMNS": str(width)}))
         self.text = ""
 
