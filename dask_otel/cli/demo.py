@@ -151,8 +151,7 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
 
 def _draw(spans: list[Span], console: Console) -> None:
     root = next(span for span in spans if not span.parent_id)
-    console.print(f"{len(spans)} spans arrived over OTLP, as trace {root.trace_id}.", highlight=False)
-    console.print()
+    console.print(f"{len(spans)} spans arrived over OTLP, as trace {root.trace_id}.\n", highlight=False)
     # The other columns need about 75 characters.
     console.print(waterfall(spans, width=max(10, min(30, console.width - 80))))
 

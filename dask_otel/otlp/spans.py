@@ -24,15 +24,7 @@ from ..spantree.events import Metrics
 from ..spantree.records import Failure, GroupRecord, PendingRecord, Record, SegmentRecord, TaskRecord
 from .sampling import Decided, caller_context
 
-__all__ = [
-    "Attributes",
-    "SpanFactory",
-    "attributes",
-    "error_description",
-    "exception_event",
-    "identity",
-    "kind_of",
-]
+__all__ = ["Attributes", "SpanFactory", "attributes", "error_description", "exception_event", "identity", "kind_of"]
 
 Attributes = dict[str, "str | bool | int | float | list[str]"]
 
