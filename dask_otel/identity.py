@@ -1,4 +1,4 @@
-"""Trace and span ids, as pure functions of the ids of Dask spans.
+"""Trace and span ids, as pure functions of the ids of Dask spans; names in the ids of clients.
 
 Every process that knows the ids of a Dask span and of those above it can compute its trace and its first segment.
 Ids are hashes, never the raw UUID: a UUID's fixed bits would bias samplers, which look at the low 64 bits of a trace

@@ -6,11 +6,11 @@ import builtins
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from secrets import token_bytes
-from typing import Any
+from typing import Any, TypeVar
 
 from .schema import ERROR_TYPE, SPAN_ROOT, TASK_PREFIX
 from .spantree.counts import FirstError
-from .spantree.events import SpanInfo, TaskRun
+from .spantree.events import SpanInfo, TaskError, TaskRun
 from .spantree.records import ENDS, Failure, GroupRecord, PendingRecord, Record, SegmentRecord, TaskRecord
 
 __all__ = ["Capture", "Redactor"]
@@ -19,6 +19,9 @@ __all__ = ["Capture", "Redactor"]
 _BUILT_IN_ERRORS = {
     name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
 } | {"_OTHER", "KilledWorker", "CancelledError", "TimeoutError"}
+
+
+Error = TypeVar("Error", Failure, FirstError, TaskError)
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,7 @@ class Redactor:
             changes["types"] = record.types if self.capture.types else {}
             changes["dependencies"] = tuple(map(self._key, record.dependencies))
             if record.retried_error:
-                changes["retried_error"] = FirstError(
-                    self._error_type(record.retried_error.type),
-                    record.retried_error.message if self.capture.message else "",
-                )
+                changes["retried_error"] = self._error(record.retried_error)
             if not record.folded:  # else the name is "other groups"
                 changes |= {"name": self._key(record.name), "group": self._key(record.group)}
         elif isinstance(record, TaskRecord):
@@ -100,11 +100,7 @@ class Redactor:
     def _run(self, run: TaskRun) -> TaskRun:
         error = run.error
         if error:
-            error = error._replace(
-                type=self._error_type(error.type),
-                message=error.message if self.capture.message else "",
-                traceback=error.traceback if self.capture.traceback else "",
-            )
+            error = self._error(error)._replace(traceback=error.traceback if self.capture.traceback else "")
         return run._replace(
             key=self._key(run.key),
             group=self._key(run.group),
@@ -115,10 +111,11 @@ class Redactor:
 
     def failure(self, failure: Failure | None) -> Failure | None:
         """Return a failure without what must not be shown."""
-        if failure is None:
-            return None
-        message = failure.message if self.capture.message else ""
-        return failure._replace(type=self._error_type(failure.type), message=message)
+        return failure and self._error(failure)
+
+    def _error(self, error: Error) -> Error:
+        message = error.message if self.capture.message else ""
+        return error._replace(type=self._error_type(error.type), message=message)
 
     def _error_type(self, name: str) -> str:
         return name if self.capture.types or name in _BUILT_IN_ERRORS or name in ENDS else "_OTHER"

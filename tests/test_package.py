@@ -140,6 +140,7 @@ def _imports(tree, depth):
         yield from (name for name in names if name not in sys.stdlib_module_names)
 
 
+@pytest.mark.slow  # reads which files all distributions have
 def test_what_is_imported_is_declared():
     """By the file of a module: distributions share packages such as ``opentelemetry`` and ``google``."""
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from ..schema import Metric, identifier
 from ..spantree.events import Change
 from ..spantree.lifecycle import SpanTree
 from ..spantree.records import Record
-from .compat import wrap
+from .compat import Tap
 from .pace import Clock, Pace
 
 __all__ = ["ClusterMetrics", "Delay", "Departures", "in_parts", "read_activities", "read_cluster"]
@@ -40,7 +40,7 @@ _BROKEN = ("-fail-hard", "-heartbeat-error")
 Item = TypeVar("Item")
 
 
-class Delay:
+class Delay(Tap):
     """The delay of the event loop, from the ticks that Dask reports to ``Server.digest_metric``.
 
     Dask keeps a maximum, too, but others reset it.
@@ -52,31 +52,19 @@ class Delay:
     """
 
     def __init__(self, scheduler: Any, safety: Safety) -> None:
-        self._scheduler = scheduler
-        self._safety = safety
+        super().__init__(scheduler, "digest_metric", safety)
         #: Seconds from one tick to the next without a delay.
         self._regular = float(parse_timedelta(dask.config.get("distributed.admin.tick.interval"), default="ms"))
         self._longest = 0.0
-        self._original = scheduler.digest_metric
-        self._undo: Callable[[], None] = lambda: None
-
-    def install(self) -> None:
-        """Wrap the method that ticks are reported to."""
-        self._original = self._scheduler.digest_metric
-        self._undo = wrap(self._scheduler, "digest_metric", self._digest)
-
-    def remove(self) -> None:
-        """Remove the wrapper."""
-        self._undo()
 
     def take(self) -> float:
         """Return the longest delay of a tick since the last call, in seconds."""
         longest, self._longest = self._longest, 0.0
         return max(0.0, longest - self._regular)
 
-    def _digest(self, name: Any, value: float) -> None:
+    def _called(self, name: Any, value: float) -> None:
         self._original(name, value)
-        if name == "tick-duration":
+        if self._listening and name == "tick-duration":
             with self._safety.guard("metrics"):
                 self._longest = max(self._longest, value)
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import distributed
 
-from ..safety import log
+from ..safety import Safety, log
 
-__all__ = ["NEEDED", "NEEDED_TO_SPLIT", "can_split", "can_work", "missing", "wrap"]
+__all__ = ["NEEDED", "NEEDED_TO_SPLIT", "Tap", "can_split", "can_work", "missing", "wrap"]
 
 #: Attributes by class.
 NEEDED = {
@@ -138,6 +139,33 @@ def _has(path: str, name: str) -> bool:
     if not isinstance(class_, type):
         return False
     return hasattr(class_, name) or any(name in vars(each).get("__annotations__", {}) for each in class_.__mro__)
+
+
+class Tap:
+    """Wraps a method of one object, and listens to its calls between ``install`` and ``remove``."""
+
+    def __init__(self, target: Any, name: str, safety: Safety) -> None:
+        self._target = target
+        self._name = name
+        self._safety = safety
+        self._listening = False
+        self._original = getattr(target, name)
+        self._undo: Callable[[], None] = lambda: None
+
+    def install(self) -> None:
+        """Begin to listen."""
+        self._listening = True
+        self._original = getattr(self._target, self._name)
+        self._undo = wrap(self._target, self._name, self._called)
+
+    def remove(self) -> None:
+        """Stop listening, and give the object its own method back, unless somebody wrapped it after us."""
+        self._listening = False
+        self._undo()
+
+    @abstractmethod
+    def _called(self, *args: Any, **details: Any) -> Any:
+        """Call the original, and note the call while listening."""
 
 
 def wrap(target: Any, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:

@@ -18,14 +18,18 @@ from ..schema import MAX_ERRED, MAX_TRACEBACK, Metric
 from ..spantree.counts import FirstError, Intervals
 from ..spantree.events import Change, Claim, Graph, Metrics, PickedRun, Picks, TaskError, latest_run
 from .claims import Claims
-from .compat import wrap
+from .compat import Tap
 from .outcomes import ASKED_FOR, RETRY, UNFINISHED, error_of, outcome_of_release
 from .pace import Clock
 
-__all__ = ["FailedRun", "FailedRunTap", "HeartbeatTap", "Inbox", "RequestedSpan", "Taken", "WorkerEvent"]
+__all__ = ["NOBODY", "FailedRun", "FailedRunTap", "HeartbeatTap", "Inbox", "RequestedSpan", "Taken", "WorkerEvent"]
 
 #: A transition from a state of rest to one of these changes no number.
 _AT_REST, _LET_GO = ("memory", "erred", "released"), ("released", "forgotten")
+
+
+#: Stands for the requested span if none was requested.
+NOBODY = ""
 
 
 class WorkerEvent(NamedTuple):
@@ -355,62 +359,36 @@ class Inbox:
         )
 
 
-class FailedRunTap:
+class FailedRunTap(Tap):
     """Wraps ``Scheduler.stimulus_task_erred``, which drops the exception of a run if its task is to be retried."""
 
     def __init__(self, scheduler: Any, inbox: Inbox, safety: Safety) -> None:
-        self._scheduler = scheduler
+        super().__init__(scheduler, "stimulus_task_erred", safety)
         self._inbox = inbox
-        self._safety = safety
-        self._original = scheduler.stimulus_task_erred
-        self._undo: Callable[[], None] = lambda: None
 
-    def install(self) -> None:
-        """Begin to listen."""
-        self._original = self._scheduler.stimulus_task_erred
-        self._undo = wrap(self._scheduler, "stimulus_task_erred", self._task_erred)
-
-    def remove(self) -> None:
-        """Stop listening, and give the scheduler its own method back, unless somebody wrapped it after us."""
-        self._undo()
-
-    def _task_erred(self, *args: Any, **message: Any) -> Any:
-        with self._safety.guard("task_erred hook"):
-            self._inbox.failed_run = FailedRun(
-                message.get("key"), message.get("exception"), message.get("exception_text")
-            )
+    def _called(self, *args: Any, **message: Any) -> Any:
+        if self._listening:
+            with self._safety.guard("task_erred hook"):
+                self._inbox.failed_run = FailedRun(
+                    message.get("key"), message.get("exception"), message.get("exception_text")
+                )
         try:
             return self._original(*args, **message)
         finally:
             self._inbox.failed_run = None
 
 
-class HeartbeatTap:
+class HeartbeatTap(Tap):
     """Wraps the ``heartbeat`` method of a scheduler's ``SpansSchedulerExtension``: Dask's own first, then the inbox.
 
     Fine performance metrics travel on heartbeats, and Dask adds them up per span there and then.
     """
 
     def __init__(self, extension: Any, inbox: Inbox, safety: Safety) -> None:
-        self._extension = extension
+        super().__init__(extension, "heartbeat", safety)
         self._inbox = inbox
-        self._safety = safety
-        self._listening = False
-        self._original = extension.heartbeat
-        self._undo: Callable[[], None] = lambda: None
 
-    def install(self) -> None:
-        """Begin to listen."""
-        self._listening = True
-        self._original = self._extension.heartbeat
-        self._undo = wrap(self._extension, "heartbeat", self._heartbeat)
-
-    def remove(self) -> None:
-        """Stop listening, and give the extension its own method back, unless somebody wrapped it after us."""
-        self._listening = False
-        self._undo()
-
-    def _heartbeat(self, ws: Any, data: dict[tuple[Any, ...], float]) -> None:
+    def _called(self, ws: Any, data: dict[tuple[Any, ...], float]) -> None:
         self._original(ws, data)
         if self._listening:
             with self._safety.guard("heartbeat hook"):

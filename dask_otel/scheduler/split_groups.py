@@ -23,9 +23,8 @@ from distributed.scheduler import TaskGroup
 
 from ..identity import segment_id
 from ..safety import Safety
-from ..spantree.events import NOBODY
 from .compat import wrap
-from .inbox import RequestedSpan
+from .inbox import NOBODY, RequestedSpan
 
 __all__ = ["GroupSplitter", "Misplaced", "splitter_of"]
 
@@ -44,7 +43,7 @@ class Misplaced(NamedTuple):
     #: Id of the requested span, as Dask has it, or ``NOBODY``.
     span_id: Any
     #: None if no span was requested.
-    ask: RequestedSpan | None
+    requested: RequestedSpan | None
     tasks: list[Any]
 
 
@@ -55,7 +54,7 @@ class WholeGroup:
     """
 
     __slots__ = (
-        "asking",
+        "deciding",
         "dependencies",
         "elsewhere",
         "last_worker",
@@ -78,7 +77,7 @@ class WholeGroup:
         self.last_worker = original.last_worker
         self.last_worker_tasks_left = original.last_worker_tasks_left
         #: The group of the task that Dask decides about.
-        self.asking = original
+        self.deciding = original
 
     def __len__(self) -> int:
         return int(self.original._size) + self.elsewhere
@@ -104,8 +103,8 @@ class WholeGroup:
         if prefix["released"] + prefix["waiting"] <= 1:
             return {"released": 0, "waiting": prefix["released"] + prefix["waiting"]}
         total = 0
-        for group in chain((self.asking, self.original), reversed(self.parts.values())):
-            if group is not self.asking or not total:
+        for group in chain((self.deciding, self.original), reversed(self.parts.values())):
+            if group is not self.deciding or not total:
                 total += group.states["released"] + group.states["waiting"]
                 if total > 1:
                     break
@@ -280,10 +279,10 @@ class GroupSplitter:
 
     def _name(self, whole: WholeGroup, of: Misplaced) -> str:
         """Name a part after its span; Dask finds groups by name, so no two may have the same."""
-        if of.ask is None:
+        if of.requested is None:
             label = "default"
         elif self._shows_tags:
-            label = "".join(char if char.isprintable() else "?" for char in " / ".join(map(str, of.ask.tags)))
+            label = "".join(char if char.isprintable() else "?" for char in " / ".join(map(str, of.requested.tags)))
             label = label if len(label) <= MAX_TAGS else f"{label[:MAX_TAGS]}…"
         else:
             label = f"span {segment_id(str(of.span_id), 0) >> 32:08x}"
@@ -368,7 +367,7 @@ class GroupSplitter:
 
     def _decide_as(self, whole: WholeGroup, decide: Callable[..., Any], task: Any, **details: Any) -> Any:
         """Have Dask decide about a task of a whole group."""
-        group = whole.asking = task.group
+        group = whole.deciding = task.group
         task.group = whole
         try:
             return decide(task, **details)
@@ -400,7 +399,11 @@ def _can_be_made(of: Misplaced) -> bool:
     """Whether Dask can make the requested span, and send it to workers: its tags may be anything."""
     if of.span_id == NOBODY:  # Dask fails at an annotation that is something else
         return not (of.tasks[0].annotations or {}).get("span")
-    return of.ask is not None and isinstance(of.span_id, str) and all(map(_is_sendable, (*of.ask.tags, *of.ask.ids)))
+    return (
+        of.requested is not None
+        and isinstance(of.span_id, str)
+        and all(map(_is_sendable, (*of.requested.tags, *of.requested.ids)))
+    )
 
 
 def _is_sendable(value: Any) -> bool:

@@ -19,9 +19,9 @@ from dask.utils import key_split
 
 from ..safety import Safety
 from ..schema import MAX_ANNOTATION_VALUES
-from ..spantree.events import NOBODY, Graph
+from ..spantree.events import Graph
 from .compat import wrap
-from .inbox import Inbox, RequestedSpan
+from .inbox import NOBODY, Inbox, RequestedSpan
 from .pace import Clock
 from .split_groups import GroupSplitter, Misplaced
 
@@ -30,7 +30,7 @@ __all__ = ["Submissions"]
 #: Spans that tasks without a span opened, of which is remembered which task it was.
 MAX_OPENED = 10_000
 NOTHING: frozenset[str] = frozenset()
-#: No span: a task that leaves its group.
+#: Home of a task that moves to a part of its group that exists already: no span has this id.
 LEAVES = (None, None)
 
 #: The submission that the running code belongs to.
@@ -46,7 +46,7 @@ class Submission:
     #: Keys that the client wants.
     keys: Collection[Any]
     #: The span around the submission.
-    ask: RequestedSpan | None
+    requested: RequestedSpan | None
     #: Key of the task that submits, if Dask knows it: not from coroutines.
     submitter: Any
     collections: tuple[str, ...]
@@ -150,34 +150,34 @@ class Submissions:
         splitter = self._splitter if self._splits else None
         if splitter and submission.submitter is not None and (leaked := self._leaked(submission)):
             _clear(submission, tasks, leaked, new)
-        around = submission.ask.id if submission.ask else NOBODY
+        around = submission.requested.id if submission.requested else NOBODY
         homes: dict[Any, tuple[Any, Any]] = {}
         misplaced: dict[tuple[Any, Any], Misplaced] = {}
         for task in tasks:
             group = task.group
             annotation = task.annotations.get("span") if task.annotations else None
-            asked = annotation["ids"][-1] if type(annotation) is dict and annotation.get("ids") else NOBODY
+            requested_id = annotation["ids"][-1] if type(annotation) is dict and annotation.get("ids") else NOBODY
             is_new = task.key in new
             home = homes.get(group)
             if home is None:
                 submission.groups.setdefault(group, 0)
-                if is_new and splitter and not group.span_id and splitter.is_part(group, asked):
+                if is_new and splitter and not group.span_id and splitter.is_part(group, requested_id):
                     home = LEAVES  # and the next task may decide for the group
                 else:
-                    home = homes[group] = self._home(group, asked)
+                    home = homes[group] = self._home(group, requested_id)
             if not is_new:
-                if submission.ask and around not in home and task.key in submission.keys:
-                    submission.elsewhere.append((task.key, submission.ask))
-            elif asked in home:
+                if submission.requested and around not in home and task.key in submission.keys:
+                    submission.elsewhere.append((task.key, submission.requested))
+            elif requested_id in home:
                 submission.groups[group] += 1
-            elif (group, asked) in misplaced:
-                misplaced[group, asked].tasks.append(task)
+            elif (group, requested_id) in misplaced:
+                misplaced[group, requested_id].tasks.append(task)
             else:
-                misplaced[group, asked] = Misplaced(group, asked, _ask(annotation), [task])
+                misplaced[group, requested_id] = Misplaced(group, requested_id, _requested_span(annotation), [task])
         stay = splitter.split(misplaced.values(), tasks) if splitter else misplaced.values()
         for each in stay:
-            if each.ask:
-                submission.elsewhere += [(task.key, each.ask) for task in each.tasks]
+            if each.requested:
+                submission.elsewhere += [(task.key, each.requested) for task in each.tasks]
         for each in misplaced.values():
             group = each.tasks[0].group
             submission.groups[group] = submission.groups.get(group, 0) + len(each.tasks)
@@ -191,10 +191,10 @@ class Submissions:
         """
         task = self._scheduler.tasks.get(submission.submitter)
         own = self._extension.spans.get(task.group.span_id) if task else None
-        if submission.ask is None or own is None or own.name != ("default",):
+        if submission.requested is None or own is None or own.name != ("default",):
             return NOTHING  # a task in a span runs with that span's annotation
         leaked = []
-        for span_id in submission.ask.ids:
+        for span_id in submission.requested.ids:
             if span_id not in self._extension.spans:
                 self._opened_by[span_id] = submission.submitter
                 if len(self._opened_by) > MAX_OPENED:
@@ -203,10 +203,10 @@ class Submissions:
                 leaked.append(span_id)
         return frozenset(leaked)
 
-    def _home(self, group: Any, asked: Any) -> tuple[Any, Any]:
-        """Which spans a task of a group may ask for and be where it belongs."""
+    def _home(self, group: Any, requested_id: Any) -> tuple[Any, Any]:
+        """Which spans a task of a group may request and be where it belongs."""
         if not group.span_id:  # the group's first task decides
-            return asked, asked
+            return requested_id, requested_id
         is_default = self._extension.spans[group.span_id].name == ("default",)
         return group.span_id, NOBODY if is_default else group.span_id
 
@@ -224,9 +224,9 @@ class Submissions:
             self._inbox.touch(group)
             if group.span_id and size:
                 sizes[group.span_id] += size
-        if submission.ask:
-            self._inbox.request(submission.ask, submission.since)
-            sizes.setdefault(submission.ask.id, 0)
+        if submission.requested:
+            self._inbox.request(submission.requested, submission.since)
+            sizes.setdefault(submission.requested.id, 0)
         self._follow(submission)
         values = self._values(annotations)
         total = sum(sizes.values())
@@ -258,7 +258,7 @@ class Submissions:
             self._failed(submission, event["status"])
 
     def _failed(self, submission: Submission, status: str) -> None:
-        span = submission.ask or RequestedSpan(("default",), (str(uuid4()),))
+        span = submission.requested or RequestedSpan(("default",), (str(uuid4()),))
         self._inbox.request(span, submission.since)
         self._inbox.add_graph(
             Graph(
@@ -274,12 +274,12 @@ class Submissions:
 
     def _follow(self, submission: Submission) -> None:
         """Follow tasks that another span counts."""
-        for key, ask in submission.elsewhere:
+        for key, requested in submission.elsewhere:
             task = self._scheduler.tasks[key]
-            if task.group.span_id and task.group.span_id != ask.id:
-                self._inbox.request(ask, submission.since)
+            if task.group.span_id and task.group.span_id != requested.id:
+                self._inbox.request(requested, submission.since)
                 self._inbox.touch(task.group)
-                self._inbox.claims.add(key, task, ask.id, submission.since)
+                self._inbox.claims.add(key, task, requested.id, submission.since)
 
     def _values(self, annotations: Mapping[str, Mapping[Any, Any]]) -> dict[str, dict[str, dict[str, None]]]:
         """Values by span and name, each once."""
@@ -301,18 +301,19 @@ def _never_ran(task: Any) -> bool:
 
 def _clear(submission: Submission, tasks: Iterable[Any], leaked: frozenset[str], new: Collection[Any]) -> None:
     """Take spans out of what a submission and its new tasks request."""
-    submission.ask = _without(submission.ask, leaked)
+    if submission.requested:
+        submission.requested = _without(submission.requested, leaked)
     for task in tasks:
-        ask = _ask(task.annotations.get("span")) if task.key in new and task.annotations else None
-        if ask and not leaked.isdisjoint(ask.ids):
-            kept = _without(ask, leaked)
+        requested = _requested_span(task.annotations.get("span")) if task.key in new and task.annotations else None
+        if requested and not leaked.isdisjoint(requested.ids):
+            kept = _without(requested, leaked)
             task.annotations = {name: value for name, value in task.annotations.items() if name != "span"}
             if kept:
                 task.annotations["span"] = {"name": kept.tags, "ids": kept.ids}
 
 
-def _without(ask: RequestedSpan | None, leaked: frozenset[str]) -> RequestedSpan | None:
-    kept = [(tag, id_) for tag, id_ in zip(ask.tags, ask.ids, strict=True) if id_ not in leaked] if ask else []
+def _without(requested: RequestedSpan, leaked: frozenset[str]) -> RequestedSpan | None:
+    kept = [(tag, id_) for tag, id_ in zip(requested.tags, requested.ids, strict=True) if id_ not in leaked]
     return RequestedSpan(*zip(*kept, strict=True)) if kept else None
 
 
@@ -323,13 +324,13 @@ def _submission(message: Mapping[str, Any], now: float) -> Submission:
         since=now,
         client=message["client"],
         keys=message["keys"],
-        ask=_ask(annotation),
+        requested=_requested_span(annotation),
         submitter=message.get("submitting_task"),
         collections=tuple(dict.fromkeys(str(entry["type"]) for entry in collections if "type" in entry)),
     )
 
 
-def _ask(annotation: Any) -> RequestedSpan | None:
+def _requested_span(annotation: Any) -> RequestedSpan | None:
     """Read an annotation; Dask takes others than its own ``span`` makes, which mean nothing to us."""
     if not isinstance(annotation, Mapping):
         return None

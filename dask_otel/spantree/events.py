@@ -15,7 +15,6 @@ from ..schema import MAX_ERRED, MAX_ERROR_TYPES, MAX_SLOWEST
 from .counts import FirstError, Intervals, Load, Tally, sum_into
 
 __all__ = [
-    "NOBODY",
     "Change",
     "Claim",
     "Dependency",
@@ -159,13 +158,10 @@ class Picks:
             self.add_erred(failed)
         for slow in other.slowest:
             self.add_slow(slow)
-        if other.outliers:
-            self.outliers = _slowest([*self.outliers, *other.outliers])
 
-    def fold(self, other: Picks, outliers: Iterable[TaskRun | PickedRun]) -> None:
-        """Take over the picks of a whole group that is folded, of which some runs stand out."""
-        self.add(other)
-        self.outliers = _slowest([*self.outliers, *outliers])
+    def add_outliers(self, runs: Iterable[TaskRun | PickedRun]) -> None:
+        """Keep runs that stood out in a group that is folded, if they are among the slowest of those."""
+        self.outliers = _slowest([*self.outliers, *runs])
 
 
 def _slowest(runs: list[TaskRun | PickedRun]) -> list[TaskRun | PickedRun]:
@@ -174,9 +170,6 @@ def _slowest(runs: list[TaskRun | PickedRun]) -> list[TaskRun | PickedRun]:
 
 #: Fine performance metrics: ``("execute", prefix, activity, unit)`` or ``("p2p", where, activity, unit)``.
 Metrics = dict[tuple[object, ...], float]
-
-#: Stands for the requested span if none was requested.
-NOBODY = ""
 
 
 @dataclass(frozen=True, slots=True)

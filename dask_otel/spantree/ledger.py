@@ -127,10 +127,9 @@ class GroupLedger:
         self.since = min(self.since, group.since)
         self.tally.add(group.tally)
         self.retried_error = self.retried_error or group.retried_error
-        self._add_details(group.buckets, group.types, None)
-        if group.picks:
-            self.picks = self.picks or Picks()
-            self.picks.fold(group.picks, group.outliers())
+        self._add_details(group.buckets, group.types, group.picks)
+        if self.picks:
+            self.picks.add_outliers(group.outliers())
 
     def _add_details(self, buckets: dict[int, int], types: dict[str, int], picks: Picks | None) -> None:
         sum_into(self.buckets, buckets)

@@ -143,7 +143,9 @@ def verdict(ledger: Ledger, elsewhere: Tally | None, stopped: str) -> tuple[str,
     stopped
         Why it closes, if its work is not done.
     """
-    counts = _all_counts(ledger, elsewhere)
+    counts = _counts(ledger.tally)
+    if elsewhere:
+        sum_into(counts, _counts(elsewhere))
     error = ledger.tally.error or (elsewhere.error if elsewhere else None)
     failure = _failure(counts, error, ledger.graph_failures.get("error", 0))
     return stopped or _result(counts, failure, ledger.graph_failures), failure
@@ -152,13 +154,6 @@ def verdict(ledger: Ledger, elsewhere: Tally | None, stopped: str) -> tuple[str,
 def failure_of_group(group: GroupLedger) -> Failure | None:
     """Why the status of a group span is Error, if it is."""
     return _failure(group.tally.outcomes, group.tally.error, 0)
-
-
-def _all_counts(ledger: Ledger, elsewhere: Tally | None) -> dict[str, int]:
-    counts = _counts(ledger.tally)
-    if elsewhere:
-        sum_into(counts, _counts(elsewhere))
-    return counts
 
 
 def _counts(tally: Tally) -> dict[str, int]:
@@ -285,7 +280,7 @@ def _segment(
             links.append(Link(previous_trace, previous_span, "continues"))
     result, failure = verdict(ledger, elsewhere, stopped if node.load.unfinished else "")
     if failure is None and result in ENDS and segment.top is node:
-        lost = _all_counts(ledger, elsewhere)["lost_for_good"]
+        lost = ledger.tally.lost_for_good + (elsewhere.lost_for_good if elsewhere else 0)
         failure = Failure(result, "", unfinished=node.load.unfinished + lost)
     return SegmentRecord(
         span=node.info,

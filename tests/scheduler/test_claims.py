@@ -8,26 +8,9 @@ import dask
 import pytest
 from distributed import Client, Event, span, wait
 from distributed.utils_test import inc
-from support.clusters import bridged, finished, trace_of
-from support.task_groups import check_spans
-from support.trees import forest
+from support.clusters import COUNTS, ELSEWHERE, bridged, finished, trace_of, until, whole
 
-OUTCOMES = ("completed", "erred", "upstream_failed", "cancelled", "abandoned", "retried", "recomputed", "lost")
-WHAT = (
-    "dask.span.result",
-    "dask.task.count",
-    *(f"dask.task.{outcome}" for outcome in OUTCOMES),
-    "dask.span.counted_in",
-    "dask.elsewhere.count",
-    *(f"dask.elsewhere.{outcome}" for outcome in OUTCOMES),
-)
-
-
-async def whole(plugin, scheduler):
-    """Close the bridge; return all traces."""
-    spans = await finished(plugin)
-    check_spans(scheduler, spans)
-    return forest(spans, *WHAT)
+WHAT = ("dask.span.result", *COUNTS, *ELSEWHERE)
 
 
 def other_client(scheduler):
@@ -37,11 +20,6 @@ def other_client(scheduler):
 
 def fail(x):
     raise ValueError(f"bad {x}")
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 async def waited_for(scheduler, event):
@@ -65,7 +43,7 @@ async def test_a_result(plugin, client, scheduler, *workers):
         root = (await trace_of(plugin, guest_id))[-1]
         assert root.attributes["dask.client.name"] == "other"
         assert root.start < root.end
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "guest [span] span.result=success task.count=1 task.completed=1 span.counted_in=owner "
             "elsewhere.count=3 elsewhere.completed=3 counted_in -> owner in another trace",
             "  inc [group] task.count=1 task.completed=1",
@@ -85,7 +63,7 @@ async def test_a_failure(plugin, client, scheduler, *workers):
             again = other.submit(fail, 1, key="work-1")
             dependent_again = other.submit(inc, again, key="more-1")
             await wait([again, dependent_again])
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "guest [span] span.result=error task.count=0 task.completed=0 span.counted_in=owner "
             "elsewhere.count=2 elsewhere.completed=0 elsewhere.erred=1 elsewhere.upstream_failed=1 "
             "Error: ValueError: 1 task erred, 1 task failed upstream; first: bad 1 "
@@ -124,7 +102,7 @@ async def test_a_task_that_is_running(plugin, client, scheduler, a, b, ends):
             result = "error"
             of_task = "task.completed=0 task.erred=1"
             of_claim = "elsewhere.completed=0 elsewhere.erred=1"
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             f"guest [span] span.result={result} task.count=1 task.completed=1 span.counted_in=owner "
             f"elsewhere.count=1 {of_claim}{error} counted_in -> owner in another trace",
             "  own [group] task.count=1 task.completed=1",
@@ -148,7 +126,7 @@ async def test_a_task_that_two_clients_request_in_one_span(plugin, client, sched
                 await until(lambda: len(scheduler.tasks["work-1"].who_wants) == 3)
                 await held.set()
                 await wait([kept, again, once_more])
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "guest [span] span.result=success task.count=0 task.completed=0 span.counted_in=owner "
             "elsewhere.count=1 elsewhere.completed=1 counted_in -> owner in another trace",
             "owner [span] span.result=success task.count=1 task.completed=1",
@@ -174,7 +152,7 @@ async def test_a_task_that_is_cancelled(plugin, client, scheduler, *workers):
         await kept.cancel(force=True)
         await until(lambda: "work-1" not in scheduler.tasks)
         assert again.key == "work-1"
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "guest [span] span.result=cancelled task.count=0 task.completed=0 span.counted_in=owner "
             "elsewhere.count=1 elsewhere.completed=0 elsewhere.cancelled=1 counted_in -> owner in another trace",
             "owner [span] span.result=cancelled task.count=1 task.completed=0 task.cancelled=1",
@@ -202,7 +180,7 @@ async def test_a_retry_that_succeeds_is_the_next_segment(plugin, client, schedul
         await trace_of(plugin, owner_id)
         await again.retry()
         await again
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "guest [span] span.result=error task.count=0 task.completed=0 span.counted_in=owner "
             "elsewhere.count=1 elsewhere.completed=0 elsewhere.erred=1 "
             "Error: ValueError: 1 task erred; first: once counted_in -> owner in another trace",
@@ -253,7 +231,7 @@ async def test_work_without_a_span(plugin, client, scheduler, *workers):
         await requested_twice(scheduler, "work-1")
         await held.set()
         await wait([kept, again])
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "owner [span] span.result=error task.count=1 task.completed=0 task.erred=1 "
             "Error: ValueError: 1 task erred; first: bad",
             "  work [group] task.count=1 task.completed=0 task.erred=1 Error: ValueError: 1 task erred; first: bad",
@@ -277,7 +255,7 @@ async def test_spans_of_one_trace(plugin, client, scheduler, *workers):
                 await until(lambda: len(scheduler.tasks["work-1"].who_wants) == 3)
                 await held.set()
                 await wait([kept, again, in_root])
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "root [span] span.result=success task.count=1 task.completed=1 span.counted_in=root / a",
             "  a [span] span.result=success task.count=1 task.completed=1",
             "    work [group] task.count=1 task.completed=1",
@@ -303,7 +281,7 @@ async def test_a_key_of_its_own_that_another_span_requested_first(plugin, client
             await requested_twice(scheduler, "work-1")
         await held.set()
         await wait([first, later])
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "guest [span] span.result=success task.count=1 task.completed=1",
             "  work [group] task.count=1 task.completed=1",
             "owner [span] span.result=success task.count=1 task.completed=1 span.counted_in=guest "
@@ -327,7 +305,7 @@ async def test_tasks_that_have_never_run_stay_where_they_are(plugin, client, sch
             again = client.submit(inc, 1, key="x")
             more = client.submit(inc, 1, key=("x", 1))
             await wait([again, more])
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "first [span] span.result=success task.count=1 task.completed=1",
             "  y [group] task.count=1 task.completed=1",
             "second [span] span.result=success task.count=1 task.completed=1 span.counted_in=first "

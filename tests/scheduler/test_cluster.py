@@ -21,7 +21,7 @@ from distributed.utils_test import gen_cluster, gen_test, inc
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, TraceIdRatioBased
 from support.callers import anchored, inside
-from support.clusters import finished
+from support.clusters import finished, until
 from support.measured import MeasuredPlugin, all_told, bounds, check_series, histogram, measured, nonzero, value, values
 from support.memory import MemoryPlugin
 from support.trees import is_top
@@ -40,11 +40,6 @@ def fail_otherwise(x):
 def slow(seconds):
     time.sleep(seconds)
     return seconds
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 def busy_seconds(metrics):

@@ -14,7 +14,7 @@ import pytest
 from dask.delayed import delayed
 from distributed import Client, Event, Worker, as_completed, get_client, secede, span, wait, worker_client
 from distributed.utils_test import captured_logger, gen_cluster, inc, slowinc
-from support.clusters import bridged, finished
+from support.clusters import COUNTS, ELSEWHERE, bridged, finished, until, whole
 from support.memory import MemoryPlugin
 from support.misbehaving import Misbehaving
 from support.task_groups import check_groups, check_spans
@@ -22,27 +22,7 @@ from support.trees import forest
 
 from dask_otel.preload import OTelPlugin
 
-OUTCOMES = ("erred", "upstream_failed", "cancelled", "abandoned", "retried", "recomputed", "lost")
-WHAT = (
-    "dask.group.name",
-    "dask.span.result",
-    "dask.task.count",
-    "dask.task.completed",
-    *(f"dask.task.{outcome}" for outcome in OUTCOMES),
-    "dask.group.dependencies",
-    "dask.span.counted_in",
-    "dask.elsewhere.count",
-    "dask.elsewhere.completed",
-    *(f"dask.elsewhere.{outcome}" for outcome in OUTCOMES),
-)
-
-
-async def whole(plugin, scheduler):
-    """Close the bridge; return all traces, once groups and numbers are known to be Dask's own."""
-    spans = await finished(plugin)
-    check_groups(scheduler)
-    check_spans(scheduler, spans)
-    return [re.sub("[0-9a-f]{32}", "…", line) for line in forest(spans, *WHAT)]
+WHAT = ("dask.group.name", "dask.span.result", *COUNTS, "dask.group.dependencies", *ELSEWHERE)
 
 
 def new_client(scheduler, name):
@@ -61,11 +41,6 @@ def fail(x):
 
 def fail_if(x, bad):
     return fail(x) if x == bad else slowinc(x, delay=0.01)
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 @bridged()
@@ -113,7 +88,7 @@ async def test_a_loop_of_epochs_around_map(plugin, client, scheduler, *workers):
         with span(f"epoch {epoch}"):
             kept += client.map(slowinc, range(4), delay=0.01, pure=False)
             await wait(kept)
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "epoch 0 [span] span.result=success task.count=4 task.completed=4",
         "  slowinc [group] group.name=slowinc task.count=4 task.completed=4",
         "epoch 1 [span] span.result=success task.count=4 task.completed=4",
@@ -132,7 +107,7 @@ async def test_a_loop_of_a_hundred_spans_around_submit(plugin, client, scheduler
                 kept.append(client.submit(inc, number, pure=False))
         await wait(kept)
     assert set(scheduler.task_groups) == {"inc", *(f"inc @ step {number:02}" for number in range(1, 100))}
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         line
         for number in range(100)
         for line in (
@@ -157,7 +132,7 @@ async def test_as_completed_with_resubmission(plugin, client, scheduler, *worker
                     running.add(client.submit(inc, future, pure=False))
         await held.set()
         await wait(his)
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "alice [span] span.result=success task.count=11 task.completed=11",
             "  inc [group] group.name=inc @ alice task.count=11 task.completed=11",
             "bob [span] span.result=success task.count=2 task.completed=2",
@@ -186,7 +161,7 @@ async def test_a_client_with_a_span_beside_one_without(plugin, client, scheduler
             await work()
         hers, theirs = ("inc", "inc @ default") if first == "with" else ("inc @ alice", "inc")
         error = "Error: ValueError: 1 task erred; first: bad 4"
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "alice [span] span.result=success task.count=3 task.completed=3",
             f"  inc [group] group.name={hers} task.count=3 task.completed=3",
             f"default: fail_if [span] span.result=error task.count=9 task.completed=8 task.erred=1 {error}",
@@ -210,7 +185,7 @@ async def test_tasks_that_submit_tasks(plugin, client, scheduler, a, b, how):
         hers = client.submit(NESTED[how], 5)
         assert await hers == 15
     name = NESTED[how].__name__
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "alice [span] span.result=success task.count=6 task.completed=6",
         "  inc [group] group.name=inc @ alice task.count=5 task.completed=5",
         f"  {name} [group] group.name={name} task.count=1 task.completed=1",
@@ -249,7 +224,7 @@ async def test_a_collection_that_is_persisted_in_one_span_and_used_in_another(pl
         more = [delayed(inc, name="inc")(part, dask_key_name=("inc", 10 + n)) for n, part in enumerate(parts)]
         used = await client.compute(delayed(sum)(more, dask_key_name="sum-1"))
     assert used == 4 * 2 + 6
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "load [span] span.result=success task.count=4 task.completed=4",
         "  inc [group] group.name=inc task.count=4 task.completed=4",
         "use [span] span.result=success task.count=5 task.completed=5",
@@ -269,7 +244,7 @@ async def test_two_concurrent_computations_of_arrays(plugin, client, scheduler, 
                 computed.append(each.compute(dask.array.full(4, number, chunks=2).sum()))
         assert await client.gather(computed[0]) == 4
         assert await bob.gather(computed[1]) == 8
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "alice [span] span.result=success task.count=4 task.completed=4",
             "  finalize-hlgfinalizecompute [group] group.name=finalize-hlgfinalizecompute task.count=1 "
             "task.completed=1 group.dependencies=['sum-aggregate'] dependency -> sum-aggregate",
@@ -352,7 +327,7 @@ async def test_actors(plugin, client, scheduler, *workers):
             his = bob.submit(Counter, actor=True, pure=False)
         one, other = await hers, await his
         assert [await one.add(), await other.add(), await other.add()] == [1, 1, 2]
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "alice [span] span.result=success task.count=1 task.completed=1",
             "  Counter [group] group.name=Counter task.count=1 task.completed=1",
             "bob [span] span.result=success task.count=1 task.completed=1",
@@ -371,7 +346,7 @@ async def test_scattered_inputs_stay_where_they_are(plugin, client, scheduler, *
         more = await client.scatter({"inc-2": 3, "data-2": 4})
         his = [client.submit(inc, each, pure=False) for each in [*data.values(), *more.values()]]
         await wait(his)
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "alice [span] span.result=success task.count=4 task.completed=2",
         "  inc [group] group.name=inc task.count=4 task.completed=2 group.dependencies=['data']",
         "bob [span] span.result=success task.count=4 task.completed=4",
@@ -396,7 +371,7 @@ async def test_retries(plugin, client, scheduler, *workers):
     with span("bob"):
         his = client.submit(fail_once, 1, key="work-1", retries=1)
         await wait(his)
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "alice [span] span.result=success task.count=1 task.completed=1",
         "  work [group] group.name=work task.count=1 task.completed=1",
         "bob [span] span.result=success task.count=1 task.completed=1 task.retried=1",
@@ -424,7 +399,7 @@ async def test_cancelled_and_abandoned(plugin, client, scheduler, *workers):
         his[1].release()
     await until(lambda: not {"work-1", "work-2"} & set(scheduler.tasks))
     await held.set()
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "alice [span] span.result=success task.count=1 task.completed=1",
         "  work [group] group.name=work task.count=1 task.completed=1",
         "bob [span] span.result=cancelled task.count=2 task.completed=0 task.cancelled=1 task.abandoned=1",
@@ -444,7 +419,7 @@ async def test_results_that_are_lost_are_computed_again_in_the_same_span(plugin,
         await a.close()
         await until(lambda: a.address not in scheduler.workers)
         await until(lambda: all(task.state == "memory" for task in scheduler.tasks.values()))
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "alice [span] span.result=success task.count=1 task.completed=1",
         "  work [group] group.name=work task.count=1 task.completed=1",
         "bob [span] span.result=success task.count=3 task.completed=6 task.recomputed=3",
@@ -473,7 +448,7 @@ async def test_a_restart(plugin, client, scheduler, *workers):
         with span("carol"):
             others = client.submit(inc, 1, key="work-1")
             await others
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "alice [span] span.result=success task.count=1 task.completed=1",
             "  work [group] group.name=work task.count=1 task.completed=1",
             "bob [span] span.result=cancelled task.count=1 task.completed=0 task.cancelled=1",
@@ -503,7 +478,7 @@ async def test_a_key_that_is_forgotten_and_comes_back_in_another_span(plugin, cl
     with span("alice"):
         again = client.submit(inc, 1, key="work-0")
         await again
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "alice [span] span.result=success task.count=1 task.completed=1",
         "  work [group] group.name=work task.count=1 task.completed=1",
         "alice [span] span.result=success task.count=1 task.completed=1",
@@ -536,7 +511,7 @@ async def test_a_group_that_ends_while_others_of_its_name_live(plugin, client, s
     await work("bob", "work-5")
     assert set(scheduler.task_groups) == {"work @ bob", "work", "work @ dave"}
     check_groups(scheduler)
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "alice [span] span.result=success task.count=1 task.completed=1",
         "  work [group] group.name=work task.count=1 task.completed=1",
         "bob [span] span.result=success task.count=3 task.completed=3",
@@ -564,7 +539,7 @@ async def test_a_span_whose_tasks_are_all_forgotten_and_that_goes_on(plugin, cli
             check_groups(scheduler)
             his.release()
             await until(lambda: set(scheduler.task_groups) == {"work"})
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "alice [span] span.result=success task.count=1 task.completed=1",
         "  work [group] group.name=work task.count=1 task.completed=1",
         "bob [span] span.result=success task.count=3 task.completed=3",
@@ -580,7 +555,7 @@ async def test_work_without_a_span_that_only_meets_its_like(plugin, client, sche
         await wait(kept)
     assert set(scheduler.task_groups) == {"inc"}
     assert "is_rootish" not in vars(scheduler)
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "default: inc [span] span.result=success task.count=3 task.completed=3",
         "  inc [group] group.name=inc task.count=3 task.completed=3",
     ]
@@ -597,7 +572,7 @@ async def test_a_layer_that_was_built_in_another_span(plugin, client, scheduler,
     with span("compute"):
         used = delayed(inc)(built, dask_key_name=("more", 1))
         assert await client.compute(used, optimize_graph=False) == 3
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "alice [span] span.result=success task.count=2 task.completed=2",
         "  more [group] group.name=more task.count=1 task.completed=1",
         "  work [group] group.name=work task.count=1 task.completed=1",
@@ -623,7 +598,7 @@ async def test_a_span_and_one_inside_it(plugin, client, scheduler, *workers):
             futures += client.map(inc, range(3), pure=False)
         futures.append(client.submit(fail, 4, pure=False))
         await wait(futures)
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "root [span] span.result=error task.count=7 task.completed=5 task.erred=2 "
         "Error: ValueError: 2 tasks erred; first: bad 4",
         "  child [span] span.result=error task.count=2 task.completed=1 task.erred=1 "
@@ -647,7 +622,7 @@ async def test_the_same_tags_again(plugin, client, scheduler, *workers):
         with span("job"):
             futures.append(client.submit(inc, 1, pure=False))
             await wait(futures)
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "job [span] span.result=success task.count=1 task.completed=1",
         "  inc [group] group.name=inc @ job #2 task.count=1 task.completed=1",
         "job [span] span.result=success task.count=1 task.completed=1",
@@ -664,7 +639,7 @@ async def test_a_function_with_the_name_of_a_part(plugin, client, scheduler, *wo
         with span(name):
             futures.append(client.submit(inc, 1, key=key))
             await wait(futures)
-    assert await whole(plugin, scheduler) == [
+    assert await whole(plugin, scheduler, *WHAT) == [
         "alice [span] span.result=success task.count=1 task.completed=1",
         "  work [group] group.name=work task.count=1 task.completed=1",
         "bob [span] span.result=success task.count=1 task.completed=1",
@@ -696,7 +671,7 @@ async def test_keys_that_are_tuples_or_numbers(plugin, client, scheduler, *worke
         with span(name):
             futures += client.map(inc, range(3), key=[("work", number), (7, number), ((8, "x"), number)])
             await wait(futures)
-    assert sorted(await whole(plugin, scheduler)) == sorted(
+    assert sorted(await whole(plugin, scheduler, *WHAT)) == sorted(
         [
             "alice [span] span.result=success task.count=3 task.completed=3",
             "  Other [group] group.name=(8, 'x') task.count=1 task.completed=1",
@@ -762,7 +737,7 @@ async def test_tasks_that_stay_where_dask_puts_them(plugin, client, scheduler, *
         without = client.submit(fail, 5, key=("inc", 5))
         await wait(without)
         assert set(scheduler.task_groups) == {"inc"}
-        assert await whole(plugin, scheduler) == [
+        assert await whole(plugin, scheduler, *WHAT) == [
             "alice [span] span.result=error task.count=9 task.completed=7 task.erred=2 "
             "Error: ValueError: 2 tasks erred; first: bad 4",
             "  inc [group] group.name=inc task.count=9 task.completed=7 task.erred=2 "

@@ -10,7 +10,7 @@ import pytest
 from distributed import Client, Event, Reschedule, Worker, fire_and_forget, get_client, span, wait, worker_client
 from distributed.utils_test import inc, slowinc
 from support import switches
-from support.clusters import bridged, finished, trace_of
+from support.clusters import bridged, finished, trace_of, until
 from support.measured import all_told
 from support.trees import tree
 
@@ -26,11 +26,6 @@ def fail(x):
 
 async def lines(plugin, *attributes, tasks=False):
     return tree(await finished(plugin), *(attributes or FATES), tasks=tasks)
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 @bridged()

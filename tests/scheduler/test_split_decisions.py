@@ -55,7 +55,7 @@ def finish(number=400):
 
 
 @pytest.mark.parametrize("saturation", [1.1, inf])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 @gen_test(timeout=100)
 async def test_random_scripts(seed, saturation):
     await compare(random_script(seed, steps=40), saturation=saturation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from contextlib import contextmanager
 from unittest import mock
 
@@ -12,8 +13,17 @@ from distributed.utils_test import gen_cluster
 
 import dask_otel
 from support.memory import MemoryPlugin
-from support.task_groups import check_groups
-from support.trees import check_shape, check_sums
+from support.task_groups import check_groups, check_spans
+from support.trees import check_shape, check_sums, forest
+
+_OUTCOMES = ("completed", "erred", "upstream_failed", "cancelled", "abandoned", "retried", "recomputed", "lost")
+#: Attributes: how many tasks there were and what became of them, and of those that another span counts.
+COUNTS = ("dask.task.count", *(f"dask.task.{outcome}" for outcome in _OUTCOMES))
+ELSEWHERE = (
+    "dask.span.counted_in",
+    "dask.elsewhere.count",
+    *(f"dask.elsewhere.{outcome}" for outcome in _OUTCOMES),
+)
 
 TWO_WORKERS = [("127.0.0.1", 1), ("127.0.0.1", 2)]
 
@@ -68,6 +78,23 @@ async def finished(plugin):
     check_shape(spans)
     check_sums(spans, plugin.partial)
     return spans
+
+
+async def until(condition):
+    """Wait for what no event announces."""
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+async def whole(plugin, scheduler, *attributes):
+    """Close the bridge; return the trees of all traces, once groups and numbers are known to be Dask's own.
+
+    Hashes in names are left out.
+    """
+    spans = await finished(plugin)
+    check_groups(scheduler)
+    check_spans(scheduler, spans)
+    return [re.sub("[0-9a-f]{32}", "…", line) for line in forest(spans, *attributes)]
 
 
 async def trace_of(plugin, root_id):

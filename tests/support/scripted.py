@@ -18,6 +18,7 @@ from distributed.protocol import Serialized, serialize, to_serialize
 from distributed.scheduler import ClientState, WorkerState
 
 from support.memory import MemoryPlugin
+from support.task_groups import check_groups
 
 __all__ = ["ScriptedScheduler", "quiet_bridge", "random_script"]
 
@@ -164,7 +165,7 @@ class ScriptedScheduler:
             self.decisions.look((step, *arguments))
             self.group_names.update(self.scheduler.task_groups)
             self.scheduler.validate_state()
-            check_groups(self.scheduler, dependencies=self.checks_dependencies)
+            check_groups(self.scheduler, dependencies_too=self.checks_dependencies)
         return self.log
 
     @property
@@ -314,28 +315,6 @@ def annotation(span: Any) -> Any:
         return None
     tag, id_ = span if isinstance(span, tuple) else (span, f"id-{span}")
     return {"name": (tag,), "ids": (id_,)}
-
-
-def check_groups(scheduler: Scheduler, *, dependencies: bool) -> None:
-    """What ``validate_state`` does not check: the bookkeeping of groups and prefixes."""
-    members: dict[Any, list[Any]] = {}
-    for task in scheduler.tasks.values():
-        members.setdefault(task.group, []).append(task)
-    for name, group in scheduler.task_groups.items():
-        assert group.name == name
-        assert group in group.prefix.groups
-        assert group._size == sum(group.states.values())
-        assert members.get(group), f"{name} has no tasks"
-        for state, count in group.states.items():
-            assert state == "forgotten" or count == sum(task.state == state for task in members[group])
-        needed = {dependency.group for task in members[group] for dependency in task.dependencies}
-        assert not dependencies or needed <= group.dependencies
-    assert set(members) == set(scheduler.task_groups.values())
-    for prefix in scheduler.task_prefixes.values():
-        assert prefix._size == sum(group._size for group in prefix.groups)
-        for state, count in prefix.states.items():
-            assert count == sum(group.states[state] for group in prefix.groups)
-        assert all(scheduler.task_groups[group.name] is group for group in prefix.groups)
 
 
 TOKENS = [f"{number:032x}" for number in range(1, 6)]
