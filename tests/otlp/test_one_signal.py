@@ -17,6 +17,8 @@ from dask_otel.errors import SettingError
 from dask_otel.metrics.recorder import Recorder
 from dask_otel.metrics.series import MetricSettings
 
+pytestmark = pytest.mark.slow  # real receivers, for a long table of settings
+
 GRPC, HTTP = "grpc", "http/protobuf"
 SIGNALS = ["TRACES", "METRICS"]
 BOTH = set(SIGNALS)

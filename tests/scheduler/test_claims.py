@@ -194,6 +194,7 @@ async def test_a_retry_that_succeeds_is_the_next_segment(plugin, client, schedul
         ]
 
 
+@pytest.mark.slow
 @bridged(max_segment=0.5)
 async def test_every_segment_names_where_its_tasks_count(plugin, client, scheduler, *workers):
     held = Event(client=client)

@@ -810,6 +810,7 @@ async def test_what_starts_there_may_open_a_span(plugin, client, scheduler, work
     assert tasks_by_span(scheduler) == ({("alice",): 1, ("default",): 1, ("own",): 4} if with_us else alone)
 
 
+@pytest.mark.slow
 @gen_cluster(
     client=True,
     nthreads=[("127.0.0.1", 2)],

@@ -223,7 +223,7 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize("saturation", [1.1, inf])
+@pytest.mark.parametrize("saturation", [1.1, pytest.param(inf, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", SCRIPTS)
 @gen_test(timeout=60)
 async def test_scripts(what, saturation):
