@@ -171,6 +171,11 @@ def test_a_dask_span_with_an_id_that_is_no_path(receiver, monkeypatch):
 @pytest.mark.slow
 def test_a_cluster_that_started_before_the_preload_was_set(receiver, tmp_path, monkeypatch):
     """The line says so, and what it says to call works; the scheduler's log has no warning of the question."""
+
+    def url_in_a_task():  # a worker cannot import this module
+        ids = dask.get_annotations()["span"]["ids"]
+        return dask_otel.trace_url().endswith(f"/otel/trace/{ids[-1]}")
+
     with cluster(tmp_path, options=()) as processes:
         client = processes.client
         line = repr(dask_otel.describe())
@@ -191,15 +196,10 @@ def test_a_cluster_that_started_before_the_preload_was_set(receiver, tmp_path, m
             assert answer.status == 200
         # Inside a task, whose process is a worker's.
         with span("outside"):
-            assert client.submit(_url_in_a_task, pure=False).result() is True
+            assert client.submit(url_in_a_task, pure=False).result() is True
         log = processes.scheduler.log
     assert "No handler" not in log
     assert "Traceback" not in log
-
-
-def _url_in_a_task():
-    ids = dask.get_annotations()["span"]["ids"]
-    return dask_otel.trace_url().endswith(f"/otel/trace/{ids[-1]}")
 
 
 @pytest.mark.slow

@@ -191,6 +191,9 @@ def test_spans_that_could_not_be_sent_arrive_when_the_right_endpoint_is_register
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_headers_arrive_and_are_in_no_log(protocol, tmp_path):
+    def plugins(dask_scheduler):  # the scheduler cannot import this module
+        return [repr(each) + repr(vars(each)) for name, each in dask_scheduler.plugins.items() if name == "dask-otel"]
+
     with (
         Misbehaving(protocol) as receiver,
         cluster(tmp_path, options=(), env={"DASK_LOGGING__DISTRIBUTED": "debug"}) as processes,
@@ -199,16 +202,12 @@ def test_headers_arrive_and_are_in_no_log(protocol, tmp_path):
         processes.client.register_plugin(plugin)
         root_id, _ = nested(processes.client)
         receiver.wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
-        info = repr(processes.client.scheduler_info()) + repr(processes.client.run_on_scheduler(_plugins))
+        info = repr(processes.client.scheduler_info()) + repr(processes.client.run_on_scheduler(plugins))
         log = processes.scheduler.log
     assert {name.lower(): value for name, value in receiver.headers[0].items()}["x-key"] == SECRET
     assert "register_scheduler_plugin" in log  # the message with the pickle is there
     assert "OTEL_EXPORTER_OTLP_HEADERS" in info
     assert SECRET not in log + info
-
-
-def _plugins(dask_scheduler):
-    return [repr(each) + repr(vars(each)) for name, each in dask_scheduler.plugins.items() if name == "dask-otel"]
 
 
 def test_a_scheduler_without_the_package_logs_no_header(monkeypatch):

@@ -388,7 +388,7 @@ def test_in_a_browser(tmp_path, monkeypatch):
         await Event("go-on", client=client).set()
         await future
 
-    with_page(test)
+    with_page(test, timeout=110)  # some hundred screens
 
 
 async def keyboard(page, url):

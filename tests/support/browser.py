@@ -102,6 +102,7 @@ async def browser(folder):
         stderr=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
     )
+    socket = None
     try:
         while True:
             line = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
@@ -119,10 +120,11 @@ async def browser(folder):
             await page.call(f"{domain}.enable")
         yield page
         await page.call("Browser.close", session=False)
-        socket.close()
         await process.wait()
         await rest
     finally:
+        if socket:
+            socket.close()
         if process.returncode is None:
             process.kill()
             await process.wait()

@@ -13,10 +13,16 @@ from dask_otel.preload import OTelPlugin
 FAST = {"otel.traces.idle-timeout": "100ms", "otel.sweep-interval": "50ms"}
 
 
-def with_page(test, **settings):
-    """Run a test on a cluster with the bridge as it is in life."""
+def with_page(test, timeout=30, **settings):
+    """Run a test on a cluster with the bridge as it is in life, for so many seconds at most."""
 
-    @gen_cluster(client=True, nthreads=[("127.0.0.1", 2)], config=FAST | settings, clean_kwargs={"threads": False})
+    @gen_cluster(
+        client=True,
+        nthreads=[("127.0.0.1", 2)],
+        config=FAST | settings,
+        timeout=timeout,
+        clean_kwargs={"threads": False},
+    )
     async def run(client, scheduler, worker):
         plugin = OTelPlugin()
         await scheduler.register_scheduler_plugin(plugin, idempotent=True)
