@@ -19,7 +19,7 @@ from time import monotonic, sleep, time
 from typing import Any
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
+from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.trace.sampling import Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
@@ -50,7 +50,7 @@ from .misspelt import misspelt
 from .queue import RateLimiter, SpanQueue
 from .recent_runs import RecentRuns, RunId
 from .sampling import Sampling, make_sampler
-from .spans import SpanFactory, error_description, kind_of
+from .spans import SpanFactory, SpanForm, error_description, kind_of
 from .transport import ExportResult, Paced, RetryDecision, Sender, import_exporters, make_senders, shut_down
 
 __all__ = [
@@ -264,20 +264,20 @@ class SpanExportQueue(ExportQueue):
 
     Parameters
     ----------
-    factory
-        Makes spans of records.
+    form
+        Makes spans of records, and requests of spans, as the exporter takes them.
     """
 
     items = "spans"
 
-    def __init__(self, factory: SpanFactory, safety: Safety, limits: Limits | None = None) -> None:
+    def __init__(self, form: SpanForm, safety: Safety, limits: Limits | None = None) -> None:
         super().__init__()
         limits = limits or Limits()
         self.retry = RetrySettings(BACK_OFF, GIVE_UP_AFTER, LAST_CHANCE, LOG_EVERY, can_split=True)
         self.delay = limits.delay
         #: Takes records that cannot be sent until the shutdown ends; None if they are lost.
         self.heir: Callable[[list[Record]], object] | None = None
-        self._factory = factory
+        self._form = form
         self._safety = safety
         self.max_batch = min(limits.max_batch, limits.max_waiting)
         self._queue = SpanQueue(limits.max_waiting, limits.max_bytes, partial(self._count_dropped, "queue_full"))
@@ -306,7 +306,7 @@ class SpanExportQueue(ExportQueue):
             if not part:
                 continue
             records = [record for record, _ in part]
-            result = send(Paced(span for _, span in part))
+            result = send(self._form.request(span for _, span in part))
             requests += 1
             is_about_spans = result.decision in (RetryDecision.TOO_LARGE, RetryDecision.INVALID)
             if result.decision is RetryDecision.SENT:
@@ -345,7 +345,7 @@ class SpanExportQueue(ExportQueue):
             + (f"; last error: {last_error}" if last_error else ""),
         )
 
-    def _convert(self, batch: list[Record]) -> list[tuple[Record, ReadableSpan]]:
+    def _convert(self, batch: list[Record]) -> list[tuple[Record, Any]]:
         """Make spans. A record that cannot be converted costs at most its attributes."""
         spans = []
         for record in Paced(batch):
@@ -356,8 +356,8 @@ class SpanExportQueue(ExportQueue):
                 self._lose([record], "fault")
         return spans
 
-    def _span_of(self, record: Record) -> ReadableSpan | None:
-        for make in (self._factory.span, self._factory.bare):
+    def _span_of(self, record: Record) -> Any:
+        for make in (self._form.span, self._form.bare):
             with self._safety.guard("conversion"):
                 return make(record)
         return None
@@ -1064,7 +1064,8 @@ def connect(
     if found.span_limits:
         factory = SpanFactory(resource, scope, found.span_limits, redactor, sampling.known)
         span_threads = [
-            ExportThread(sender, SpanExportQueue(factory, safety, found.limits), safety) for sender in found.spans
+            ExportThread(sender, SpanExportQueue(sender.form(factory), safety, found.limits), safety)
+            for sender in found.spans
         ]
     return TelemetryOutput(
         span_threads,

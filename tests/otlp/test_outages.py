@@ -54,7 +54,7 @@ class Run:
     def __init__(self, endpoint: str, **limits) -> None:
         (sender,) = make_senders(endpoint)
         self.safety = Safety()
-        self.queue = SpanExportQueue(FACTORY, self.safety, Limits(**({"delay": 0.05} | limits)))
+        self.queue = SpanExportQueue(sender.form(FACTORY), self.safety, Limits(**({"delay": 0.05} | limits)))
         self.pipeline = ExportThread(sender, self.queue, self.safety)
         self.names: list[str] = []
 
