@@ -208,6 +208,8 @@ class ExportQueue(ABC):
     #: Items that are exported at once, and seconds to wait for as many.
     max_batch = 1
     delay = 0.0
+    #: Seconds from one request to the next, at least, unless a batch is full.
+    spacing = 0.0
     #: Whether what waits replaces what is being exported.
     is_latest_only = False
     #: Whether it is no failure if the backend has no place for the signal.
@@ -275,6 +277,7 @@ class SpanExportQueue(ExportQueue):
         limits = limits or Limits()
         self.retry = RetrySettings(BACK_OFF, GIVE_UP_AFTER, LAST_CHANCE, LOG_EVERY, can_split=True)
         self.delay = limits.delay
+        self.spacing = limits.spacing
         #: Takes records that cannot be sent until the shutdown ends; None if they are lost.
         self.heir: Callable[[list[Record]], object] | None = None
         self._form = form
@@ -482,6 +485,8 @@ class ExportThread:
         #: By topic, when it was last logged; and how many losses have been logged.
         self._logged_at: dict[str, float] = {}
         self._logged_losses = 0
+        #: When the last request began.
+        self._requested = 0.0
         #: When a backend that takes no metrics gets the next snapshot, and seconds until the one after it.
         self._due = 0.0
         self._unsupported_pause = UNSUPPORTED_BACK_OFF[0]
@@ -585,7 +590,8 @@ class ExportThread:
         with self._changed:
             self._changed.wait_for(lambda: self.queue.waiting or self._is_closing)
             self._changed.wait_for(
-                lambda: self.queue.waiting >= self.queue.max_batch or self._is_closing, self.queue.delay
+                lambda: self.queue.waiting >= self.queue.max_batch or self._is_closing,
+                max(self.queue.delay, self._requested + self.queue.spacing - monotonic()),
             )
             return self.queue.take()
 
@@ -599,6 +605,7 @@ class ExportThread:
                 with self._guard():
                     self._sender.reconnect()
             result = self._sender.broken
+            self._requested = monotonic()
             with self._guard():
                 result = self._sender.send(data)
             self._note(result)

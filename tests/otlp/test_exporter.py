@@ -153,6 +153,23 @@ def test_a_record_that_cannot_be_converted_costs_only_its_attributes():
     assert sum(safety.failures.values()) == 3
 
 
+def test_what_follows_a_request_shortly_shares_the_next_one():
+    gate = Gate()
+    gate.open.set()
+    pipeline = pipeline_of(gate, delay=0.0, spacing=1.0)
+    begin = monotonic()
+    for number in range(3):
+        pipeline.put(together(number))
+        while not gate.names:
+            threading.Event().wait(0.01)
+    while len(gate.names) < 2:
+        threading.Event().wait(0.01)
+    assert monotonic() - begin >= 1.0
+    pipeline.put(together(3))
+    pipeline.close(timeout=30)  # which does not wait
+    assert gate.names == [["0.0", "0"], ["1.0", "1", "2.0", "2"], ["3.0", "3"]]
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_encoding_rests_between_spans(monkeypatch, protocol):
     """An event loop that needs the interpreter lock gets it then."""
