@@ -128,8 +128,8 @@ METRICS = Signal(
 class Limits:
     """Sizes of the sending queue and of one batch; the standard ``OTEL_BSP_*`` variables change them."""
 
-    #: Records that may wait, and bytes by ``size_of``: with everything else, less than 64 MiB.
-    max_waiting: int = 50_000
+    #: Records that may wait, and bytes that they take: with everything else, less than 64 MiB.
+    max_waiting: int = 500_000
     max_bytes: int = 48 * 2**20
     #: Spans in one request. Encoding 512 holds the interpreter lock for 2 ms at a stretch, three times.
     max_batch: int = 256

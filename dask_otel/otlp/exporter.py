@@ -47,11 +47,12 @@ from .environment import (
 )
 from .metrics import MetricFactory
 from .misspelt import misspelt
-from .queue import RateLimiter, SpanQueue
+from .packing import Packed, Packer
+from .queue import RateLimiter, SpanQueue, size_of
 from .recent_runs import RecentRuns, RunId
 from .sampling import Sampling, make_sampler
 from .spans import SpanFactory, SpanForm, error_description, kind_of
-from .transport import ExportResult, Paced, RetryDecision, Sender, import_exporters, make_senders, shut_down
+from .transport import ExportResult, Paced, Pacer, RetryDecision, Sender, import_exporters, make_senders, shut_down
 
 __all__ = [
     "LAST_CHANCE",
@@ -96,6 +97,8 @@ SHUTDOWN_BACK_OFF = 0.5
 FOR_METRICS = 2.0
 #: Seconds from the first snapshot to the second; then twice as long each time, up to the interval.
 FIRST_PAUSE = 1.0
+#: Records that wait as they are; those beyond are packed.
+KEPT_LOOSE = 2000
 #: Finished roots that are remembered.
 MAX_FINISHED = 100
 
@@ -240,6 +243,10 @@ class ExportQueue(ABC):
     def take(self) -> Any:
         """Take out a batch, which is then in flight; empty or None if nothing waits. The caller locks."""
 
+    def pack(self) -> bool:
+        """Make what waits smaller; False if there is nothing to do. Locks."""
+        return False
+
     @abstractmethod
     def export(self, batch: Any, send: Callable[[Any], ExportResult]) -> None:
         """Export a batch by one or more requests, and count what became of it."""
@@ -284,6 +291,7 @@ class SpanExportQueue(ExportQueue):
         self._safety = safety
         self.max_batch = min(limits.max_batch, limits.max_waiting)
         self._queue = SpanQueue(limits.max_waiting, limits.max_bytes, partial(self._count_dropped, "queue_full"))
+        self._packer = Packer(size_of)
 
     @property
     def waiting(self) -> int:
@@ -294,15 +302,31 @@ class SpanExportQueue(ExportQueue):
         """Add records that should leave together."""
         self._queue.put(items)
 
-    def take(self) -> list[Record]:
+    def take(self) -> list[Record | Packed]:
         """Take out records that may leave together."""
         batch = self._queue.take(self.max_batch, MAX_BATCH_BYTES)
-        self.in_flight = len(batch)
+        self.in_flight = sum(item.count if isinstance(item, Packed) else 1 for item in batch)
         return batch
 
-    def export(self, batch: list[Record], send: Callable[[Any], ExportResult]) -> None:
+    def pack(self) -> bool:
+        """Pack some of what waits, if that is much; False if nothing is to be packed."""
+        with self.changed:
+            bundle = self._queue.to_pack(KEPT_LOOSE)
+            items = bundle.items if bundle else ()
+        if bundle is None:
+            return False
+        packed: list[Packed] = []
+        pacer = Pacer()
+        for each in self._packer.pack(items):
+            packed.append(each)
+            pacer.rest()
+        with self.changed:
+            self._queue.pack(bundle, items, packed)
+        return True
+
+    def export(self, batch: list[Record | Packed], send: Callable[[Any], ExportResult]) -> None:
         """Convert and send a batch, and halve it while that may save a part of it."""
-        parts = [self._convert(batch)]
+        parts = [self._convert(self._unpacked(batch))]
         requests = 0
         while parts:
             part = parts.pop()
@@ -320,9 +344,15 @@ class SpanExportQueue(ExportQueue):
             else:
                 self._lose(records, _REASONS[result.decision])
 
-    def drop(self, batch: list[Record], reason: str) -> None:
+    def drop(self, batch: list[Record | Packed], reason: str) -> None:
         """Count the records that are still in flight, the last ones, as dropped."""
-        self._lose(batch[-self.in_flight :], reason)
+        self._lose(self._unpacked(batch)[-self.in_flight :], reason)
+
+    def _unpacked(self, batch: list[Record | Packed]) -> list[Record]:
+        records: list[Record] = []
+        for item in batch:
+            records += item.unpack() if isinstance(item, Packed) else [item]
+        return records
 
     def status(self) -> dict[str, Any]:
         """Return counts of spans."""
@@ -589,6 +619,8 @@ class ExportThread:
         """Wait for a batch; empty if there is nothing more to do."""
         with self._changed:
             self._changed.wait_for(lambda: self.queue.waiting or self._is_closing)
+        self._pack()
+        with self._changed:
             self._changed.wait_for(
                 lambda: self.queue.waiting >= self.queue.max_batch or self._is_closing,
                 max(self.queue.delay, self._requested + self.queue.spacing - monotonic()),
@@ -629,9 +661,7 @@ class ExportThread:
         with self._changed:
             if not self._is_closing:
                 # A collector that asks to be left alone is, also with something newer.
-                self._changed.wait_for(
-                    lambda: self._is_closing or (result.wait is None and self._is_superseded), max(seconds, asked)
-                )
+                self._pause(max(seconds, asked), result)
             elif is_closing or result.wait is not None:
                 pause = self._deadline.pause(max(min(seconds, SHUTDOWN_BACK_OFF), asked), result)
                 if pause is not None:
@@ -639,6 +669,24 @@ class ExportThread:
                 elif not self._is_superseded:  # else the last snapshot has an attempt of its own
                     self.abandoned = True
             return not (self.abandoned or self._is_superseded)
+
+    def _pause(self, seconds: float, result: ExportResult) -> None:
+        """Wait for seconds, for shutdown, or for something newer, and pack what comes meanwhile; the caller locks."""
+        until = monotonic() + seconds
+        while (left := until - monotonic()) > 0:
+            if self._is_closing or (result.wait is None and self._is_superseded):
+                return
+            self._changed.release()
+            try:
+                self._pack()
+            finally:
+                self._changed.acquire()
+            self._changed.wait(left)
+
+    def _pack(self) -> None:
+        with self._guard():
+            while not self._is_closing and self.queue.pack():
+                pass
 
     def _note(self, result: ExportResult) -> None:
         """Note the result of a request, and log what a person should know."""

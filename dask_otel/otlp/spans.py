@@ -28,6 +28,7 @@ from ..spantree.records import Link as RecordLink
 from .sampling import Decided, caller_context
 
 __all__ = [
+    "KINDS",
     "Attributes",
     "Bounded",
     "SpanData",
@@ -43,7 +44,8 @@ __all__ = [
 
 Attributes = dict[str, "str | bool | int | float | list[str]"]
 
-_KINDS: dict[type[Record], str] = {
+#: Value of ``dask.kind``.
+KINDS: dict[type[Record], str] = {
     SegmentRecord: schema.SEGMENT,
     GroupRecord: schema.GROUP,
     TaskRecord: schema.TASK,
@@ -228,7 +230,7 @@ class SpanFactory:
 
 def kind_of(record: Record) -> str:
     """Value of ``dask.kind``."""
-    return _KINDS[type(record)]
+    return KINDS[type(record)]
 
 
 def attributes(record: Record) -> Attributes:
