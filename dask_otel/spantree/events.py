@@ -6,6 +6,7 @@ itself counts them), sizes bytes.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,6 +221,7 @@ class Change(Tally):
         "picks",
         "prefix",
         "provisional",
+        "ran",
         "retried_error",
         "runs",
         "sent_to",
@@ -232,13 +234,14 @@ class Change(Tally):
 
     def __init__(self, since: float) -> None:
         super().__init__()
-        # The hook adds to these with every task: a look-up less.
-        self.workers = defaultdict(float)
         self.since = since
         #: When the first task was sent to a worker; 0.0 while none was.
         self.began = 0.0
         #: Tasks entered, ran or ended; not only released, forgotten or recomputed because a worker left.
         self.active = False
+        #: Of each run that is not counted yet, three values: seconds of compute or None, worker, type of the result. A
+        #: look-up for each run by itself takes a microsecond: what it looks at is in no cache then.
+        self.ran: list[Any] = []
         #: Number of runs by bucket of compute time, see ``buckets``.
         self.buckets: dict[int, int] = {}
         #: The same by interval, until ``sort_runs``.
@@ -275,8 +278,28 @@ class Change(Tally):
         counts[interval] = counts.get(interval, 0) + 1
         self.failed[error] = counts, total + seconds
 
+    def count_runs(self, ends: Sequence[float]) -> None:
+        """Count the runs that hooks have appended.
+
+        Parameters
+        ----------
+        ends
+            As ``Intervals.ends``.
+        """
+        values = iter(self.ran)
+        workers, types = self.workers, self.types
+        for seconds, worker, type_ in zip(values, values, values, strict=True):
+            if seconds is not None:
+                self.intervals[bisect_left(ends, seconds)] += 1
+            if worker:
+                workers[worker] = workers.get(worker, 0.0) + (seconds or 0.0)
+            if type_:
+                types[type_] += 1
+        self.ran = []
+
     def sort_runs(self, intervals: Intervals) -> None:
-        """Sort the runs by interval into buckets and bars."""
+        """Count the runs, and sort them by interval into buckets and bars."""
+        self.count_runs(intervals.ends)
         for number, count in self.intervals.items():
             sum_into(self.buckets, {intervals.buckets[number]: count})
             sum_into(self.runs, {intervals.bars[number]: count})
