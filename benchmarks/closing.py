@@ -1,6 +1,7 @@
 """How much longer closing a cluster takes with the bridge: by what the collector does, and by what is left to send.
 
-In one process, one case after the other and all of them again: the machine's moods fall on all alike.
+In one process, one case after the other and all of them again: the machine's moods fall on all alike. With
+``--signal``: how long a ``dask scheduler`` takes to end after SIGTERM if the collector accepts and never answers.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import statistics
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter, sleep
@@ -22,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import dask
 from distributed import Client, LocalCluster, Scheduler, Worker, span
 from distributed.utils_test import inc
+from support.processes import cluster
 from support.wire import Wire
 
 from dask_otel.cli.receiver import Receiver
@@ -135,12 +140,65 @@ def close_scheduler(case: Case, wire: Wire | None) -> float:
     return asyncio.run(run())
 
 
+def after_signal(protocol: str | None, busy: int) -> tuple[float, float]:
+    """Return the seconds from SIGTERM until the bridge is closed, and from then until the process has ended.
+
+    Parameters
+    ----------
+    protocol
+        None for a scheduler without the bridge.
+    busy
+        Other processes that use a core each meanwhile.
+    """
+    preload = ("--preload", "dask_otel") if protocol else ()
+    variables = {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol or "", "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Wire("http://127.0.0.1:1", "hang") as wire,
+        cluster(
+            Path(folder), env=variables | {"OTEL_EXPORTER_OTLP_ENDPOINT": wire.endpoint}, options=preload
+        ) as processes,
+    ):
+        with span("root"):
+            processes.client.gather(processes.client.map(inc, range(10)))
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+        try:
+            begin = perf_counter()
+            processes.scheduler.send(signal.SIGTERM)
+            processes.scheduler.wait_for("Scheduler closing all comms")
+            closed = perf_counter()
+            processes.scheduler.join()
+            return closed - begin, perf_counter() - closed
+        finally:
+            for each in others:
+                each.kill()
+                each.wait()
+
+
+def print_after_signal(rounds: int) -> None:
+    print("| over | busy processes | from SIGTERM until closed, s: median (max) | until the process ended |")
+    print("|---|---:|---:|---:|")
+    cases = [(protocol, busy) for busy in (0, 2) for protocol in (None, "grpc", "http/protobuf")]
+    took: dict[tuple[str | None, int], list[tuple[float, float]]] = {}
+    for _ in range(rounds):
+        for case in cases:
+            took.setdefault(case, []).append(after_signal(*case))
+    for (protocol, busy), each in took.items():
+        closing, ends = zip(*((first, first + rest) for first, rest in each), strict=True)
+        row = [f"{statistics.median(some):.1f} s ({max(some):.1f})" for some in (closing, ends)]
+        print("| " + " | ".join([protocol or "without the bridge", str(busy), *row]) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--signal", action="store_true", help="real processes, SIGTERM, a collector that never answers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="cases whose collector or remainder is this")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    if options.signal:
+        print_after_signal(options.rounds)
+        return
     cases = [case for case in CASES if options.only in (None, *case[:2]) or case.collector == "none"]
     took: dict[tuple[Case, str], list[float]] = {}
     for _ in range(options.rounds + 1):

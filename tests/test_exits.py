@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import NamedTuple
 
 import pytest
+from distributed.utils_test import gen_cluster, inc
 from support.environment import environment
 from support.exits import WAYS
+from support.memory import MemoryPlugin
 from support.misbehaving import Hangs, Misbehaving
 from support.processes import Process, cluster
 from support.trees import check_shape, check_sums, tree
@@ -21,6 +24,7 @@ from support.wire import Wire
 from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
 
 import dask_otel
+from dask_otel.scheduler.runtime import FOR_EXIT
 
 pytestmark = pytest.mark.slow
 
@@ -160,6 +164,58 @@ def test_a_signal_while_the_collector_hangs(protocol, tmp_path):
     assert [int(each) for each in last.groups()] == [SPANS, 0]
     assert code == 0
     assert took < 3.0 + 7.0
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_dask_and_the_interpreter_have_time_to_end_within_the_timeout(protocol, tmp_path):
+    """The default timeout, 10 s: what follows closing needs CPU time, which a busy machine may not give at once."""
+    with (
+        Wire("http://127.0.0.1:1", "hang") as wire,
+        cluster(
+            tmp_path,
+            env=exporting(wire.endpoint, protocol) | {"DASK_OTEL__SHUTDOWN_TIMEOUT": "10s"},
+            workers=1,
+        ) as processes,
+    ):
+        nested(processes.client)
+        begin = monotonic()
+        processes.scheduler.send(signal.SIGTERM)
+        processes.scheduler.wait_for("Scheduler closing all comms")
+        closed = monotonic()
+        assert processes.scheduler.join() == 0
+    assert LAST_WORD.search(processes.scheduler.log)
+    assert closed - begin < 9.0  # 8 s, and a busy machine's
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_slow_steps_of_closing_count(client, scheduler, worker):
+    plugin = MemoryPlugin(idle_timeout=600.0, shutdown_timeout=10.0)
+    await plugin.add_to(scheduler)
+    await client.submit(inc, 1)
+    given = {}
+
+    def note(name):
+        method = getattr(plugin.sink, name)
+
+        def noting(timeout):
+            given[name] = timeout
+            method(timeout)
+            sleep(0.5)
+
+        return noting
+
+    async def slow_sweep():
+        await sweep()
+        await asyncio.sleep(0.5)
+
+    with pytest.MonkeyPatch.context() as patch:
+        sweep = plugin._bridge.sweep.close
+        patch.setattr(plugin._bridge.sweep, "close", slow_sweep)
+        for name in ("close_spans", "close_metrics"):
+            patch.setattr(plugin.sink, name, note(name))
+        await plugin.before_close()
+    assert given["close_spans"] <= 10.0 - FOR_EXIT - 0.5
+    assert given["close_metrics"] <= 10.0 - FOR_EXIT - 1.0
 
 
 def stop(process: Process, number: int) -> int:

@@ -94,7 +94,9 @@ SHORT_PAUSE = 0.1
 #: Seconds between two attempts at shutdown, at most, unless the collector asks for more.
 SHUTDOWN_BACK_OFF = 0.5
 #: Seconds kept for the last metrics, which count what became of the last spans; at most a quarter of the time.
-FOR_METRICS = 2.0
+FOR_METRICS = 1.0
+#: Seconds kept for the last line of the log, at most a fifth of the time.
+FOR_LAST_LINE = 0.2
 #: Seconds from the first snapshot to the second; then twice as long each time, up to the interval.
 FIRST_PAUSE = 1.0
 #: Records that wait as they are; those beyond are packed.
@@ -972,8 +974,7 @@ class TelemetryOutput:
 
 def _close_all(closes: Sequence[Callable[[float], None]], timeout: float, kept: float = 0.0) -> None:
     deadline = monotonic() + timeout
-    # A little less: each has a last line to log, and the process may end when this returns.
-    each = timeout - max(kept, min(1.0, timeout / 5))
+    each = timeout - max(kept, min(FOR_LAST_LINE, timeout / 5))
     closing = [threading.Thread(target=close, args=(each,), daemon=True) for close in closes]
     for thread in closing:
         thread.start()

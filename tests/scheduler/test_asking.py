@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickletools
+from time import perf_counter
 
 import dask
 import pytest
@@ -178,6 +179,29 @@ async def test_a_worker_that_does_not_answer_is_not_waited_for_longer_than_befor
     attributes = root_of(plugin)
     assert attributes["dask.metrics.complete"] is False
     assert attributes["dask.thread_time.busy"] >= 4 * 0.02  # b's have come
+
+
+@gen_cluster(client=True, nthreads=TWO[:1])
+async def test_a_wait_leaves_half_the_time_for_the_spans_however_long_the_sweep_before_takes(client, scheduler, worker):
+    ahead = 0.0
+
+    async def slow_sweep():
+        nonlocal ahead
+        await sweep()
+        ahead += 2000.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "heartbeat_interval", lambda workers: 600.0)
+        plugin = MemoryPlugin(idle_timeout=600.0, sweep_interval=3600.0, shutdown_timeout=3600.0)
+        await plugin.add_to(scheduler)
+        stop_heartbeats(worker)
+        worker.blocked_handlers = ["run"]
+        await work(client, worker)
+        sweep = plugin._bridge.sweep.sweep
+        patch.setattr(plugin._bridge.sweep, "sweep", slow_sweep)
+        patch.setattr(runtime, "perf_counter", lambda: perf_counter() + ahead)
+        await close(scheduler, client)
+    assert root_of(plugin)["dask.metrics.complete"] is False
 
 
 @gen_cluster(client=True, nthreads=TWO[:1])
