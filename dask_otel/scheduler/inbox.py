@@ -76,8 +76,8 @@ class Taken(NamedTuple):
     workers: list[WorkerEvent]
     #: Number of heartbeats by worker, without workers that left since.
     heartbeats: dict[str, int]
-    #: Fine metrics, summed over the heartbeats; the key is Dask's: context, span id, and what else Dask puts in it.
-    metrics: dict[tuple[Any, ...], float]
+    #: Fine metrics, to be summed; the key is Dask's: context, span id, and what else Dask puts in it.
+    metrics: dict[tuple[Any, ...], list[float]]
     #: What only metrics count, by metric and value of its attribute.
     counts: Counter[tuple[Metric, Any]]
 
@@ -133,7 +133,7 @@ class Inbox:
         self._requested: dict[str, tuple[RequestedSpan, float]] = {}
         self._worker_events: list[WorkerEvent] = []
         self._heartbeats: defaultdict[str, int] = defaultdict(int)
-        self._metrics: defaultdict[tuple[Any, ...], float] = defaultdict(int)
+        self._metrics: defaultdict[tuple[Any, ...], list[float]] = defaultdict(list)
         self._counts: Counter[tuple[Metric, Any]] = Counter()
 
     def take(self) -> Taken:
@@ -189,12 +189,12 @@ class Inbox:
     def heartbeat(self, worker: str, data: Mapping[tuple[Any, ...], float]) -> None:
         """Append a heartbeat and the fine metrics in it.
 
-        With many workers there are more heartbeats than tasks, so they are only counted, and their metrics added up
+        With many workers there are more heartbeats than tasks, so they are only counted, and their metrics collected
         under Dask's own keys: the sweep reads the clock and the keys, once for all heartbeats.
         """
         metrics = self._metrics
         for key, value in data.items():
-            metrics[key] += value
+            metrics[key].append(value)  # a sum would look the key up twice, and so take half as long again
         self._heartbeats[worker] += 1
         if self.on_worker_event:
             self.on_worker_event("heartbeat", worker)

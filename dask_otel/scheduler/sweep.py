@@ -58,7 +58,7 @@ class Output(Protocol):
 
 
 #: Fine metrics that are added in one step, within a tenth of a slice.
-METRICS_AT_ONCE = 1000
+METRICS_AT_ONCE = 200
 #: Attempts to close the segments of a scheduler that closes: one segment that fails must not take the others with it.
 MAX_FAILURES = 100
 
@@ -219,9 +219,9 @@ class Sweep:
         while some := list(islice(entries, METRICS_AT_ONCE)):
             by_span: dict[str, Metrics] = {}
             with self._safety.guard("sweep"):
-                for (context, span_id, *rest), value in some:
+                for (context, span_id, *rest), values in some:
                     key = (context, *rest)
-                    by_span.setdefault(span_id, {})[key] = value
+                    by_span.setdefault(span_id, {})[key] = sum(values)
             for span_id, metrics in by_span.items():
                 with self._safety.guard("sweep"):
                     self._add_span(span_id)

@@ -20,6 +20,8 @@ from .tree import MAX_SEGMENTS, NO_LOAD, Forest, Node, Segment, sum_open
 
 __all__ = ["AwaitedMetrics", "Progress", "SpanTree", "open_runs", "trace_of"]
 
+#: Open segments that are looked at in one step: most are not due, which takes less time than a step.
+LOOKS_AT_ONCE = 100
 #: Outcomes of runs that end without a report of their worker, whose metrics arrive all the same.
 _WORDLESS = ("retried", "rescheduled", "cancelled", "abandoned")
 
@@ -240,18 +242,27 @@ class SpanTree:
         yield from self.forest.drop_notes()
         yield from self._account(now)
         earliest = now
-        for top in list(self.forest.open_tops):
-            yield None
-            earliest = min(earliest, top.segment.start if top.segment else now)
-            age = now - top.segment.start if top.segment else 0.0
+        max_segment, pending_span_after = self.settings.max_segment, self.settings.pending_span_after
+        for number, top in enumerate(list(self.forest.open_tops)):
+            if not number % LOOKS_AT_ONCE:
+                yield None
+            if top.segment is None:
+                continue
+            start = top.segment.start
+            age = now - start
+            if start < earliest:
+                earliest = start
             # A root comes before the tops below it, and is as old: all are cut together. In a pause, a run would end.
-            if age >= self.settings.max_segment * (1 if top.load.unfinished else 2):
+            if age >= max_segment and age >= max_segment * (1 if top.load.unfinished else 2):
                 yield from self._cut(top, now)
-            elif age >= self.settings.pending_span_after and top.segment and self._wants_pending_span(top, age):
+            elif age >= pending_span_after and self._wants_pending_span(top, age):
                 yield pending_span(top, top.segment, now, self._offset)
         if not taking_in_graph:
-            for node in list(self.forest.at_rest):  # children before their parents
-                if self._may_close(node, now):
+            for number, node in enumerate(list(self.forest.at_rest)):  # children before their parents
+                if not self._is_settled(node, now):
+                    if not number % LOOKS_AT_ONCE:
+                        yield None
+                elif self.owed.give_up_overdue(node, now):
                     yield from self._close(node, now)
                 else:
                     yield None
@@ -293,11 +304,12 @@ class SpanTree:
             if not self.owed.after(node, change, now):
                 self.forest.ledger(node, now).metrics_complete = False
 
-    def _may_close(self, node: Node, now: float) -> bool:
+    def _is_settled(self, node: Node, now: float) -> bool:
+        """Whether a segment has been idle for long enough, and so have those below it."""
         segment = node.segment
-        if segment is None or segment.children or now - segment.last_change < self.settings.idle_timeout:
+        if segment is None or segment.children:
             return False
-        return self.owed.give_up_overdue(node, now)
+        return now - segment.last_change >= self.settings.idle_timeout
 
     def _account(self, now: float) -> Iterator[None]:
         """Account for what changed."""

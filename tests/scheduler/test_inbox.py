@@ -13,6 +13,7 @@ from support.memory import MemoryPlugin
 from dask_otel import schema
 from dask_otel.metrics.recorder import Recorder
 from dask_otel.scheduler.pace import Pace
+from dask_otel.scheduler.sweep import METRICS_AT_ONCE
 from dask_otel.spantree.lifecycle import SpanTree
 from dask_otel.spantree.timing import Heartbeats
 
@@ -109,3 +110,26 @@ async def test_heartbeats_of_a_worker_that_leaves_count_before_it_left(client, s
         assert not heartbeats.was_heard(other.address, 0.0)
     (root,) = [each for each in await finished(plugin) if not each.parent_id]
     assert root.attributes["dask.metrics.complete"]
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_metrics_of_several_heartbeats_and_spans_are_added_up_in_steps(client, scheduler, worker):
+    plugin = MemoryPlugin(idle_timeout=0.0, sweep_interval=3600.0)
+    await plugin.add_to(scheduler)
+    worker.periodic_callbacks["heartbeat"].stop()
+    ids = []
+    for name in ("a", "b"):
+        with span(name) as span_id:
+            await client.submit(inc, 1, key=name)
+        ids.append(span_id)
+    extension, state = scheduler.extensions["spans"], scheduler.workers[worker.address]
+    # The metrics of two spans take turns, and are more than one step of a sweep adds.
+    activities = [f"activity {number}" for number in range(METRICS_AT_ONCE)]
+    for seconds in (0.25, 0.5):
+        data = {("execute", id_, "inc", each, "seconds"): seconds for each in activities for id_ in ids}
+        extension.heartbeat(state, data)
+    roots = {each.name: each for each in await finished(plugin) if not each.parent_id}
+    assert {name: root.attributes["dask.thread_time.busy"] for name, root in roots.items()} == {
+        "a": pytest.approx(0.75 * METRICS_AT_ONCE, rel=1e-3),
+        "b": pytest.approx(0.75 * METRICS_AT_ONCE, rel=1e-3),
+    }

@@ -41,6 +41,7 @@ class World:
             mock.patch("dask_otel.spantree.tree.Budget", budget),
             mock.patch("dask_otel.spantree.events.MAX_SLOWEST", 1),
             mock.patch("dask_otel.spantree.to_records.FOLDED_AT_ONCE", 1),
+            mock.patch("dask_otel.spantree.lifecycle.LOOKS_AT_ONCE", 1),
         )
         for patch in self._patches:
             patch.start()
