@@ -59,10 +59,14 @@ class AwaitedMetrics:
         self._expect(node, node.segment, owed)
 
     def _expect(self, node: Node, segment: Segment, owed: dict[str, float]) -> None:
-        for worker in [each for each in owed if each not in segment.owed]:
-            segment.overdue.pop(worker, None)
-            self._waiting.setdefault(worker, {})[node] = None
+        known = len(segment.owed)
         segment.owed.update(owed)
+        for worker in islice(reversed(segment.owed), len(segment.owed) - known):  # those that are new come last
+            segment.overdue.pop(worker, None)
+            if worker in self._waiting:
+                self._waiting[worker][node] = None
+            else:
+                self._waiting[worker] = {node: None}
 
     def give_up_overdue(self, node: Node, now: float) -> bool:
         """Stop waiting for workers that delivered, left or are silent; return whether the segment awaits nothing."""
