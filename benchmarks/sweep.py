@@ -1,4 +1,8 @@
-"""Longest hold of the event loop by a sweep: 2,000 live spans, 10,000 live groups, on a real scheduler."""
+"""Longest hold of the event loop by a sweep: 2,000 live spans, 10,000 live groups, on a real scheduler.
+
+In CPU time, since a machine that is shared interrupts this process for longer than a sweep holds the loop; and in the
+time of a clock, which includes such interruptions.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import asyncio
 import gc
 import logging
 import statistics
-from time import perf_counter
+from time import perf_counter, thread_time
 
 from distributed import Client, Scheduler, span
 from offline import Plugin
@@ -17,10 +21,10 @@ ROUNDS = 10
 
 
 class LoopMonitor:
-    """Longest time between two turns of the event loop."""
+    """Longest time between two turns of the event loop: of CPU, and of a clock."""
 
     async def __aenter__(self):
-        self.longest, self._running = 0.0, True
+        self.longest, self.longest_by_clock, self._running = 0.0, 0.0, True
         self._task = asyncio.create_task(self._run())
         await asyncio.sleep(0)
         return self
@@ -30,26 +34,36 @@ class LoopMonitor:
         await self._task
 
     async def _run(self):
-        last = perf_counter()
+        cpu, clock = thread_time(), perf_counter()
         while self._running:
             await asyncio.sleep(0)
-            now = perf_counter()
-            self.longest, last = max(self.longest, now - last), now
+            cpu_now, now = thread_time(), perf_counter()
+            self.longest, cpu = max(self.longest, cpu_now - cpu), cpu_now
+            self.longest_by_clock, clock = max(self.longest_by_clock, now - clock), now
 
 
 async def measure(what, work, prepare=lambda: None):
     """Run ``work`` some times, each under a monitor."""
-    holds, totals = [], []
+    holds, by_clock, totals = [], [], []
     for _ in range(ROUNDS):
         prepare()
         await asyncio.sleep(0.01)
         async with LoopMonitor() as monitor:
-            begin = perf_counter()
+            begin = thread_time()
             await work()
-            totals.append(perf_counter() - begin)
+            totals.append(thread_time() - begin)
         holds.append(monitor.longest)
-    hold, worst, total = (value * 1e3 for value in (statistics.median(holds), max(holds), statistics.median(totals)))
-    print(f"  {what:28} longest hold {hold:5.2f} ms (worst of {ROUNDS}: {worst:5.2f}), in all {total:6.1f} ms")
+        by_clock.append(monitor.longest_by_clock)
+    report(what, statistics.median(holds), statistics.median(by_clock), statistics.median(totals), max(holds))
+
+
+def report(what, hold, by_clock, total, worst=None):
+    """Print seconds as milliseconds."""
+    of_all = "" if worst is None else f"; worst of {ROUNDS}, of CPU: {worst * 1e3:.2f}"
+    print(
+        f"  {what:28} longest hold {hold * 1e3:5.2f} ms of CPU (by the clock: {by_clock * 1e3:.2f}{of_all}), "
+        f"in all {total * 1e3:6.1f} ms of CPU"
+    )
 
 
 def submit(client, number):
@@ -74,7 +88,7 @@ async def main():
             sweep = bridge.sweep.sweep
             await sweep()
             groups = list(scheduler.task_groups.values())
-            print(f"{len(bridge.span_tree.forest.open)} live spans, {len(groups)} live groups (budget 5 ms):")
+            print(f"{len(bridge.span_tree.forest.open)} live spans, {len(groups)} live groups (budget 3 ms):")
             await measure("nothing changed", sweep)
             await measure("every group changed", sweep, lambda: [*map(bridge.inbox.touch, groups)])
             keys = [future.key for future in futures]
@@ -83,14 +97,11 @@ async def main():
                 await asyncio.sleep(0.1)
             await asyncio.sleep(0.1)
             async with LoopMonitor() as monitor:
-                begin = perf_counter()
+                begin = thread_time()
                 await sweep()
-                seconds = perf_counter() - begin
+                seconds = thread_time() - begin
             sent = plugin.sink.records
-            print(
-                f"  all {sent} spans sent at once       longest hold {monitor.longest * 1e3:5.2f} ms, "
-                f"in all {seconds * 1e3:7.1f} ms"
-            )
+            report(f"all {sent} spans sent at once", monitor.longest, monitor.longest_by_clock, seconds)
             assert not plugin.safety.failures
 
 

@@ -29,7 +29,7 @@ from ..spantree.lifecycle import SpanTree, open_runs
 from ..spantree.to_records import Level, SpanTreeSettings
 from .cluster import ClusterMetrics, Delay, Departures
 from .compat import can_split
-from .inbox import FailedRunTap, HeartbeatTap, Inbox, WorkerEvent
+from .inbox import FailedRunTap, HeartbeatTap, Inbox
 from .pace import Clock
 from .split_groups import splitter_of
 from .submissions import Submissions
@@ -258,13 +258,13 @@ class SchedulerBridge:
             if not owing:
                 delivered.set()
 
-        def on_worker_event(event: WorkerEvent) -> None:
-            if event.worker not in owing or event.kind == "joined":
+        def on_worker_event(kind: str, worker: str) -> None:
+            if worker not in owing or kind == "joined":
                 return
-            owing[event.worker] -= 1
+            owing[worker] -= 1
             # The first heartbeat may have been made before the last task ended.
-            if event.kind == "left" or not owing[event.worker]:
-                done(event.worker)
+            if kind == "left" or not owing[worker]:
+                done(worker)
 
         async def ask(worker: str) -> None:
             async with at_a_time:

@@ -11,10 +11,10 @@ from distributed.metrics import time
 
 from ..metrics.snapshot import ExporterCounts, Snapshot
 from ..safety import Safety
-from ..spantree.events import Change, Claim
+from ..spantree.events import Change, Claim, Metrics
 from ..spantree.lifecycle import SpanTree
 from ..spantree.records import PendingRecord, Record, SegmentRecord
-from .cluster import ClusterMetrics
+from .cluster import ClusterMetrics, in_parts
 from .inbox import Inbox, RequestedSpan
 from .pace import Clock, Pace, Unpaced
 from .task_groups import TaskGroupReader, requested_spans, span_info
@@ -58,7 +58,7 @@ class Output(Protocol):
 
 
 #: Fine metrics that are added in one step, within a tenth of a slice.
-METRICS_AT_ONCE = 1000
+METRICS_AT_ONCE = 200
 #: Attempts to close the segments of a scheduler that closes: one segment that fails must not take the others with it.
 MAX_FAILURES = 100
 
@@ -180,8 +180,14 @@ class Sweep:
         self._cluster_metrics.count(taken.counts)
         for event in taken.workers:
             with self._safety.guard("sweep"):
-                for _ in self._span_tree.add_worker_event(*event):
+                if event.heartbeats:
+                    self._span_tree.add_heartbeats([(event.worker, event.heartbeats)], now)
+                for _ in self._span_tree.add_worker_event(event.kind, event.worker):
                     await pace.rest()
+        for heartbeats in in_parts(taken.heartbeats.items()):
+            with self._safety.guard("sweep"):
+                self._span_tree.add_heartbeats(heartbeats, now)
+            await pace.rest()
         with self._safety.guard("sweep"):
             for _ in self._groups.forget_gone(
                 taken.forgotten,
@@ -209,13 +215,17 @@ class Sweep:
             with self._safety.guard("sweep"):
                 self._add_claim(claim, now)
             await pace.rest()
-        for span_id, values in taken.metrics.items():
+        entries = iter(taken.metrics.items())
+        while some := list(islice(entries, METRICS_AT_ONCE)):
+            by_span: dict[str, Metrics] = {}
             with self._safety.guard("sweep"):
-                self._add_span(span_id)
-            entries = iter(values.items())
-            while some := dict(islice(entries, METRICS_AT_ONCE)):
+                for (context, span_id, *rest), values in some:
+                    key = (context, *rest)
+                    by_span.setdefault(span_id, {})[key] = sum(values)
+            for span_id, metrics in by_span.items():
                 with self._safety.guard("sweep"):
-                    self._cluster_metrics.busy(span_id, self._span_tree.add_metrics(span_id, some, now))
+                    self._add_span(span_id)
+                    self._cluster_metrics.busy(span_id, self._span_tree.add_metrics(span_id, metrics, now))
                 await pace.rest()
         return now
 

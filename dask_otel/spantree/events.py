@@ -300,9 +300,11 @@ class Change(Tally):
     def sort_runs(self, intervals: Intervals) -> None:
         """Count the runs, and sort them by interval into buckets and bars."""
         self.count_runs(intervals.ends)
+        buckets, runs = self.buckets, self.runs
         for number, count in self.intervals.items():
-            sum_into(self.buckets, {intervals.buckets[number]: count})
-            sum_into(self.runs, {intervals.bars[number]: count})
+            bucket, bar = intervals.buckets[number], intervals.bars[number]
+            buckets[bucket] = buckets.get(bucket, 0) + count
+            runs[bar] = runs.get(bar, 0) + count
         self.intervals = defaultdict(int)
         for error, (counts, total) in self.failed.items():
             bars: dict[int, int] = {}

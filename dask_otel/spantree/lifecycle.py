@@ -20,6 +20,8 @@ from .tree import MAX_SEGMENTS, NO_LOAD, Forest, Node, Segment, sum_open
 
 __all__ = ["AwaitedMetrics", "Progress", "SpanTree", "open_runs", "trace_of"]
 
+#: Open segments that are looked at in one step: most are not due, which takes less time than a step.
+LOOKS_AT_ONCE = 100
 #: Outcomes of runs that end without a report of their worker, whose metrics arrive all the same.
 _WORDLESS = ("retried", "rescheduled", "cancelled", "abandoned")
 
@@ -40,31 +42,31 @@ class AwaitedMetrics:
         assert node.segment
         if not node.segment.has_wordless_runs and runs.outcomes:
             node.segment.has_wordless_runs = any(runs.outcomes.get(outcome) for outcome in _WORDLESS)
-        all_here = True
-        for worker in runs.workers:
-            if self.heartbeats.is_here(worker):
-                self._expect(node, node.segment, worker, now)
-            else:
-                all_here = False
+        workers, here = runs.workers.keys(), self.heartbeats.here
+        all_here = workers <= here
+        self._expect(node, node.segment, dict.fromkeys(workers if all_here else workers & here, now))
         return all_here
 
     def after_wordless(self, node: Node, now: float) -> None:
         """Expect metrics of all workers that were given tasks, if a run has ended without a report."""
         if node.segment and node.segment.has_wordless_runs:  # on one of these workers
             node.segment.has_wordless_runs = False
-            self.expect(node, {each: now for each in node.segment.sent_to if self.heartbeats.is_here(each)})
+            self.expect(node, {each: now for each in node.segment.sent_to if each in self.heartbeats.here})
 
     def expect(self, node: Node, owed: dict[str, float]) -> None:
         """Expect metrics of workers, for runs that ended at some time."""
         assert node.segment
-        for worker, since in owed.items():
-            self._expect(node, node.segment, worker, since)
+        self._expect(node, node.segment, owed)
 
-    def _expect(self, node: Node, segment: Segment, worker: str, since: float) -> None:
-        if worker not in segment.owed:
+    def _expect(self, node: Node, segment: Segment, owed: dict[str, float]) -> None:
+        known = len(segment.owed)
+        segment.owed.update(owed)
+        for worker in islice(reversed(segment.owed), len(segment.owed) - known):  # those that are new come last
             segment.overdue.pop(worker, None)
-            self._waiting.setdefault(worker, {})[node] = None
-        segment.owed[worker] = since
+            if worker in self._waiting:
+                self._waiting[worker][node] = None
+            else:
+                self._waiting[worker] = {node: None}
 
     def give_up_overdue(self, node: Node, now: float) -> bool:
         """Stop waiting for workers that delivered, left or are silent; return whether the segment awaits nothing."""
@@ -73,15 +75,15 @@ class AwaitedMetrics:
             return True
         over = []
         for worker, since in segment.owed.items():
-            if self.heartbeats.is_awaited(worker, since, now):
-                break
+            if not self.heartbeats.has_delivered(worker, since):
+                if self.heartbeats.is_awaited(worker, since, now):
+                    break
+                segment.overdue[worker] = since
             over.append(worker)
         awaits_nothing = len(over) == len(segment.owed)
         for worker in over:  # never checked again
-            since = segment.owed.pop(worker)
-            self._drop(worker, node)
-            if not self.heartbeats.has_delivered(worker, since):
-                segment.overdue[worker] = since
+            del segment.owed[worker]
+        self.ended(node, over)
         return awaits_nothing
 
     def awaited(self, now: float) -> set[str]:
@@ -96,12 +98,10 @@ class AwaitedMetrics:
             )
         }
 
-    def add_event(self, kind: str, worker: str, at: float) -> Iterator[None]:
+    def add_event(self, kind: str, worker: str) -> Iterator[None]:
         """Record a worker event, and stop waiting for a worker that has left: the metrics that it owes are lost."""
         if kind == "joined":
             self.heartbeats.joined(worker)
-        elif kind == "heartbeat":
-            self.heartbeats.beat(worker, at)
         else:
             yield from self._settle(worker)
             self.heartbeats.left(worker)
@@ -117,14 +117,11 @@ class AwaitedMetrics:
     def ended(self, node: Node, workers: Iterable[str]) -> None:
         """A node's segment waits no more."""
         for worker in workers:
-            self._drop(worker, node)
-
-    def _drop(self, worker: str, node: Node) -> None:
-        waiting = self._waiting.get(worker)
-        if waiting:
-            waiting.pop(node, None)
-            if not waiting:
-                del self._waiting[worker]
+            waiting = self._waiting.get(worker)
+            if waiting:
+                waiting.pop(node, None)
+                if not waiting:
+                    del self._waiting[worker]
 
 
 class SpanTree:
@@ -216,12 +213,20 @@ class SpanTree:
         if graph.failure:
             self.forest.touch(node, None, NO_LOAD, now)
 
-    def add_worker_event(self, kind: str, worker: str, at: float) -> Iterator[None]:
-        """Record that a worker ``joined``, ``left`` or sent a ``heartbeat``; lazy, each step is little work.
+    def add_worker_event(self, kind: str, worker: str) -> Iterator[None]:
+        """Record that a worker ``joined`` or ``left``; lazy, each step is little work.
 
         To be called before the changes of the same sweep.
         """
-        return self.owed.add_event(kind, worker, at)
+        return self.owed.add_event(kind, worker)
+
+    def add_heartbeats(self, heartbeats: Iterable[tuple[str, int]], now: float) -> None:
+        """Count the heartbeats that arrived since the last sweep: workers, and how many of each.
+
+        To be called before the changes of the same sweep. Heartbeats that a worker sent before it left come before its
+        ``left``, all others after it.
+        """
+        self.heartbeats.beat(heartbeats, now)
 
     # Output
 
@@ -241,18 +246,27 @@ class SpanTree:
         yield from self.forest.drop_notes()
         yield from self._account(now)
         earliest = now
-        for top in list(self.forest.open_tops):
-            yield None
-            earliest = min(earliest, top.segment.start if top.segment else now)
-            age = now - top.segment.start if top.segment else 0.0
+        max_segment, pending_span_after = self.settings.max_segment, self.settings.pending_span_after
+        for number, top in enumerate(list(self.forest.open_tops)):
+            if not number % LOOKS_AT_ONCE:
+                yield None
+            if top.segment is None:
+                continue
+            start = top.segment.start
+            age = now - start
+            if start < earliest:
+                earliest = start
             # A root comes before the tops below it, and is as old: all are cut together. In a pause, a run would end.
-            if age >= self.settings.max_segment * (1 if top.load.unfinished else 2):
+            if age >= max_segment and age >= max_segment * (1 if top.load.unfinished else 2):
                 yield from self._cut(top, now)
-            elif age >= self.settings.pending_span_after and top.segment and self._wants_pending_span(top, age):
+            elif age >= pending_span_after and self._wants_pending_span(top, age):
                 yield pending_span(top, top.segment, now, self._offset)
         if not taking_in_graph:
-            for node in list(self.forest.at_rest):  # children before their parents
-                if self._may_close(node, now):
+            for number, node in enumerate(list(self.forest.at_rest)):  # children before their parents
+                if not self._is_settled(node, now):
+                    if not number % LOOKS_AT_ONCE:
+                        yield None
+                elif self.owed.give_up_overdue(node, now):
                     yield from self._close(node, now)
                 else:
                     yield None
@@ -294,11 +308,12 @@ class SpanTree:
             if not self.owed.after(node, change, now):
                 self.forest.ledger(node, now).metrics_complete = False
 
-    def _may_close(self, node: Node, now: float) -> bool:
+    def _is_settled(self, node: Node, now: float) -> bool:
+        """Whether a segment has been idle for long enough, and so have those below it."""
         segment = node.segment
-        if segment is None or segment.children or now - segment.last_change < self.settings.idle_timeout:
+        if segment is None or segment.children:
             return False
-        return self.owed.give_up_overdue(node, now)
+        return now - segment.last_change >= self.settings.idle_timeout
 
     def _account(self, now: float) -> Iterator[None]:
         """Account for what changed."""

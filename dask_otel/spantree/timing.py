@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable, KeysView
 from typing import Protocol
 
 from .counts import Load
@@ -11,6 +12,8 @@ __all__ = ["Activity", "Happened", "Heartbeats", "Threads", "Wall", "fit"]
 
 #: Seconds without a heartbeat after which a worker is not waited for; Dask itself waits 5 minutes.
 SILENT = 30.0
+#: The last two heartbeats of a worker that has sent none.
+_NEVER = (0.0, 0.0)
 
 
 def fit(start: float, end: float, low: float, high: float) -> tuple[float, float]:
@@ -28,39 +31,39 @@ def fit(start: float, end: float, low: float, high: float) -> tuple[float, float
 
 
 class Heartbeats:
-    """The times of the last two heartbeats of each worker.
+    """The times of the last two heartbeats of each worker: those of the sweeps that counted them.
 
     Fine metrics travel on heartbeats. The first heartbeat after the end of a task may have been made before it; the
-    second one surely carries the task's metrics.
+    second one surely carries the task's metrics. A run ends, for this, with the sweep that counts it, so all that
+    matters of a heartbeat is between which sweeps it arrived.
     """
 
     def __init__(self) -> None:
         self._last_two: dict[str, tuple[float, float]] = {}
+        #: Addresses of the workers that are part of the cluster, always up to date.
+        self.here: KeysView[str] = self._last_two.keys()
 
     def joined(self, worker: str) -> None:
         """Add a worker. Joining carries no metrics, so it is not a heartbeat."""
-        self._last_two.setdefault(worker, (0.0, 0.0))
+        self._last_two.setdefault(worker, _NEVER)
 
-    def beat(self, worker: str, now: float) -> None:
-        """Add a heartbeat."""
-        before = self._last_two.get(worker)
-        self._last_two[worker] = (before[1] if before else 0.0, now)
+    def beat(self, heartbeats: Iterable[tuple[str, int]], now: float) -> None:
+        """Add heartbeats that arrived since the last sweep: workers, and how many of each."""
+        last_two = self._last_two
+        for worker, number in heartbeats:
+            last_two[worker] = (now if number > 1 else last_two.get(worker, _NEVER)[1], now)
 
     def left(self, worker: str) -> None:
         """Forget a worker that has left."""
         self._last_two.pop(worker, None)
 
-    def is_here(self, worker: str) -> bool:
-        """Whether the worker is part of the cluster."""
-        return worker in self._last_two
-
     def has_delivered(self, worker: str, since: float) -> bool:
         """Whether two heartbeats came after ``since``."""
-        return self._last_two.get(worker, (0.0, 0.0))[0] > since
+        return self._last_two.get(worker, _NEVER)[0] > since
 
     def was_heard(self, worker: str, since: float) -> bool:
         """Whether a heartbeat came after ``since``; most likely it had all metrics."""
-        return self._last_two.get(worker, (0.0, 0.0))[1] > since
+        return self._last_two.get(worker, _NEVER)[1] > since
 
     def is_awaited(self, worker: str, since: float, now: float) -> bool:
         """Whether metrics of a run that ended at ``since`` may still come."""

@@ -13,6 +13,7 @@ from support.memory import MemoryPlugin
 from dask_otel import schema
 from dask_otel.metrics.recorder import Recorder
 from dask_otel.scheduler.pace import Pace
+from dask_otel.scheduler.sweep import METRICS_AT_ONCE
 from dask_otel.spantree.lifecycle import SpanTree
 from dask_otel.spantree.timing import Heartbeats
 
@@ -80,9 +81,55 @@ async def test_hooks_change_nothing_but_the_inbox(client, scheduler, worker):
             patch.stop()
     taken = plugin._bridge.inbox.take()
     assert {group.name for group in taken.changes} >= {"b", "bad"}
-    mine = [event.kind for event in taken.workers if event.worker == other.address]
-    assert (mine[0], mine[-1], set(mine[1:-1])) == ("joined", "left", {"heartbeat"})
+    joined, left = [event for event in taken.workers if event.worker == other.address]
+    assert (joined.kind, joined.heartbeats, left.kind) == ("joined", 0, "left")
+    assert left.heartbeats >= 1
+    assert other.address not in taken.heartbeats
     assert taken.counts[schema.WORKER_ADDED, None] == taken.counts[schema.WORKER_REMOVED, True] == 1
     assert not any(plugin._bridge.inbox.take())
     assert not plugin.safety.failures
     await plugin.before_close()
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_heartbeats_of_a_worker_that_leaves_count_before_it_left(client, scheduler, worker):
+    """Its metrics arrived with them. A worker that comes back under its address has not sent them."""
+    plugin = MemoryPlugin(idle_timeout=0.0, sweep_interval=3600.0)
+    await plugin.add_to(scheduler)
+    sweep, heartbeats = plugin._bridge.sweep.sweep, plugin._bridge.span_tree.heartbeats
+    async with Worker(scheduler.address, nthreads=1, heartbeat_interval="1 hour") as other:
+        with span("root"):
+            await client.submit(inc, 1, key="x", workers=[other.address])
+        await sweep()
+        for _ in range(2):
+            await other.heartbeat()
+        plugin._bridge.inbox.worker_left(other.address)
+        plugin._bridge.inbox.worker_joined(other.address)
+        await sweep()
+        assert other.address in heartbeats.here
+        assert not heartbeats.was_heard(other.address, 0.0)
+    (root,) = [each for each in await finished(plugin) if not each.parent_id]
+    assert root.attributes["dask.metrics.complete"]
+
+
+@gen_cluster(**ONE_WORKER)
+async def test_metrics_of_several_heartbeats_and_spans_are_added_up_in_steps(client, scheduler, worker):
+    plugin = MemoryPlugin(idle_timeout=0.0, sweep_interval=3600.0)
+    await plugin.add_to(scheduler)
+    worker.periodic_callbacks["heartbeat"].stop()
+    ids = []
+    for name in ("a", "b"):
+        with span(name) as span_id:
+            await client.submit(inc, 1, key=name)
+        ids.append(span_id)
+    extension, state = scheduler.extensions["spans"], scheduler.workers[worker.address]
+    # The metrics of two spans take turns, and are more than one step of a sweep adds.
+    activities = [f"activity {number}" for number in range(METRICS_AT_ONCE)]
+    for seconds in (0.25, 0.5):
+        data = {("execute", id_, "inc", each, "seconds"): seconds for each in activities for id_ in ids}
+        extension.heartbeat(state, data)
+    roots = {each.name: each for each in await finished(plugin) if not each.parent_id}
+    assert {name: root.attributes["dask.thread_time.busy"] for name, root in roots.items()} == {
+        "a": pytest.approx(0.75 * METRICS_AT_ONCE, rel=1e-3),
+        "b": pytest.approx(0.75 * METRICS_AT_ONCE, rel=1e-3),
+    }

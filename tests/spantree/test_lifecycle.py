@@ -514,7 +514,7 @@ def test_a_worker_that_leaves_concerns_only_the_segments_that_wait_for_it():
     for number in range(100):
         story.begin(story.span("root", f"span {number}"), "g", 2)
     story.finish("root/span 7", "g", 100, 101, worker="other", unfinished=1)
-    steps = list(story.span_tree.add_worker_event("left", "other", story.now))
+    steps = list(story.span_tree.add_worker_event("left", "other"))
     assert len(steps) == 2  # the one segment that waits for it, and the worker
     assert story.span_tree.owed._waiting == {}
     incomplete = {segment.name for segment in segments(story.close()) if not segment.metrics_complete}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from unittest import mock
@@ -29,8 +30,10 @@ class World:
         self.span_tree = SpanTree(cluster.now, 2, SpanTreeSettings(max_groups=max_groups, **times))
         self.oracle = Oracle(cluster, max_groups, BUDGET)
         self.workers: set[str] = set()
-        #: What happened to workers since the last sweep.
-        self.events: list[tuple[str, str, float]] = []
+        #: Workers that joined or left since the last sweep; of one that left, how many heartbeats came before.
+        self.events: list[tuple[str, str, int]] = []
+        #: Number of heartbeats by worker since the last sweep.
+        self.heartbeats: Counter[str] = Counter()
         #: No check has failed yet.
         self.intact = True
         budget = partial(Budget, groups=BUDGET.groups, erred=BUDGET.erred, slowest=BUDGET.slowest)
@@ -38,6 +41,7 @@ class World:
             mock.patch("dask_otel.spantree.tree.Budget", budget),
             mock.patch("dask_otel.spantree.events.MAX_SLOWEST", 1),
             mock.patch("dask_otel.spantree.to_records.FOLDED_AT_ONCE", 1),
+            mock.patch("dask_otel.spantree.lifecycle.LOOKS_AT_ONCE", 1),
         )
         for patch in self._patches:
             patch.start()
@@ -45,13 +49,13 @@ class World:
     def worker(self, how: str, worker: str = "") -> None:
         """A worker joins or leaves, or all beat."""
         if how == "beats":
-            self.events += [("heartbeat", each, self.cluster.now) for each in sorted(self.workers)]
+            self.heartbeats.update(sorted(self.workers))
             self.oracle.beats += 1
         elif how == "joins":
-            self.events.append(("joined", worker, self.cluster.now))
+            self.events.append(("joined", worker, 0))
             self.workers.add(worker)
         else:
-            self.events.append(("left", worker, self.cluster.now))
+            self.events.append(("left", worker, self.heartbeats.pop(worker, 0)))
             self.workers.discard(worker)
             self.oracle.all_stay = False
         self.span_tree.threads.add(self.cluster.now, 2 * len(self.workers))
@@ -73,9 +77,13 @@ class World:
         self.intact = False  # unless it gets to the end
         events, self.events = self.events, []
         now = self.cluster.now
-        for event in events:
-            for _ in self.span_tree.add_worker_event(*event):
+        for kind, worker, before in events:
+            if before:
+                self.span_tree.add_heartbeats([(worker, before)], now)
+            for _ in self.span_tree.add_worker_event(kind, worker):
                 pass
+        self.span_tree.add_heartbeats(self.heartbeats.items(), now)
+        self.heartbeats.clear()
         if self.cluster.tell(self.span_tree, self.oracle.account, meanwhile):
             self.oracle.beats = 0
         for step, record in enumerate(self.span_tree.advance(now, self.cluster.offset, taking_in_graph=busy)):

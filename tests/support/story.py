@@ -79,7 +79,7 @@ class Story:
         self.change(span_id, group, run=(start, stop), completed=tasks, load=Load(processing=-tasks), **kwargs)
 
     def beat(self, worker: str = WORKER) -> None:
-        self.event("heartbeat", worker)
+        self.span_tree.add_heartbeats([(worker, 1)], self.now)
 
     def join(self, worker: str) -> None:
         self.event("joined", worker)
@@ -88,7 +88,7 @@ class Story:
         self.event("left", worker)
 
     def event(self, kind: str, worker: str) -> None:
-        for _ in self.span_tree.add_worker_event(kind, worker, self.now):
+        for _ in self.span_tree.add_worker_event(kind, worker):
             pass
 
     def pass_time(self, seconds: float, *, step: float = 1.0, beats: bool = True) -> list[Record]:
