@@ -20,6 +20,8 @@ _BUILT_IN_ERRORS = {
     name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
 } | {"_OTHER", "KilledWorker", "CancelledError", "TimeoutError"}
 
+#: Without a secret, pseudonyms of names that are easy to guess could be found by trying.
+_SECRET = token_bytes(32)
 
 Error = TypeVar("Error", Failure, FirstError, TaskError)
 
@@ -42,12 +44,18 @@ class Capture:
 
 
 class Redactor:
-    """Removes what must not be shown; a name has the same pseudonym as long as the scheduler lives."""
+    """Removes what must not be shown, or puts pseudonyms in its place.
 
-    def __init__(self, capture: Capture) -> None:
+    Parameters
+    ----------
+    scheduler
+        Id of the scheduler. A name has the same pseudonym as long as the scheduler lives, also if the plugin is
+        registered again.
+    """
+
+    def __init__(self, capture: Capture, scheduler: str = "") -> None:
         self.capture = capture
-        #: Without a salt, pseudonyms of names that are easy to guess could be found by trying.
-        self._salt = token_bytes(16)
+        self._salt = blake2b(scheduler.encode("utf-8", "surrogatepass"), digest_size=16, key=_SECRET).digest()
 
     def __call__(self, record: Record) -> Record:
         """Return a record without what must not be shown; the same record if everything may be shown."""

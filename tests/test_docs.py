@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import subprocess
@@ -255,7 +256,7 @@ def test_every_vendor_has_its_page():
 
 VENDORS = dict(
     re.findall(
-        r"^## (.*?)\n(?:(?!^## ).)*?```sh\n(.*?)```",
+        r"^##+ ([^\n]*)\n(?:(?!^##).)*?```sh\n(.*?)```",
         (ROOT / "docs/backends.md").read_text(encoding="utf-8"),
         re.DOTALL | re.MULTILINE,
     )
@@ -264,20 +265,33 @@ VENDORS = dict(
 
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_dask_otel_understands_what_the_page_sets(monkeypatch, vendor):
-    for line in VENDORS[vendor].splitlines():
-        monkeypatch.setenv(*line.split("=", 1))
+    shell = subprocess.run(
+        ["sh", "-euc", f"set -a\n{VENDORS[vendor]}\nenv"],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert shell.stderr == ""
+    variables = re.findall("^(OTEL_.*?)=(.*)$", shell.stdout, re.MULTILINE)
+    assert len(variables) == len(VENDORS[vendor].splitlines())
+    for name, value in variables:
+        monkeypatch.setenv(name, value)
     remarks = Remarks()
     for signal in (TRACES, METRICS_SIGNAL) if "Jaeger" not in vendor else (TRACES,):
         settings = read_otlp(signal, otlp_protocol(remarks, signal), remarks)
         assert bool(settings.headers) == ("HEADERS" in VENDORS[vendor])
         if "Honeycomb" in vendor:
             assert settings.headers["x-honeycomb-team"] == "KEY"
+        if "Authorization=" in VENDORS[vendor]:
+            scheme, space, _ = settings.headers["authorization"].partition(" ")
+            assert scheme in ("Basic", "Bearer", "Api-Token")
+            assert space
     delta_kinds(remarks)
     assert remarks.problems == []
 
 
 def test_each_vendor_has_a_block():
-    assert len(VENDORS) == 7
+    assert len(VENDORS) == 8
 
 
 @pytest.mark.slow

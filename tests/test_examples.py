@@ -19,7 +19,10 @@ import pytest
 import yaml
 from support.backends import free_port
 from support.environment import environment
-from support.processes import Process
+from support.processes import PATIENCE, Process, cluster
+from support.trees import tree
+
+from dask_otel.cli.receiver import Receiver
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -124,6 +127,101 @@ c.UnsafeLocalBackend.inherited_environment = ["PATH", "PYTHONPATH"]
         assert variables["OTEL_RESOURCE_ATTRIBUTES"] == "user.name=alice"
     finally:
         gateway.stop_or_kill()
+
+
+#: Runs in a process of its own, because a tracer provider is global: the code of a caller, and then its spans.
+CALLER = """
+import json, sys
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+exec(sys.argv[1])
+spans = [[each.name, f"{each.context.trace_id:032x}", f"{each.context.span_id:016x}"]
+         for each in exporter.get_finished_spans()]
+print(json.dumps([result, spans]))
+"""
+REQUEST = """
+from fastapi.testclient import TestClient
+from fastapi_app import app
+
+result = TestClient(app).get("/total?n=4").json()
+"""
+FLOW = """
+from prefect_flow import total
+
+result = total(4)
+"""
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """Run a program with a cluster; return what it printed last, and the Dask spans of its only run."""
+    with Receiver() as receiver:
+        annotations = "mlflow_run,prefect_run,airflow_run"
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoints["grpc"], "DASK_OTEL__ANNOTATIONS": annotations}
+        with cluster(tmp_path, env=env, workers=1) as processes:
+
+            def run(*arguments, **variables):
+                variables |= {"DASK_SCHEDULER_ADDRESS": processes.address, "PYTHONPATH": str(EXAMPLES)}
+                done = subprocess.run(
+                    [sys.executable, *arguments],
+                    env=environment(variables), cwd=tmp_path, capture_output=True, text=True, timeout=100,
+                )  # fmt: skip
+                assert done.returncode == 0, done.stderr
+                is_over = lambda spans: any(each.attributes["dask.kind"] == "span" for each in spans)  # noqa: E731
+                return done.stdout.splitlines()[-1], receiver.wait(is_over, timeout=PATIENCE)
+
+            yield run
+
+
+@pytest.mark.slow
+def test_fastapi(calls):
+    """A request, its Dask span, and the group of its task are one trace."""
+    need("fastapi", "httpx", "opentelemetry.instrumentation.fastapi")
+    printed, spans = calls("-c", CALLER, REQUEST)
+    result, callers = json.loads(printed)
+    assert result == 6
+    (request,) = [each for each in callers if each[0] == "GET /total"]
+    assert tree(spans) == ["total [span] <- caller", "  sum [group]"]
+    assert [(each.trace_id, each.parent_id) for each in spans if each.name == "total"] == [tuple(request[1:])]
+
+
+@pytest.mark.slow
+def test_prefect(calls, tmp_path):
+    """Needs a Prefect that CI does not install: it is large, and starts a server."""
+    pytest.importorskip("prefect")
+    home = {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    printed, spans = calls("-c", CALLER, FLOW, **home)
+    result, callers = json.loads(printed)
+    assert result == 6
+    assert tree(spans) == ["total [span] <- caller", "  sum [group]"]
+    (segment,) = [each for each in spans if each.name == "total"]
+    (flow,) = [each for each in callers if each[2] == segment.parent_id]
+    assert flow[1] == segment.trace_id
+    assert re.fullmatch("[0-9a-f-]{36}", segment.attributes["dask.annotation.prefect_run"])
+    assert segment.attributes["dask.client.name"].startswith("prefect-")
+
+
+@pytest.mark.slow
+def test_mlflow(calls, tmp_path):
+    need("mlflow")
+    variables = {
+        "MLFLOW_TRACKING_URI": (tmp_path / "runs").as_uri(),
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "DO_NOT_TRACK": "1",
+    }
+    run, spans = calls(EXAMPLES / "mlflow_run.py", **variables)
+    assert tree(spans) == ["total [span]", "  sum [group]"]
+    (segment,) = [each for each in spans if each.name == "total"]
+    assert segment.attributes["dask.annotation.mlflow_run"] == run
+    (tag,) = (tmp_path / "runs").glob(f"*/{run}/tags/dask.trace_id")
+    assert tag.read_text(encoding="utf-8") == segment.trace_id
 
 
 def without_none(value):

@@ -175,6 +175,22 @@ def test_registered_again_replaces_the_preload_and_loses_nothing(receivers, tmp_
     assert "overwriting" not in log
 
 
+def test_registered_again_a_name_keeps_its_pseudonym(receivers, tmp_path):
+    one, other = receivers
+    hidden = {"DASK_OTEL__CAPTURE__TAGS": "false", "DASK_OTEL__CAPTURE__KEYS": "false"}
+    with cluster(tmp_path, env={"OTEL_EXPORTER_OTLP_ENDPOINT": one.endpoints["grpc"], **hidden}) as processes:
+        client = processes.client
+        with span("root") as root_id:
+            client.submit(sum, [1], key="work-1").result()
+            client.register_plugin(dask_otel.OTelPlugin(other.endpoints["grpc"]))
+            client.submit(sum, [2], key="work-2").result()
+        trace_id = dask_otel.trace_id(root_id)
+        before, after = (each.wait_for_trace(trace_id, timeout=60) for each in receivers)
+    names = [sorted(each.name for each in spans) for spans in (before, after)]
+    assert names[0] == names[1]
+    assert [name.partition(" ")[0] for name in names[0]] == ["span", "tasks"]
+
+
 def test_spans_that_could_not_be_sent_arrive_when_the_right_endpoint_is_registered(receivers, tmp_path):
     """As when OTelPlugin() was registered first, which sends to a collector beside the scheduler that is not there."""
     with cluster(tmp_path, options=()) as processes:

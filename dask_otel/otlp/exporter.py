@@ -1041,7 +1041,7 @@ def connect(
         log.warning("dask-otel: %s", line)
     for name in not_read():
         log.warning("dask-otel does not read %s; it takes its configuration from the other OTEL_* variables", name)
-    redactor = Redactor(Capture(**capture))
+    redactor = Redactor(Capture(**capture), instance_id)
     sampling = Sampling(found.sampler, redactor.tags, safety)
     resource = make_resource(
         service_name=service_name, instance_id=instance_id, version=version, cluster_name=cluster_name

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits
@@ -34,6 +37,14 @@ RECORDS = {
 }
 
 
+#: A scheduler's id is public; what it gives in another process must be another pseudonym.
+IN_ANOTHER_PROCESS = """
+from dask_otel.privacy import Capture, Redactor
+
+print(*Redactor(Capture(tags=False), "one").tags(("Alice's",)))
+"""
+
+
 def shown(record, redactor):
     factory = SpanFactory(Resource({}), SCOPE, SpanLimits(), redactor)
     return factory.span(record).to_json(), factory.bare(record).to_json()
@@ -50,9 +61,11 @@ def test_nothing_of_theirs_is_left(kind):
 
 
 def test_a_pseudonym_is_the_same_within_a_scheduler_and_cannot_be_guessed():
-    one, other = Redactor(NOTHING), Redactor(NOTHING)
-    assert one.tags(("Alice's",)) == one.tags(("Alice's",)) != other.tags(("Alice's",))
+    one, again, other = (Redactor(NOTHING, scheduler) for scheduler in ("one", "one", "other"))
+    assert one.tags(("Alice's",)) == again.tags(("Alice's",)) != other.tags(("Alice's",))
     assert one.tags(("default",)) == ("default",)
+    elsewhere = subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS], capture_output=True, text=True, check=True)
+    assert elsewhere.stdout.strip() not in one.tags(("Alice's",))
 
 
 def test_what_may_be_shown_is_the_same_record():
