@@ -70,17 +70,23 @@ def trace_url(span_ids: str | Sequence[str] | None = None) -> Link | None:
     Returns
     -------
     A link made from the setting ``otel.trace-url``. If that is not set in this process, a link to the page of the
-    current client's scheduler, which leads to the trace; None if there is no client or no dashboard.
+    current client's scheduler, which leads to the trace. None if there is no client or no dashboard, or if no id is
+    given and there is no span around the caller.
 
     Raises
     ------
     ValueError
-        If ``otel.trace-url`` is set and is no link with ``{trace_id}``, or as for :func:`trace_id`.
+        If ``otel.trace-url`` is set and is no link with ``{trace_id}``.
     """
     from .config import trace_url_template
     from .links import Link, scheduler_link
 
-    ids = _span_ids() if span_ids is None else [span_ids] if isinstance(span_ids, str) else span_ids
+    if span_ids is None:
+        ids = _open_span_ids()
+        if not ids:
+            return None
+    else:
+        ids = [span_ids] if isinstance(span_ids, str) else span_ids
     if not ids:
         raise ValueError("no id of a span was given")
     template = trace_url_template()
@@ -105,18 +111,24 @@ def describe(span_ids: str | Sequence[str] | None = None, *, client: Any = None)
 
     try:
         trace = trace_url(span_ids)
-    except ValueError:  # no span here
+    except ValueError:  # otel.trace-url cannot be used
         trace = None
     return describe_cluster(trace, client)
 
 
 def _span_ids() -> Sequence[str]:
+    ids = _open_span_ids()
+    if not ids:
+        raise ValueError('no span here: call this inside `with span("name"):`, or give it the id of a root span')
+    return ids
+
+
+def _open_span_ids() -> Sequence[str]:
+    """Return the ids of the spans around the caller, the outermost first."""
     import dask
 
     annotation = dask.get_annotations().get("span")
-    if not annotation:
-        raise ValueError('no span here: call this inside `with span("name"):`, or give it the id of a root span')
-    return [str(each) for each in annotation["ids"]]
+    return [str(each) for each in annotation["ids"]] if annotation else []
 
 
 def __getattr__(name: str) -> Any:

@@ -122,16 +122,16 @@ async def _describe(client: Any, trace: str | None) -> Description:
         return Description(_why_not_there())
     if not status["on"]:
         return Description(f"dask-otel is off on this scheduler: {status['why']}", page=page_link(client))
-    return Description(
-        f"dask-otel sends {destinations(status)}{_failures(status)}", page=page_link(client), trace=trace
-    )
+    return Description(f"dask-otel {destinations(status)}{_failures(status)}", page=page_link(client), trace=trace)
 
 
 def _failures(status: dict[str, Any]) -> str:
-    failing = [each for each in status["exporters"] if each["failing"]]
-    return "".join(
-        f"; the last request to {each['target'] or each['name']} failed: {each['last_error']}" for each in failing
-    )
+    errors = {
+        each["target"] or each["name"]: each["last_error"]
+        for each in [*status["metrics"], *status["exporters"]]
+        if each["failing"]
+    }
+    return "".join(f"; the last request to {target} failed: {error}" for target, error in errors.items())
 
 
 def _why_not_there() -> str:

@@ -19,7 +19,7 @@ from . import __version__, config
 from .errors import SettingError
 from .metrics.series import MetricSettings
 from .otlp_options import OtlpOptions
-from .registration import ClientProcess
+from .registration import ClientProcess, show_when_registered
 from .safety import Safety, import_or_log, log, recent, why_off
 from .scheduler.plugin import BridgePlugin
 from .scheduler.runtime import BridgeSettings, SchedulerBridge
@@ -53,7 +53,7 @@ class OTelPlugin(BridgePlugin):
     """Scheduler plugin that sends Dask's spans as OpenTelemetry traces.
 
     For a cluster that is running: ``client.register_plugin(dask_otel.OTelPlugin("http://collector:4317"))``. The call
-    prints where the scheduler sends to, or raises an exception if the scheduler cannot send. A plugin with other values
+    shows where the scheduler sends to, or raises an exception if the scheduler cannot send. A plugin with other values
     replaces the one that is there.
 
     What is not given is as in the ``OTEL_*`` variables of the scheduler's process, which may not be those of the
@@ -114,6 +114,8 @@ class OTelPlugin(BridgePlugin):
         self._why_off = ""
         #: Set in the scheduler's process if a client has sent the plugin.
         self._sender: ClientProcess | None = None
+        #: Id of the client that registers the plugin; empty in the scheduler's process, and if it is not known.
+        self.client_id = ""
 
     @classmethod
     def from_env(cls) -> OTelPlugin:
@@ -135,7 +137,7 @@ class OTelPlugin(BridgePlugin):
         return f"<{type(self).__name__}: {self._options!r}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_sender": ClientProcess.this(self._options)}
+        return self.__dict__ | {"_sender": ClientProcess.this(self.client_id, self._options), "client_id": ""}
 
     async def start(self, scheduler: Any) -> None:
         """Start as ``BridgePlugin.start``; if a client registers the plugin, report to the client.
@@ -253,6 +255,9 @@ class OTelPlugin(BridgePlugin):
     def stays_off(self, scheduler: Any, why: str) -> None:
         """Add a status page that shows why the bridge is off."""
         install(scheduler, OffReport(scheduler.id, why))
+
+
+show_when_registered(OTelPlugin)
 
 
 def _active(scheduler: Any) -> bool:

@@ -79,6 +79,55 @@ def test_mpi(tmp_path):
     assert done.stdout.split() == ["3", "True"], done.stderr
 
 
+#: In a process of its own, as Jupyter's event loop would stay open.
+RUN_NOTEBOOK = """
+import json, sys
+
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
+
+notebook = new_notebook(cells=[new_code_cell(cell) for cell in json.loads(sys.argv[1])])
+NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+print(json.dumps([[output.get("data", output) for output in cell.outputs] for cell in notebook.cells]))
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_where_a_running_cluster_sends_below_the_cell_that_registers(tmp_path):
+    need("nbclient", "ipykernel")
+    parts = (ROOT / "docs/notebook.md").read_text(encoding="utf-8").partition("## A cluster that is already running")
+    settings, *recipe = re.findall(r"```python\n(.*?)```", parts[0], re.DOTALL)[:1] + re.findall(
+        r"```python\n(.*?)```", parts[2], re.DOTALL
+    )
+    assert len(recipe) == 2
+    with Receiver() as receiver, cluster(tmp_path, options=(), workers=0) as processes:
+        endpoint = receiver.endpoints["grpc"]
+        cells = [
+            settings.replace("http://localhost:4317", endpoint),
+            "from distributed import Client; import dask_otel",
+            f"client = Client({processes.address!r})",
+            *(each.replace("http://localhost:4317", endpoint) for each in recipe),
+            "client.close()",
+            f"client = await Client({processes.address!r}, asynchronous=True)",
+            "await client.register_plugin(dask_otel.OTelPlugin())",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", RUN_NOTEBOOK, json.dumps(cells)],
+            env=environment({"IPYTHONDIR": str(tmp_path)}), cwd=tmp_path, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        port = processes.client.scheduler_info()["services"]["dashboard"]
+    assert done.returncode == 0, done.stderr
+    *before, given, from_env, nothing, also_nothing, (line, warning) = json.loads(done.stdout)
+    assert [*before, nothing, also_nothing] == [[]] * 5
+    for (shown,) in (given, from_env):
+        assert re.match(
+            rf"dask-otel .*spans and .*metrics to {endpoint} \(on the scheduler's host,", shown["text/plain"]
+        )
+        assert f'<a href="http://127.0.0.1:{port}/otel/"' in shown["text/html"]
+    assert "to http://localhost:4317 (on the scheduler's host" in line["text/plain"]
+    assert "UserWarning: dask-otel does not use OTEL_EXPORTER_OTLP_ENDPOINT of this process" in warning["text"]
+
+
 #: In a process of its own: dask-gateway's client does not close all that it opens.
 GATEWAY_CLIENT = """
 import json, os, sys

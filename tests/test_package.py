@@ -81,7 +81,7 @@ ALLOWED = {
     "status": {"identity", "safety", "schema", "scheduler", "spantree", "", "dask", "distributed"},
     "config": {"errors", "schema", "dask", "yaml"},
     "otlp_options": {"errors"},
-    "registration": {"otlp_options", "status", "distributed"},
+    "registration": {"links", "otlp_options", "safety", "status", "distributed"},
     "links": {"otlp_options", "status", "dask", "distributed"},
     "preload": {
         "config",

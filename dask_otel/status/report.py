@@ -16,6 +16,10 @@ from ..spantree.lifecycle import trace_of
 __all__ = ["OffReport", "StatusReport", "destination", "destinations"]
 
 
+#: By whether the last request failed; None before there was one.
+_VERBS = {None: "will send", False: "sends", True: "cannot send"}
+
+
 def destination(exporter: Mapping[str, Any]) -> str:
     """Describe where an exporter sends to, given its status."""
     through = f" through {exporter['proxy']}" if exporter["proxy"] else ""
@@ -23,13 +27,26 @@ def destination(exporter: Mapping[str, Any]) -> str:
 
 
 def destinations(status: Mapping[str, Any]) -> str:
-    """Describe what is sent where, e.g. ``spans and metrics to http://collector:4317``."""
-    places: dict[str, dict[str, None]] = {}
+    """Describe what is sent where, e.g. ``sends spans and will send metrics to http://collector:4317``."""
+    places: dict[str, dict[str, str]] = {}
+    remarks: dict[str, None] = {}
     for items, exporters in (("spans", status["exporters"]), ("metrics", status["metrics"])):
         for each in exporters:
-            places.setdefault(destination(each), {})[items] = None
-    parts = [f"{' and '.join(items)} to {place}" for place, items in places.items()]
-    return ", ".join(parts) or "nothing, as configured"
+            if each.get("unsupported") and not each["failing"]:
+                remarks[f"{destination(each)} takes no {items}"] = None
+            else:
+                verb = _VERBS[each["failing"]]
+                places.setdefault(destination(each), {})[items] = verb
+    parts = []
+    before = ""
+    for place, verbs in places.items():
+        named = []
+        for items, verb in verbs.items():
+            named.append(items if verb == before else f"{verb} {items}")
+            before = verb
+        parts.append(f"{' and '.join(named)} to {place}")
+    sent = ", ".join(parts) or ("sends nothing" if remarks else "sends nothing, as configured")
+    return "; ".join([sent, *remarks])
 
 
 class StatusReport:
