@@ -75,7 +75,7 @@ class OTelPlugin(BridgePlugin):
     certificate, client_certificate, client_key
         PEM files on the scheduler's machine.
     insecure
-        Whether gRPC goes without TLS if the endpoint has no scheme.
+        Whether gRPC goes without TLS if the endpoint has no scheme. Such an endpoint needs this or a certificate.
     traces, metrics
         A mapping of the options above for one signal, or False to send nothing of it.
     """

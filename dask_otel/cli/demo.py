@@ -286,8 +286,12 @@ def _check_variables() -> None:
 
 
 def _check_endpoint(endpoint: str) -> None:
-    """Fail at an endpoint where nothing listens."""
-    parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
+    """Fail at an endpoint without a scheme, or where nothing listens."""
+    if "://" not in endpoint:
+        raise click.BadParameter(
+            f"{endpoint!r} has no scheme; give a URL like http://localhost:4317", param_hint="--endpoint"
+        )
+    parts = urlsplit(endpoint)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
@@ -301,7 +305,7 @@ def _link(trace: str, endpoint: str) -> str | None:
     """Link to the trace: by the setting ``otel.trace-url``, else to a Jaeger on the endpoint's host, if one answers."""
     if template := config.trace_url_template():
         return template.replace("{trace_id}", trace)
-    host = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}").hostname
+    host = urlsplit(endpoint).hostname
     jaeger = f"http://{host}:16686"
     try:
         with urlopen(f"{jaeger}/api/v3/services", timeout=5):

@@ -147,8 +147,8 @@ def test_sends_to_an_endpoint(protocol):
         assert len(receiver.wait_for_trace(trace_id, timeout=10)) >= 10
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://host:port", "nonsense"])
-def test_an_endpoint_where_nothing_listens(endpoint):
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://host:port", "nonsense", "localhost:4317"])
+def test_an_endpoint_without_a_scheme_or_where_nothing_listens(endpoint):
     done = run("demo", "--endpoint", endpoint)
     assert done.returncode == 2
     assert endpoint in done.stderr
