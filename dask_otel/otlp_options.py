@@ -259,9 +259,7 @@ def _check_schemes(variables: Mapping[str, str], options: Mapping[str, str]) -> 
         if is_endpoint and "://" not in value and "@" not in value and not value.startswith("unix:"):
             names = [f"{_PREFIX}{form}{end}" for form in (scope, "") for end in ("INSECURE", "CERTIFICATE")]
             if not any(each in variables for each in names):
-                allowed = (
-                    f"'http://{value}', or 'https://{value}' for TLS; without a scheme, also give insecure=True or False"
-                )
+                allowed = f"'http://{value}', or 'https://{value}' for TLS; else also give insecure=True or False"
                 raise SettingError(options[name], value, allowed)
 
 

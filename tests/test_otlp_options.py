@@ -73,7 +73,7 @@ WRONG = [
         {"endpoint": "127.0.0.1:4317"},
         ValueError,
         "endpoint = '127.0.0.1:4317' cannot be used: it must be 'http://127.0.0.1:4317', or 'https://127.0.0.1:4317' "
-        "for TLS; without a scheme, also give insecure=True or False",
+        "for TLS; else also give insecure=True or False",
     ),
     ({"traces": {"endpoint": "c:4317"}}, ValueError, "traces['endpoint'] = 'c:4317' cannot be used: it must be 'http"),
     ({"endpoint": "c:4317", "metrics": {"insecure": True}}, ValueError, "endpoint = 'c:4317' cannot be used"),
