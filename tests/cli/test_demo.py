@@ -47,8 +47,9 @@ def dashboard_s_port():
 def test_draws_the_trace_it_received_beside_a_cluster_of_ones_own(tmp_path, protocol, encoding, dashboard_s_port):
     picture = tmp_path / "trace.svg"
     done = run(
-        "demo", "--svg", str(picture), COLUMNS="140", OTEL_EXPORTER_OTLP_PROTOCOL=protocol, PYTHONIOENCODING=encoding
-    )
+        "demo", "--svg", str(picture), COLUMNS="140", OTEL_EXPORTER_OTLP_PROTOCOL=protocol, PYTHONIOENCODING=encoding,
+        PATH=os.defpath,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert max(map(len, done.stdout.splitlines())) <= 140
@@ -65,6 +66,7 @@ def test_draws_the_trace_it_received_beside_a_cluster_of_ones_own(tmp_path, prot
         DOCUMENTATION,
     ):
         assert step in " ".join(steps)
+    assert f" {COMMAND} demo --keep" in done.stdout  # its environment is not activated
     assert (ROOT / DOCUMENTATION).exists()
     rows = [re.sub(r"[│├└─ ]+", " ", line).split("█")[0].strip() for line in done.stdout.splitlines()]
     text = "\n".join(rows)
