@@ -1,12 +1,14 @@
-"""The page of a run, over HTTP, on the server of a real scheduler."""
+"""The runs that a real scheduler keeps: their pages over HTTP, and in a notebook."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gzip
 import re
 import sys
 from html import unescape
+from html.parser import HTMLParser
 from time import perf_counter
 from urllib.parse import quote
 
@@ -22,6 +24,8 @@ from support.records import SegmentRecord
 
 import dask_otel
 from dask_otel.preload import OTelPlugin
+from dask_otel.status.handlers import RUN_CALL
+from dask_otel.status.render import MAX_INLINE_BYTES, MAX_INLINE_ROWS
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&{{ 1 }}'
 
@@ -284,6 +288,173 @@ def test_three_thousand_groups_do_not_hold_the_event_loop():
         assert sorted(lags)[len(lags) // 2] < 0.02
 
     with_page(test)
+
+
+class Frame(HTMLParser):
+    """What a notebook is given: its tags, and the document in its frame."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.document, self.sandbox = [], "", None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "iframe":
+            self.document, self.sandbox = dict(attributes)["srcdoc"], dict(attributes)["sandbox"]
+
+
+def test_a_run_in_a_notebook():
+    async def test(plugin, client, scheduler):
+        root = await work(client)
+        with dask.config.set({"otel.trace-url": "http://jaeger/{trace_id}"}):
+            view = await dask_otel.show_trace(root, client=client)  # waits until it is over
+        path, page = await shown(scheduler, root)
+        assert outline(view.document) == outline(page)
+        took = re.search(r"took ([\d.]+ \w+)", page)[1]
+        line = f"Alice's workflow took {took} · error · 22 tasks · ValueError: 1 task erred; first: 7 is odd"
+        link = f"http://127.0.0.1:{scheduler.http_server.port}{path}"
+        trace = f"http://jaeger/{dask_otel.trace_id(root)}"
+        assert view.page.endswith(path)
+        assert repr(view) == f"{line}; page: {view.page}; trace: {trace}"
+        assert view.page in (link, link.replace("127.0.0.1", "localhost"))
+        frame = Frame(view._repr_html_())
+        assert frame.tags == ["a", "a", "iframe"]
+        assert (frame.document, frame.sandbox) == (view.document, None)  # the sandbox allows nothing
+        assert set(re.findall(r'(?:href|src|action)="(.)', view.document)) == {"#"}
+        assert "Content-Security-Policy" in view.document
+        with span("outside"), span("inside") as inside_:
+            await client.submit(sum, [1, 2], key="inside")
+            view = await dask_otel.show_trace(client=client)
+            assert outline(view.document) == ["span outside +", "  span inside +", "    group inside"]
+            by_id = await dask_otel.show_trace(inside_, client=client)
+            assert by_id.document == view.document
+
+    with_page(test)
+
+
+def test_a_run_in_a_notebook_with_the_scheduler_s_link():
+    async def test(plugin, client, scheduler):
+        root = await work(client)
+        with dask.config.set({"otel.trace-url": None}):
+            view = await dask_otel.show_trace(root, client=client)
+        assert view.trace == f"http://jaeger/{dask_otel.trace_id(root)}"
+        with pytest.raises(ValueError, match=r"timeout must be a duration such as 10 or '1 minute', not '1 min'"):
+            dask_otel.show_trace(root, client=client, timeout="1 min")
+
+    with_page(test, **{"otel.trace-url": "http://jaeger/{trace_id}"})
+
+
+def test_a_run_in_a_notebook_that_is_not_over():
+    async def test(plugin, client, scheduler):
+        with span("workflow") as root:
+            future = client.submit(_wait_for, "go-on", key="second")
+            view = await dask_otel.show_trace(client=client, timeout="0.5s")
+            assert view.text == "workflow is not over; none of its spans has finished yet"
+            assert view.document == ""
+            assert "<iframe" not in view._repr_html_()
+            with span("first"):
+                await client.submit(sum, [1, 2], key="first")
+        while not (view := await dask_otel.show_trace(root, client=client, timeout=0)).document:
+            pass
+        assert view.text == "workflow is not over; here are the spans that have finished"
+        assert outline(view.document) == ["span first +", "  group first"]
+        waiting = asyncio.create_task(dask_otel.show_trace(root, client=client, timeout="1 minute"))
+        await Event("go-on", client=client).set()
+        await future
+        assert outline((await waiting).document)[0] == "span workflow +"
+
+    with_page(test)
+
+
+def test_what_people_wrote_is_text_in_a_notebook():
+    async def test(plugin, client, scheduler):
+        with span(EVIL) as root:
+            await wait(client.submit(_fail, EVIL, key=EVIL))
+        view = await dask_otel.show_trace(root, client=client)
+        assert Frame(view._repr_html_()).tags == ["a", "iframe"]
+        assert "<script" not in view.document
+        assert "<img" not in view.document
+        assert EVIL in unescape(view.document)
+
+    with_page(test)
+
+
+def test_a_notebook_shows_what_is_recorded():
+    async def test(plugin, client, scheduler):
+        view = await dask_otel.show_trace(await work(client), client=client)
+        for text in (repr(view), view.document):
+            assert not re.search("Alice|7 is odd|Traceback</summary>|fit", text)
+        assert re.match(r"span \w+ took ", view.text)
+
+    capture = ("message", "traceback", "keys", "tags")
+    with_page(test, **{f"otel.capture.{name}": False for name in capture})
+
+
+@pytest.mark.parametrize("name", ["", "&" * 250], ids=["many rows", "many bytes"])
+def test_a_large_run_in_a_notebook(name):
+    """The bytes are those of names that are five times as long in HTML."""
+
+    async def test(plugin, client, scheduler):
+        together, records = [], large_trace(max_groups=500)
+        for record in records:
+            together.append(dataclasses.replace(record, name=name or record.name))
+            if isinstance(record, SegmentRecord):
+                plugin.sink.put(together)
+                together = []
+        found = await scheduler.handlers[RUN_CALL]([record.top.id], wait=True)
+        rows = outline(found["html"])
+        left_out = int(re.search(r"Left out: (\d+) spans", found["html"])[1])
+        assert len(found["html"].encode()) <= MAX_INLINE_BYTES
+        assert 10 < len(rows) < MAX_INLINE_ROWS if name else len(rows) == MAX_INLINE_ROWS
+        assert left_out + len(rows) == len(records)
+        assert any(row.lstrip().startswith("task ") for row in rows)  # failed tasks
+
+    with_page(test)
+
+
+def test_no_run_in_a_notebook(monkeypatch):
+    async def test(plugin, client, scheduler):
+        view = await dask_otel.show_trace("no such span", client=client, timeout=0)
+        assert repr(view).startswith("dask-otel has no run of this Dask span: no task of it has reached the scheduler")
+        root = await work(client)
+        await dask_otel.show_trace(root, client=client)
+
+        def read(*arguments):
+            raise ArithmeticError
+
+        with captured_logger("dask_otel"):
+            plugin.sink.recent_runs.read = read
+            view = await dask_otel.show_trace(root, client=client)
+        assert view.text == "dask-otel could not draw this run: see the scheduler's log"
+        assert (await status(scheduler, lambda found: True))["errors"][0]["type"] == "ArithmeticError"
+        del scheduler.handlers[RUN_CALL]  # an older version
+        with captured_logger("distributed.core") as log:
+            view = await dask_otel.show_trace(root, client=client)
+        assert view.text == "dask-otel sends nothing, as configured"
+        assert log.getvalue() == ""
+
+    with_page(test)
+
+
+def test_runs_are_off_in_a_notebook():
+    async def test(plugin, client, scheduler):
+        view = await dask_otel.show_trace(await work(client), client=client)
+        assert view.text == "dask-otel keeps no runs on this scheduler (otel.page.runs: 0)"
+
+    with_page(test, **{"otel.page.runs": 0})
+
+
+def test_a_bridge_that_is_off_in_a_notebook(monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlpp")
+
+    async def test(plugin, client, scheduler):
+        view = await dask_otel.show_trace("a span", client=client)
+        assert view.text.startswith("dask-otel is off on this scheduler: ")
+        assert "otlpp" in view.text
+
+    with captured_logger("dask_otel"):
+        with_page(test)
 
 
 def test_nothing_reloads_unless_asked_to():
