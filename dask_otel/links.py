@@ -20,6 +20,11 @@ from .status.report import destinations
 
 __all__ = ["Description", "Link", "describe", "page_link", "scheduler_link", "show_trace"]
 
+#: Makes a frame light or dark like the theme of JupyterLab or VS Code. Elsewhere, the browser's setting is used.
+_THEMES = (
+    "<style>[data-jp-theme-light=true] .dask-otel-run, .vscode-light .dask-otel-run { color-scheme: light } "
+    "[data-jp-theme-light=false] .dask-otel-run, .vscode-dark .dask-otel-run { color-scheme: dark }</style>"
+)
 _REGISTER = "client.register_plugin(dask_otel.OTelPlugin(endpoint))"
 _FROM_ENV = "client.register_plugin(dask_otel.OTelPlugin.from_env())"
 #: Seconds between two questions whether a run is over, and until a span is known: sweeps come that late.
@@ -66,7 +71,8 @@ class Description:
             return line
         # In a frame, the document's style has no effect on the notebook, nor the notebook's on the document.
         return (
-            f'{line}<iframe srcdoc="{escape(self.document)}" sandbox title="{escape(self.text)}" '
+            f'{_THEMES}{line}<iframe class="dask-otel-run" sandbox title="{escape(self.text)}" '
+            f'srcdoc="{escape(self.document)}" '
             f'style="width: 100%; height: {self.height}px; border: 0; resize: vertical"></iframe>'
         )
 

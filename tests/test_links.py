@@ -282,7 +282,7 @@ def test_the_recipe_for_notebooks_runs(receiver, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     described, url, run, *printed = re.sub("<iframe.*?</iframe>", "", done.stdout, flags=re.DOTALL).splitlines()
-    assert re.match("training took .* · success · 1 task · <a ", run)
+    assert re.search("training took .* · success · 1 task · <a ", run)
     assert "<iframe" in done.stdout
     assert hrefs(described).keys() == {"page"}
     assert described.startswith(f"dask-otel sends spans and metrics to {endpoint} · <a ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from time import time
 from typing import Any
 
@@ -170,7 +171,17 @@ class StatusReport:
         if drawn and run:
             top = drawn.drawn.rows[0]
             tasks = f"{top.tasks} task{'s' * (top.tasks != '1')}" if top.tasks else ""
-            text = " · ".join(filter(None, [f"{top.name} took {top.duration}", top.result, tasks, top.error]))
+            text = " · ".join(
+                filter(
+                    None,
+                    [
+                        f"{top.name} took {top.duration}",
+                        top.result,
+                        tasks,
+                        shorten(top.error or "", 200, placeholder=" …"),
+                    ],
+                )
+            )
         elif not run:
             progress = next((each for each in self._bridge.status()["open"] if each.trace_id == trace_id), None)
             text = f"{self._running(progress)['name'] if progress else 'this run'} is not over; "

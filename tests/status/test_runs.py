@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gzip
+import json
 import re
 import sys
 from html import unescape
@@ -21,6 +22,7 @@ from support.callers import anchored, inside
 from support.large import large_trace
 from support.pages import get, status, with_page
 from support.records import SegmentRecord
+from tornado.web import Application, RequestHandler
 
 import dask_otel
 from dask_otel.preload import OTelPlugin
@@ -319,9 +321,9 @@ def test_a_run_in_a_notebook():
         assert repr(view) == f"{line}; page: {view.page}; trace: {trace}"
         assert view.page in (link, link.replace("127.0.0.1", "localhost"))
         frame = Frame(view._repr_html_())
-        assert frame.tags == ["a", "a", "iframe"]
+        assert frame.tags == ["style", "a", "a", "iframe"]
         assert (frame.document, frame.sandbox) == (view.document, None)  # the sandbox allows nothing
-        assert set(re.findall(r'(?:href|src|action)="(.)', view.document)) == {"#"}
+        assert set(re.findall(r'(?:<a href|src|action)="(.)', view.document)) == {"#"}
         assert "Content-Security-Policy" in view.document
         with span("outside"), span("inside") as inside_:
             await client.submit(sum, [1, 2], key="inside")
@@ -372,7 +374,7 @@ def test_what_people_wrote_is_text_in_a_notebook():
         with span(EVIL) as root:
             await wait(client.submit(_fail, EVIL, key=EVIL))
         view = await dask_otel.show_trace(root, client=client)
-        assert Frame(view._repr_html_()).tags == ["a", "iframe"]
+        assert Frame(view._repr_html_()).tags == ["style", "a", "iframe"]
         assert "<script" not in view.document
         assert "<img" not in view.document
         assert EVIL in unescape(view.document)
@@ -553,6 +555,9 @@ def test_in_a_browser(tmp_path, monkeypatch):
                         assert text >= 4.5, (path, scheme, text)
                         assert bars >= 3, (path, scheme, bars)
                         assert await page.run("document.title") != "owned"
+            for root_id in (root, evil, long_name):
+                await in_a_frame(page, await dask_otel.show_trace(root_id, client=client), tmp_path)
+            await link_in_a_frame(page, await dask_otel.show_trace(root, client=client), tmp_path)
             await keyboard(page, base + paths[0])
             await screen_reader(page, base, paths[0])
             assert page.messages == []  # nothing was blocked either
@@ -560,6 +565,60 @@ def test_in_a_browser(tmp_path, monkeypatch):
         await future
 
     with_page(test)
+
+
+async def in_a_frame(page, view, folder):
+    """What a notebook shows: the document by itself, and in the frame, which keeps scripts from looking at it."""
+    document, notebook = folder / "document.html", folder / "notebook.html"
+    document.write_text(view.document, encoding="utf-8")
+    notebook.write_text(f"<!doctype html><meta charset=utf-8>{view._repr_html_()}", encoding="utf-8")
+    for width in (400, 800, 1200):
+        for scheme in ("light", "dark"):
+            await page.open(document.as_uri(), width, scheme=scheme)
+            assert await page.overflow() == [0, []], (view.text, width)
+            text, bars = await page.run(CONTRAST)
+            assert text >= 4.5, (view.text, scheme, text)
+            assert bars >= 3, (view.text, scheme, bars)
+        height = await page.run("document.body.scrollHeight")
+        if width > 400 and len(view.text) < 150:  # nothing is so long that it is wrapped
+            assert -60 < view.height - min(700, height) < 120, (view.text, view.height, height)
+        await page.open(notebook.as_uri(), width)
+        assert await page.run("document.querySelector('iframe').clientHeight") == view.height
+        assert await page.run("document.querySelector('iframe').contentDocument") is None
+        for is_light, scheme in (("true", "light"), ("false", "dark")):
+            await page.run(f"document.body.dataset.jpThemeLight = '{is_light}'")
+            assert await page.run("getComputedStyle(document.querySelector('iframe')).colorScheme") == scheme
+        assert await page.run("document.title") != "owned"
+
+
+async def link_in_a_frame(page, view, folder):
+    """A link to a row moves to the row, and opens neither a page nor the notebook inside the frame."""
+    requests = []
+
+    class Notebook(RequestHandler):
+        def get(self):
+            requests.append(self.request.path)
+            self.write(f"<!doctype html><meta charset=utf-8>{view._repr_html_()}")
+
+    server = Application([(".*", Notebook)]).listen(0, "127.0.0.1")
+    url = f"http://127.0.0.1:{next(iter(server._sockets.values())).getsockname()[1]}/notebook"
+    rectangle = "JSON.stringify(document.querySelector('{}').getBoundingClientRect())"
+    await page.open(url)
+    frame = json.loads(await page.run(rectangle.format("iframe")))
+    document = folder / "document.html"
+    document.write_text(view.document, encoding="utf-8")
+    await page.open(document.as_uri(), int(frame["width"]))
+    link = json.loads(await page.run(rectangle.format(".errors a")))
+    await page.open(url)
+    del requests[:]
+    await page.screenshot(folder / "before.png")
+    await page.click(frame["x"] + link["x"] + 3, frame["y"] + link["y"] + 3)
+    before = after = (folder / "before.png").read_bytes()
+    while after == before:
+        await page.screenshot(folder / "after.png")
+        after = (folder / "after.png").read_bytes()
+    assert "/notebook" not in requests
+    server.stop()
 
 
 async def keyboard(page, url):
