@@ -1,4 +1,4 @@
-"""The files in ``examples/``, each run as far as the system that it is for can be had without a cluster.
+"""The files in ``examples/``, and the recipe for notebooks, each run as far as its system can be had without a cluster.
 
 Their packages are not those of the other tests: ``pip install '.[examples]'``. Not run: the images of the container and
 of Kubernetes, and Helm's chart, which is in no package index.
@@ -77,6 +77,38 @@ def test_mpi(tmp_path):
         env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.stdout.split() == ["3", "True"], done.stderr
+
+
+@pytest.mark.slow
+def test_notebook(tmp_path):
+    """The recipe in Jupyter's own kernel: what is shown below the cells, and that it is saved with the notebook."""
+    need("nbclient", "ipykernel")
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_NOTEBOOK, ROOT / "docs/notebook.md"],
+        env=environment({"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none", "IPYTHONDIR": str(tmp_path)}),
+        cwd=tmp_path, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *others, shown = json.loads(done.stdout)
+    assert [output["text/html"].count("<a ") for output in others] == [1, 1]
+    assert "<iframe" not in str(others)
+    assert re.match(r"training took .* · success · 1 task; page: http://\S+/otel/run/\w+/\w+$", shown["text/plain"])
+    assert shown["text/html"].count("<iframe ") == 1
+
+
+#: In a process of its own, as Jupyter's event loop would stay open. The first four cells are those of a local cluster.
+RUN_NOTEBOOK = r"""
+import json, re, sys
+from pathlib import Path
+
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
+
+cells = re.findall(r"```python\n(.*?)```", Path(sys.argv[1]).read_text(encoding="utf-8"), re.DOTALL)[:4]
+notebook = new_notebook(cells=[new_code_cell(cell) for cell in [*cells, "client.close(); cluster.close()"]])
+NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+print(json.dumps([output.data for cell in notebook.cells for output in cell.outputs if "data" in output]))
+"""
 
 
 #: In a process of its own: dask-gateway's client does not close all that it opens.
