@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import subprocess
+import types
 from pathlib import Path
 
 import dask
@@ -239,8 +240,32 @@ def test_every_page_is_in_the_site_and_the_first_page_leads_to_it():
         "overview.md",
         "changelog.md",
         "benchmarks.md",
+        "examples.md",
     }
     assert pages - {"index.md"} <= set(re.findall(r"\]\((\w+\.md)", first))
+
+
+def test_the_site_shows_examples_as_text_and_links_to_it():
+    """A link to a file would be a download."""
+    hooks = runpy.run_path(str(ROOT / "docs/site_hooks.py"))
+    page = hooks["_examples"]()
+    for path in (ROOT / "examples").rglob("*.*"):
+        assert "__pycache__" in path.parts or path.read_text(encoding="utf-8").rstrip() in page
+    recipes = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="recipes.md"))
+    text = hooks["on_page_markdown"]((ROOT / "docs/recipes.md").read_text(encoding="utf-8"), recipes)
+    links = set(re.findall(r"\]\(([^)]*examples[^)]*)\)", text))
+    assert links == {f"examples.md#{anchor}" for anchor in re.findall(r"^## .* \{: #(\S+) \}$", page, re.MULTILINE)}
+
+
+def test_the_site_can_be_switched_between_light_and_dark():
+    """Without a choice "auto", a reader who has been there once keeps the scheme of that visit."""
+    palette = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["theme"]["palette"]
+    assert [each["media"] for each in palette] == [
+        "(prefers-color-scheme)",
+        "(prefers-color-scheme: light)",
+        "(prefers-color-scheme: dark)",
+    ]
+    assert all(each["toggle"]["name"] for each in palette)
 
 
 #: What the issue's readers asked, and a word of the answer's page.
