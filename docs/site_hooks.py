@@ -32,8 +32,8 @@ def _examples() -> str:
     """Return a page with the text of each example: links to files of code would be downloads."""
     parts = [
         "# Examples",
-        "These are the files in the repository's folder `examples`. [Recipes](recipes.md) says how to use them, and what "
-        "the tests run.",
+        "These are the files in the repository's folder `examples`. "
+        "[Recipes](recipes.md) says how to use them, and what the tests run.",
     ]
     for path in sorted((ROOT / "examples").rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:

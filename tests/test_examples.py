@@ -303,6 +303,21 @@ def test_the_cluster_for_the_operator_is_one_to_its_schema():
         jsonschema.validate(resource, schema)
 
 
+def test_the_variables_for_helm_are_such_as_a_container_takes():
+    """The chart copies ``scheduler.env`` into the scheduler's container. It is in no package index."""
+    import jsonschema
+
+    schema = cluster_schema()
+    resource = yaml.safe_load((EXAMPLES / "kubernetes/cluster.yaml").read_text(encoding="utf-8"))
+    env = yaml.safe_load((EXAMPLES / "helm/values.yaml").read_text(encoding="utf-8"))["scheduler"]["env"]
+    resource["spec"]["scheduler"]["spec"]["containers"][0]["env"] = env
+    jsonschema.validate(resource, schema)
+    (key,) = [each["valueFrom"]["secretKeyRef"] for each in env if "valueFrom" in each]
+    del key["key"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(resource, schema)
+
+
 def test_the_key_is_in_a_secret():
     """A header in the file would be readable for all who can read the resource."""
     resource = yaml.safe_load((EXAMPLES / "kubernetes/cluster.yaml").read_text(encoding="utf-8"))
