@@ -8,7 +8,6 @@ from time import time
 from typing import Any
 
 from .. import __version__
-from ..identity import client_names
 from ..safety import Safety
 from ..scheduler.runtime import SchedulerBridge
 from ..spantree.lifecycle import trace_of
@@ -140,7 +139,7 @@ class StatusReport:
             "tasks": progress.tasks,
             "completed": progress.completed,
             "unfinished": progress.unfinished,
-            "clients": client_names(progress.clients),
+            "clients": self._sink.clients(progress.clients),
             "run": f"run/{trace_id}" if self.shows_runs else None,
         }
 
