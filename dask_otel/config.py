@@ -207,7 +207,10 @@ def _seems_to_hide(*given: object) -> bool:
 
 def _misplaced() -> Iterator[SettingError]:
     """Yield settings outside of ``otel`` that seem to be of ``otel.capture``, e.g. ``DASK_OTEL_CAPTURE__PRESET``."""
-    allowed = "in its place: otel.capture.preset, or the variable DASK_OTEL__CAPTURE__PRESET with double underscores"
+    allowed = (
+        "under otel.capture, e.g. otel.capture.preset; in the environment with double underscores, e.g. "
+        "DASK_OTEL__CAPTURE__PRESET"
+    )
     for name, value in dask.config.config.items():
         first, *others = re.split(r"[\W_]+", str(name).lower())
         is_ours = difflib.get_close_matches(first, ["otel"], n=1, cutoff=0.75)

@@ -114,6 +114,7 @@ def test_by_default_all_is_shown(monkeypatch):
     assert "PlantedError" in out["otlp"]
     for mark in MARKS.values():
         assert mark in out["page"], mark
+    assert "Hidden by" not in out["page"]
     assert all(mark in out["metrics"] for mark in (MARKS["tags"], MARKS["keys"], "PlantedError"))
 
 
@@ -134,6 +135,8 @@ def test_a_switch_has_priority_over_the_strict_preset(monkeypatch):
 
 def check(out, off):
     """Check that some kinds of content appear nowhere, and all others everywhere."""
+    assert json.loads(out["status"])["hidden"] == list(off)
+    assert f"Hidden by otel.capture: {', '.join(off)}." in out["page"]
     for where, text in out.items():
         for name in off:
             assert MARKS[name] not in text, (where, name)

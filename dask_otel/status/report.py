@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
@@ -32,7 +32,13 @@ def destinations(status: Mapping[str, Any]) -> str:
 
 
 class StatusReport:
-    """Collects the status of a bridge and of its exporters (``sink``)."""
+    """Collects the status of a bridge and of its exporters (``sink``).
+
+    Parameters
+    ----------
+    hidden
+        Names under ``otel.capture`` of what is not recorded.
+    """
 
     def __init__(
         self,
@@ -43,6 +49,7 @@ class StatusReport:
         *,
         cluster_name: str | None,
         trace_url: str | None,
+        hidden: Sequence[str] = (),
     ) -> None:
         self._scheduler_id = scheduler_id
         self._bridge = bridge
@@ -50,6 +57,7 @@ class StatusReport:
         self._safety = safety
         self._cluster_name = cluster_name
         self._trace_url = trace_url
+        self._hidden = list(hidden)
         #: Held while a run is rendered: one needs some MiB.
         self.rendering = asyncio.Lock()
 
@@ -65,6 +73,7 @@ class StatusReport:
             "on": not self._bridge.why_ended,
             "why": self._bridge.why_ended,
             "trace_url": self._trace_url,
+            "hidden": self._hidden,
             "exporters": sink["exporters"],
             "metrics": sink["metrics"],
             "unsampled": sink["unsampled"],
@@ -166,6 +175,7 @@ class OffReport:
             "on": False,
             "why": self._why,
             "trace_url": None,
+            "hidden": [],
             "exporters": [],
             "metrics": [],
             "unsampled": {},
