@@ -155,7 +155,15 @@ def test_a_misspelt_preset_hides_everything(variable, value):
     assert re.search(r"capture={[^}]*}", out)[0].count("False") == 7
 
 
-@pytest.mark.parametrize("others", [{"otel.traces.levl": "groups"}, {"hotels": {"stars": 5}}, {"otel-x": {"y": 1}}])
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"otel.traces.levl": "groups"},
+        {"otel.cluster-name": "strict"},
+        {"other": {"capture": {"preset": "strict"}}},
+        {"otel-x": {"y": 1}},
+    ],
+)
 def test_other_misspelt_settings_hide_nothing(others):
     assert all(loaded(**others)[0].capture.values())
 
