@@ -372,19 +372,20 @@ def test_a_collector_takes_the_page_s_configuration(tmp_path):
     assert checked.returncode == 0, checked.stderr
 
 
-def test_the_strict_preset_excludes_all_that_can_be_excluded(tmp_path, monkeypatch):
+def test_the_strict_preset_excludes_all_that_can_be_excluded():
     text = (ROOT / "docs/privacy.md").read_text(encoding="utf-8")
-    preset = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
-    with dask.config.set(preset):
-        settings = config.load(pytest.fail)
-    assert set(settings.capture.values()) == {False}
-    assert settings.annotations == ()
-    variables = dict(line.split("=") for line in re.search(r"```sh\n(.*?)```", text, re.DOTALL)[1].split())
-    with dask.config.set(dask.config.collect_env(variables)):
-        assert config.load(pytest.fail).capture == settings.capture
-    table = [row[2] for row in tables(text)["Privacy"]]
-    for name in settings.capture:
-        assert f"`otel.capture.{name}: false`" in table
+    (variables,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    preset, mixed = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    for given in (preset, dask.config.collect_env(dict([variables.strip().split("=")]))):
+        with dask.config.set(given):
+            settings = config.load(pytest.fail)
+        assert set(settings.capture.values()) == {False}
+        assert settings.annotations == ()
+    with dask.config.set(mixed):
+        assert config.load(pytest.fail).capture == settings.capture | {"tags": True}
+    rows = tables(text)["What leaves your network"]
+    own = [row[3].strip("`") for row in rows if row[2] in ("no", "pseudonyms")]
+    assert own == [f"otel.capture.{name}" for name in settings.capture]
 
 
 def test_what_a_month_costs_is_not_less_than_what_was_measured():

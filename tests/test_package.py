@@ -61,7 +61,7 @@ ALLOWED = {
     "schema": set(),
     "spantree": {"identity", "schema"},
     "metrics": {"schema", "spantree"},
-    "privacy": {"schema", "spantree"},
+    "privacy": {"identity", "schema", "spantree"},
     "scheduler": {"identity", "metrics", "safety", "schema", "spantree", "dask", "distributed"},
     "otlp": {
         "config",

@@ -9,7 +9,7 @@ from time import time
 from typing import Any
 
 from .. import __version__
-from ..identity import client_names, origin_of
+from ..identity import origin_of
 from ..safety import Safety
 from ..scheduler.runtime import SchedulerBridge
 from ..spantree.lifecycle import trace_of
@@ -40,7 +40,13 @@ def destinations(status: Mapping[str, Any]) -> str:
 
 
 class StatusReport:
-    """Collects the status of a bridge and of its exporters (``sink``)."""
+    """Collects the status of a bridge and of its exporters (``sink``).
+
+    Parameters
+    ----------
+    hidden
+        Names under ``otel.capture`` of what is not recorded.
+    """
 
     def __init__(
         self,
@@ -51,6 +57,7 @@ class StatusReport:
         *,
         cluster_name: str | None,
         trace_url: str | None,
+        hidden: Sequence[str] = (),
     ) -> None:
         self._scheduler_id = scheduler_id
         self._bridge = bridge
@@ -58,6 +65,7 @@ class StatusReport:
         self._safety = safety
         self._cluster_name = cluster_name
         self._trace_url = trace_url
+        self._hidden = list(hidden)
         #: Held while a run is rendered: one needs some MiB.
         self.rendering = asyncio.Lock()
 
@@ -73,6 +81,7 @@ class StatusReport:
             "on": not self._bridge.why_ended,
             "why": self._bridge.why_ended,
             "trace_url": self._trace_url,
+            "hidden": self._hidden,
             "exporters": sink["exporters"],
             "metrics": sink["metrics"],
             "unsampled": sink["unsampled"],
@@ -216,7 +225,7 @@ class StatusReport:
             "tasks": progress.tasks,
             "completed": progress.completed,
             "unfinished": progress.unfinished,
-            "clients": client_names(progress.clients),
+            "clients": self._sink.clients(progress.clients),
             "run": f"run/{trace_id}" if self.shows_runs else None,
         }
 
@@ -243,6 +252,7 @@ class OffReport:
             "on": False,
             "why": self._why,
             "trace_url": None,
+            "hidden": [],
             "exporters": [],
             "metrics": [],
             "unsampled": {},
