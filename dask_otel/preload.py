@@ -249,6 +249,7 @@ class OTelPlugin(BridgePlugin):
                 bridge.safety,
                 cluster_name=self._settings.cluster_name,
                 trace_url=self._settings.trace_url,
+                hidden=[name for name, is_shown in self._settings.capture.items() if not is_shown],
             )
             install(scheduler, report)
 

@@ -13,9 +13,14 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 
 def span_in_this_trace(name: str) -> AbstractContextManager:
-    """Open a Dask span below OpenTelemetry's current span; without one, a Dask span with a trace of its own."""
+    """Open a Dask span below OpenTelemetry's current span; without one, a Dask span with a trace of its own.
+
+    A Dask span that is open around it counts the work too.
+    """
     headers: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(headers)
     if "traceparent" not in headers:
         return span(name)
-    return dask.annotate(span={"name": (name,), "ids": (f"{headers['traceparent']};{uuid4()}",)})
+    around = dask.get_annotations().get("span") or {"name": (), "ids": ()}
+    own_id = f"{headers['traceparent']};{uuid4()}"
+    return dask.annotate(span={"name": (*around["name"], name), "ids": (*around["ids"], own_id)})

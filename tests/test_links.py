@@ -1,4 +1,4 @@
-"""What a notebook shows: where a cluster's traces are sent, and links to the page and to a trace."""
+"""What a notebook shows: where a cluster's traces are sent, links to the page and to a trace, and a run."""
 
 from __future__ import annotations
 
@@ -125,6 +125,9 @@ def test_without_a_client():
     with dask.config.set({"otel.trace-url": "http://jaeger/trace/{trace_id}"}):
         assert dask_otel.trace_url() is None  # in no span
         assert dask_otel.trace_url("some span")
+    assert repr(dask_otel.show_trace("some span")) == "there is no Dask client here: create one, then ask again"
+    with pytest.raises(ValueError, match="no span here"):
+        dask_otel.show_trace()
     with pytest.raises(ValueError, match="no id of a span was given"):
         dask_otel.trace_url([])
     with pytest.raises(TypeError, match=r"client must be a distributed\.Client, not a str"):
@@ -152,8 +155,12 @@ def test_a_local_cluster_with_the_preload(receiver, monkeypatch):
         assert repr(dask_otel.describe()) == f"{line}; page: {page}"
         with urlopen(page, timeout=30) as answer:
             assert "dask-otel" in answer.read().decode()
+        run = dask_otel.show_trace(root_id)
+        assert re.fullmatch(rf"root took .* · success · 1 task; page: {re.escape(page)}run/\w+/\w+", repr(run))
+        assert '<summary class="row group">' in run.document
         with Client(cluster_) as other:
             pass
+        assert repr(dask_otel.show_trace(root_id, client=other)).startswith("the client is closed")
         assert repr(dask_otel.describe(client=other)) == "the client is closed: create another one, then ask again"
         with dask.config.set({"otel.trace-url": "http://jaeger/trace/{trace_id}"}):
             assert dask_otel.describe(root_id).trace == f"http://jaeger/trace/{dask_otel.trace_id(root_id)}"
@@ -191,6 +198,7 @@ def test_a_cluster_that_started_before_the_preload_was_set(receiver, tmp_path, m
         client = processes.client
         line = repr(dask_otel.describe())
         assert line == f"this cluster's scheduler runs without dask-otel; {REGISTER}(endpoint))"
+        assert repr(dask_otel.show_trace("some span")) == line
         with dask.config.set(PRELOAD):
             line = repr(dask_otel.describe(client=client))
             assert "(the preload is in this process' configuration; it was set after the cluster had started" in line
@@ -296,7 +304,9 @@ def test_a_scheduler_that_takes_no_functions(receiver, monkeypatch):
     blocked = {"distributed.scheduler.blocked-handlers": ["run_function"]}
     for preload in (PRELOAD, {}):
         with dask.config.set(preload | blocked), local() as cluster_, Client(cluster_):
-            described = repr(dask_otel.describe())
+            described, shown = repr(dask_otel.describe()), repr(dask_otel.show_trace("a span", timeout=0))
+        assert ("no run of this Dask span" in shown) is bool(preload), shown
+        assert ("runs without dask-otel" in shown) is not bool(preload), shown
         assert ("dask-otel will send " in described) is bool(preload), described
         assert ("runs without dask-otel" in described) is not bool(preload)
 
@@ -308,7 +318,7 @@ NOTEBOOK = Path(__file__).parents[1] / "docs/notebook.md"
 def test_the_recipe_for_notebooks_runs(receiver, tmp_path):
     """All cells in one process, as a notebook runs them; the value of a cell's last line is shown."""
     cells = re.findall(r"```python\n(.*?)```", NOTEBOOK.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(cells) == 5
+    assert len(cells) == 6
     endpoint = receiver.endpoints["grpc"]
     script = tmp_path / "notebook.py"
     script.write_text(RUN_CELLS.format(cells=[each.replace("http://localhost:4317", endpoint) for each in cells]))
@@ -322,7 +332,9 @@ def test_the_recipe_for_notebooks_runs(receiver, tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    described, url, *printed = done.stdout.splitlines()
+    described, url, run, *printed = re.sub("<iframe.*?</iframe>", "", done.stdout, flags=re.DOTALL).splitlines()
+    assert re.search("training took .* · success · 1 task · <a ", run)
+    assert "<iframe" in done.stdout
     assert hrefs(described).keys() == {"page"}
     assert re.match(f"dask-otel will send spans and (sends )?metrics to {endpoint} · <a ", described)
     assert set(hrefs(url)) == {hrefs(described)["page"] + "trace/" + url.rpartition("/trace/")[2].removesuffix("</a>")}

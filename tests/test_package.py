@@ -24,7 +24,7 @@ RECIPE = ROOT / "packaging/conda/recipe.yaml"
 
 
 def test_public_names():
-    names = ["OTelPlugin", "__version__", "dask_setup", "describe", "trace_id", "trace_url"]
+    names = ["OTelPlugin", "__version__", "dask_setup", "describe", "show_trace", "trace_id", "trace_url"]
     assert sorted(dask_otel.__all__) == names
     assert dir(dask_otel) == names
     assert all(getattr(dask_otel, name) for name in names)
@@ -61,7 +61,7 @@ ALLOWED = {
     "schema": set(),
     "spantree": {"identity", "schema"},
     "metrics": {"schema", "spantree"},
-    "privacy": {"schema", "spantree"},
+    "privacy": {"identity", "schema", "spantree"},
     "scheduler": {"identity", "metrics", "safety", "schema", "spantree", "dask", "distributed"},
     "otlp": {
         "config",
@@ -78,7 +78,7 @@ ALLOWED = {
         "google",
         "requests",
     },
-    "status": {"identity", "safety", "schema", "scheduler", "spantree", "", "dask", "distributed"},
+    "status": {"identity", "safety", "schema", "scheduler", "spantree", "", "dask", "distributed", "tornado"},
     "config": {"errors", "schema", "dask", "yaml"},
     "otlp_options": {"errors"},
     "registration": {"links", "otlp_options", "safety", "status", "distributed"},

@@ -263,7 +263,9 @@ def _check(endpoint: str | None, console: Console) -> bool:
 def _findings(endpoint: str | None) -> _Findings:
     findings = _Findings()
     problems = findings.faults
-    config.load(lambda error: problems.append(f"{error}; the bridge {config.consequence(error)}"))
+    settings = config.load(lambda error: problems.append(f"{error}; the bridge {config.consequence(error)}"))
+    if hidden := [name for name, is_shown in settings.capture.items() if not is_shown]:
+        findings.remarks.append(f"hidden by otel.capture: {', '.join(hidden)}")
     found = Found()
     try:
         config.check_limits()

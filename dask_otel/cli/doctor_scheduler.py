@@ -166,6 +166,8 @@ def _print_status(status: dict[str, Any], console: Console) -> bool:
         lines.append((f"{each['type']}, {each['count']} times, in the {each['where']}: see the log", False))
     if not status["exporters"]:
         remarks.append("no spans are sent, as configured there; its page /otel/ shows the runs")
+    if status["hidden"]:
+        remarks.append(f"hidden by otel.capture: {', '.join(status['hidden'])}")
     for text, good in sorted(lines, key=lambda line: line[1]):
         print_line(console, text, good=good)
     for text in remarks:

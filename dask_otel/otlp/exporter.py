@@ -874,6 +874,10 @@ class TelemetryOutput:
         """Return the name of a span's segments as it may be shown."""
         return clean(self._redactor.title(span, name), MAX_NAME)
 
+    def clients(self, ids: tuple[str, ...]) -> list[str]:
+        """Return the names in ids of clients as they may be shown."""
+        return client_names(self._redactor.clients(ids))
+
     def status(self) -> dict[str, Any]:
         """Return what became of everything, as plain data for the page."""
         return {
@@ -910,7 +914,7 @@ class TelemetryOutput:
             "duration": record.end - record.start,
             "result": record.result,
             "error": self._error(record),
-            "clients": client_names(record.clients),
+            "clients": self.clients(record.clients),
             "tasks": record.tally.tasks,
         }
 

@@ -192,7 +192,8 @@ class RecentRuns:
 
         Returns
         -------
-        ``rows``, in no order; ``left_out``, a number of rows; ``others``, the ids of other finished runs of the trace.
+        ``rows``, of each run those that are worth most first; ``left_out``, a number of rows; ``others``, the ids of
+        other finished runs of the trace.
         """
         self._pack()
         with self._packing:

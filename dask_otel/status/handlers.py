@@ -11,7 +11,6 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from time import time
@@ -20,13 +19,15 @@ from typing import Any
 from dask.utils import format_bytes, format_time
 from distributed.http.utils import RequestHandler
 
+from .render import page, utc
 from .report import OffReport, StatusReport
 from .waterfall import waterfall
 
-__all__ = ["STATUS_CALL", "install"]
+__all__ = ["RUN_CALL", "STATUS_CALL", "install"]
 
-#: Name of the call that returns the status, for ``distributed.rpc``.
+#: Names of the calls that return the status and a run, for ``distributed.rpc``.
 STATUS_CALL = "otel_status"
+RUN_CALL = "otel_run"
 #: Paths of Dask's own that every scheduler serves; they show the prefix of all paths.
 _KNOWN = ("/health", "/info", "/metrics")
 _RUN_PATHS = (r"/otel/run/([0-9a-f]{32})", r"/otel/run/([0-9a-f]{32})/([0-9a-f]{16})")
@@ -73,7 +74,7 @@ class _Page(_Handler):
             now=time(),
             time=format_time,
             size=format_bytes,
-            utc=_utc,
+            utc=utc,
         )
 
 
@@ -117,8 +118,8 @@ class _Run(_Handler):
     async def get(self, trace_id: str, span_id: str | None = None) -> None:
         """Render ``run.html`` in a thread, one at a time."""
         trace = int(trace_id, 16)
-        if span_id is None and (path := self.report.run_path(trace)):
-            self.set_header("Location", path.removeprefix("run/"))
+        if span_id is None and (run := self.report.latest_run(trace)):
+            self.set_header("Location", run.path.removeprefix("run/"))
             self.set_status(302)
             return
         self.set_header("Vary", "Accept-Encoding")
@@ -141,8 +142,8 @@ class _Run(_Handler):
         drawn = waterfall(found["rows"], show) if found else None
         if not found and not is_running:
             self.set_status(404)
-        html: bytes = self.render_string(
-            "run.html",
+        yield from page(
+            drawn,
             above="../../" if span_id else "../",
             trace_id=trace_id,
             link=self.report.link(int(trace_id, 16)),
@@ -151,23 +152,17 @@ class _Run(_Handler):
             show=show,
             left_out=found["left_out"] if found else 0,
             others=[(each.path, names.get(each.path, "run")) for each in found["others"]] if found else [],
-            waterfall=drawn,
-            utc=_utc,
         )
-        before, _, after = html.partition(b"<!-- rows -->")
-        yield before
-        for rows in drawn.parts() if drawn else ():  # in a template, the pieces of all at once would take 40 MiB
-            yield self.render_string("rows.html", rows=rows)
-        yield after
 
 
 def install(scheduler: Any, report: StatusReport | OffReport) -> None:
-    """Add ``/otel`` and what is below it, and the call ``otel_status``; they replace those of an earlier bridge.
+    """Add ``/otel`` and what is below it, and the two calls; they replace those of an earlier bridge.
 
     They stay when the bridge has stopped, and show that. Dask has no call to remove routes, so the rules of an earlier
     bridge are removed from Tornado's router.
     """
     scheduler.handlers[STATUS_CALL] = report.status
+    scheduler.handlers[RUN_CALL] = report.inline_run
     application = scheduler.http_application
     prefix = _prefix(application)
     options = {"dask_server": scheduler, "extra": {"report": report}}
@@ -223,7 +218,3 @@ def _documentation() -> str | None:
             if label.lower() == "documentation" and address.startswith("https://"):
                 return address
     return None
-
-
-def _utc(at: float) -> str:
-    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,19 +1,26 @@
-"""The data that the page, ``status.json`` and ``dask-otel doctor --scheduler`` show."""
+"""The data that the page, ``status.json``, a notebook and ``dask-otel doctor --scheduler`` show."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from time import time
 from typing import Any
 
 from .. import __version__
-from ..identity import client_names
+from ..identity import origin_of
 from ..safety import Safety
 from ..scheduler.runtime import SchedulerBridge
 from ..spantree.lifecycle import trace_of
+from .render import Inline, inline
 
 __all__ = ["OffReport", "StatusReport", "destination", "destinations"]
+
+_UNKNOWN = (
+    "dask-otel has no run of this Dask span: no task of it has reached the scheduler, or its run is no longer kept, or "
+    "the ids of the spans around it are needed too"
+)
 
 
 #: By whether the last request failed; None before there was one.
@@ -50,7 +57,13 @@ def destinations(status: Mapping[str, Any]) -> str:
 
 
 class StatusReport:
-    """Collects the status of a bridge and of its exporters (``sink``)."""
+    """Collects the status of a bridge and of its exporters (``sink``).
+
+    Parameters
+    ----------
+    hidden
+        Names under ``otel.capture`` of what is not recorded.
+    """
 
     def __init__(
         self,
@@ -61,6 +74,7 @@ class StatusReport:
         *,
         cluster_name: str | None,
         trace_url: str | None,
+        hidden: Sequence[str] = (),
     ) -> None:
         self._scheduler_id = scheduler_id
         self._bridge = bridge
@@ -68,6 +82,7 @@ class StatusReport:
         self._safety = safety
         self._cluster_name = cluster_name
         self._trace_url = trace_url
+        self._hidden = list(hidden)
         #: Held while a run is rendered: one needs some MiB.
         self.rendering = asyncio.Lock()
 
@@ -83,6 +98,7 @@ class StatusReport:
             "on": not self._bridge.why_ended,
             "why": self._bridge.why_ended,
             "trace_url": self._trace_url,
+            "hidden": self._hidden,
             "exporters": sink["exporters"],
             "metrics": sink["metrics"],
             "unsampled": sink["unsampled"],
@@ -101,13 +117,12 @@ class StatusReport:
             found = self._sink.recent_runs.read(trace_id, span_id)
         return found
 
-    def run_path(self, trace_id: int, top: str | None = None) -> str | None:
-        """Return where the page shows the latest run of a trace, or of one Dask span at its top, if that is over."""
+    def latest_run(self, trace_id: int, top: str | None = None) -> Any:
+        """Return the ``RunId`` of the latest run of a trace, or of one Dask span at its top; None if it is not over."""
         for node in self._bridge.span_tree.forest.open_tops:
             if node.segment and node.segment.trace_id == trace_id and top in (None, node.info.id):
                 return None
-        latest = self._sink.recent_runs and self._sink.recent_runs.latest(trace_id, top)
-        return latest.path if latest else None
+        return self._sink.recent_runs and self._sink.recent_runs.latest(trace_id, top)
 
     def is_running(self, trace_id: int) -> bool:
         """Whether a trace has a run that is not over."""
@@ -134,16 +149,86 @@ class StatusReport:
         -------
         ``trace_id``; ``link``; ``run``, where the page shows the run, if it shows runs.
         """
+        found = self._top(span_id)
+        if found is None:
+            return None
+        trace_id = f"{found[0]:032x}"
+        run = self.latest_run(*found)
+        path = (run.path if run else f"run/{trace_id}") if self.shows_runs else None
+        return {"trace_id": trace_id, "link": self._link(trace_id), "run": path}
+
+    async def inline_run(self, span_ids: Sequence[str], wait: bool) -> dict[str, Any]:
+        """Return the latest run of a Dask span for a notebook.
+
+        Parameters
+        ----------
+        span_ids
+            Of a root, or of a Dask span and those around it, the outermost first.
+        wait
+            Whether a run that is not over shall not be drawn.
+
+        Returns
+        -------
+        ``state``: ``over``, ``running``, ``unknown``, ``none``; ``text``: a line for a person; ``run``, where the page
+        shows the run; ``link`` to the trace in the backend; ``html`` and ``height``: the document and its height in
+        pixels, or None and 0.
+        """
+        answer: dict[str, Any] = {"state": "none", "run": None, "link": None, "html": None, "height": 0}
+        with self._safety.guard("page"):
+            answer |= await self._inline_run(span_ids, wait)
+        return {"text": "dask-otel could not draw this run: see the scheduler's log"} | answer
+
+    async def _inline_run(self, span_ids: Sequence[str], wait: bool) -> dict[str, Any]:
+        found = self._top(span_ids[-1])
+        trace_id = found[0] if found else origin_of(span_ids).trace_id()
+        answer: dict[str, Any] = {"link": self.link(trace_id)}
+        if not self.shows_runs:
+            return answer | {"text": "dask-otel keeps no runs on this scheduler (otel.page.runs: 0)"}
+        ids = [found[1]] if found else span_ids
+        run = next((run for id_ in ids if (run := self.latest_run(trace_id, id_))), None)
+        if not run and not self.is_running(trace_id):
+            return {"state": "unknown", "text": _UNKNOWN}
+        answer |= {"state": "over" if run else "running", "run": run.path if run else f"run/{trace_id:032x}"}
+        if not run and wait:
+            return answer | {"text": "this run is not over"}
+        async with self.rendering:
+            drawn = await asyncio.to_thread(self._drawn, trace_id, run and run.span_id)
+        text = "this run is too large to be shown here"
+        if drawn and run:
+            top = drawn.drawn.rows[0]
+            tasks = f"{top.tasks} task{'s' * (top.tasks != '1')}" if top.tasks else ""
+            text = " · ".join(
+                filter(
+                    None,
+                    [
+                        f"{top.name} took {top.duration}",
+                        top.result,
+                        tasks,
+                        shorten(top.error or "", 200, placeholder=" …"),
+                    ],
+                )
+            )
+        elif not run:
+            progress = next((each for each in self._bridge.status()["open"] if each.trace_id == trace_id), None)
+            text = f"{self._running(progress)['name'] if progress else 'this run'} is not over; "
+            text += "here are the spans that have finished" if drawn else "none of its spans has finished yet"
+        shown = {"html": drawn.html, "height": drawn.height} if drawn else {}
+        return answer | {"text": text} | shown
+
+    def _drawn(self, trace_id: int, span_id: int | None) -> Inline | None:
+        found = self.run(trace_id, span_id)
+        return inline(found["rows"], found["left_out"]) if found else None
+
+    def _top(self, span_id: str) -> tuple[int, str] | None:
+        """Return the trace of a Dask span, and the id of the Dask span at its top; None if the span is not known."""
         forest = self._bridge.span_tree.forest
-        number = trace_of(forest, span_id)
-        if number is None:
+        trace_id = trace_of(forest, span_id)
+        if trace_id is None:
             return None
         top = forest.nodes[span_id]
-        while top.parent and trace_of(forest, top.parent.info.id) == number:
+        while top.parent and trace_of(forest, top.parent.info.id) == trace_id:
             top = top.parent
-        trace_id = f"{number:032x}"
-        run = (self.run_path(number, top.info.id) or f"run/{trace_id}") if self.shows_runs else None
-        return {"trace_id": trace_id, "link": self._link(trace_id), "run": run}
+        return trace_id, top.info.id
 
     def _running(self, progress: Any) -> dict[str, Any]:
         trace_id = f"{progress.trace_id:032x}"
@@ -157,7 +242,7 @@ class StatusReport:
             "tasks": progress.tasks,
             "completed": progress.completed,
             "unfinished": progress.unfinished,
-            "clients": client_names(progress.clients),
+            "clients": self._sink.clients(progress.clients),
             "run": f"run/{trace_id}" if self.shows_runs else None,
         }
 
@@ -184,6 +269,7 @@ class OffReport:
             "on": False,
             "why": self._why,
             "trace_url": None,
+            "hidden": [],
             "exporters": [],
             "metrics": [],
             "unsampled": {},
@@ -197,3 +283,8 @@ class OffReport:
 
     def find(self, span_id: str) -> None:
         """Return None: no span is known."""
+
+    async def inline_run(self, span_ids: Sequence[str], wait: bool) -> dict[str, Any]:
+        """Return why there is no run, in the form of ``StatusReport.inline_run``."""
+        text = f"dask-otel is off on this scheduler: {self._why}"
+        return {"state": "none", "text": text, "run": None, "link": None, "html": None, "height": 0}

@@ -277,6 +277,24 @@ def test_a_doubtful_wish_to_hide_something_is_said_to_hide_everything(doctor):
     assert "the bridge hides all that otel.capture is about, until this is mended" in out
 
 
+def test_what_is_hidden_is_named_here_and_of_a_scheduler(doctor, monkeypatch):
+    hidden = "· hidden by otel.capture: message, traceback, keys, code, types, clients"
+    local = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0", "scheduler_port": 0}
+    preset = {"otel.capture.preset": "strict", "otel.capture.tags": True}
+    with Misbehaving("grpc") as receiver, dask.config.set(preset):
+        code, out = doctor("--endpoint", receiver.endpoint)
+        assert (code, out.count(hidden)) == (0, 1), out
+        assert re.search(r"otel.capture.preset +strict +dask.config.set", out)
+        assert re.search(r"otel.capture.keys +preset +default", out)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        with (
+            dask.config.set({"distributed.scheduler.preload": ["dask_otel"]}),
+            LocalCluster(**local, protocol="tcp") as cluster,
+        ):
+            code, out = doctor("--scheduler", cluster.scheduler_address)
+            assert (code, out.count(hidden)) == (0, 1), out
+
+
 def test_a_bad_setting_is_named_and_everything_else_is_tried(doctor):
     with Misbehaving("grpc") as receiver, dask.config.set({"otel.traces.idle-timeout": "soon"}):
         code, out = doctor("--endpoint", receiver.endpoint)

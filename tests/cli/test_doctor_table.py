@@ -161,6 +161,12 @@ def test_misspelt(name, meant):
     check(doctor(**{name: "1s", "OTEL_METRICS_EXPORTER": "none"}), f"did you mean {meant}?")
 
 
+def test_a_misspelt_preset():
+    found = doctor(DASK_OTEL_CAPTURE_PRESET="strict", OTEL_METRICS_EXPORTER="none")
+    check(found, "with double underscores, e.g. DASK_OTEL__CAPTURE__PRESET", "the bridge hides all")
+    assert any("did you mean DASK_OTEL__CAPTURE__PRESET?" in line for line in found[1])
+
+
 def test_variables_of_others_are_not_misspelt():
     variables = {
         "OTEL_BLRP_SCHEDULE_DELAY": "1",

@@ -1,12 +1,15 @@
-"""The page of a run, over HTTP, on the server of a real scheduler."""
+"""The runs that a real scheduler keeps: their pages over HTTP, and in a notebook."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gzip
+import json
 import re
 import sys
 from html import unescape
+from html.parser import HTMLParser
 from time import perf_counter
 from urllib.parse import quote
 
@@ -19,9 +22,12 @@ from support.callers import anchored, inside
 from support.large import large_trace
 from support.pages import get, status, with_page
 from support.records import SegmentRecord
+from tornado.web import Application, RequestHandler
 
 import dask_otel
 from dask_otel.preload import OTelPlugin
+from dask_otel.status.handlers import RUN_CALL
+from dask_otel.status.render import MAX_INLINE_BYTES, MAX_INLINE_ROWS
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&{{ 1 }}'
 
@@ -286,6 +292,173 @@ def test_three_thousand_groups_do_not_hold_the_event_loop():
     with_page(test)
 
 
+class Frame(HTMLParser):
+    """What a notebook is given: its tags, and the document in its frame."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.document, self.sandbox = [], "", None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "iframe":
+            self.document, self.sandbox = dict(attributes)["srcdoc"], dict(attributes)["sandbox"]
+
+
+def test_a_run_in_a_notebook():
+    async def test(plugin, client, scheduler):
+        root = await work(client)
+        with dask.config.set({"otel.trace-url": "http://jaeger/{trace_id}"}):
+            view = await dask_otel.show_trace(root, client=client)  # waits until it is over
+        path, page = await shown(scheduler, root)
+        assert outline(view.document) == outline(page)
+        took = re.search(r"took ([\d.]+ \w+)", page)[1]
+        line = f"Alice's workflow took {took} · error · 22 tasks · ValueError: 1 task erred; first: 7 is odd"
+        link = f"http://127.0.0.1:{scheduler.http_server.port}{path}"
+        trace = f"http://jaeger/{dask_otel.trace_id(root)}"
+        assert view.page.endswith(path)
+        assert repr(view) == f"{line}; page: {view.page}; trace: {trace}"
+        assert view.page in (link, link.replace("127.0.0.1", "localhost"))
+        frame = Frame(view._repr_html_())
+        assert frame.tags == ["style", "a", "a", "iframe"]
+        assert (frame.document, frame.sandbox) == (view.document, None)  # the sandbox allows nothing
+        assert set(re.findall(r'(?:<a href|src|action)="(.)', view.document)) == {"#"}
+        assert "Content-Security-Policy" in view.document
+        with span("outside"), span("inside") as inside_:
+            await client.submit(sum, [1, 2], key="inside")
+            view = await dask_otel.show_trace(client=client)
+            assert outline(view.document) == ["span outside +", "  span inside +", "    group inside"]
+            by_id = await dask_otel.show_trace(inside_, client=client)
+            assert by_id.document == view.document
+
+    with_page(test)
+
+
+def test_a_run_in_a_notebook_with_the_scheduler_s_link():
+    async def test(plugin, client, scheduler):
+        root = await work(client)
+        with dask.config.set({"otel.trace-url": None}):
+            view = await dask_otel.show_trace(root, client=client)
+        assert view.trace == f"http://jaeger/{dask_otel.trace_id(root)}"
+        with pytest.raises(ValueError, match=r"timeout must be a duration such as 10 or '1 minute', not '1 min'"):
+            dask_otel.show_trace(root, client=client, timeout="1 min")
+
+    with_page(test, **{"otel.trace-url": "http://jaeger/{trace_id}"})
+
+
+def test_a_run_in_a_notebook_that_is_not_over():
+    async def test(plugin, client, scheduler):
+        with span("workflow") as root:
+            future = client.submit(_wait_for, "go-on", key="second")
+            view = await dask_otel.show_trace(client=client, timeout="0.5s")
+            assert view.text == "workflow is not over; none of its spans has finished yet"
+            assert view.document == ""
+            assert "<iframe" not in view._repr_html_()
+            with span("first"):
+                await client.submit(sum, [1, 2], key="first")
+        while not (view := await dask_otel.show_trace(root, client=client, timeout=0)).document:
+            pass
+        assert view.text == "workflow is not over; here are the spans that have finished"
+        assert outline(view.document) == ["span first +", "  group first"]
+        waiting = asyncio.create_task(dask_otel.show_trace(root, client=client, timeout="1 minute"))
+        await Event("go-on", client=client).set()
+        await future
+        assert outline((await waiting).document)[0] == "span workflow +"
+
+    with_page(test)
+
+
+def test_what_people_wrote_is_text_in_a_notebook():
+    async def test(plugin, client, scheduler):
+        with span(EVIL) as root:
+            await wait(client.submit(_fail, EVIL, key=EVIL))
+        view = await dask_otel.show_trace(root, client=client)
+        assert Frame(view._repr_html_()).tags == ["style", "a", "iframe"]
+        assert "<script" not in view.document
+        assert "<img" not in view.document
+        assert EVIL in unescape(view.document)
+
+    with_page(test)
+
+
+def test_a_notebook_shows_what_is_recorded():
+    async def test(plugin, client, scheduler):
+        view = await dask_otel.show_trace(await work(client), client=client)
+        for text in (repr(view), view.document):
+            assert not re.search("Alice|7 is odd|Traceback</summary>|fit", text)
+        assert re.match(r"span \w+ took ", view.text)
+
+    capture = ("message", "traceback", "keys", "tags")
+    with_page(test, **{f"otel.capture.{name}": False for name in capture})
+
+
+@pytest.mark.parametrize("name", ["", "&" * 250], ids=["many rows", "many bytes"])
+def test_a_large_run_in_a_notebook(name):
+    """The bytes are those of names that are five times as long in HTML."""
+
+    async def test(plugin, client, scheduler):
+        together, records = [], large_trace(max_groups=500)
+        for record in records:
+            together.append(dataclasses.replace(record, name=name or record.name))
+            if isinstance(record, SegmentRecord):
+                plugin.sink.put(together)
+                together = []
+        found = await scheduler.handlers[RUN_CALL]([record.top.id], wait=True)
+        rows = outline(found["html"])
+        left_out = int(re.search(r"Left out: (\d+) spans", found["html"])[1])
+        assert len(found["html"].encode()) <= MAX_INLINE_BYTES
+        assert 10 < len(rows) < MAX_INLINE_ROWS if name else len(rows) == MAX_INLINE_ROWS
+        assert left_out + len(rows) == len(records)
+        assert any(row.lstrip().startswith("task ") for row in rows)  # failed tasks
+
+    with_page(test)
+
+
+def test_no_run_in_a_notebook(monkeypatch):
+    async def test(plugin, client, scheduler):
+        view = await dask_otel.show_trace("no such span", client=client, timeout=0)
+        assert repr(view).startswith("dask-otel has no run of this Dask span: no task of it has reached the scheduler")
+        root = await work(client)
+        await dask_otel.show_trace(root, client=client)
+
+        def read(*arguments):
+            raise ArithmeticError
+
+        with captured_logger("dask_otel"):
+            plugin.sink.recent_runs.read = read
+            view = await dask_otel.show_trace(root, client=client)
+        assert view.text == "dask-otel could not draw this run: see the scheduler's log"
+        assert (await status(scheduler, lambda found: True))["errors"][0]["type"] == "ArithmeticError"
+        del scheduler.handlers[RUN_CALL]  # an older version
+        with captured_logger("distributed.core") as log:
+            view = await dask_otel.show_trace(root, client=client)
+        assert view.text == "dask-otel sends nothing, as configured"
+        assert log.getvalue() == ""
+
+    with_page(test)
+
+
+def test_runs_are_off_in_a_notebook():
+    async def test(plugin, client, scheduler):
+        view = await dask_otel.show_trace(await work(client), client=client)
+        assert view.text == "dask-otel keeps no runs on this scheduler (otel.page.runs: 0)"
+
+    with_page(test, **{"otel.page.runs": 0})
+
+
+def test_a_bridge_that_is_off_in_a_notebook(monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlpp")
+
+    async def test(plugin, client, scheduler):
+        view = await dask_otel.show_trace("a span", client=client)
+        assert view.text.startswith("dask-otel is off on this scheduler: ")
+        assert "otlpp" in view.text
+
+    with captured_logger("dask_otel"):
+        with_page(test)
+
+
 def test_nothing_reloads_unless_asked_to():
     async def test(plugin, client, scheduler):
         _, page = await shown(scheduler, await work(client))
@@ -382,6 +555,9 @@ def test_in_a_browser(tmp_path, monkeypatch):
                         assert text >= 4.5, (path, scheme, text)
                         assert bars >= 3, (path, scheme, bars)
                         assert await page.run("document.title") != "owned"
+            for root_id in (root, evil, long_name):
+                await in_a_frame(page, await dask_otel.show_trace(root_id, client=client), tmp_path)
+            await link_in_a_frame(page, await dask_otel.show_trace(root, client=client), tmp_path)
             await keyboard(page, base + paths[0])
             await screen_reader(page, base, paths[0])
             assert page.messages == []  # nothing was blocked either
@@ -389,6 +565,60 @@ def test_in_a_browser(tmp_path, monkeypatch):
         await future
 
     with_page(test, timeout=110)  # some hundred screens
+
+
+async def in_a_frame(page, view, folder):
+    """What a notebook shows: the document by itself, and in the frame, which keeps scripts from looking at it."""
+    document, notebook = folder / "document.html", folder / "notebook.html"
+    document.write_text(view.document, encoding="utf-8")
+    notebook.write_text(f"<!doctype html><meta charset=utf-8>{view._repr_html_()}", encoding="utf-8")
+    for width in (400, 800, 1200):
+        for scheme in ("light", "dark"):
+            await page.open(document.as_uri(), width, scheme=scheme)
+            assert await page.overflow() == [0, []], (view.text, width)
+            text, bars = await page.run(CONTRAST)
+            assert text >= 4.5, (view.text, scheme, text)
+            assert bars >= 3, (view.text, scheme, bars)
+        height = await page.run("document.body.scrollHeight")
+        if width > 400 and len(view.text) < 150:  # nothing is so long that it is wrapped
+            assert -60 < view.height - min(700, height) < 120, (view.text, view.height, height)
+        await page.open(notebook.as_uri(), width)
+        assert await page.run("document.querySelector('iframe').clientHeight") == view.height
+        assert await page.run("document.querySelector('iframe').contentDocument") is None
+        for is_light, scheme in (("true", "light"), ("false", "dark")):
+            await page.run(f"document.body.dataset.jpThemeLight = '{is_light}'")
+            assert await page.run("getComputedStyle(document.querySelector('iframe')).colorScheme") == scheme
+        assert await page.run("document.title") != "owned"
+
+
+async def link_in_a_frame(page, view, folder):
+    """A link to a row moves to the row, and opens neither a page nor the notebook inside the frame."""
+    requests = []
+
+    class Notebook(RequestHandler):
+        def get(self):
+            requests.append(self.request.path)
+            self.write(f"<!doctype html><meta charset=utf-8>{view._repr_html_()}")
+
+    server = Application([(".*", Notebook)]).listen(0, "127.0.0.1")
+    url = f"http://127.0.0.1:{next(iter(server._sockets.values())).getsockname()[1]}/notebook"
+    rectangle = "JSON.stringify(document.querySelector('{}').getBoundingClientRect())"
+    await page.open(url)
+    frame = json.loads(await page.run(rectangle.format("iframe")))
+    document = folder / "document.html"
+    document.write_text(view.document, encoding="utf-8")
+    await page.open(document.as_uri(), int(frame["width"]))
+    link = json.loads(await page.run(rectangle.format(".errors a")))
+    await page.open(url)
+    del requests[:]
+    await page.screenshot(folder / "before.png")
+    await page.click(frame["x"] + link["x"] + 3, frame["y"] + link["y"] + 3)
+    before = after = (folder / "before.png").read_bytes()
+    while after == before:
+        await page.screenshot(folder / "after.png")
+        after = (folder / "after.png").read_bytes()
+    assert "/notebook" not in requests
+    server.stop()
 
 
 async def keyboard(page, url):
