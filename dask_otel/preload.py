@@ -26,7 +26,7 @@ from .scheduler.runtime import BridgeSettings, SchedulerBridge
 from .scheduler.sweep import Output
 from .spantree.to_records import Level, SpanTreeSettings
 from .status.handlers import install
-from .status.report import OffReport, StatusReport, destination
+from .status.report import OffReport, StatusReport, destination, without_value
 
 __all__ = ["OTelPlugin", "set_up"]
 
@@ -110,6 +110,8 @@ class OTelPlugin(BridgePlugin):
             metrics=metrics,
         )
         self._settings: config.Settings | None = None
+        #: Settings that cannot be used, without their values.
+        self._setting_errors: list[str] = []
         #: A setting that keeps the bridge off; empty if there is none.
         self._why_off = ""
         #: Set in the scheduler's process if a client has sent the plugin.
@@ -181,7 +183,13 @@ class OTelPlugin(BridgePlugin):
 
     def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, Output] | None:
         """Read the settings and make the exporters; None if the bridge stays off."""
-        settings = config.load(lambda error: log.error("dask-otel %s: %s", config.consequence(error), error))
+        self._setting_errors = []
+
+        def complain(error: SettingError) -> None:
+            log.error("dask-otel %s: %s", config.consequence(error), error)
+            self._setting_errors.append(without_value(error))
+
+        settings = config.load(complain)
         self._settings = settings
         safety.logs_messages = all(settings.capture.values())
         try:
@@ -247,6 +255,7 @@ class OTelPlugin(BridgePlugin):
                 bridge.safety,
                 cluster_name=self._settings.cluster_name,
                 trace_url=self._settings.trace_url,
+                setting_errors=self._setting_errors,
             )
             install(scheduler, report)
 

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
-from .. import __version__
+from .. import __version__, schema
+from ..errors import SettingError
 from ..identity import client_names
 from ..safety import Safety
 from ..scheduler.runtime import SchedulerBridge
 from ..spantree.lifecycle import trace_of
 
-__all__ = ["OffReport", "StatusReport", "destination", "destinations"]
+__all__ = ["OffReport", "StatusReport", "destination", "destinations", "without_value"]
+
+#: What each switch under ``otel.capture`` hides.
+_HIDDEN = {
+    "message": "messages of exceptions",
+    "traceback": "tracebacks",
+    "keys": "names of tasks and groups",
+    "tags": "names of spans",
+    "code": "lines of code",
+    "types": "names of types",
+}
 
 
 def destination(exporter: Mapping[str, Any]) -> str:
@@ -32,6 +44,12 @@ def destinations(status: Mapping[str, Any]) -> str:
     return ", ".join(parts) or "nothing, as configured"
 
 
+def without_value(error: SettingError) -> str:
+    """Name a setting that cannot be used, and what was probably meant; the value may be a secret."""
+    meant = re.search(r"\(did you mean ([\w.-]+)\?\)", str(error))
+    return f"{error.setting} (did you mean {meant[1]}?)" if meant else error.setting
+
+
 class StatusReport:
     """Collects the status of a bridge and of its exporters (``sink``)."""
 
@@ -44,6 +62,7 @@ class StatusReport:
         *,
         cluster_name: str | None,
         trace_url: str | None,
+        setting_errors: Sequence[str] = (),
     ) -> None:
         self._scheduler_id = scheduler_id
         self._bridge = bridge
@@ -51,6 +70,7 @@ class StatusReport:
         self._safety = safety
         self._cluster_name = cluster_name
         self._trace_url = trace_url
+        self._setting_errors = list(setting_errors)
         #: Held while a run is rendered: one needs some MiB.
         self.rendering = asyncio.Lock()
 
@@ -66,6 +86,9 @@ class StatusReport:
             "on": not self._bridge.why_ended,
             "why": self._bridge.why_ended,
             "trace_url": self._trace_url,
+            "hidden": self._sink.hidden,
+            "setting_errors": self._setting_errors,
+            "page_runs": self.usage(),
             "exporters": sink["exporters"],
             "metrics": sink["metrics"],
             "unsampled": sink["unsampled"],
@@ -76,6 +99,41 @@ class StatusReport:
             "open": [self._running(each) for each in bridge["open"]],
             "finished": [each | {"link": self._link(each["trace_id"])} for each in sink["finished"]],
         }
+
+    def notices(self) -> list[str]:
+        """Return what a reader of the page should know about settings, one sentence each."""
+        notices = []
+        hiding = [each for each in self._setting_errors if each.startswith("otel.capture")]
+        others = [each for each in self._setting_errors if each not in hiding]
+        if hidden := self._sink.hidden:
+            what = ", ".join(_HIDDEN.get(each, each) for each in hidden)
+            why = f"{', '.join(hiding)} cannot be used" if hiding else f"settings: otel.capture, {', '.join(hidden)}"
+            notices.append(f"Hidden, here and in what is sent: {what} ({why}).")
+            if {"keys", "tags"} & set(hidden):
+                notices[-1] += " Names such as “span 1a2b3c4d” stand for hidden ones."
+        if others:
+            notices.append(f"Settings that cannot be used, and have their defaults: {', '.join(others)}.")
+        return notices
+
+    def usage(self) -> dict[str, int] | None:
+        """Return what the runs that are kept take, as ``RecentRuns.usage`` does; None if none are kept."""
+        usage: dict[str, int] | None = self._sink.recent_runs.usage() if self._sink.recent_runs else None
+        return usage
+
+    async def open_run(self, trace_id: int) -> dict[str, Any] | None:
+        """Return the first open run of a trace as in ``status``, and ``rows`` of all: what is known of them now."""
+        progress = next(self._bridge.open_runs(trace_id), None)
+        if progress is None:
+            return None
+        found = self._running(progress) | {"rows": []}
+        for number, (record, is_running) in enumerate(self._bridge.open_records(trace_id)):
+            if number % 10 == 9:
+                await asyncio.sleep(0)  # each takes about 0.1 ms
+            if row := self._sink.recent_runs.row(record):
+                if is_running:
+                    row["attributes"].pop(schema.SPAN_RESULT, None)  # it has none yet
+                found["rows"].append(row | {"is_running": is_running})
+        return found
 
     def run(self, trace_id: int, span_id: int | None) -> dict[str, Any] | None:
         """Return a run as ``RecentRuns.read`` does. Blocks; call it in a thread."""
@@ -92,11 +150,6 @@ class StatusReport:
         latest = self._sink.recent_runs and self._sink.recent_runs.latest(trace_id, top)
         return latest.path if latest else None
 
-    def is_running(self, trace_id: int) -> bool:
-        """Whether a trace has a run that is not over."""
-        tops = self._bridge.span_tree.forest.open_tops
-        return any(node.segment and node.segment.trace_id == trace_id for node in tops)
-
     def names(self) -> dict[str, str]:
         """Return the names of finished runs, by where the page shows them."""
         return {each["run"]: each["name"] for each in self._sink.status()["finished"] if each["run"]}
@@ -104,6 +157,11 @@ class StatusReport:
     def link(self, trace_id: int) -> str | None:
         """Return the link to a trace in the backend, if ``otel.trace-url`` is set."""
         return self._link(f"{trace_id:032x}")
+
+    @property
+    def sends_spans(self) -> bool:
+        """Whether spans are sent anywhere."""
+        return bool(self._sink.span_threads)
 
     @property
     def shows_runs(self) -> bool:
@@ -139,6 +197,7 @@ class StatusReport:
             "duration": max(0.0, time() - progress.start),
             "tasks": progress.tasks,
             "completed": progress.completed,
+            "failed": progress.failed,
             "unfinished": progress.unfinished,
             "clients": client_names(progress.clients),
             "run": f"run/{trace_id}" if self.shows_runs else None,
@@ -167,6 +226,9 @@ class OffReport:
             "on": False,
             "why": self._why,
             "trace_url": None,
+            "hidden": [],
+            "setting_errors": [],
+            "page_runs": None,
             "exporters": [],
             "metrics": [],
             "unsampled": {},
@@ -177,6 +239,13 @@ class OffReport:
             "open": [],
             "finished": [],
         }
+
+    def notices(self) -> list[str]:
+        """Return nothing: no settings were read."""
+        return []
+
+    def usage(self) -> None:
+        """Return None: no runs are kept."""
 
     def find(self, span_id: str) -> None:
         """Return None: no span is known."""

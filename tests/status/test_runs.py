@@ -83,11 +83,11 @@ def outline(page):
             depth -= 1
         else:
             name = re.sub(
-                r"<span[^>]*>[^<]*</span>|</?b>",
+                r"<span[^>]*>[^<]*</span>|</?b>|</?bdi>",
                 "",
                 re.search(r'class="name">(.*?)</span><span class="bar"', match[3])[1],
             )
-            error = re.search(r'class="remark bad">(.*?)</span>', match[3])
+            error = re.search(r'class="remark bad"><bdi>(.*?)</bdi></span>', match[3])
             text = f"{'  ' * (depth - 1)}{match[2]} {unescape(name).strip()}{' +' if match[1] else ''}"
             out.append(text + (f": {unescape(error[1])}" if error else ""))
     assert depth == 0
@@ -179,27 +179,87 @@ def test_a_run_that_is_not_sampled(monkeypatch):
 
 
 def test_a_run_that_is_not_over():
+    """It has the root's name, what has failed and what is running, before anything in it has finished."""
+
     async def test(plugin, client, scheduler):
         with span("workflow") as root:
             with span("first"):
-                await client.submit(sum, [1, 2], key="first")
+                await wait(client.submit(_fail, "no", key="fit"))
             with span("second"):
-                future = client.submit(_wait_for, "go-on", key="second")
-        await status(scheduler, lambda found: found["open"])
+                future = client.submit(_wait_for, "go-on", key="waits")
         path = f"/otel/run/{dask_otel.trace_id(root)}"
+        await status(scheduler, lambda found: found["open"] and found["open"][0]["tasks"] == 2)
         redirect = await get(scheduler, f"/otel/trace/{root}")
         assert redirect.headers["Location"] == path.replace("/otel", "..")
-        while "first" not in (page := (await get(scheduler, path)).body.decode()):
-            assert "No span of this trace has finished yet" in page
+        expected = [
+            "span workflow +: ValueError: 1 task erred",
+            "  span first +: ValueError: 1 task erred",
+            "    group fit +: ValueError: 1 task erred",
+            "      task fit: ValueError: no",
+            "  span second +",
+            "    group waits",
+        ]
+        answer = await get(scheduler, path)
+        page = answer.body.decode()
+        assert answer.code == 200
+        assert outline(page) == expected
+        while (await status(scheduler, lambda found: True))["open_segments"] > 2:  # the first has not closed
             await asyncio.sleep(0.01)
-        assert outline(page) == ["span first +", "  group first"]
-        assert "Not over: these spans have finished" in page
+        before = float(re.search('class="row group.*? width="([\\d.]+)%"', page, re.DOTALL)[1])
+        page = (await get(scheduler, path)).body.decode()
+        assert outline(page) == expected
+        assert "<title>✗ \u2068workflow\u2069 (running) · dask-otel</title>" in page
+        assert re.search(r'<h1><span class="bad">.*<bdi>workflow</bdi></span> \(running\)</h1>', page)
+        assert "0 of 2 tasks done" in page
+        assert '<span class="bad">✗ 1 failed</span> · 1 to do' in page
+        assert "dask.span.result" not in page.partition("<bdi>second</bdi>")[2]
+        # The axis ends now: what has ended gets shorter.
+        assert float(re.search('class="row group.*? width="([\\d.]+)%"', page, re.DOTALL)[1]) < before
         await Event("go-on", client=client).set()
         await future
         _, page = await shown(scheduler, root)
-        assert len(outline(page)) == 5
+        assert outline(page) == expected
+        assert "(running)" not in page
 
     with_page(test)
+
+
+def test_what_is_running_is_hidden_as_what_has_finished():
+    async def test(plugin, client, scheduler):
+        with span("planted-tag") as root:
+            await wait(client.submit(_fail, "planted-message", key="planted-key"))
+            future = client.submit(_wait_for, "go-on", key="planted-other")
+        await status(scheduler, lambda found: found["open"] and found["open"][0]["tasks"] == 2)
+        page = (await get(scheduler, f"/otel/run/{dask_otel.trace_id(root)}")).body.decode()
+        assert [row.split()[0] for row in outline(page)] == ["span", "group", "task", "group"]
+        assert "planted" not in page
+        assert "(running)" in page
+        await Event("go-on", client=client).set()
+        await future
+
+    with_page(
+        test, **{f"otel.capture.{name}": False for name in ("message", "traceback", "keys", "tags", "code", "types")}
+    )
+
+
+def test_a_large_run_that_is_not_over_holds_the_event_loop_briefly():
+    async def test(plugin, client, scheduler):
+        with span("root") as root:
+            for number in range(60):
+                with span(f"step {number}"):
+                    bad = client.submit(_fail, number, key=f"bad-{number}", pure=False)
+                    good = client.submit(sum, [number], key=f"good-{number}", pure=False)
+            future = client.submit(_wait_for, "go-on", key="waits")
+            await wait([bad, good])
+        await status(scheduler, lambda found: found["open"] and found["open"][0]["tasks"] == 121)
+        page = (await get(scheduler, f"/otel/run/{dask_otel.trace_id(root)}")).body.decode()
+        rows = [row.split()[0] for row in outline(page)]
+        assert rows.count("span") >= 40
+        assert "121" in page
+        await Event("go-on", client=client).set()
+        await future
+
+    with_page(test, **{"otel.traces.idle-timeout": "1m"})
 
 
 def test_two_runs_in_a_caller_s_trace():
@@ -217,7 +277,7 @@ def test_two_runs_in_a_caller_s_trace():
                 assert redirect.headers["Location"] == f"../{paths[name]}"
         page = (await get(scheduler, f"/otel/{paths['first']}")).body.decode()
         assert outline(page) == ["span first +", "  span inner +", "    group first"]
-        assert f'Other runs of this trace: <a href="../../{paths["second"]}">second</a>' in page
+        assert f'Other runs of this trace: <a href="../../{paths["second"]}"><bdi>second</bdi></a>' in page
 
     with_page(test)
 
@@ -278,7 +338,8 @@ def test_three_thousand_groups_do_not_hold_the_event_loop():
         assert 900 < len(outline(page)) <= 1000
         assert "Left out: " in page
         assert page.count("Traceback</summary>") == 1
-        assert re.search(r"and [1-9]\d* more with this message", page)
+        assert re.search(r"and [1-9]\d* more like this", page)
+        assert re.search(r"[1-9]\d* more groups</b>", page)
         assert any(row.lstrip().startswith("task ") for row in outline(page)[:5])
         assert len(lags) > 20  # it was not held in one piece
         assert sorted(lags)[len(lags) // 2] < 0.02
