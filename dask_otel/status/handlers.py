@@ -36,7 +36,7 @@ DOCUMENTATION = "docs/health.md"
 #: Results of runs that failed.
 _FAILURES = ("error", *ENDS)
 #: Finished runs that are listed at once, and failed ones that are named above them.
-_LATEST = 20
+_LATEST = 10
 _MAX_FAILED = 5
 _RUN_PATHS = (r"/otel/run/([0-9a-f]{32})", r"/otel/run/([0-9a-f]{32})/([0-9a-f]{16})")
 
@@ -71,6 +71,7 @@ class _Handler(RequestHandler):  # type: ignore[misc]
             "duration": texts.duration,
             "number_of": texts.number_of,
             "size": texts.size,
+            "parts": texts.parts,
             "shorten": shorten,
             "utc": _utc,
         }

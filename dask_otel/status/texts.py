@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import count
 
 from ..schema import shorten
 
-__all__ = ["ago", "clients", "duration", "number_of", "size", "ticks"]
+__all__ = ["ago", "clients", "duration", "number_of", "parts", "size", "ticks"]
 
 #: Distances of ticks from a minute on, in seconds.
 _STEPS = (60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 43200, 86400)
@@ -55,6 +56,11 @@ def clients(names: Sequence[str]) -> str:
     """Write the first names of clients, and how many more there are."""
     shown = ", ".join(shorten(name, 40) for name in names[:_MAX_CLIENTS])
     return f"{shown} and {len(names) - _MAX_CLIENTS} more" if len(names) > _MAX_CLIENTS else shown
+
+
+def parts(address: str) -> list[str]:
+    """Return the parts of an address, between which a line may break."""
+    return re.findall(r"[^./:?&_-]*[./:?&_-]+|[^./:?&_-]+", address)
 
 
 def ticks(whole: float) -> list[tuple[float, str]]:

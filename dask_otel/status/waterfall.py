@@ -74,6 +74,8 @@ class Row:
     is_running: bool = False
     #: Of the rows that are folded, how many failed.
     failed: int = 0
+    #: Of its failed tasks, how many have no row.
+    unseen: int = 0
     #: How many of the rows around it end with it.
     closes: int = 0
 
@@ -103,6 +105,8 @@ class FailedLike:
     same: int
     #: Others of the same name and type, with messages that are not among the failures shown.
     others: int = 0
+    #: Failed tasks of the same groups that have no row.
+    unseen: int = 0
 
 
 @dataclass
@@ -162,11 +166,15 @@ def waterfall(spans: Sequence[Mapping[str, Any]], show: str = "", until: float =
 def _errors(rows: Iterable[Row]) -> tuple[list[FailedLike], int]:
     """Choose failures to show, so that each name and type is among them, and count the names and types left out."""
     order = {"task": 0, "group": 1, "span": 2}
-    #: By what failed and the type, then by message without numbers.
+    #: By what failed and the type, then by message without numbers. Names of groups often end with a number, too.
     kinds: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
+    unseen: dict[str, int] = {}
     for row in sorted(rows, key=lambda row: (order[row.kind], row.start)):
+        if row.kind == "group" and row.has_failed_child:
+            unseen[row.name] = unseen.get(row.name, 0) + row.unseen
         if row.error is not None and not row.has_failed_child:
-            messages = kinds.setdefault((row.kind, row.name, row.error_type), {})
+            name = row.name if row.kind == "task" else _NUMBER.sub("#", row.name)
+            messages = kinds.setdefault((row.kind, name, row.error_type), {})
             messages.setdefault(_NUMBER.sub("#", row.error), []).append(row)
     shown = list(kinds.values())[:MAX_ALL_ERRORS]
     room = MAX_ERRORS - len(shown)
@@ -177,6 +185,8 @@ def _errors(rows: Iterable[Row]) -> tuple[list[FailedLike], int]:
         room -= most - 1
         errors += [FailedLike(same[0], len(same) - 1) for same in alike[:most]]
         errors[-1].others = sum(map(len, alike[most:]))
+        if errors[-1].row.kind == "task":  # of which type they are is not known: once for all types
+            errors[-1].unseen = unseen.pop(errors[-1].row.name, 0)
     return errors, len(kinds) - len(shown)
 
 
@@ -293,6 +303,7 @@ def _row(span: Mapping[str, Any], begin: float, whole: float, names: Mapping[str
         busy="" if busy is None else f"{busy:.0%}",
         remarks=tuple(_remarks(span)),
         is_running=span.get("is_running", False),
+        unseen=attributes.get(schema.TRUNCATED_TASKS, 0),
         attributes=[(name, _text(value)) for name, value in attributes.items()],
         exception=(
             exception.get(schema.EXCEPTION_TYPE, ""),

@@ -313,7 +313,7 @@ def test_a_page_that_cannot_be_made_leaves_the_bridge_on(receiver, monkeypatch):
 
 
 def test_failed_runs_are_named_before_the_newest(receiver):
-    """They are also marked; the newest stay at the top of the table, and what is older is folded."""
+    """They are also marked; the newest are at the top of the table, and what is older is folded."""
 
     async def test(plugin, client, scheduler):
         for number in range(22):
@@ -326,7 +326,7 @@ def test_failed_runs_are_named_before_the_newest(receiver):
         assert re.findall('<a href="#(f[0-9]+)"><bdi>(.*?)</bdi>', summary) == [("f16", "run 5"), ("f21", "run 0")]
         rows = re.findall(r'<tr role="row" id="(f\d+)">.*?<bdi>(run \d+)</bdi>', page, re.DOTALL)
         assert rows == [(f"f{number}", f"run {21 - number}") for number in range(22)]
-        assert re.search(r'2 earlier runs, <span class="bad">✗ 1 failed</span></summary>', page)
+        assert re.search(r'12 earlier runs, <span class="bad">✗ 2 failed</span></summary>', page)
         marked = re.findall(r'✗ </span>(?:<a href="[^"]*">)?<bdi>(.*?)</bdi>', page)
         assert marked == ["run 5", "run 0"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dask_otel.status.texts import ago, clients, duration, number_of, size, ticks
+from dask_otel.status.texts import ago, clients, duration, number_of, parts, size, ticks
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ def test_sizes(number, text):
 def test_counts():
     assert [number_of(each, "task") for each in (0, 1, 2, 1000)] == ["0 tasks", "1 task", "2 tasks", "1,000 tasks"]
     assert clients(["alice", "bob", "carol", "dave", "eve"]) == "alice, bob, carol and 2 more"
+
+
+def test_where_an_address_may_break():
+    assert parts("http://otel-col.svc:4317") == ["http://", "otel-", "col.", "svc:", "4317"]
+    assert parts("") == []
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def failed_task(id_, parent, name, message, type_="ValueError", start=0.0):
 
 
 def listed(drawn):
-    return [(each.row.id, each.same, each.others) for each in drawn.errors]
+    return [(each.row.id, each.same, each.others, each.unseen) for each in drawn.errors]
 
 
 def test_failed_tasks_before_groups_that_failed_alone():
@@ -83,23 +83,25 @@ def test_failed_tasks_before_groups_that_failed_alone():
     tasks = [
         failed_task(f"task {n}", "group", "fit", each, start=n / 10) for n, each in enumerate(("no", "never", "no"))
     ]
-    alone = a_span("alone", "top", schema.GROUP, error="failed upstream", **{schema.ERROR_TYPE: "ValueError"})
-    drawn = waterfall([top, group, *tasks, alone])
-    assert listed(drawn) == [("task 0", 1, 0), ("task 1", 0, 0), ("alone", 0, 0)]
+    upstream = {"error": "2 tasks failed upstream", schema.ERROR_TYPE: "ValueError"}
+    alone = [a_span(f"alone {n}", "top", schema.GROUP, n / 10, **upstream) for n in (1, 2)]
+    drawn = waterfall([top, group, *tasks, *alone])
+    assert listed(drawn) == [("task 0", 1, 0, 0), ("task 1", 0, 0, 0), ("alone 1", 1, 0, 0)]
     assert {row.brief_error for row in drawn.rows if row.children} == {"ValueError: 3 tasks erred"}
 
 
 def test_many_failures_of_a_kind_do_not_hide_another():
     """Messages that differ only in numbers are alike; of others, two of a name and type are listed."""
     top = a_span("top", error="41 tasks erred", **{schema.ERROR_TYPE: "ValueError"})
-    groups = [a_span(f"group {n}", "top", schema.GROUP, error="erred") for n in range(4)]
+    groups = [a_span(f"group {n}", "top", schema.GROUP, error="erred") | {"name": "load"} for n in range(4)]
+    groups[1]["attributes"][schema.TRUNCATED_TASKS] = 7
     rows = [
         failed_task(f"row {n}", f"group {n % 3}", "load", f"row {n} at 0x7f{n:02x}", start=n / 50) for n in range(40)
     ]
     odd = [failed_task(f"odd {n}", "group 2", "load", f"{'abcd'[n] * 3}!", start=0.9) for n in range(4)]
     real = failed_task("key", "group 3", "load", "the real reason", "KeyError", start=0.99)
     drawn = waterfall([top, *groups, *rows, *odd, real])
-    assert listed(drawn) == [("row 0", 39, 0), ("odd 0", 0, 3), ("key", 0, 0)]
+    assert listed(drawn) == [("row 0", 39, 0, 0), ("odd 0", 0, 3, 7), ("key", 0, 0, 0)]
     by_id = {row.id: row for row in drawn.rows}
     assert by_id["group 3"].is_open
     assert by_id["group 0"].is_open
