@@ -107,8 +107,8 @@ class StatusReport:
         others = [each for each in self._setting_errors if each not in hiding]
         if hidden := self._sink.hidden:
             what = ", ".join(_HIDDEN.get(each, each) for each in hidden)
-            why = f"{', '.join(hiding)} cannot be used" if hiding else f"settings: otel.capture, {', '.join(hidden)}"
-            notices.append(f"Hidden, here and in what is sent: {what} ({why}).")
+            why = f"these cannot be used: {', '.join(hiding)}" if hiding else f"under otel.capture: {', '.join(hidden)}"
+            notices.append(f"Hidden, here and in what is sent: {what}. The reason is in the settings, {why}.")
             if {"keys", "tags"} & set(hidden):
                 notices[-1] += " Names such as “span 1a2b3c4d” stand for hidden ones."
         if others:

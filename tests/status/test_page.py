@@ -280,6 +280,7 @@ def test_under_dask_s_prefix_and_with_relative_links_only(receiver, prefix):
                 base = asked.partition("otel/")[0]
                 assert links == {f"{base}otel/"}  # without bokeh, Dask's dashboard would only say so
                 assert (await get(scheduler, f"{path}otel/status.json")).code == 200
+                assert (await get(scheduler, f"{path}info/main/workers.html")).code == 200  # linked, also without bokeh
                 assert (await get(scheduler, f"{path}health")).code == 200  # Dask's own are still there
 
     asyncio.run(run())
@@ -373,7 +374,8 @@ def test_it_names_what_is_hidden(receiver):
         assert (await status(scheduler, lambda found: True))["hidden"] == ["message", "keys"]
         for path in ("/otel/", f"/otel/run/{'a' * 32}"):
             page = unescape((await get(scheduler, path)).body.decode())
-            assert "messages of exceptions, names of tasks and groups (settings: otel.capture, message, keys)" in page
+            assert "messages of exceptions, names of tasks and groups. The reason is" in page
+            assert "under otel.capture: message, keys." in page
             assert "stand for hidden ones" in page
             assert "tracebacks" not in page
 
@@ -396,7 +398,7 @@ def test_a_misspelt_setting_is_named_without_its_value(receiver):
         errors = ["otel.capture.mesage (did you mean otel.capture.message?)", "otel.page.runs"]
         assert sorted(found["setting_errors"]) == errors
         page = unescape((await get(scheduler, "/otel/")).body.decode())
-        assert f"names of types ({errors[0]} cannot be used)." in page
+        assert f"names of types. The reason is in the settings, these cannot be used: {errors[0]}." in page
         assert "have their defaults: otel.page.runs." in page
         assert "planted-secret" not in page + json.dumps(found)
 

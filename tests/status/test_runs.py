@@ -452,6 +452,51 @@ def test_in_a_browser(tmp_path, monkeypatch):
     with_page(test, timeout=110)  # some hundred screens
 
 
+#: The most lines that any visible element of a class takes.
+LINES = """Math.max(...[...document.querySelectorAll('PLACE')].filter(each => each.checkVisibility()).map(each => {
+    const range = document.createRange();
+    range.selectNodeContents(each);
+    return new Set([...range.getClientRects()].map(line => Math.round(line.top))).size;
+}))"""
+
+
+@needs_browser
+@pytest.mark.slow
+def test_many_groups_and_runs_in_a_browser(tmp_path, monkeypatch):
+    """Pages stay short, columns keep words and addresses together, and a link to a folded run opens it."""
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel-collector.observability.svc.cluster.local:4317")
+
+    async def test(plugin, client, scheduler):
+        async with Client(scheduler.address, asynchronous=True, name="alice-notebook/ok") as alice:
+            for number in range(12):
+                with span(f"nightly-report-{number}"):
+                    await wait(alice.submit(str if number else _fail, number, key=f"key-{number}", pure=False))
+                await status(scheduler, lambda found, number=number: len(found["finished"]) == number + 1)
+        large = large_trace(max_groups=500)
+        for number, record in enumerate(large):
+            if isinstance(record, SegmentRecord):
+                begin = next((n + 1 for n in range(number - 1, -1, -1) if isinstance(large[n], SegmentRecord)), 0)
+                plugin.sink.put(large[begin : number + 1])
+                await asyncio.to_thread(plugin.sink.recent_runs._pack)
+        found = await status(scheduler, lambda found: len(found["finished"]) == 13 and found["finished"][-1]["run"])
+        base = f"http://127.0.0.1:{scheduler.http_server.port}/otel/"
+        async with browser(tmp_path) as page:
+            for width, most in ((400, 6500), (1280, 4500)):
+                await page.open(base + found["finished"][-1]["run"], width)
+                assert await page.run("document.documentElement.scrollHeight") < most
+                assert await page.overflow() == [0, []]
+            await page.open(base)
+            for place, most in ((".client", 2), (".address", 2), (".id", 2)):
+                assert 0 < await page.run(LINES.replace("PLACE", place)) <= most, place
+            is_seen = "document.querySelector('#f12').checkVisibility()"
+            assert await page.run(is_seen) is False
+            await page.run("document.querySelector('a[href=\"#f12\"]').click()")
+            assert await page.run(is_seen) is True
+
+    with_page(test, timeout=110)
+
+
 async def keyboard(page, url):
     """Everything that opens can be reached with the Tab key and opened with Enter."""
     await page.open(url)
