@@ -26,7 +26,7 @@ from .scheduler.runtime import BridgeSettings, SchedulerBridge
 from .scheduler.sweep import Output
 from .spantree.to_records import Level, SpanTreeSettings
 from .status.handlers import install
-from .status.report import OffReport, StatusReport, destination, without_value
+from .status.report import OffReport, StatusReport, destination
 
 __all__ = ["OTelPlugin", "set_up"]
 
@@ -187,7 +187,7 @@ class OTelPlugin(BridgePlugin):
 
         def complain(error: SettingError) -> None:
             log.error("dask-otel %s: %s", config.consequence(error), error)
-            self._setting_errors.append(without_value(error))
+            self._setting_errors.append(error.without_value)
 
         settings = config.load(complain)
         self._settings = settings

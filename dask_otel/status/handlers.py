@@ -149,16 +149,16 @@ class _Run(_Handler):
     async def get(self, trace_id: str, span_id: str | None = None) -> None:
         """Render ``run.html`` in a thread, one at a time."""
         trace = int(trace_id, 16)
-        if span_id is None and (path := self.report.run_path(trace)):
-            self.set_header("Location", path.removeprefix("run/"))
-            self.set_status(302)
-            return
-        self.set_header("Vary", "Accept-Encoding")
         is_zipped = "gzip" in self.request.headers.get("Accept-Encoding", "")
-        if is_zipped:
-            self.set_header("Content-Encoding", "gzip")
         async with self.report.rendering:
             open_run = await self.report.open_run(trace) if self.report.shows_runs and span_id is None else None
+            if span_id is None and open_run is None and (path := self.report.run_path(trace)):
+                self.set_header("Location", path.removeprefix("run/"))
+                self.set_status(302)
+                return
+            self.set_header("Vary", "Accept-Encoding")
+            if is_zipped:
+                self.set_header("Content-Encoding", "gzip")
             self._shared = super().get_template_namespace()
             parts = self._parts(trace_id, span_id, open_run, self.report.names())
             self.write(await asyncio.to_thread(self._rendered, parts, is_zipped))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
 from .. import __version__, schema
-from ..errors import SettingError
 from ..identity import client_names
 from ..safety import Safety
 from ..scheduler.runtime import SchedulerBridge
 from ..spantree.lifecycle import trace_of
 
-__all__ = ["OffReport", "StatusReport", "destination", "destinations", "without_value"]
+__all__ = ["OffReport", "StatusReport", "destination", "destinations"]
 
 #: What each switch under ``otel.capture`` hides.
 _HIDDEN = {
@@ -42,12 +40,6 @@ def destinations(status: Mapping[str, Any]) -> str:
             places.setdefault(destination(each), {})[items] = None
     parts = [f"{' and '.join(items)} to {place}" for place, items in places.items()]
     return ", ".join(parts) or "nothing, as configured"
-
-
-def without_value(error: SettingError) -> str:
-    """Name a setting that cannot be used, and what was probably meant; the value may be a secret."""
-    meant = re.search(r"\(did you mean ([\w.-]+)\?\)", str(error))
-    return f"{error.setting} (did you mean {meant[1]}?)" if meant else error.setting
 
 
 class StatusReport:

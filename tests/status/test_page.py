@@ -382,7 +382,7 @@ def test_it_names_what_is_hidden(receiver):
     with_page(test, **{"otel.capture.message": False, "otel.capture.keys": "no"})
 
 
-def test_nothing_is_said_about_hiding_if_nothing_is_hidden(receiver):
+def test_no_notice_if_nothing_is_hidden(receiver):
     async def test(plugin, client, scheduler):
         found = await status(scheduler, lambda found: True)
         assert (found["hidden"], found["setting_errors"]) == ([], [])

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from dask_otel import schema
-from dask_otel.status.waterfall import MAX_ALL_ERRORS, MAX_ERRORS, MAX_OPEN_ROWS, SHOWN_CHILDREN, waterfall
+from dask_otel.spantree.to_records import MAX_OPEN_GROUPS, MAX_OPEN_SEGMENTS, MAX_OPEN_TASKS
+from dask_otel.status.waterfall import (
+    MAX_ALL_ERRORS,
+    MAX_CHILDREN,
+    MAX_ERRORS,
+    MAX_OPEN_ROWS,
+    SHOWN_CHILDREN,
+    waterfall,
+)
 
 
 def a_span(id_, parent="", kind="span", start=0.0, end=1.0, error=None, **attributes):
@@ -24,6 +33,13 @@ def a_span(id_, parent="", kind="span", start=0.0, end=1.0, error=None, **attrib
         "links": [],
         "exception": None,
     }
+
+
+def test_the_documentation_names_the_limits_that_hold():
+    text = " ".join((Path(__file__).parents[2] / "docs/health.md").read_text(encoding="utf-8").split())
+    assert f"up to {MAX_ERRORS} of them, and up to {MAX_ALL_ERRORS} if you open it" in text
+    assert f"contains more than {MAX_CHILDREN} others, the page shows {SHOWN_CHILDREN} of them" in text
+    assert f"up to {MAX_OPEN_SEGMENTS} spans, {MAX_OPEN_GROUPS} groups and about {MAX_OPEN_TASKS} failed tasks" in text
 
 
 def test_parents_before_children_in_order_of_time():
