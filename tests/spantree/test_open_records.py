@@ -51,7 +51,7 @@ def test_parents_before_what_is_in_them_within_limits_and_with_the_ids_that_are_
         for place, record in enumerate(records[1:], 1):
             assert ids[record.parent_id] < place
         assert sum(isinstance(record, GroupRecord) for record in records) <= MAX_OPEN_GROUPS
-        assert sum(isinstance(record, TaskRecord) for record in records) <= MAX_OPEN_TASKS + MAX_OPEN_GROUPS
+        assert sum(isinstance(record, TaskRecord) for record in records) <= MAX_OPEN_TASKS
     last = peeks[-1]
     assert all(record.span_id in sent for record in last if isinstance(record, SegmentRecord))
     top = next(record for record in sent.values() if record.is_top)

@@ -39,7 +39,7 @@ def test_the_documentation_names_the_limits_that_hold():
     text = " ".join((Path(__file__).parents[2] / "docs/health.md").read_text(encoding="utf-8").split())
     assert f"up to {MAX_ERRORS} of them, and up to {MAX_ALL_ERRORS} if you open it" in text
     assert f"contains more than {MAX_CHILDREN} others, the page shows {SHOWN_CHILDREN} of them" in text
-    assert f"up to {MAX_OPEN_SEGMENTS} spans, {MAX_OPEN_GROUPS} groups and about {MAX_OPEN_TASKS} failed tasks" in text
+    assert f"up to {MAX_OPEN_SEGMENTS} spans, {MAX_OPEN_GROUPS} groups and {MAX_OPEN_TASKS} failed tasks" in text
 
 
 def test_parents_before_children_in_order_of_time():
