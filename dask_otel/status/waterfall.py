@@ -76,6 +76,8 @@ class Row:
     failed: int = 0
     #: Of its failed tasks, how many have no row.
     unseen: int = 0
+    #: Groups that have no row, and are included in its numbers.
+    unseen_groups: int = 0
     #: How many of the rows around it end with it.
     closes: int = 0
 
@@ -155,6 +157,7 @@ def waterfall(spans: Sequence[Mapping[str, Any]], show: str = "", until: float =
     errors, more_errors = _errors(rows.values())
     shown = {id(each.row) for each in errors}
     for row in rows.values():
+        _note_unseen(row)
         _fold(row, shown)
     ordered = list(_ordered(roots))
     for row, following in zip(ordered, [*ordered[1:], ordered[0]], strict=True):
@@ -304,6 +307,7 @@ def _row(span: Mapping[str, Any], begin: float, whole: float, names: Mapping[str
         remarks=tuple(_remarks(span)),
         is_running=span.get("is_running", False),
         unseen=attributes.get(schema.TRUNCATED_TASKS, 0),
+        unseen_groups=attributes.get(schema.GROUP_FOLDED, 0) or attributes.get(schema.TRUNCATED_GROUPS, 0),
         attributes=[(name, _text(value)) for name, value in attributes.items()],
         exception=(
             exception.get(schema.EXCEPTION_TYPE, ""),
@@ -335,12 +339,15 @@ def _remarks(span: Mapping[str, Any]) -> Iterator[str]:
     for outcome in ("retried", "cancelled", "lost", "recomputed"):
         if count := attributes.get(schema.TASK_OUTCOMES[outcome]):
             yield f"{count:,} {outcome}"
-    if count := attributes.get(schema.GROUP_FOLDED):
-        yield f"{number_of(count, 'smaller group')} summed up here"
-    if count := attributes.get(schema.TRUNCATED_GROUPS):
-        yield f"includes {number_of(count, 'group')} without a row of {'its' if count == 1 else 'their'} own"
-    if count := attributes.get(schema.TRUNCATED_TASKS):
-        yield f"{number_of(count, 'more failed task')}"
+
+
+def _note_unseen(row: Row) -> None:
+    """Add how much has no row of its own, if no row inside says so."""
+    if row.unseen_groups and not any(child.unseen_groups for child in row.children):
+        groups = number_of(row.unseen_groups, "smaller group" if row.kind == "group" else "group")
+        row.remarks += (f"{groups} summed up here" if row.kind == "group" else f"includes {groups} without a row",)
+    if row.unseen and not any(child.unseen for child in row.children):
+        row.remarks += (number_of(row.unseen, "more failed task"),)
 
 
 def _text(value: Any) -> str:

@@ -244,21 +244,24 @@ def test_what_is_running_is_hidden_as_what_has_finished():
 
 def test_a_large_run_that_is_not_over_is_shown_in_part():
     async def test(plugin, client, scheduler):
+        futures = []
         with span("root") as root:
             for number in range(60):
                 with span(f"step {number}"):
-                    bad = client.submit(_fail, number, key=f"bad-{number}", pure=False)
-                    good = client.submit(sum, [number], key=f"good-{number}", pure=False)
-            future = client.submit(_wait_for, "go-on", key="waits")
-            await wait([bad, good])
-        await status(scheduler, lambda found: found["open"] and found["open"][0]["failed"] == 60)
+                    futures += [
+                        client.submit(_fail, number, key=f"bad-{number}", pure=False),
+                        client.submit(sum, [number], key=f"good-{number}", pure=False),
+                    ]
+            waiting = client.submit(_wait_for, "go-on", key="waits")
+        await wait(futures)
+        await status(scheduler, lambda found: found["open"] and found["open"][0]["completed"] == 60)
         page = (await get(scheduler, f"/otel/run/{dask_otel.trace_id(root)}")).body.decode()
         rows = [row.split()[0] for row in outline(page)]
         assert (rows.count("span"), rows.count("group"), rows.count("task")) == (40, 40, 20)
         assert "of 121 tasks done" in page
         assert '<span class="bad">✗ 60 failed</span>' in page
         await Event("go-on", client=client).set()
-        await future
+        await waiting
 
     with_page(test, **{"otel.traces.idle-timeout": "1m"})
 

@@ -188,9 +188,10 @@ def test_remarks_and_numbers():
     assert dict(row.attributes)["bad"] == "nan"
     truncated = {schema.TRUNCATED_GROUPS: 700, schema.TRUNCATED_TASKS: 1}
     (row,) = waterfall([a_span("top", **truncated)]).rows
-    assert row.remarks == ("includes 700 groups without a row of their own", "1 more failed task")
-    (row,) = waterfall([a_span("other groups", kind=schema.GROUP, **{schema.GROUP_FOLDED: 700})]).rows
-    assert row.remarks == ("700 smaller groups summed up here",)
+    assert row.remarks == ("includes 700 groups without a row", "1 more failed task")
+    below = a_span("other groups", "top", schema.GROUP, **{schema.GROUP_FOLDED: 700, schema.TRUNCATED_TASKS: 1})
+    top, group = waterfall([a_span("top", **truncated), below]).rows
+    assert (top.remarks, group.remarks) == ((), ("700 smaller groups summed up here", "1 more failed task"))
 
 
 def test_the_axis_of_a_run_that_is_not_over_ends_now():
