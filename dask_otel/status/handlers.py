@@ -31,7 +31,7 @@ __all__ = ["STATUS_CALL", "install"]
 STATUS_CALL = "otel_status"
 #: Paths of Dask's own that every scheduler serves; they show the prefix of all paths.
 _KNOWN = ("/health", "/info", "/metrics")
-#: The page that describes these pages, in the repository; the address that the installed package names goes before.
+#: The page that describes these pages, in the repository; used if the installed package names no address.
 DOCUMENTATION = "docs/health.md"
 #: Results of runs that failed.
 _FAILURES = ("error", *ENDS)
