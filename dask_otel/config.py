@@ -26,7 +26,16 @@ from dask.utils import parse_timedelta
 from .errors import SettingError
 from .schema import MAX_METRIC_VALUE, MAX_SLOWEST, METRICS
 
-__all__ = ["DEFAULTS", "Settings", "check_limits", "consequence", "is_quick", "load", "trace_url_template"]
+__all__ = [
+    "DEFAULTS",
+    "Settings",
+    "check_limits",
+    "consequence",
+    "hides_all",
+    "is_quick",
+    "load",
+    "trace_url_template",
+]
 
 #: Defaults of all settings.
 DEFAULTS = yaml.safe_load((Path(__file__).parent / "otel.yaml").read_text(encoding="utf-8"))
@@ -93,7 +102,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
 
     def report(error: SettingError) -> None:
         nonlocal hide_all
-        hide_all = hide_all or _is_capture(error)
+        hide_all = hide_all or hides_all(error)
         complain(error)
 
     def get(name: str, parse: Callable[[Any, str], Value]) -> Value:
@@ -138,7 +147,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
 
 def consequence(error: SettingError) -> str:
     """Describe what the bridge does because of a setting that cannot be used."""
-    if _is_capture(error):
+    if hides_all(error):
         return "hides all that otel.capture is about, until this is mended"
     return "uses the default"
 
@@ -187,7 +196,8 @@ class _MisspeltCaptureError(SettingError):
     """A setting that does not exist, where one of ``otel.capture`` was probably meant."""
 
 
-def _is_capture(error: SettingError) -> bool:
+def hides_all(error: SettingError) -> bool:
+    """Whether all of ``otel.capture`` is off because of a setting that cannot be used."""
     return isinstance(error, _MisspeltCaptureError) or error.setting.startswith("otel.capture")
 
 

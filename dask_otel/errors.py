@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 __all__ = ["Remarks", "SettingError"]
@@ -23,6 +24,12 @@ class SettingError(ValueError):
     def __init__(self, setting: str, value: object, allowed: str) -> None:
         super().__init__(f"{setting} = {value!r} cannot be used: it must be {allowed}")
         self.setting = setting
+
+    @property
+    def without_value(self) -> str:
+        """The setting, and what was probably meant; the value may be a secret."""
+        meant = re.search(r"\(did you mean ([\w.-]+)\?\)", str(self))
+        return f"{self.setting} (did you mean {meant[1]}?)" if meant else self.setting
 
 
 @dataclass

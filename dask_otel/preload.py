@@ -110,6 +110,8 @@ class OTelPlugin(BridgePlugin):
             metrics=metrics,
         )
         self._settings: config.Settings | None = None
+        #: Settings that cannot be used, without their values, and whether all is hidden because of one.
+        self._setting_errors: dict[str, bool] = {}
         #: A setting that keeps the bridge off; empty if there is none.
         self._why_off = ""
         #: Set in the scheduler's process if a client has sent the plugin.
@@ -183,7 +185,13 @@ class OTelPlugin(BridgePlugin):
 
     def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, Output] | None:
         """Read the settings and make the exporters; None if the bridge stays off."""
-        settings = config.load(lambda error: log.error("dask-otel %s: %s", config.consequence(error), error))
+        self._setting_errors = {}
+
+        def complain(error: SettingError) -> None:
+            log.error("dask-otel %s: %s", config.consequence(error), error)
+            self._setting_errors[error.without_value] = config.hides_all(error)
+
+        settings = config.load(complain)
         self._settings = settings
         safety.logs_messages = all(settings.capture.values())
         try:
@@ -249,7 +257,7 @@ class OTelPlugin(BridgePlugin):
                 bridge.safety,
                 cluster_name=self._settings.cluster_name,
                 trace_url=self._settings.trace_url,
-                hidden=[name for name, is_shown in self._settings.capture.items() if not is_shown],
+                setting_errors=self._setting_errors,
             )
             install(scheduler, report)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from html import unescape
 
 import pytest
 from distributed import Client, span, wait
@@ -114,10 +115,12 @@ def test_by_default_all_is_shown(monkeypatch):
     assert "PlantedError" in out["otlp"]
     for mark in MARKS.values():
         assert mark in out["page"], mark
-    assert "Hidden by" not in out["page"]
+    assert "Hidden, here" not in out["page"]
     assert all(mark in out["metrics"] for mark in (MARKS["tags"], MARKS["keys"], "PlantedError"))
 
 
+#: What is misspelt, and what the page shows of it.
+WRONG = {"preset": "otel.capture.preset", "presett": "otel.capture.presett (did you mean otel.capture.preset?)"}
 #: How everything is hidden: by switches, with the preset, or because of a misspelt preset.
 ALL_HIDDEN = [dict.fromkeys(NAMES, False), {"preset": "strict"}, {"preset": "strcit"}, {"presett": "strict"}]
 
@@ -125,7 +128,8 @@ ALL_HIDDEN = [dict.fromkeys(NAMES, False), {"preset": "strict"}, {"preset": "str
 @pytest.mark.parametrize("capture", [*({name: False} for name in NAMES), *ALL_HIDDEN], ids=str)
 def test_what_is_switched_off_appears_nowhere(capture, monkeypatch):
     off = NAMES if capture in ALL_HIDDEN else tuple(capture)
-    check(run(monkeypatch, **capture), off)
+    wrong = WRONG[next(iter(capture))] if capture in ALL_HIDDEN[2:] else ""
+    check(run(monkeypatch, **capture), off, wrong)
 
 
 def test_a_switch_has_priority_over_the_strict_preset(monkeypatch):
@@ -133,10 +137,13 @@ def test_a_switch_has_priority_over_the_strict_preset(monkeypatch):
     check(run(monkeypatch, preset="strict", **shown), [name for name in NAMES if name not in shown])
 
 
-def check(out, off):
+def check(out, off, wrong=""):
     """Check that some kinds of content appear nowhere, and all others everywhere."""
     assert json.loads(out["status"])["hidden"] == list(off)
-    assert f"Hidden by otel.capture: {', '.join(off)}." in out["page"]
+    page = unescape(out["page"])
+    assert page.count("Hidden, here and in what is sent: ") == page.count('class="notice"') > 0
+    why = f"these cannot be used: {wrong}." if wrong else f"under otel.capture: {', '.join(off)}."
+    assert f"The reason is in the settings, {why}" in page
     for where, text in out.items():
         for name in off:
             assert MARKS[name] not in text, (where, name)

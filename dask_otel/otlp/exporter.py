@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from time import monotonic, sleep, time
 from typing import Any
@@ -29,7 +29,7 @@ from ..identity import client_names
 from ..metrics.snapshot import ExporterCounts, Snapshot, deltas
 from ..privacy import Capture, Redactor
 from ..safety import Safety, log
-from ..schema import MAX_NAME, Kind, clean
+from ..schema import MAX_NAME, Kind, clean, shorten
 from ..spantree.events import SpanInfo
 from ..spantree.records import ENDS, Record, SegmentRecord
 from .environment import (
@@ -872,7 +872,12 @@ class TelemetryOutput:
 
     def title(self, span: SpanInfo, name: str) -> str:
         """Return the name of a span's segments as it may be shown."""
-        return clean(self._redactor.title(span, name), MAX_NAME)
+        return shorten(self._redactor.title(span, name), MAX_NAME)
+
+    @property
+    def hidden(self) -> list[str]:
+        """Return what is not recorded, by the names under ``otel.capture``."""
+        return [each.name for each in fields(Capture) if not getattr(self._redactor.capture, each.name)]
 
     def clients(self, ids: tuple[str, ...]) -> list[str]:
         """Return the names in ids of clients as they may be shown."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from tornado.template import Loader
 
-from .waterfall import Waterfall, waterfall
+from ..schema import shorten
+from . import texts
+from .waterfall import MAX_ERRORS, Waterfall, waterfall
 
-__all__ = ["Inline", "inline", "page", "utc"]
+__all__ = ["TEXTS", "Inline", "inline", "page"]
+
+#: Functions of all templates.
+TEXTS = {name: getattr(texts, name) for name in texts.__all__} | {"shorten": shorten}
 
 #: Rows, and bytes of HTML, of a document in a notebook, which is saved with it.
 MAX_INLINE_ROWS = 120
@@ -72,8 +76,8 @@ def _causes_first(spans: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     """Put the first span, and what failed first with what is around it, before all others."""
     by_id = {span["id"]: span for span in spans}
     first = {spans[0]["id"]: spans[0]}
-    for row, _ in waterfall(spans).errors:
-        id_, path = row.id, []
+    for each in waterfall(spans).errors:
+        id_, path = each.row.id, []
         while id_ in by_id and id_ not in first and by_id[id_] not in path:
             path.append(by_id[id_])
             id_ = by_id[id_]["parent"]
@@ -82,7 +86,7 @@ def _causes_first(spans: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 
 def _parts(template: str, drawn: Waterfall | None, **values: Any) -> Iterator[bytes]:
-    html = _TEMPLATES.load(template).generate(waterfall=drawn, utc=utc, **values)
+    html = _TEMPLATES.load(template).generate(**TEXTS, waterfall=drawn, max_errors=MAX_ERRORS, **values)
     before, _, after = html.partition(b"<!-- rows -->")
     yield before
     rows = _TEMPLATES.load("rows.html")
@@ -96,12 +100,9 @@ def _height(drawn: Waterfall) -> int:
     height, closed_at = _TOP, len(drawn.rows)
     for row in drawn.rows:
         if row.depth <= closed_at:
-            height += _ROW + (_LINE if row.error else 0) + (_ROW if row.is_open else 0)
+            attributes = row.is_open and row.kind != "more"
+            height += _ROW + (_LINE if row.error else 0) + (_ROW if attributes else 0)
             closed_at = len(drawn.rows) if row.is_open else row.depth
-    height += 3 * _LINE * len(drawn.errors[:1]) + 2 * _LINE * len(drawn.errors)
+    height += 3 * _LINE * len(drawn.errors[:1]) + 2 * _LINE * len(drawn.errors[:MAX_ERRORS])
+    height += _LINE * len(drawn.errors[MAX_ERRORS : MAX_ERRORS + 1])
     return min(height, _MAX_HEIGHT)
-
-
-def utc(at: float) -> str:
-    """Write a time."""
-    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from textwrap import shorten
 from time import time
 from typing import Any
 
-from .. import __version__
+from .. import __version__, schema
 from ..identity import origin_of
 from ..safety import Safety
 from ..scheduler.runtime import SchedulerBridge
@@ -22,9 +21,19 @@ _UNKNOWN = (
     "the ids of the spans around it are needed too"
 )
 
-
 #: By whether the last request failed; None before there was one.
 _VERBS = {None: "will send", False: "sends", True: "cannot send"}
+
+#: What each switch under ``otel.capture`` hides.
+_HIDDEN = {
+    "message": "messages of exceptions",
+    "traceback": "tracebacks",
+    "keys": "names of tasks and groups",
+    "tags": "names of spans",
+    "code": "lines of code",
+    "types": "names of types",
+    "clients": "names of clients",
+}
 
 
 def destination(exporter: Mapping[str, Any]) -> str:
@@ -61,8 +70,8 @@ class StatusReport:
 
     Parameters
     ----------
-    hidden
-        Names under ``otel.capture`` of what is not recorded.
+    setting_errors
+        Settings that cannot be used, without their values, and whether all is hidden because of one.
     """
 
     def __init__(
@@ -74,7 +83,7 @@ class StatusReport:
         *,
         cluster_name: str | None,
         trace_url: str | None,
-        hidden: Sequence[str] = (),
+        setting_errors: Mapping[str, bool],
     ) -> None:
         self._scheduler_id = scheduler_id
         self._bridge = bridge
@@ -82,7 +91,7 @@ class StatusReport:
         self._safety = safety
         self._cluster_name = cluster_name
         self._trace_url = trace_url
-        self._hidden = list(hidden)
+        self._setting_errors = setting_errors
         #: Held while a run is rendered: one needs some MiB.
         self.rendering = asyncio.Lock()
 
@@ -98,7 +107,9 @@ class StatusReport:
             "on": not self._bridge.why_ended,
             "why": self._bridge.why_ended,
             "trace_url": self._trace_url,
-            "hidden": self._hidden,
+            "hidden": self._sink.hidden,
+            "setting_errors": list(self._setting_errors),
+            "page_runs": self.usage(),
             "exporters": sink["exporters"],
             "metrics": sink["metrics"],
             "unsampled": sink["unsampled"],
@@ -109,6 +120,41 @@ class StatusReport:
             "open": [self._running(each) for each in bridge["open"]],
             "finished": [each | {"link": self._link(each["trace_id"])} for each in sink["finished"]],
         }
+
+    def notices(self) -> list[str]:
+        """Return what a reader of the page should know about settings, one sentence each."""
+        notices = []
+        hiding = [each for each, hides_all in self._setting_errors.items() if hides_all]
+        others = [each for each, hides_all in self._setting_errors.items() if not hides_all]
+        if hidden := self._sink.hidden:
+            what = ", ".join(_HIDDEN.get(each, each) for each in hidden)
+            why = f"these cannot be used: {', '.join(hiding)}" if hiding else f"under otel.capture: {', '.join(hidden)}"
+            notices.append(f"Hidden, here and in what is sent: {what}. The reason is in the settings, {why}.")
+            if {"keys", "tags"} & set(hidden):
+                notices[-1] += " Names such as “span 1a2b3c4d” stand for hidden ones."
+        if others:
+            notices.append(f"Settings that cannot be used, and have their defaults: {', '.join(others)}.")
+        return notices
+
+    def usage(self) -> dict[str, int] | None:
+        """Return what the runs that are kept take, as ``RecentRuns.usage`` does; None if none are kept."""
+        usage: dict[str, int] | None = self._sink.recent_runs.usage() if self._sink.recent_runs else None
+        return usage
+
+    async def open_run(self, trace_id: int) -> dict[str, Any] | None:
+        """Return the first open run of a trace as in ``status``, and ``rows`` of all: what is known of them now."""
+        progress = next(self._bridge.open_runs(trace_id), None)
+        if progress is None:
+            return None
+        found = self._running(progress) | {"rows": []}
+        for number, (record, is_running) in enumerate(self._bridge.open_records(trace_id)):
+            if number % 10 == 9:
+                await asyncio.sleep(0)  # each takes about 0.1 ms
+            if row := self._sink.recent_runs.row(record):
+                if is_running:
+                    row["attributes"].pop(schema.SPAN_RESULT, None)  # it has none yet
+                found["rows"].append(row | {"is_running": is_running})
+        return found
 
     def run(self, trace_id: int, span_id: int | None) -> dict[str, Any] | None:
         """Return a run as ``RecentRuns.read`` does. Blocks; call it in a thread."""
@@ -124,11 +170,6 @@ class StatusReport:
                 return None
         return self._sink.recent_runs and self._sink.recent_runs.latest(trace_id, top)
 
-    def is_running(self, trace_id: int) -> bool:
-        """Whether a trace has a run that is not over."""
-        tops = self._bridge.span_tree.forest.open_tops
-        return any(node.segment and node.segment.trace_id == trace_id for node in tops)
-
     def names(self) -> dict[str, str]:
         """Return the names of finished runs, by where the page shows them."""
         return {each["run"]: each["name"] for each in self._sink.status()["finished"] if each["run"]}
@@ -136,6 +177,11 @@ class StatusReport:
     def link(self, trace_id: int) -> str | None:
         """Return the link to a trace in the backend, if ``otel.trace-url`` is set."""
         return self._link(f"{trace_id:032x}")
+
+    @property
+    def sends_spans(self) -> bool:
+        """Whether spans are sent anywhere."""
+        return bool(self._sink.span_threads)
 
     @property
     def shows_runs(self) -> bool:
@@ -186,7 +232,8 @@ class StatusReport:
             return answer | {"text": "dask-otel keeps no runs on this scheduler (otel.page.runs: 0)"}
         ids = [found[1]] if found else span_ids
         run = next((run for id_ in ids if (run := self.latest_run(trace_id, id_))), None)
-        if not run and not self.is_running(trace_id):
+        progress = None if run else next(self._bridge.open_runs(trace_id), None)
+        if not run and not progress:
             return {"state": "unknown", "text": _UNKNOWN}
         answer |= {"state": "over" if run else "running", "run": run.path if run else f"run/{trace_id:032x}"}
         if not run and wait:
@@ -196,21 +243,11 @@ class StatusReport:
         text = "this run is too large to be shown here"
         if drawn and run:
             top = drawn.drawn.rows[0]
-            tasks = f"{top.tasks} task{'s' * (top.tasks != '1')}" if top.tasks else ""
-            text = " · ".join(
-                filter(
-                    None,
-                    [
-                        f"{top.name} took {top.duration}",
-                        top.result,
-                        tasks,
-                        shorten(top.error or "", 200, placeholder=" …"),
-                    ],
-                )
-            )
-        elif not run:
-            progress = next((each for each in self._bridge.status()["open"] if each.trace_id == trace_id), None)
-            text = f"{self._running(progress)['name'] if progress else 'this run'} is not over; "
+            tasks = f"{top.tasks} {'task' if top.tasks == '1' else 'tasks'}" if top.tasks else ""
+            error = schema.shorten(" ".join((top.error or "").split()), 200)
+            text = " · ".join(filter(None, [f"{top.label} took {top.duration}", top.result, tasks, error]))
+        elif progress:
+            text = f"{schema.shorten(self._running(progress)['name'], 100)} is not over; "
             text += "here are the spans that have finished" if drawn else "none of its spans has finished yet"
         shown = {"html": drawn.html, "height": drawn.height} if drawn else {}
         return answer | {"text": text} | shown
@@ -241,6 +278,7 @@ class StatusReport:
             "duration": max(0.0, time() - progress.start),
             "tasks": progress.tasks,
             "completed": progress.completed,
+            "failed": progress.failed,
             "unfinished": progress.unfinished,
             "clients": self._sink.clients(progress.clients),
             "run": f"run/{trace_id}" if self.shows_runs else None,
@@ -270,6 +308,8 @@ class OffReport:
             "why": self._why,
             "trace_url": None,
             "hidden": [],
+            "setting_errors": [],
+            "page_runs": None,
             "exporters": [],
             "metrics": [],
             "unsampled": {},
@@ -280,6 +320,13 @@ class OffReport:
             "open": [],
             "finished": [],
         }
+
+    def notices(self) -> list[str]:
+        """Return nothing: no settings were read."""
+        return []
+
+    def usage(self) -> None:
+        """Return None: no runs are kept."""
 
     def find(self, span_id: str) -> None:
         """Return None: no span is known."""

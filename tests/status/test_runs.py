@@ -89,11 +89,11 @@ def outline(page):
             depth -= 1
         else:
             name = re.sub(
-                r"<span[^>]*>[^<]*</span>|</?b>",
+                r"<span[^>]*>[^<]*</span>|</?b>|</?bdi>",
                 "",
                 re.search(r'class="name">(.*?)</span><span class="bar"', match[3])[1],
             )
-            error = re.search(r'class="remark bad">(.*?)</span>', match[3])
+            error = re.search(r'class="remark bad"><bdi>(.*?)</bdi></span>', match[3])
             text = f"{'  ' * (depth - 1)}{match[2]} {unescape(name).strip()}{' +' if match[1] else ''}"
             out.append(text + (f": {unescape(error[1])}" if error else ""))
     assert depth == 0
@@ -185,27 +185,91 @@ def test_a_run_that_is_not_sampled(monkeypatch):
 
 
 def test_a_run_that_is_not_over():
+    """It has the root's name, what has failed and what is running, before anything in it has finished."""
+
     async def test(plugin, client, scheduler):
         with span("workflow") as root:
             with span("first"):
-                await client.submit(sum, [1, 2], key="first")
+                await wait(client.submit(_fail, "no", key="fit"))
             with span("second"):
-                future = client.submit(_wait_for, "go-on", key="second")
-        await status(scheduler, lambda found: found["open"])
+                future = client.submit(_wait_for, "go-on", key="waits")
         path = f"/otel/run/{dask_otel.trace_id(root)}"
+        await status(scheduler, lambda found: found["open"] and found["open"][0]["tasks"] == 2)
         redirect = await get(scheduler, f"/otel/trace/{root}")
         assert redirect.headers["Location"] == path.replace("/otel", "..")
-        while "first" not in (page := (await get(scheduler, path)).body.decode()):
-            assert "No span of this trace has finished yet" in page
+        expected = [
+            "span workflow +: ValueError: 1 task erred",
+            "  span first +: ValueError: 1 task erred",
+            "    group fit +: ValueError: 1 task erred",
+            "      task fit: ValueError: no",
+            "  span second +",
+            "    group waits",
+        ]
+        answer = await get(scheduler, path)
+        page = answer.body.decode()
+        assert answer.code == 200
+        assert outline(page) == expected
+        while (await status(scheduler, lambda found: True))["open_segments"] > 2:  # the first has not closed
             await asyncio.sleep(0.01)
-        assert outline(page) == ["span first +", "  group first"]
-        assert "Not over: these spans have finished" in page
+        before = float(re.search('class="row group.*? width="([\\d.]+)%"', page, re.DOTALL)[1])
+        page = (await get(scheduler, path)).body.decode()
+        assert outline(page) == expected
+        assert "<title>✗ \u2068workflow\u2069 (running) · dask-otel</title>" in page
+        assert re.search(r'<h1><span class="bad">.*<bdi>workflow</bdi></span> \(running\)</h1>', page)
+        assert "0 of 2 tasks done" in page
+        assert '<span class="bad">✗ 1 failed</span> · 1 to do' in page
+        assert "dask.span.result" not in page.partition("<bdi>second</bdi>")[2]
+        # The axis ends now: what has ended gets shorter.
+        assert float(re.search('class="row group.*? width="([\\d.]+)%"', page, re.DOTALL)[1]) < before
         await Event("go-on", client=client).set()
         await future
         _, page = await shown(scheduler, root)
-        assert len(outline(page)) == 5
+        assert outline(page) == expected
+        assert "(running)" not in page
 
     with_page(test)
+
+
+def test_what_is_running_is_hidden_as_what_has_finished():
+    async def test(plugin, client, scheduler):
+        with span("planted-tag") as root:
+            await wait(client.submit(_fail, "planted-message", key="planted-key"))
+            future = client.submit(_wait_for, "go-on", key="planted-other")
+        await status(scheduler, lambda found: found["open"] and found["open"][0]["tasks"] == 2)
+        page = (await get(scheduler, f"/otel/run/{dask_otel.trace_id(root)}")).body.decode()
+        assert [row.split()[0] for row in outline(page)] == ["span", "group", "task", "group"]
+        assert "planted" not in page
+        assert "(running)" in page
+        await Event("go-on", client=client).set()
+        await future
+
+    with_page(
+        test, **{f"otel.capture.{name}": False for name in ("message", "traceback", "keys", "tags", "code", "types")}
+    )
+
+
+def test_a_large_run_that_is_not_over_is_shown_in_part():
+    async def test(plugin, client, scheduler):
+        futures = []
+        with span("root") as root:
+            for number in range(60):
+                with span(f"step {number}"):
+                    futures += [
+                        client.submit(_fail, number, key=f"bad-{number}", pure=False),
+                        client.submit(sum, [number], key=f"good-{number}", pure=False),
+                    ]
+            waiting = client.submit(_wait_for, "go-on", key="waits")
+        await wait(futures)
+        await status(scheduler, lambda found: found["open"] and found["open"][0]["completed"] == 60)
+        page = (await get(scheduler, f"/otel/run/{dask_otel.trace_id(root)}")).body.decode()
+        rows = [row.split()[0] for row in outline(page)]
+        assert (rows.count("span"), rows.count("group"), rows.count("task")) == (40, 40, 20)
+        assert "of 121 tasks done" in page
+        assert '<span class="bad">✗ 60 failed</span>' in page
+        await Event("go-on", client=client).set()
+        await waiting
+
+    with_page(test, **{"otel.traces.idle-timeout": "1m"})
 
 
 def test_two_runs_in_a_caller_s_trace():
@@ -223,7 +287,7 @@ def test_two_runs_in_a_caller_s_trace():
                 assert redirect.headers["Location"] == f"../{paths[name]}"
         page = (await get(scheduler, f"/otel/{paths['first']}")).body.decode()
         assert outline(page) == ["span first +", "  span inner +", "    group first"]
-        assert f'Other runs of this trace: <a href="../../{paths["second"]}">second</a>' in page
+        assert f'Other runs of this trace: <a href="../../{paths["second"]}"><bdi>second</bdi></a>' in page
 
     with_page(test)
 
@@ -284,7 +348,8 @@ def test_three_thousand_groups_do_not_hold_the_event_loop():
         assert 900 < len(outline(page)) <= 1000
         assert "Left out: " in page
         assert page.count("Traceback</summary>") == 1
-        assert re.search(r"and [1-9]\d* more with this message", page)
+        assert re.search(r"and [1-9]\d* more like this", page)
+        assert re.search(r"[1-9]\d* more groups</b>", page)
         assert any(row.lstrip().startswith("task ") for row in outline(page)[:5])
         assert len(lags) > 20  # it was not held in one piece
         assert sorted(lags)[len(lags) // 2] < 0.02
@@ -405,8 +470,8 @@ def test_a_large_run_in_a_notebook(name):
                 plugin.sink.put(together)
                 together = []
         found = await scheduler.handlers[RUN_CALL]([record.top.id], wait=True)
-        rows = outline(found["html"])
-        left_out = int(re.search(r"Left out: (\d+) spans", found["html"])[1])
+        rows = [row for row in outline(found["html"]) if not row.lstrip().startswith("more ")]
+        left_out = int(re.search(r"Left out: ([\d,]+) spans", found["html"])[1].replace(",", ""))
         assert len(found["html"].encode()) <= MAX_INLINE_BYTES
         assert 10 < len(rows) < MAX_INLINE_ROWS if name else len(rows) == MAX_INLINE_ROWS
         assert left_out + len(rows) == len(records)
@@ -580,7 +645,7 @@ async def in_a_frame(page, view, folder):
             assert text >= 4.5, (view.text, scheme, text)
             assert bars >= 3, (view.text, scheme, bars)
         height = await page.run("document.body.scrollHeight")
-        if width > 400 and len(view.text) < 150:  # nothing is so long that it is wrapped
+        if width > 400 and len(view.text) < 120:  # nothing is so long that it is wrapped
             assert -60 < view.height - min(700, height) < 120, (view.text, view.height, height)
         await page.open(notebook.as_uri(), width)
         assert await page.run("document.querySelector('iframe').clientHeight") == view.height
@@ -619,6 +684,51 @@ async def link_in_a_frame(page, view, folder):
         after = (folder / "after.png").read_bytes()
     assert "/notebook" not in requests
     server.stop()
+
+
+#: The most lines that any visible element of a class takes.
+LINES = """Math.max(...[...document.querySelectorAll('PLACE')].filter(each => each.checkVisibility()).map(each => {
+    const range = document.createRange();
+    range.selectNodeContents(each);
+    return new Set([...range.getClientRects()].map(line => Math.round(line.top))).size;
+}))"""
+
+
+@needs_browser
+@pytest.mark.slow
+def test_many_groups_and_runs_in_a_browser(tmp_path, monkeypatch):
+    """Pages stay short, columns keep words and addresses together, and a link to a folded run opens it."""
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel-collector.observability.svc.cluster.local:4317")
+
+    async def test(plugin, client, scheduler):
+        async with Client(scheduler.address, asynchronous=True, name="alice-notebook/ok") as alice:
+            for number in range(12):
+                with span(f"nightly-report-{number}"):
+                    await wait(alice.submit(str if number else _fail, number, key=f"key-{number}", pure=False))
+                await status(scheduler, lambda found, number=number: len(found["finished"]) == number + 1)
+        large = large_trace(max_groups=500)
+        for number, record in enumerate(large):
+            if isinstance(record, SegmentRecord):
+                begin = next((n + 1 for n in range(number - 1, -1, -1) if isinstance(large[n], SegmentRecord)), 0)
+                plugin.sink.put(large[begin : number + 1])
+                await asyncio.to_thread(plugin.sink.recent_runs._pack)
+        found = await status(scheduler, lambda found: len(found["finished"]) == 13 and found["finished"][-1]["run"])
+        base = f"http://127.0.0.1:{scheduler.http_server.port}/otel/"
+        async with browser(tmp_path) as page:
+            for width, most in ((400, 6500), (1280, 4500)):
+                await page.open(base + found["finished"][-1]["run"], width)
+                assert await page.run("document.documentElement.scrollHeight") < most
+                assert await page.overflow() == [0, []]
+            await page.open(base)
+            for place, most in ((".client", 2), (".address", 2), (".id", 2)):
+                assert 0 < await page.run(LINES.replace("PLACE", place)) <= most, place
+            is_seen = "document.querySelector('#f12').checkVisibility()"
+            assert await page.run(is_seen) is False
+            await page.run("document.querySelector('a[href=\"#f12\"]').click()")
+            assert await page.run(is_seen) is True
+
+    with_page(test, timeout=110)
 
 
 async def keyboard(page, url):
