@@ -199,7 +199,9 @@ def _unknown(known: Mapping[str, Any], given: object, path: str) -> Iterator[Set
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" (did you mean {path}.{close[0]}?)" if close else ""
-            yield SettingError(f"{path}.{written}", value, "one of the settings " + ", ".join(known) + hint)
+            yield SettingError(
+                f"{path}.{written}", value, "one of the settings " + ", ".join(known) + hint, is_known=False
+            )
         elif isinstance(known[name], dict):
             yield from _unknown(known[name], value, f"{path}.{written}")
 

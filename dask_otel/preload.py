@@ -110,6 +110,8 @@ class OTelPlugin(BridgePlugin):
             metrics=metrics,
         )
         self._settings: config.Settings | None = None
+        #: What is wrong with the settings, for the status.
+        self._problems: list[str] = []
         #: A setting that keeps the bridge off; empty if there is none.
         self._why_off = ""
         #: Set in the scheduler's process if a client has sent the plugin.
@@ -181,7 +183,13 @@ class OTelPlugin(BridgePlugin):
 
     def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, Output] | None:
         """Read the settings and make the exporters; None if the bridge stays off."""
-        settings = config.load(lambda error: log.error("dask-otel %s: %s", config.consequence(error), error))
+        self._problems = []
+
+        def report(error: SettingError) -> None:
+            log.error("dask-otel %s: %s", config.consequence(error), error)
+            self._problems.append(f"{error.public}; dask-otel {config.consequence(error)}")
+
+        settings = config.load(report)
         self._settings = settings
         safety.logs_messages = all(settings.capture.values())
         try:
@@ -247,6 +255,7 @@ class OTelPlugin(BridgePlugin):
                 bridge.safety,
                 cluster_name=self._settings.cluster_name,
                 trace_url=self._settings.trace_url,
+                problems=self._problems,
             )
             install(scheduler, report)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import time
 from typing import Any
 
@@ -33,7 +33,13 @@ def destinations(status: Mapping[str, Any]) -> str:
 
 
 class StatusReport:
-    """Collects the status of a bridge and of its exporters (``sink``)."""
+    """Collects the status of a bridge and of its exporters (``sink``).
+
+    Parameters
+    ----------
+    problems
+        Lines about settings that cannot be used. Whoever can open the page can read them.
+    """
 
     def __init__(
         self,
@@ -44,6 +50,7 @@ class StatusReport:
         *,
         cluster_name: str | None,
         trace_url: str | None,
+        problems: Sequence[str] = (),
     ) -> None:
         self._scheduler_id = scheduler_id
         self._bridge = bridge
@@ -51,6 +58,7 @@ class StatusReport:
         self._safety = safety
         self._cluster_name = cluster_name
         self._trace_url = trace_url
+        self._problems = problems
         #: Held while a run is rendered: one needs some MiB.
         self.rendering = asyncio.Lock()
 
@@ -65,6 +73,8 @@ class StatusReport:
             "started": True,
             "on": not self._bridge.why_ended,
             "why": self._bridge.why_ended,
+            "problems": [*self._problems, *sink["problems"]],
+            "remarks": sink["remarks"],
             "trace_url": self._trace_url,
             "exporters": sink["exporters"],
             "metrics": sink["metrics"],
@@ -166,6 +176,8 @@ class OffReport:
             "started": False,
             "on": False,
             "why": self._why,
+            "problems": [],
+            "remarks": [],
             "trace_url": None,
             "exporters": [],
             "metrics": [],
