@@ -184,9 +184,12 @@ def test_where_each_value_comes_from(doctor, tmp_path, monkeypatch):
     assert re.search(rf"otel.traces.idle-timeout +7s +{re.escape(str(tmp_path))}/otel.yaml", out)
     assert re.search(r"otel.traces.pending-span-after +30s +environment, DASK_OTEL__TRACES__PENDING_SPAN_AFTER", out)
     assert re.search(r"otel.traces.max-groups +7 +dask.config.set", out)
-    assert re.search(r"otel.sweep-interval +1s +default", out)
+    assert "otel.sweep-interval" not in out
     assert re.search(r"OTEL_EXPORTER_OTLP_ENDPOINT +http://elsewhere:4317 +environment", out)
     assert "planted-secret" not in out
+    _, out = doctor("--all", "--endpoint", "http://127.0.0.1:1")
+    assert re.search(r"otel.sweep-interval +1s +default", out)
+    assert "have their default" not in out
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +253,7 @@ class TestFaults:
     ("variables", "line"),
     [
         ({"OTEL_TRACES_EXPORTER": "jaegre"}, "OTEL_TRACES_EXPORTER = 'jaegre' cannot be used"),
-        ({"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED is true"),
+        ({"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED is true: unset it to send traces and metrics"),
         ({"OTEL_TRACES_SAMPLER": "sometimes"}, "OTEL_TRACES_SAMPLER = 'sometimes' cannot be used"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "OTEL_BSP_MAX_QUEUE_SIZE = '0' cannot be used"),
         ({"OTEL_EXPORTER_OTLP_CLIENT_KEY": "/no/file"}, "a file that can be read"),
@@ -274,7 +277,7 @@ def test_a_doubtful_wish_to_hide_something_is_said_to_hide_everything(doctor):
     with Misbehaving("grpc") as receiver, dask.config.set({"otel.capture.keys": "perhaps"}):
         code, out = doctor("--endpoint", receiver.endpoint)
     assert code == 1
-    assert "the bridge hides all that otel.capture is about, until this is mended" in out
+    assert "dask-otel hides all that otel.capture is about, until this is mended" in out
 
 
 def test_a_bad_setting_is_named_and_everything_else_is_tried(doctor):
@@ -296,7 +299,7 @@ def test_asks_a_live_cluster(doctor, monkeypatch):
             code, out = doctor("--scheduler", cluster.scheduler_address)
             assert code == 0, out
             assert "✓ is on" in out
-            assert f"✓ exporter otlp {receiver.endpoint}: 0 spans sent, 0 waiting" in out
+            assert f"· exporter otlp, {receiver.endpoint}: nothing was sent yet" in out
     with LocalCluster(**local, protocol="tcp") as cluster:
         code, out = doctor("--scheduler", cluster.scheduler_address)
     assert code == 1
