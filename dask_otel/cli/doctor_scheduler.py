@@ -173,6 +173,8 @@ def _describe(status: dict[str, Any], machine: str) -> Findings:
         status["exporters"] or any("no spans are sent" in line for line in (*status["problems"], *status["remarks"]))
     ):
         findings.remark("no spans are sent, as configured there; its page /otel/ shows the runs")
+    elif status["unsampled"] and not any(each["sent"] or each["dropped"] for each in status["exporters"]):
+        findings.remark("the sampler has excluded every span so far: look at OTEL_TRACES_SAMPLER there")
     for line in status["remarks"]:
         findings.remark(line)
     return findings

@@ -359,6 +359,24 @@ def test_no_password_of_a_link_is_shown(doctor, link):
     assert "planted" not in out
 
 
+def test_a_live_cluster_whose_sampler_excludes_all(doctor, monkeypatch):
+    local = {"n_workers": 1, "processes": False, "dashboard_address": "127.0.0.1:0", "protocol": "tcp"}
+    settings = {
+        "distributed.scheduler.preload": ["dask_otel"],
+        "otel.traces.idle-timeout": "50ms",
+        "otel.sweep-interval": "50ms",
+    }
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    with dask.config.set(settings), LocalCluster(**local) as cluster, Client(cluster) as client:
+        client.submit(sum, [1, 2]).result()
+        while not cluster.scheduler.plugins["dask-otel"].sink.status()["unsampled"]:
+            threading.Event().wait(0.01)
+        code, out = doctor("--scheduler", cluster.scheduler_address)
+    assert code == 0
+    assert "· the sampler has excluded every span so far: look at OTEL_TRACES_SAMPLER there" in out
+
+
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
