@@ -251,7 +251,7 @@ def _unknown(known: Mapping[str, Any], given: object, path: str) -> Iterator[Set
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" (did you mean {path}.{close[0]}?)" if close else ""
             error = _MisspeltCaptureError if _seems_to_hide(str(written), value) else SettingError
-            yield error(f"{path}.{written}", value, "one of the settings " + ", ".join(known) + hint)
+            yield error(f"{path}.{written}", value, "one of the settings " + ", ".join(known) + hint, is_known=False)
         elif isinstance(known[name], dict):
             yield from _unknown(known[name], value, f"{path}.{written}")
 

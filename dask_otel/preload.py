@@ -110,8 +110,9 @@ class OTelPlugin(BridgePlugin):
             metrics=metrics,
         )
         self._settings: config.Settings | None = None
-        #: Settings that cannot be used, without their values, and whether all is hidden because of one.
-        self._setting_errors: dict[str, bool] = {}
+        #: What is wrong with the settings, for the status; and names of those because of which all is hidden.
+        self._problems: list[str] = []
+        self._hiding: list[str] = []
         #: A setting that keeps the bridge off; empty if there is none.
         self._why_off = ""
         #: Set in the scheduler's process if a client has sent the plugin.
@@ -185,13 +186,15 @@ class OTelPlugin(BridgePlugin):
 
     def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, Output] | None:
         """Read the settings and make the exporters; None if the bridge stays off."""
-        self._setting_errors = {}
+        self._problems, self._hiding = [], []
 
-        def complain(error: SettingError) -> None:
+        def report(error: SettingError) -> None:
             log.error("dask-otel %s: %s", config.consequence(error), error)
-            self._setting_errors[error.without_value] = config.hides_all(error)
+            self._problems.append(f"{error.public}; dask-otel {config.consequence(error)}")
+            if config.hides_all(error):
+                self._hiding.append(error.without_value)
 
-        settings = config.load(complain)
+        settings = config.load(report)
         self._settings = settings
         safety.logs_messages = all(settings.capture.values())
         try:
@@ -257,7 +260,8 @@ class OTelPlugin(BridgePlugin):
                 bridge.safety,
                 cluster_name=self._settings.cluster_name,
                 trace_url=self._settings.trace_url,
-                setting_errors=self._setting_errors,
+                problems=self._problems,
+                hiding=self._hiding,
             )
             install(scheduler, report)
 

@@ -140,7 +140,7 @@ def test_status_table_lists_exactly_what_the_status_says():
             return {"open_segments": 0, "open": [], "sweep": {}}
 
     sink = make_sink(Sender("memory", MemoryExporter()), Safety())
-    status = StatusReport("id", Bridge(), sink, Safety(), cluster_name=None, trace_url=None, setting_errors={}).status()
+    status = StatusReport("id", Bridge(), sink, Safety(), cluster_name=None, trace_url=None).status()
     sink.close(1)
     rows = tables((ROOT / "docs/health.md").read_text(encoding="utf-8"))["status.json"]
     assert [name for row in rows for name in re.findall(r"`(\w+)`", row[0])] == list(status)

@@ -70,8 +70,10 @@ class StatusReport:
 
     Parameters
     ----------
-    setting_errors
-        Settings that cannot be used, without their values, and whether all is hidden because of one.
+    problems
+        Lines about settings that cannot be used. Whoever can open the page can read them.
+    hiding
+        Names of the settings that cannot be used and because of which all is hidden.
     """
 
     def __init__(
@@ -83,7 +85,8 @@ class StatusReport:
         *,
         cluster_name: str | None,
         trace_url: str | None,
-        setting_errors: Mapping[str, bool],
+        problems: Sequence[str] = (),
+        hiding: Sequence[str] = (),
     ) -> None:
         self._scheduler_id = scheduler_id
         self._bridge = bridge
@@ -91,7 +94,8 @@ class StatusReport:
         self._safety = safety
         self._cluster_name = cluster_name
         self._trace_url = trace_url
-        self._setting_errors = setting_errors
+        self._problems = problems
+        self._hiding = hiding
         #: Held while a run is rendered: one needs some MiB.
         self.rendering = asyncio.Lock()
 
@@ -106,9 +110,10 @@ class StatusReport:
             "started": True,
             "on": not self._bridge.why_ended,
             "why": self._bridge.why_ended,
+            "problems": [*self._problems, *sink["problems"]],
+            "remarks": sink["remarks"],
             "trace_url": self._trace_url,
             "hidden": self._sink.hidden,
-            "setting_errors": list(self._setting_errors),
             "page_runs": self.usage(),
             "exporters": sink["exporters"],
             "metrics": sink["metrics"],
@@ -124,16 +129,14 @@ class StatusReport:
     def notices(self) -> list[str]:
         """Return what a reader of the page should know about settings, one sentence each."""
         notices = []
-        hiding = [each for each, hides_all in self._setting_errors.items() if hides_all]
-        others = [each for each, hides_all in self._setting_errors.items() if not hides_all]
         if hidden := self._sink.hidden:
             what = ", ".join(_HIDDEN.get(each, each) for each in hidden)
-            why = f"these cannot be used: {', '.join(hiding)}" if hiding else f"under otel.capture: {', '.join(hidden)}"
+            why = f"under otel.capture: {', '.join(hidden)}"
+            if self._hiding:
+                why = f"these cannot be used: {', '.join(self._hiding)}"
             notices.append(f"Hidden, here and in what is sent: {what}. The reason is in the settings, {why}.")
             if {"keys", "tags"} & set(hidden):
                 notices[-1] += " Names such as “span 1a2b3c4d” stand for hidden ones."
-        if others:
-            notices.append(f"Settings that cannot be used, and have their defaults: {', '.join(others)}.")
         return notices
 
     def usage(self) -> dict[str, int] | None:
@@ -306,9 +309,10 @@ class OffReport:
             "started": False,
             "on": False,
             "why": self._why,
+            "problems": [],
+            "remarks": [],
             "trace_url": None,
             "hidden": [],
-            "setting_errors": [],
             "page_runs": None,
             "exporters": [],
             "metrics": [],
