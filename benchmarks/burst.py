@@ -83,7 +83,7 @@ def main():
     (sender,) = make_senders(endpoint)
     factory = SpanFactory(Resource({"service.name": "burst"}), InstrumentationScope("dask_otel"), SpanLimits())
     limits = Limits(max_waiting=10**6, max_bytes=10**10)
-    pipeline = ExportThread(sender, SpanExportQueue(factory, Safety(), limits), Safety())
+    pipeline = ExportThread(sender, SpanExportQueue(sender.form(factory), Safety(), limits), Safety())
     print("| round | lag p50 / p99 / max without, ms | with the burst, ms | p99 moved by, ms | sent in, s |")
     print("|---|---|---|---|---|")
     moved = []

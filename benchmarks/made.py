@@ -38,7 +38,7 @@ def bundle(number: int, tasks: int = 0) -> list[Record]:
         **common, span_id=99, parent_id=None, name=span.tags[-1], tally=_tally(number), number=0, result="success",
         previous_id=None, metrics={("execute", "inc", n, "seconds"): 1.0 for n in range(8)}, wall={"executing": 1.0},
         threads_available=1.0, threads_others=0.0, metrics_complete=True, clients=(), graph_seconds=0.0,
-        collections=(), annotations={}, code=None, includes=(), counted_in=(), elsewhere=None, graph_failures={},
+        collections=(), annotations={}, code=None, counted_in=(), elsewhere=None, graph_failures={},
         truncated_groups=0, truncated_tasks=0,
     )  # fmt: skip
     return [*(_task(span, number, n) for n in range(tasks)), *groups, root]

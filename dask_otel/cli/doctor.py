@@ -223,8 +223,8 @@ def _try_spans(sender: Sender, findings: Findings, *, is_given: bool) -> None:
         failure=None,
     )
     resource = make_resource(service_name="dask-otel-doctor", instance_id=root, version=__version__, cluster_name=None)
-    factory = SpanFactory(resource, InstrumentationScope("dask_otel", __version__), SpanLimits())
-    result = _send(sender, [factory.span(record)])
+    form = sender.form(SpanFactory(resource, InstrumentationScope("dask_otel", __version__), SpanLimits()))
+    result = _send(sender, form.request([form.span(record)]))
     if result.decision is RetryDecision.SENT and not result.rejected:
         findings.works(f"{_where(sender)}: a test span has arrived, as trace {record.trace_id:032x}")
         return

@@ -57,6 +57,8 @@ TIMEOUT = 10
 MAX_TIMEOUT = 3600.0
 #: Seconds between two exports of metrics, as in the specification.
 METRIC_INTERVAL = 60.0
+#: Seconds from one request with spans to the next, if OTEL_BSP_SCHEDULE_DELAY is not set.
+SPACING = 1.5
 
 PROTOCOLS = ("grpc", "http/protobuf")
 _COMPRESSIONS = {"grpc": ("gzip", "none"), "http/protobuf": ("gzip", "deflate", "none")}
@@ -126,13 +128,15 @@ METRICS = Signal(
 class Limits:
     """Sizes of the sending queue and of one batch; the standard ``OTEL_BSP_*`` variables change them."""
 
-    #: Records that may wait, and bytes by ``size_of``: with everything else, less than 64 MiB.
-    max_waiting: int = 50_000
+    #: Records that may wait, and bytes that they take: with everything else, less than 64 MiB.
+    max_waiting: int = 500_000
     max_bytes: int = 48 * 2**20
     #: Spans in one request. Encoding 512 holds the interpreter lock for 2 ms at a stretch, three times.
     max_batch: int = 256
     #: Seconds that records wait for others to share a request with.
     delay: float = 0.2
+    #: Seconds from one request to the next, unless a batch is full: a request costs as much as 30 spans in it.
+    spacing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -331,6 +335,7 @@ def make_limits(remarks: Remarks) -> Limits:
         max_waiting=waiting,
         max_batch=min(batch, waiting),
         delay=ours.delay if delay is None else min(delay / 1000, MAX_TIMEOUT),
+        spacing=SPACING if delay is None else 0.0,
     )
 
 

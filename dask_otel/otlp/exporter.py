@@ -19,7 +19,7 @@ from time import monotonic, sleep, time
 from typing import Any
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, set_value
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits
+from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.trace.sampling import Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
@@ -47,11 +47,12 @@ from .environment import (
 )
 from .metrics import MetricFactory
 from .misspelt import misspelt
-from .queue import RateLimiter, SpanQueue
+from .packing import Packed, Packer
+from .queue import RateLimiter, SpanQueue, size_of
 from .recent_runs import RecentRuns, RunId
 from .sampling import Sampling, make_sampler
-from .spans import SpanFactory, error_description, kind_of
-from .transport import ExportResult, Paced, RetryDecision, Sender, import_exporters, make_senders, shut_down
+from .spans import SpanFactory, SpanForm, error_description, kind_of
+from .transport import ExportResult, Paced, Pacer, RetryDecision, Sender, import_exporters, make_senders, shut_down
 
 __all__ = [
     "DISABLED",
@@ -97,6 +98,8 @@ SHUTDOWN_BACK_OFF = 0.5
 FOR_METRICS = 2.0
 #: Seconds from the first snapshot to the second; then twice as long each time, up to the interval.
 FIRST_PAUSE = 1.0
+#: Records that wait as they are; those beyond are packed.
+KEPT_LOOSE = 2000
 #: Finished roots that are remembered.
 MAX_FINISHED = 100
 
@@ -210,6 +213,8 @@ class ExportQueue(ABC):
     #: Items that are exported at once, and seconds to wait for as many.
     max_batch = 1
     delay = 0.0
+    #: Seconds from one request to the next, at least, unless a batch is full.
+    spacing = 0.0
     #: Whether what waits replaces what is being exported.
     is_latest_only = False
     #: Whether it is no failure if the backend has no place for the signal.
@@ -240,6 +245,10 @@ class ExportQueue(ABC):
     def take(self) -> Any:
         """Take out a batch, which is then in flight; empty or None if nothing waits. The caller locks."""
 
+    def pack(self) -> bool:
+        """Make what waits smaller; False if there is nothing to do. Locks."""
+        return False
+
     @abstractmethod
     def export(self, batch: Any, send: Callable[[Any], ExportResult]) -> None:
         """Export a batch by one or more requests, and count what became of it."""
@@ -266,23 +275,25 @@ class SpanExportQueue(ExportQueue):
 
     Parameters
     ----------
-    factory
-        Makes spans of records.
+    form
+        Makes spans of records, and requests of spans, as the exporter takes them.
     """
 
     items = "spans"
 
-    def __init__(self, factory: SpanFactory, safety: Safety, limits: Limits | None = None) -> None:
+    def __init__(self, form: SpanForm, safety: Safety, limits: Limits | None = None) -> None:
         super().__init__()
         limits = limits or Limits()
         self.retry = RetrySettings(BACK_OFF, GIVE_UP_AFTER, LAST_CHANCE, LOG_EVERY, can_split=True)
         self.delay = limits.delay
+        self.spacing = limits.spacing
         #: Takes records that cannot be sent until the shutdown ends; None if they are lost.
         self.heir: Callable[[list[Record]], object] | None = None
-        self._factory = factory
+        self._form = form
         self._safety = safety
         self.max_batch = min(limits.max_batch, limits.max_waiting)
         self._queue = SpanQueue(limits.max_waiting, limits.max_bytes, partial(self._count_dropped, "queue_full"))
+        self._packer = Packer(size_of)
 
     @property
     def waiting(self) -> int:
@@ -293,22 +304,38 @@ class SpanExportQueue(ExportQueue):
         """Add records that should leave together."""
         self._queue.put(items)
 
-    def take(self) -> list[Record]:
+    def take(self) -> list[Record | Packed]:
         """Take out records that may leave together."""
         batch = self._queue.take(self.max_batch, MAX_BATCH_BYTES)
-        self.in_flight = len(batch)
+        self.in_flight = sum(item.count if isinstance(item, Packed) else 1 for item in batch)
         return batch
 
-    def export(self, batch: list[Record], send: Callable[[Any], ExportResult]) -> None:
+    def pack(self) -> bool:
+        """Pack some of what waits, if that is much; False if nothing is to be packed."""
+        with self.changed:
+            bundle = self._queue.to_pack(KEPT_LOOSE)
+            items = bundle.items if bundle else ()
+        if bundle is None:
+            return False
+        packed: list[Packed] = []
+        pacer = Pacer()
+        for each in self._packer.pack(items):
+            packed.append(each)
+            pacer.rest()
+        with self.changed:
+            self._queue.pack(bundle, items, packed)
+        return True
+
+    def export(self, batch: list[Record | Packed], send: Callable[[Any], ExportResult]) -> None:
         """Convert and send a batch, and halve it while that may save a part of it."""
-        parts = [self._convert(batch)]
+        parts = [self._convert(self._unpacked(batch))]
         requests = 0
         while parts:
             part = parts.pop()
             if not part:
                 continue
             records = [record for record, _ in part]
-            result = send(Paced(span for _, span in part))
+            result = send(self._form.request(span for _, span in part))
             requests += 1
             is_about_spans = result.decision in (RetryDecision.TOO_LARGE, RetryDecision.INVALID)
             if result.decision is RetryDecision.SENT:
@@ -319,9 +346,15 @@ class SpanExportQueue(ExportQueue):
             else:
                 self._lose(records, _REASONS[result.decision])
 
-    def drop(self, batch: list[Record], reason: str) -> None:
+    def drop(self, batch: list[Record | Packed], reason: str) -> None:
         """Count the records that are still in flight, the last ones, as dropped."""
-        self._lose(batch[-self.in_flight :], reason)
+        self._lose(self._unpacked(batch)[-self.in_flight :], reason)
+
+    def _unpacked(self, batch: list[Record | Packed]) -> list[Record]:
+        records: list[Record] = []
+        for item in batch:
+            records += item.unpack() if isinstance(item, Packed) else [item]
+        return records
 
     def status(self) -> dict[str, Any]:
         """Return counts of spans."""
@@ -347,7 +380,7 @@ class SpanExportQueue(ExportQueue):
             + (f"; last error: {last_error}" if last_error else ""),
         )
 
-    def _convert(self, batch: list[Record]) -> list[tuple[Record, ReadableSpan]]:
+    def _convert(self, batch: list[Record]) -> list[tuple[Record, Any]]:
         """Make spans. A record that cannot be converted costs at most its attributes."""
         spans = []
         for record in Paced(batch):
@@ -358,8 +391,8 @@ class SpanExportQueue(ExportQueue):
                 self._lose([record], "fault")
         return spans
 
-    def _span_of(self, record: Record) -> ReadableSpan | None:
-        for make in (self._factory.span, self._factory.bare):
+    def _span_of(self, record: Record) -> Any:
+        for make in (self._form.span, self._form.bare):
             with self._safety.guard("conversion"):
                 return make(record)
         return None
@@ -486,6 +519,8 @@ class ExportThread:
         #: By topic, when it was last logged; and how many losses have been logged.
         self._logged_at: dict[str, float] = {}
         self._logged_losses = 0
+        #: When the last request began.
+        self._requested = 0.0
         #: When a backend that takes no metrics gets the next snapshot, and seconds until the one after it.
         self._due = 0.0
         self._unsupported_pause = UNSUPPORTED_BACK_OFF[0]
@@ -593,8 +628,11 @@ class ExportThread:
         """Wait for a batch; empty if there is nothing more to do."""
         with self._changed:
             self._changed.wait_for(lambda: self.queue.waiting or self._is_closing)
+        self._pack()
+        with self._changed:
             self._changed.wait_for(
-                lambda: self.queue.waiting >= self.queue.max_batch or self._is_closing, self.queue.delay
+                lambda: self.queue.waiting >= self.queue.max_batch or self._is_closing,
+                max(self.queue.delay, self._requested + self.queue.spacing - monotonic()),
             )
             return self.queue.take()
 
@@ -609,6 +647,7 @@ class ExportThread:
                     self._sender.reconnect()
             result = self._sender.broken
             self.requested_at = time()
+            self._requested = monotonic()
             with self._guard():
                 result = self._sender.send(data)
             self.requested_at = None
@@ -633,9 +672,7 @@ class ExportThread:
         with self._changed:
             if not self._is_closing:
                 # A collector that asks to be left alone is, also with something newer.
-                self._changed.wait_for(
-                    lambda: self._is_closing or (result.wait is None and self._is_superseded), max(seconds, asked)
-                )
+                self._pause(max(seconds, asked), result)
             elif is_closing or result.wait is not None:
                 pause = self._deadline.pause(max(min(seconds, SHUTDOWN_BACK_OFF), asked), result)
                 if pause is not None:
@@ -643,6 +680,24 @@ class ExportThread:
                 elif not self._is_superseded:  # else the last snapshot has an attempt of its own
                     self.abandoned = True
             return not (self.abandoned or self._is_superseded)
+
+    def _pause(self, seconds: float, result: ExportResult) -> None:
+        """Wait for seconds, for shutdown, or for something newer, and pack what comes meanwhile; the caller locks."""
+        until = monotonic() + seconds
+        while (left := until - monotonic()) > 0:
+            if self._is_closing or (result.wait is None and self._is_superseded):
+                return
+            self._changed.release()
+            try:
+                self._pack()
+            finally:
+                self._changed.acquire()
+            self._changed.wait(left)
+
+    def _pack(self) -> None:
+        with self._guard():
+            while not self._is_closing and self.queue.pack():
+                pass
 
     def _note(self, result: ExportResult) -> None:
         """Note the result of a request, and log what a person should know."""
@@ -1101,7 +1156,8 @@ def connect(
     if found.span_limits:
         factory = SpanFactory(resource, scope, found.span_limits, redactor, sampling.known)
         span_threads = [
-            ExportThread(sender, SpanExportQueue(factory, safety, found.limits), safety) for sender in found.spans
+            ExportThread(sender, SpanExportQueue(sender.form(factory), safety, found.limits), safety)
+            for sender in found.spans
         ]
     return TelemetryOutput(
         span_threads,

@@ -6,14 +6,16 @@ What is worth least is dropped first: task spans, group spans, then segments.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from math import inf
 from time import monotonic
+from typing import Any
 
 from ..spantree.counts import Tally
 from ..spantree.records import GroupRecord, Record, SegmentRecord, TaskRecord
-from .spans import kind_of
+from .packing import AT_ONCE, Packed
+from .spans import KINDS
 
 __all__ = ["Bundle", "RateLimiter", "SpanQueue", "size_of"]
 
@@ -21,8 +23,6 @@ __all__ = ["Bundle", "RateLimiter", "SpanQueue", "size_of"]
 ENTRY = 120
 STRING = 60
 RECORD = 700
-#: Records of tasks or groups that are dropped at a time.
-AT_ONCE = 32
 #: Traces whose losses are remembered.
 MAX_TRACES = 1000
 
@@ -61,11 +61,38 @@ def _strings_size(texts: Iterable[str]) -> int:
 class Bundle:
     """Records that should leave together: tasks and groups, then their segment; or a pending span."""
 
-    __slots__ = ("records", "size")
+    __slots__ = ("items", "loose", "size", "spans", "wire")
 
-    def __init__(self, records: list[Record]) -> None:
-        self.records = records
-        self.size = sum(map(size_of, records))
+    def __init__(self, items: Sequence[Record | Packed]) -> None:
+        self.items: Sequence[Record | Packed] = ()
+        #: Number of records, and of those that are not packed.
+        self.spans = self.loose = 0
+        #: Bytes in memory, and as OTLP at most.
+        self.size = self.wire = 0
+        self.replace(items)
+
+    def replace(self, items: Sequence[Record | Packed]) -> None:
+        """Put others in the place of its records."""
+        self.items = items
+        self.spans = self.loose = self.size = self.wire = 0
+        for item in items:
+            self._measure(item)
+
+    def _measure(self, item: Record | Packed, sign: int = 1) -> None:
+        if isinstance(item, Packed):
+            self.spans += sign * item.count
+            self.size += sign * item.size
+            self.wire += sign * item.wire
+        else:
+            size = size_of(item)
+            self.spans += sign
+            self.loose += sign
+            self.size += sign * size
+            self.wire += sign * size
+
+    def has(self, kind: type[Record]) -> bool:
+        """Whether records of a kind are in it."""
+        return any(_kind(item) is kind for item in self.items)
 
     def give_up(self, kind: type[Record], spans: float = inf, size: float = inf) -> int:
         """Take out records of a kind until so many, and bytes, are gone, and count them on their segment.
@@ -74,22 +101,64 @@ class Bundle:
         -------
         How many they were.
         """
-        kept: list[Record] = []
-        count = freed = 0
-        for record in self.records:
-            if isinstance(record, kind) and (count < spans or freed < size):
-                count += 1
-                freed += size_of(record)
+        kept: list[Record | Packed] = []
+        before, enough = self.spans, self.size - size
+        for item in self.items:
+            if _kind(item) is kind and (before - self.spans < spans or self.size > enough):
+                self._measure(item, -1)
             else:
-                kept.append(record)
-        if count and kept and isinstance(kept[-1], SegmentRecord):
-            segment = kept[-1]
-            name = "dropped_tasks" if kind is TaskRecord else "dropped_groups"
+                kept.append(item)
+        count = before - self.spans
+        if count and kept and _kind(kept[-1]) is SegmentRecord:
             # A copy: another exporter may have it too.
-            kept[-1] = replace(segment, **{name: getattr(segment, name) + count})
-        self.records = kept
-        self.size -= freed
+            kept[-1] = _adding(kept[-1], **{"dropped_tasks" if kind is TaskRecord else "dropped_groups": count})
+        self.items = kept
         return count
+
+    def take(self, max_spans: int, max_bytes: int) -> list[Record | Packed]:
+        """Take out the first records, as many as fit; at least one."""
+        part: list[Record | Packed] = []
+        rest = deque(self.items)
+        spans = size = 0
+        while rest:
+            item = rest[0]
+            fits = spans + _count(item) <= max_spans and size + _wire(item) <= max_bytes
+            if not fits and not part and isinstance(item, Packed) and item.count > 1:
+                self._measure(item, -1)
+                records = item.unpack()
+                rest.popleft()
+                rest.extendleft(reversed(records))
+                for record in records:
+                    self._measure(record)
+            elif fits or not part:
+                self._measure(item, -1)
+                part.append(rest.popleft())
+                spans += _count(item)
+                size += _wire(item)
+            else:
+                break
+        self.items = list(rest)
+        return part
+
+
+def _kind(item: Record | Packed) -> type[Record]:
+    return item.kind if isinstance(item, Packed) else type(item)
+
+
+def _count(item: Record | Packed) -> int:
+    return item.count if isinstance(item, Packed) else 1
+
+
+def _wire(item: Record | Packed) -> int:
+    """Bytes of an item as OTLP, at most."""
+    return item.wire if isinstance(item, Packed) else size_of(item)
+
+
+def _adding(segment: Record | Packed, **losses: int) -> Record | Packed:
+    if isinstance(segment, Packed):
+        return segment.adding(**losses)
+    changes: dict[str, Any] = {name: getattr(segment, name) + more for name, more in losses.items()}
+    return replace(segment, **changes)
 
 
 class SpanQueue:
@@ -108,8 +177,12 @@ class SpanQueue:
         self.max_bytes = max_bytes
         self.spans = 0
         self.bytes = 0
+        #: Of the spans, those that are not packed.
+        self.loose = 0
         self._dropped = dropped
         self._queue: deque[Bundle] = deque()
+        #: Bundles that may not be packed yet, oldest first.
+        self._to_pack: deque[Bundle] = deque()
         #: Bundles that may still have records of a kind, oldest first.
         self._with: dict[type[Record], deque[Bundle]] = {TaskRecord: deque(), GroupRecord: deque()}
         #: By trace, spans that are lost and that no root segment counts yet.
@@ -123,67 +196,76 @@ class SpanQueue:
         """Add records that should leave together; what is worth least is dropped if need be."""
         bundle = Bundle(records)
         self._queue.append(bundle)
-        self.spans += len(records)
-        self.bytes += bundle.size
+        self._to_pack.append(bundle)
+        self._count(bundle)
         for kind, bundles in self._with.items():
-            if any(isinstance(record, kind) for record in records):
+            if bundle.has(kind):
                 bundles.append(bundle)
         if self._is_too_much():
             self._make_place()
 
-    def note_lost(self, records: list[Record]) -> None:
+    def to_pack(self, keep: int) -> Bundle | None:
+        """Return the oldest bundle with records that are not packed, if there are more of these than are to be kept."""
+        while self._to_pack and not self._to_pack[0].loose:
+            self._to_pack.popleft()
+        return self._to_pack[0] if self._to_pack and self.loose > keep else None
+
+    def pack(self, bundle: Bundle, before: Sequence[Record | Packed], packed: Sequence[Packed]) -> None:
+        """Put packed records in the place of those of a bundle, if they are still the same."""
+        if bundle.items is before:
+            self._count(bundle, -1)
+            bundle.replace(packed)
+            self._count(bundle)
+
+    def note_lost(self, items: Iterable[Record | Packed]) -> None:
         """Have the top segments of traces that are still to leave count these records as dropped."""
-        for record in records:
-            self._uncounted[record.trace_id] = self._uncounted.get(record.trace_id, 0) + 1
+        for item in items:
+            self._uncounted[item.trace_id] = self._uncounted.get(item.trace_id, 0) + _count(item)
         while len(self._uncounted) > MAX_TRACES:
             del self._uncounted[next(iter(self._uncounted))]
 
-    def take(self, max_spans: int, max_bytes: int) -> list[Record]:
+    def take(self, max_spans: int, max_bytes: int) -> list[Record | Packed]:
         """Take what may leave in one batch, whole bundles where they fit; empty if nothing waits."""
-        return [self._with_losses(record) for record in self._take(max_spans, max_bytes)]
+        return [self._with_losses(item) for item in self._take(max_spans, max_bytes)]
 
-    def _with_losses(self, record: Record) -> Record:
-        if self._uncounted and isinstance(record, SegmentRecord) and record.is_top:
-            return replace(record, dropped_spans=self._uncounted.pop(record.trace_id, 0))
-        return record
+    def _with_losses(self, item: Record | Packed) -> Record | Packed:
+        if self._uncounted and _kind(item) is SegmentRecord and item.is_top:
+            lost = self._uncounted.pop(item.trace_id, 0)
+            return _adding(item, dropped_spans=lost) if lost else item
+        return item
 
-    def _take(self, max_spans: int, max_bytes: int) -> list[Record]:
-        batch: list[Record] = []
-        size = 0
+    def _take(self, max_spans: int, max_bytes: int) -> list[Record | Packed]:
+        batch: list[Record | Packed] = []
+        spans = size = 0
         while self._queue:
             first = self._queue[0]
-            if batch and (len(batch) + len(first.records) > max_spans or size + first.size > max_bytes):
+            if batch and (spans + first.spans > max_spans or size + first.wire > max_bytes):
                 break
-            if len(first.records) > max_spans or first.size > max_bytes:
-                return self._take_part(first, max_spans, max_bytes)
+            if first.spans > max_spans or first.wire > max_bytes:
+                self._count(first, -1)
+                batch = first.take(max_spans, max_bytes)
+                self._count(first)
+                if not first.items:
+                    self._queue.popleft()
+                break
+            batch += first.items
+            spans += first.spans
+            size += first.wire
             self._forget(self._queue.popleft())
-            batch += first.records
-            size += first.size
         return batch
 
-    def _take_part(self, bundle: Bundle, max_spans: int, max_bytes: int) -> list[Record]:
-        """Take the first records of a bundle that is too large for a batch; at least one."""
-        size = count = 0
-        for record in bundle.records[:max_spans]:
-            size += size_of(record)
-            if count and size > max_bytes:
-                break
-            count += 1
-        part, bundle.records = bundle.records[:count], bundle.records[count:]
-        taken = sum(map(size_of, part))
-        bundle.size -= taken
-        self.spans -= count
-        self.bytes -= taken
-        if not bundle.records:
-            self._queue.popleft()
-        return part
-
     def _forget(self, bundle: Bundle) -> None:
-        self.spans -= len(bundle.records)
-        self.bytes -= bundle.size
+        """Do what follows when a bundle has left the queue."""
+        self._count(bundle, -1)
+        bundle.replace([])
         for bundles in self._with.values():
-            while bundles and (bundles[0] is bundle or not bundles[0].records):
+            while bundles and not bundles[0].items:
                 bundles.popleft()
+
+    def _count(self, bundle: Bundle, sign: int = 1) -> None:
+        self.spans += sign * bundle.spans
+        self.loose += sign * bundle.loose
+        self.bytes += sign * bundle.size
 
     def _is_too_much(self) -> bool:
         return self.spans > self.max_spans or self.bytes > self.max_bytes
@@ -192,21 +274,21 @@ class SpanQueue:
         gone: Counter[str] = Counter()
         for kind, bundles in self._with.items():
             while bundles and self._is_too_much():
-                bundle, before = bundles[0], bundles[0].size
+                bundle = bundles[0]
                 # Some more than need be, so that a full queue does not look for some at each record that comes.
                 spans = max(AT_ONCE, self.spans - self.max_spans)
-                count = bundle.give_up(kind, spans, self.bytes - self.max_bytes)
-                self.spans -= count
-                self.bytes -= before - bundle.size
-                gone["task" if kind is TaskRecord else "group"] += count
+                self._count(bundle, -1)
+                count = bundle.give_up(kind, spans, self.bytes + bundle.size - self.max_bytes)
+                self._count(bundle)
+                gone[KINDS[kind]] += count
                 if self._is_too_much() or count < spans:
                     bundles.popleft()
         while self._queue and self._is_too_much():
             bundle = self._queue.popleft()
-            gone.update(map(kind_of, bundle.records))
-            self.note_lost(bundle.records)
+            for item in bundle.items:
+                gone[KINDS[_kind(item)]] += _count(item)
+            self.note_lost(bundle.items)
             self._forget(bundle)
-            bundle.records = []
         self._dropped(+gone)
 
 
@@ -243,6 +325,6 @@ class RateLimiter:
         if count := bundle.give_up(TaskRecord):
             self.given_up["task"] += count
         last = records[-1]
-        if len(bundle.records) > self._room and isinstance(last, SegmentRecord) and not last.failure:
+        if bundle.spans > self._room and isinstance(last, SegmentRecord) and not last.failure:
             self.given_up["group"] += bundle.give_up(GroupRecord)
-        return bundle.records
+        return [item for item in bundle.items if not isinstance(item, Packed)]

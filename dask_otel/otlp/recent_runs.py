@@ -40,8 +40,9 @@ SAMPLE = 32
 MAX_OPEN = 100
 #: Rows that are compressed, and left out, together.
 CHUNK = 50
-#: Seconds that the thread waits for more: of many short runs, only the last ones are worth the work.
-DELAY = 0.5
+#: Seconds that the thread waits for more: of many short runs, only the last ones are worth the work. Whoever reads does
+#: not wait.
+DELAY = 60.0
 #: What rows have in common: the compression of a few of them refers to it.
 _COMMON = json.dumps([*reversed(schema.ATTRIBUTES), "id", "parent", "links", "exception", "error", "end"]).encode()
 

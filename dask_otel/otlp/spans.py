@@ -1,13 +1,15 @@
 """Records to OTel spans, as a pure function: attributes, links, events, status.
 
-``ReadableSpan`` is made directly: a tracer's ``start_span`` takes no span id and costs eight times as much. A test
-compares the result with what a tracer makes. Names, types and caps of attributes are those of ``schema/``. What was
-not measured is absent.
+A test compares the result with what a tracer makes. Names, types and caps of attributes are those of ``schema/``. What
+was not measured is absent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.resources import Resource
@@ -22,11 +24,16 @@ from ..schema import MAX_LINKS, MAX_NAME, MAX_SPAN_ACTIVITIES, MAX_VALUE, clean,
 from ..spantree.counts import Tally, quantile
 from ..spantree.events import Metrics
 from ..spantree.records import Failure, GroupRecord, PendingRecord, Record, SegmentRecord, TaskRecord
+from ..spantree.records import Link as RecordLink
 from .sampling import Decided, caller_context
 
 __all__ = [
+    "KINDS",
     "Attributes",
+    "Bounded",
+    "SpanData",
     "SpanFactory",
+    "SpanForm",
     "attributes",
     "cleaned",
     "error_description",
@@ -37,13 +44,57 @@ __all__ = [
 
 Attributes = dict[str, "str | bool | int | float | list[str]"]
 
-_KINDS: dict[type[Record], str] = {
+#: Value of ``dask.kind``.
+KINDS: dict[type[Record], str] = {
     SegmentRecord: schema.SEGMENT,
     GroupRecord: schema.GROUP,
     TaskRecord: schema.TASK,
     PendingRecord: schema.PENDING,
 }
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+_UNSET = Status(StatusCode.UNSET)
+
+
+class Bounded(NamedTuple):
+    """Attributes with valid texts, and how many others are over the limit."""
+
+    values: Attributes
+    dropped: int = 0
+
+
+class SpanData(NamedTuple):
+    """What a span says, within the limits: the SDK's spans and OTLP's are both made of it."""
+
+    name: str
+    trace_id: int
+    span_id: int
+    state: TraceState | None
+    parent: SpanContext | None
+    kind: SpanKind
+    #: Nanoseconds since the epoch.
+    start: int
+    end: int
+    status: Status
+    attributes: Bounded
+    #: With name and time, nanoseconds since the epoch; and how many others there are.
+    events: Sequence[tuple[str, int, Bounded]]
+    dropped_events: int
+    #: With trace id and span id; and how many others there are.
+    links: Sequence[tuple[int, int, Bounded]]
+    dropped_links: int
+
+
+class SpanForm(Protocol):
+    """Makes spans of records, and requests of spans, as an exporter takes them."""
+
+    def span(self, record: Record) -> Any:
+        """Make a span of a record."""
+
+    def bare(self, record: Record) -> Any:
+        """Make a span of what identifies a record."""
+
+    def request(self, spans: Iterable[Any]) -> Any:
+        """Put spans together."""
 
 
 class SpanFactory:
@@ -67,28 +118,44 @@ class SpanFactory:
         redact: Callable[[Record], Record] = lambda record: record,
         decided: Callable[[Record], Decided] = lambda record: Decided(takes=True),
     ) -> None:
+        self.resource = resource
+        self.scope = scope
         self._redact = redact
         self._decided = decided
-        self._resource = resource
-        self._scope = scope
         self._limits = limits
 
     def span(self, record: Record) -> ReadableSpan:
         """Make a span of a record."""
-        record = self._redact(record)
-        failure = record.failure
-        status = Status(StatusCode.ERROR, clean(error_description(failure))) if failure else Status(StatusCode.UNSET)
-        return self._make(record, attributes(record), self._events(record), self._links(record), status)
+        return self._readable(self.data(record))
 
     def bare(self, record: Record) -> ReadableSpan:
-        """Make a span of what identifies a record, whose other values cannot be converted: it may have children."""
+        """Make a span of what identifies a record."""
+        return self._readable(self.bare_data(record))
+
+    def data(self, record: Record) -> SpanData:
+        """Return what the span of a record says."""
+        record = self._redact(record)
+        failure = record.failure
+        status = Status(StatusCode.ERROR, clean(error_description(failure))) if failure else _UNSET
+        data = self._identified(record, attributes(record), status)
+        links = record.links[: self._max_links]
+        return data._replace(
+            links=[(link.trace_id, link.span_id, self._link_attributes(link)) for link in links],
+            dropped_links=len(record.links) - len(links),
+            **self._exception(record),
+        )
+
+    def bare_data(self, record: Record) -> SpanData:
+        """Return what identifies a record, whose other values cannot be converted: it may have children."""
         record = self._redact(record)
         values = identity(record) | {schema.DROPPED_ATTRIBUTES: True}
-        return self._make(record, values, (), (), Status(StatusCode.ERROR if record.failure else StatusCode.UNSET))
+        return self._identified(record, values, Status(StatusCode.ERROR) if record.failure else _UNSET)
 
-    def _make(
-        self, record: Record, values: Attributes, events: Sequence[Event], links: Sequence[Link], status: Status
-    ) -> ReadableSpan:
+    def request(self, spans: Iterable[ReadableSpan]) -> list[ReadableSpan]:
+        """Put spans together."""
+        return list(spans)
+
+    def _identified(self, record: Record, values: Attributes, status: Status) -> SpanData:
         limits = self._limits
         _, extra, state = self._decided(record)
         parent = None if record.parent_id is None else _context(record.trace_id, record.parent_id, state)
@@ -97,45 +164,73 @@ class SpanFactory:
             values = values | dict(extra)
             if record.caller:
                 parent, kind = caller_context(record.caller, state), SpanKind.SERVER
-        return ReadableSpan(
+        return SpanData(
             name=clean(record.name, MAX_NAME) or "(no name)",
-            context=_context(record.trace_id, record.span_id, state),
+            trace_id=record.trace_id,
+            span_id=record.span_id,
+            state=state,
             parent=parent,
-            resource=self._resource,
-            attributes=_bounded(values, limits.max_span_attributes, limits.max_span_attribute_length),
-            events=events,
-            links=links,
             kind=kind,
+            start=_nanoseconds(record.start),
+            end=_nanoseconds(record.end),
             status=status,
-            start_time=_nanoseconds(record.start),
-            end_time=_nanoseconds(record.end),
-            instrumentation_scope=self._scope,
+            attributes=_bounded(values, limits.max_span_attributes, limits.max_span_attribute_length),
+            events=(),
+            dropped_events=0,
+            links=(),
+            dropped_links=0,
         )
 
-    def _links(self, record: Record) -> Sequence[Link]:
-        limits = self._limits
-        most = MAX_LINKS if limits.max_links is None else min(MAX_LINKS, limits.max_links)
-        links: BoundedList[Link] = BoundedList(most)
-        for link in record.links[:most]:
-            values: Attributes = {schema.LINK_TYPE: link.kind}
-            attributes = _bounded(values, limits.max_link_attributes, limits.max_attribute_length)
-            links.append(Link(_context(link.trace_id, link.span_id), attributes))
-        links.dropped = len(record.links) - len(links)
-        return links
+    def _exception(self, record: Record) -> dict[str, Any]:
+        exception, limits = exception_event(record), self._limits
+        if not exception:
+            return {}
+        if limits.max_events == 0:
+            return {"dropped_events": 1}
+        bounded = _bounded(exception, limits.max_event_attributes, limits.max_attribute_length)
+        return {"events": [("exception", _nanoseconds(record.end), bounded)]}
 
-    def _events(self, record: Record) -> Sequence[Event]:
+    @property
+    def _max_links(self) -> int:
+        most = self._limits.max_links
+        return MAX_LINKS if most is None else min(MAX_LINKS, most)
+
+    def _link_attributes(self, link: RecordLink) -> Bounded:
         limits = self._limits
-        events: BoundedList[Event] = BoundedList(limits.max_events)
-        exception = exception_event(record)
-        if exception:
-            attributes = _bounded(exception, limits.max_event_attributes, limits.max_attribute_length)
-            events.append(Event("exception", attributes, _nanoseconds(record.end)))
-        return events
+        return _bounded({schema.LINK_TYPE: link.kind}, limits.max_link_attributes, limits.max_attribute_length)
+
+    def _readable(self, data: SpanData) -> ReadableSpan:
+        """Make a span as exporters for anything but OTLP take it.
+
+        Directly: a tracer's ``start_span`` takes no span id and costs eight times as much.
+        """
+        events: BoundedList[Event] = BoundedList(None)
+        for name, at, bounded in data.events:
+            events.append(Event(name, _sdk_attributes(bounded), at))
+        events.dropped = data.dropped_events
+        links: BoundedList[Link] = BoundedList(None)
+        for trace_id, span_id, bounded in data.links:
+            links.append(Link(_context(trace_id, span_id), _sdk_attributes(bounded)))
+        links.dropped = data.dropped_links
+        return ReadableSpan(
+            name=data.name,
+            context=_context(data.trace_id, data.span_id, data.state),
+            parent=data.parent,
+            resource=self.resource,
+            attributes=_sdk_attributes(data.attributes),
+            events=events,
+            links=links,
+            kind=data.kind,
+            status=data.status,
+            start_time=data.start,
+            end_time=data.end,
+            instrumentation_scope=self.scope,
+        )
 
 
 def kind_of(record: Record) -> str:
     """Value of ``dask.kind``."""
-    return _KINDS[type(record)]
+    return KINDS[type(record)]
 
 
 def attributes(record: Record) -> Attributes:
@@ -374,23 +469,34 @@ def _tasks(number: int) -> str:
     return f"{number} {'task' if number == 1 else 'tasks'}"
 
 
-def _bounded(values: Attributes, limit: int | None, longest: int | None) -> BoundedAttributes:
+def _bounded(values: Attributes, limit: int | None, longest: int | None) -> Bounded:
     """Clean the values and keep the first ``limit`` of them; the SDK alone would keep the last."""
-    kept = dict(list(values.items())[:limit])
+    kept = values if limit is None or len(values) <= limit else dict(islice(values.items(), limit))
     # Cut here: the SDK warns of each value that it cuts.
-    bounded = BoundedAttributes(limit, cleaned(kept, longest), max_value_len=longest)
-    bounded.dropped = len(values) - len(kept)
-    return bounded
+    return Bounded(cleaned(kept, longest), len(values) - len(kept))
+
+
+def _sdk_attributes(bounded: Bounded) -> BoundedAttributes:
+    attributes = BoundedAttributes(None, bounded.values)
+    attributes.dropped = bounded.dropped
+    return attributes
 
 
 def cleaned(values: Attributes, longest: int | None = None) -> Attributes:
     """Return attributes with valid texts, cut to the caps of the schema and to ``longest`` characters."""
-    return {clean(name, MAX_NAME): _clean(name, value, longest) for name, value in values.items()}
+    return {_name(name): _clean(name, value, longest) for name, value in values.items()}
+
+
+@lru_cache(4096)
+def _name(name: str) -> str:
+    return clean(name, MAX_NAME)
 
 
 def _clean(
     name: str, value: str | bool | int | float | list[str], longest: int | None
 ) -> str | bool | int | float | list[str]:
+    if isinstance(value, float):
+        return value
     if isinstance(value, str):
         known = schema.ATTRIBUTES.get(name)
         return clean(value, known.cap if known else MAX_VALUE)[:longest]

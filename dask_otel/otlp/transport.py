@@ -1,8 +1,8 @@
 """Sends requests over OTLP, by HTTP or gRPC, and decides by the answer whether a request is to be made again.
 
-``RETRY_HTTP`` and ``RETRY_GRPC`` are the decisions by status. Spans and metrics are encoded by OpenTelemetry's own
-encoders; its exporters are not used, since they return success or failure only, after retries of their own: status,
-``Retry-After`` and partial success would be lost. Exporters for anything but OTLP are used as they are.
+``RETRY_HTTP`` and ``RETRY_GRPC`` are the decisions by status. OpenTelemetry's OTLP exporters are not used, since they
+return success or failure only, after retries of their own: status, ``Retry-After`` and partial success would be lost.
+Exporters for anything but OTLP are used as they are.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.exporter.otlp.proto.common.version import __version__ as encoder_version
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from .. import __version__
 from ..errors import Remarks, SettingError
 from ..safety import Safety
+from .encoding import SpanEncoder
 from .environment import (
     METRICS,
     TRACES,
@@ -48,6 +48,7 @@ from .environment import (
     sdk_disabled,
     shown,
 )
+from .spans import SpanFactory, SpanForm
 
 __all__ = [
     "ExportResult",
@@ -273,7 +274,7 @@ class Sender:
         self.exporter = exporter
 
     def send(self, data: Any) -> ExportResult:
-        """Send a list of spans, or metrics' data; may raise any ``Exception``."""
+        """Send a request that the ``form`` has put together, or metrics' data; may raise any ``Exception``."""
         try:
             # Some exporters return nothing.
             failed = getattr(self.exporter.export(data), "name", "") == "FAILURE"
@@ -282,6 +283,10 @@ class Sender:
         except BaseException as error:  # it must not end the thread
             raise RuntimeError(f"the exporter raised {type(error).__name__}") from error
         return ExportResult(RetryDecision.REFUSED, "the exporter returns FAILURE") if failed else _SENT
+
+    def form(self, factory: SpanFactory) -> SpanForm:
+        """Return what makes spans and requests as this exporter takes them."""
+        return factory
 
     def reconnect(self) -> None:
         """Make the next request try to connect, however short ago that has failed."""
@@ -303,7 +308,15 @@ class _OtlpSender(Sender):
         # Without a value, the name may itself be a key that somebody has written without a name.
         self.header_names = tuple(name for name, value in settings.headers.items() if value.strip("= "))
         self.settings = settings
-        self._encode: Callable[[Any], Any] = encode_spans if signal is TRACES else encode_metrics
+        self._signal = signal
+
+    def form(self, factory: SpanFactory) -> SpanForm:
+        """Return what encodes spans."""
+        return SpanEncoder(factory)
+
+    def _request(self, data: Any) -> Any:
+        """Return an encoded request; those with spans are encoded."""
+        return data if self._signal is TRACES else encode_metrics(data)
 
 
 class HttpSender(_OtlpSender):
@@ -324,7 +337,7 @@ class HttpSender(_OtlpSender):
 
     def send(self, data: Any) -> ExportResult:
         """Send spans or metrics."""
-        body = _COMPRESS[self.settings.compression](self._encode(data).SerializeToString())
+        body = _COMPRESS[self.settings.compression](self._request(data).SerializeToString())
         deadline = monotonic() + self.settings.timeout
         try:
             response = self._post(body)
@@ -387,7 +400,7 @@ class GrpcSender(_OtlpSender):
         """Send spans or metrics."""
         from grpc import RpcError
 
-        request = self._encode(data)
+        request = self._request(data)
         metadata = tuple(self.settings.headers.items())
         try:
             return _rejected(self._export(request, timeout=self.settings.timeout, metadata=metadata))

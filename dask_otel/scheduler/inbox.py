@@ -200,16 +200,20 @@ class Inbox:
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **details: Any) -> None:
         """Append a task's transition; ``details`` is what the worker reported of the run."""
-        # A guard would cost as much as all the rest.
+        # A guard would cost as much as all the rest; and what happens to every task comes first, in few steps.
         try:
+            if start == "memory" and finish == "released" and not self._claimed:
+                return
             task = self._tasks[key]
+            group = task.group
             if start in _AT_REST and finish in _LET_GO and not self._claimed:
                 if finish == "forgotten":  # perhaps the last one of its group
-                    self._forgotten[task.group] = None
+                    self._forgotten[group] = None
                 return
-            change = self._changes.get(task.group)
-            if change is None:
-                change = self.touch(task.group)
+            try:
+                change = self._changes[group]
+            except KeyError:
+                change = self.touch(group)
             outcome = None
             if finish == "memory":
                 if start != "memory":
@@ -251,17 +255,11 @@ class Inbox:
                 change.run_stop = stop
             if run["action"] == "compute":
                 seconds = stop - start
-                number = bisect_left(self._ends, seconds)
-                intervals = change.intervals
-                intervals[number] = intervals[number] + 1 if number in intervals else 1
-        worker = details.get("worker")
-        if worker:
-            workers = change.workers
-            workers[worker] = workers[worker] + seconds if worker in workers else seconds
-        type_ = details.get("typename")
-        if type_:
-            types = change.types
-            types[type_] = types[type_] + 1 if type_ in types else 1
+                change.intervals[bisect_left(self._ends, seconds)] += 1
+        if worker := details.get("worker"):
+            change.workers[worker] += seconds
+        if type_ := details.get("typename"):
+            change.types[type_] += 1
             if seconds > change.slow:
                 change.picks = change.picks or Picks()
                 change.picks.add_slow(self._run(key, task, details, seconds))

@@ -216,10 +216,13 @@ class GroupSplitter:
             for name, wrapper in wrappers.items()
         ]
 
-    def _note_new_task(self, new_task: Callable[..., Any], *args: Any, **details: Any) -> Any:
-        task = new_task(*args, **details)
+    def _note_new_task(self, new_task: Callable[..., Any], key: Any, *args: Any, **details: Any) -> Any:
+        task = new_task(key, *args, **details)
         try:
-            self._note(task, details.get("computation"))
+            if task.group in self._before and details.get("computation") is not None:  # nearly all tasks
+                self.new.add(key)
+            else:
+                self._note(task, details.get("computation"))
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             self._safety.caught("new_task hook", error)
         return task

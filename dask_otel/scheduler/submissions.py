@@ -153,10 +153,14 @@ class Submissions:
         around = submission.requested.id if submission.requested else NOBODY
         homes: dict[Any, tuple[Any, Any]] = {}
         misplaced: dict[tuple[Any, Any], Misplaced] = {}
+        last: Any = None
+        requested_id: Any = NOBODY
         for task in tasks:
             group = task.group
             annotation = task.annotations.get("span") if task.annotations else None
-            requested_id = annotation["ids"][-1] if type(annotation) is dict and annotation.get("ids") else NOBODY
+            if annotation is not last:  # most tasks of a graph share one
+                requested_id = annotation["ids"][-1] if type(annotation) is dict and annotation.get("ids") else NOBODY
+                last = annotation
             is_new = task.key in new
             home = homes.get(group)
             if home is None:

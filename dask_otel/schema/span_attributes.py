@@ -306,6 +306,8 @@ def clean(text: str, limit: int = MAX_VALUE) -> str:
 
     A lone surrogate would lose the whole batch that it is exported in.
     """
+    if len(text) <= limit and text.isascii():  # nearly all are, and this takes a third of the time
+        return text
     data = text.encode("utf-8", "replace")
     if len(data) <= limit:
         return data.decode("utf-8")

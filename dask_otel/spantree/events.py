@@ -6,6 +6,7 @@ itself counts them), sizes bytes.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -231,6 +232,8 @@ class Change(Tally):
 
     def __init__(self, since: float) -> None:
         super().__init__()
+        # The hook adds to these with every task: a look-up less.
+        self.workers = defaultdict(float)
         self.since = since
         #: When the first task was sent to a worker; 0.0 while none was.
         self.began = 0.0
@@ -239,13 +242,13 @@ class Change(Tally):
         #: Number of runs by bucket of compute time, see ``buckets``.
         self.buckets: dict[int, int] = {}
         #: The same by interval, until ``sort_runs``.
-        self.intervals: dict[int, int] = {}
+        self.intervals: defaultdict[int, int] = defaultdict(int)
         #: Number of runs by bar of a histogram of compute times, without those that failed; and of those, with the
         #: seconds that they computed, by type of error.
         self.runs: dict[int, int] = {}
         self.failed: dict[str, tuple[dict[int, int], float]] = {}
         #: Number of results by type name.
-        self.types: dict[str, int] = {}
+        self.types: defaultdict[str, int] = defaultdict(int)
         #: Of the first run that failed and was retried.
         self.retried_error: FirstError | None = None
         #: Addresses of workers that were given tasks; a set in order of insertion.
@@ -277,7 +280,7 @@ class Change(Tally):
         for number, count in self.intervals.items():
             sum_into(self.buckets, {intervals.buckets[number]: count})
             sum_into(self.runs, {intervals.bars[number]: count})
-        self.intervals = {}
+        self.intervals = defaultdict(int)
         for error, (counts, total) in self.failed.items():
             bars: dict[int, int] = {}
             for number, count in counts.items():

@@ -209,7 +209,7 @@ def test_a_trace_of_a_hundred_thousand_tasks_opens(jaeger):
     (sender,) = make_senders(jaeger.endpoints["grpc"])
     resource = make_resource(service_name="dask-scheduler", instance_id="large", version="1", cluster_name=None)
     factory = SpanFactory(resource, InstrumentationScope("dask_otel"), SpanLimits())
-    pipeline = ExportThread(sender, SpanExportQueue(factory, Safety()), Safety())
+    pipeline = ExportThread(sender, SpanExportQueue(sender.form(factory), Safety()), Safety())
     pipeline.put(records)
     pipeline.close(timeout=60)
     assert pipeline.unsent == 0

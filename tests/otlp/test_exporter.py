@@ -62,7 +62,7 @@ def test_sends_all_in_order(monkeypatch, protocol):
     safety = Safety()
     with Receiver() as receiver:
         (sender,) = make_senders(receiver.endpoints[protocol])
-        pipeline = ExportThread(sender, SpanExportQueue(FACTORY, safety), safety)
+        pipeline = ExportThread(sender, SpanExportQueue(sender.form(FACTORY), safety), safety)
         for number in range(20):
             pipeline.put(together(number, groups=40))
         pipeline.close(timeout=30)
@@ -153,6 +153,23 @@ def test_a_record_that_cannot_be_converted_costs_only_its_attributes():
     assert sum(safety.failures.values()) == 3
 
 
+def test_what_follows_a_request_shortly_shares_the_next_one():
+    gate = Gate()
+    gate.open.set()
+    pipeline = pipeline_of(gate, delay=0.0, spacing=1.0)
+    begin = monotonic()
+    for number in range(3):
+        pipeline.put(together(number))
+        while not gate.names:
+            threading.Event().wait(0.01)
+    while len(gate.names) < 2:
+        threading.Event().wait(0.01)
+    assert monotonic() - begin >= 1.0
+    pipeline.put(together(3))
+    pipeline.close(timeout=30)  # which does not wait
+    assert gate.names == [["0.0", "0"], ["1.0", "1", "2.0", "2"], ["3.0", "3"]]
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_encoding_rests_between_spans(monkeypatch, protocol):
     """An event loop that needs the interpreter lock gets it then."""
@@ -162,11 +179,10 @@ def test_encoding_rests_between_spans(monkeypatch, protocol):
     monkeypatch.setattr(transport, "sleep", lambda seconds: rests.append(threading.current_thread().name))
     with Receiver() as receiver:
         (sender,) = make_senders(receiver.endpoints[protocol])
-        pipeline = ExportThread(sender, SpanExportQueue(FACTORY, Safety()), Safety())
+        pipeline = ExportThread(sender, SpanExportQueue(sender.form(FACTORY), Safety()), Safety())
         pipeline.put(together(1, groups=99))
         pipeline.close(timeout=30)
-    # Each span twice: when it is converted, and when it is encoded.
-    assert rests == ["dask-otel spans otlp"] * 200
+    assert rests == ["dask-otel spans otlp"] * 100
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
@@ -175,13 +191,13 @@ def test_a_span_that_cannot_be_encoded_loses_only_itself(monkeypatch, protocol):
     safety = Safety()
     with Receiver() as receiver, captured_logger("distributed.dask_otel"):
         (sender,) = make_senders(receiver.endpoints[protocol])
-        pipeline = ExportThread(sender, SpanExportQueue(FACTORY, safety), safety)
+        pipeline = ExportThread(sender, SpanExportQueue(sender.form(FACTORY), safety), safety)
         pipeline.put([*together(1, groups=8), group(name="odd", span_id=2**64), *together(2, groups=8)])
         pipeline.close(timeout=30)
         names = [span.name for span in receiver.wait(lambda spans: len(spans) >= 18, timeout=30)]
     assert names == [record.name for number in (1, 2) for record in together(number, groups=8)]
-    assert pipeline.queue.dropped == {("group", "invalid"): 1}
-    assert set(safety.failures) == {("exporter otlp", "OverflowError")}
+    assert pipeline.queue.dropped == {("group", "fault"): 1}
+    assert set(safety.failures) == {("conversion", "OverflowError")}
 
 
 def test_an_exporter_that_hangs_holds_up_no_other():

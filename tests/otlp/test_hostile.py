@@ -33,18 +33,23 @@ SECRET = "planted-secret"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\n"
 
 
+def one_span(sender):
+    form = sender.form(FACTORY)
+    return form.request([form.span(segment())])
+
+
 def send(endpoint=None):
     """Send one span, once."""
     (sender,) = make_senders(endpoint)
     try:
-        return sender.send([FACTORY.span(segment())])
+        return sender.send(one_span(sender))
     finally:
         sender.shutdown()
 
 
 def export_thread(sender, **limits):
     safety = Safety()
-    return ExportThread(sender, SpanExportQueue(FACTORY, safety, Limits(**limits)), safety)
+    return ExportThread(sender, SpanExportQueue(sender.form(FACTORY), safety, Limits(**limits)), safety)
 
 
 @contextlib.contextmanager
@@ -231,7 +236,7 @@ def test_a_session_that_others_use_too_is_theirs(http, monkeypatch, credentials)
         (sender,) = make_senders(receiver.endpoint)
         theirs = shared.post(f"{receiver.endpoint}/v1/traces", data=b"")  # no exception of ours
         assert theirs.status_code == 503
-        assert sender.send([FACTORY.span(segment())]).decision is RetryDecision.LATER
+        assert sender.send(one_span(sender)).decision is RetryDecision.LATER
     assert shared.headers == requests.Session().headers
     assert [SECRET in repr(headers) for headers in receiver.headers] == [False, True]
 

@@ -54,7 +54,7 @@ class Run:
     def __init__(self, endpoint: str, **limits) -> None:
         (sender,) = make_senders(endpoint)
         self.safety = Safety()
-        self.queue = SpanExportQueue(FACTORY, self.safety, Limits(**({"delay": 0.05} | limits)))
+        self.queue = SpanExportQueue(sender.form(FACTORY), self.safety, Limits(**({"delay": 0.05} | limits)))
         self.pipeline = ExportThread(sender, self.queue, self.safety)
         self.names: list[str] = []
 
@@ -414,10 +414,10 @@ def attempts_while_closing(run):
     """Have the attempts counted that begin after closing has begun."""
     send, counted = run.pipeline._sender.send, []
 
-    def counting(spans):
+    def counting(request):
         if run.pipeline._deadline.deadline:
-            counted.append(len(spans))
-        return send(spans)
+            counted.append(len(request.resource_spans[0].scope_spans[0].spans))
+        return send(request)
 
     run.pipeline._sender.send = counting
     return counted

@@ -7,9 +7,12 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.memory import FACTORY
 from support.records import group, pending, root_segment, segment, task
 
 from dask_otel.identity import Caller
+from dask_otel.otlp.encoding import encode
+from dask_otel.otlp.packing import Packed, Packer
 from dask_otel.otlp.queue import SpanQueue, size_of
 from dask_otel.otlp.spans import kind_of
 
@@ -30,9 +33,23 @@ def waiting(max_spans=MANY, max_bytes=MANY):
     return SpanQueue(max_spans, max_bytes, dropped.update), dropped
 
 
+def unpacked(items):
+    return [record for item in items for record in (item.unpack() if isinstance(item, Packed) else [item])]
+
+
+def measured(items):
+    """Spans, bytes in memory, spans that are not packed, and bytes as OTLP."""
+    return (
+        len(unpacked(items)),
+        sum(item.size if isinstance(item, Packed) else size_of(item) for item in items),
+        sum(not isinstance(item, Packed) for item in items),
+        sum(map(size_of, unpacked(items))),
+    )
+
+
 def drain(queue, max_spans=MANY, max_bytes=MANY):
     batches = []
-    while batch := queue.take(max_spans, max_bytes):
+    while batch := unpacked(queue.take(max_spans, max_bytes)):
         batches.append(batch)
     return batches
 
@@ -106,7 +123,10 @@ def test_a_bundle_that_is_larger_than_a_batch_leaves_in_parts():
 
 BUNDLES = st.tuples(st.integers(0, 4), st.integers(0, 4)).map(lambda sizes: ("put", *sizes))
 STEPS = st.lists(
-    BUNDLES | st.just(("mark",)) | st.tuples(st.just("take"), st.integers(1, 8), st.sampled_from([1, 20_000, MANY])),
+    BUNDLES
+    | st.just(("mark",))
+    | st.tuples(st.just("pack"), st.integers(0, 5))
+    | st.tuples(st.just("take"), st.integers(1, 8), st.sampled_from([1, 20_000, MANY])),
     max_size=30,
 )
 
@@ -116,12 +136,18 @@ def test_nothing_is_lost_without_being_counted(steps, max_spans, max_bytes):
     queue, dropped = waiting(max_spans, max_bytes)
     put: Counter[str] = Counter()
     taken: Counter[str] = Counter()
+    packer = Packer(size_of)
     for number, step in enumerate(steps):
         if step[0] == "take":
-            batch = queue.take(*step[1:])
+            batch = unpacked(queue.take(*step[1:]))
             assert len(batch) <= step[1]
             assert len(batch) <= 1 or sum(map(size_of, batch)) <= step[2]
             taken.update(map(kind_of, batch))
+        elif step[0] == "pack":
+            while to_pack := queue.to_pack(step[1]):
+                items = to_pack.items
+                queue.pack(to_pack, items, list(packer.pack(items)))
+            assert queue.loose <= step[1]
         else:
             records = [pending()] if step[0] == "mark" else bundle(number, *step[1:])
             put.update(map(kind_of, records))
@@ -130,9 +156,55 @@ def test_nothing_is_lost_without_being_counted(steps, max_spans, max_bytes):
             assert queue.spans <= max_spans
             assert queue.bytes <= max_bytes
             if any(dropped[kind] > lost[kind] for kind in ("span", "pending")):  # nothing of less worth was left before
-                assert not any(isinstance(each, type(task())) for b in queue._queue for each in b.records)
-    assert queue.spans == sum(len(b.records) for b in queue._queue)
-    assert queue.bytes == sum(size_of(each) for b in queue._queue for each in b.records)
+                assert not any(b.has(type(task())) for b in queue._queue)
+    for b in queue._queue:
+        assert (b.spans, b.size, b.loose, b.wire) == measured(b.items)
+    assert queue.spans == sum(b.spans for b in queue._queue)
+    assert queue.bytes == sum(b.size for b in queue._queue)
     taken.update(kind_of(record) for batch in drain(queue) for record in batch)
     assert put == taken + dropped
     assert (queue.spans, queue.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_what_is_packed_leaves_as_it_came(is_packed):
+    """In the same order, and with the losses that were counted meanwhile."""
+    queue, dropped = waiting(max_spans=130)
+    packer = Packer(size_of)
+
+    def put(*records):
+        queue.put(list(records))
+        while is_packed and (to_pack := queue.to_pack(0)):
+            items = to_pack.items
+            queue.pack(to_pack, items, list(packer.pack(items)))
+
+    put(*bundle(1, 70, 40))
+    put(root_segment(name="lost", trace_id=7), *bundle(2, 0, 0))  # never together in life
+    put(*bundle(3, 40, 0))
+    queue.note_lost([group(trace_id=7)])
+    assert dropped == {"task": 32}
+    records = [record for batch in drain(queue, max_spans=50) for record in batch]
+    assert [record.name for record in records] == [
+        *(f"1.t{i}" for i in range(32, 40)),
+        *(f"1.g{i}" for i in range(70)),
+        *("1", "lost", "2"),
+        *(f"3.g{i}" for i in range(40)),
+        "3",
+    ]
+    expected = [*bundle(1, 70, 40)[32:], root_segment(name="lost", trace_id=7), *bundle(2, 0, 0), *bundle(3, 40, 0)]
+    expected[78].dropped_tasks = 32
+    expected[79].dropped_spans = 1
+    assert [encode(FACTORY.data(record)) for record in records] == [encode(FACTORY.data(each)) for each in expected]
+
+
+def test_packed_records_take_a_tenth_of_the_memory():
+    queue, _ = waiting()
+    packer = Packer(size_of)
+    for number in range(20):
+        queue.put(bundle(number, 49, 0))
+    before = queue.bytes
+    while to_pack := queue.to_pack(0):
+        items = to_pack.items
+        queue.pack(to_pack, items, list(packer.pack(items)))
+    assert queue.bytes < before / 10
+    assert queue.spans == 1000

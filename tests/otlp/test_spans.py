@@ -19,12 +19,10 @@ from opentelemetry.trace import (
     TraceFlags,
     set_span_in_context,
 )
-from support.records import INFO, group, pending, root_segment, segment, task
+from support.records import CALLER, INFO, group, pending, root_segment, segment, task
 
-from dask_otel.identity import Caller
 from dask_otel.otlp.spans import SpanFactory, attributes, error_description, exception_event
 
-CALLER = Caller(1, 99, is_sampled=True)
 RESOURCE = Resource({"service.name": "test"})
 SCOPE = InstrumentationScope("dask_otel", "1.0")
 

@@ -81,7 +81,7 @@ FAULTS = {
     "otlp.exporter.TelemetryOutput.close_metrics": "closing",
     "otlp.queue.SpanQueue.put": "sink",
     "otlp.queue.SpanQueue.take": "exporter thread",
-    "otlp.spans.SpanFactory._make": "conversion",
+    "otlp.spans.SpanFactory._identified": "conversion",
     "otlp.exporter.SpanExportQueue.export": "exporter memory",
     "metrics.recorder.Recorder.begin_sweep": "metrics",
     "metrics.recorder.Recorder.change": "metrics",

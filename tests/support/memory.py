@@ -46,7 +46,9 @@ def make_sink(
     sampling = Sampling(sampler, redactor.tags, safety)
     factory = SpanFactory(resource or Resource({"service.name": "test"}), SCOPE, SpanLimits(), redactor, sampling.known)
     limits = limits or Limits(delay=0.0)
-    threads = [ExportThread(sender, SpanExportQueue(factory, safety, limits), safety) for sender in senders]
+    threads = [
+        ExportThread(sender, SpanExportQueue(sender.form(factory), safety, limits), safety) for sender in senders
+    ]
     return TelemetryOutput(threads, sampling, RateLimiter(max_rate), redactor)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from dask_otel.identity import Caller
 from dask_otel.spantree.counts import OUTCOMES, FirstError, Tally
 from dask_otel.spantree.events import SpanInfo, TaskError, TaskRun
 from dask_otel.spantree.records import Failure, GroupRecord, Link, PendingRecord, SegmentRecord, TaskRecord
 
 FAILURE = Failure("ValueError", "boom", erred=2, upstream_failed=2, graphs=1)
 ROOT = SpanInfo("parent", ("Alice's workflow",), None, 99.0)
+CALLER = Caller(1, 99, is_sampled=True)
 INFO = SpanInfo("dask-id", ("Alice's workflow", "data load"), "parent", 100.0)
 
 
