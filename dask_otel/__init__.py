@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .links import Description, Link
     from .preload import OTelPlugin
 
-__all__ = ["OTelPlugin", "__version__", "dask_setup", "describe", "trace_id", "trace_url"]
+__all__ = ["OTelPlugin", "__version__", "dask_setup", "describe", "show_trace", "trace_id", "trace_url"]
 
 __version__ = "0.1.0"
 
@@ -70,17 +70,23 @@ def trace_url(span_ids: str | Sequence[str] | None = None) -> Link | None:
     Returns
     -------
     A link made from the setting ``otel.trace-url``. If that is not set in this process, a link to the page of the
-    current client's scheduler, which leads to the trace; None if there is no client or no dashboard.
+    current client's scheduler, which leads to the trace. None if there is no client or no dashboard, or if no id is
+    given and there is no span around the caller.
 
     Raises
     ------
     ValueError
-        If ``otel.trace-url`` is set and is no link with ``{trace_id}``, or as for :func:`trace_id`.
+        If ``otel.trace-url`` is set and is no link with ``{trace_id}``.
     """
     from .config import trace_url_template
     from .links import Link, scheduler_link
 
-    ids = _span_ids() if span_ids is None else [span_ids] if isinstance(span_ids, str) else span_ids
+    if span_ids is None:
+        ids = _open_span_ids()
+        if not ids:
+            return None
+    else:
+        ids = [span_ids] if isinstance(span_ids, str) else span_ids
     if not ids:
         raise ValueError("no id of a span was given")
     template = trace_url_template()
@@ -105,18 +111,65 @@ def describe(span_ids: str | Sequence[str] | None = None, *, client: Any = None)
 
     try:
         trace = trace_url(span_ids)
-    except ValueError:  # no span here
+    except ValueError:  # otel.trace-url cannot be used
         trace = None
     return describe_cluster(trace, client)
 
 
+def show_trace(
+    span_ids: str | Sequence[str] | None = None, *, client: Any = None, timeout: float | str = "10s"
+) -> Description:
+    """Show the latest run of a Dask span in a notebook, as a waterfall of its spans, task groups and tasks.
+
+    The picture comes from the scheduler through the client: no backend and no connection to the dashboard are needed.
+    Elsewhere than in a notebook, the result is a line with links. If there is nothing to show, the line says why.
+
+    Parameters
+    ----------
+    span_ids
+        As for :func:`trace_id`.
+    client
+        As for :func:`describe`.
+    timeout
+        How long to wait until the run is over, in seconds or as a text such as ``"1 minute"``. A run is over when its
+        Dask span has had no unfinished task for ``otel.traces.idle-timeout``. After the timeout, the result shows the
+        spans that have finished.
+
+    Raises
+    ------
+    ValueError
+        If no id is given and there is no span around the caller, or if the timeout is no duration.
+    """
+    from dask.utils import parse_timedelta
+
+    from .config import trace_url_template
+    from .links import show_trace as show
+
+    ids = _span_ids() if span_ids is None else [span_ids] if isinstance(span_ids, str) else span_ids
+    if not ids:
+        raise ValueError("no id of a span was given")
+    template = trace_url_template()
+    trace = template.replace("{trace_id}", trace_id(ids)) if template else None
+    try:
+        seconds = float(parse_timedelta(timeout))
+    except (KeyError, IndexError, ValueError):
+        raise ValueError(f"timeout must be a duration such as 10 or '1 minute', not {timeout!r}") from None
+    return show(ids, seconds, trace, client)
+
+
 def _span_ids() -> Sequence[str]:
+    ids = _open_span_ids()
+    if not ids:
+        raise ValueError('no span here: call this inside `with span("name"):`, or give it the id of a root span')
+    return ids
+
+
+def _open_span_ids() -> Sequence[str]:
+    """Return the ids of the spans around the caller, the outermost first."""
     import dask
 
     annotation = dask.get_annotations().get("span")
-    if not annotation:
-        raise ValueError('no span here: call this inside `with span("name"):`, or give it the id of a root span')
-    return [str(each) for each in annotation["ids"]]
+    return [str(each) for each in annotation["ids"]] if annotation else []
 
 
 def __getattr__(name: str) -> Any:

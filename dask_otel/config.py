@@ -26,7 +26,16 @@ from dask.utils import parse_timedelta
 from .errors import SettingError
 from .schema import MAX_METRIC_VALUE, MAX_SLOWEST, METRICS
 
-__all__ = ["DEFAULTS", "Settings", "check_limits", "consequence", "is_quick", "load", "trace_url_template"]
+__all__ = [
+    "DEFAULTS",
+    "Settings",
+    "check_limits",
+    "consequence",
+    "hides_all",
+    "is_quick",
+    "load",
+    "trace_url_template",
+]
 
 #: Defaults of all settings.
 DEFAULTS = yaml.safe_load((Path(__file__).parent / "otel.yaml").read_text(encoding="utf-8"))
@@ -40,6 +49,8 @@ MAX_WAYS = 100_000
 _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "y", "t"), True) | dict.fromkeys(
     ("false", "no", "off", "0", "n", "f"), False
 )
+#: Words in names and values of settings that hide something.
+_HIDING = ("capture", "preset", "strict", "privacy")
 _PASSWORD = re.compile(r"//[^/]*@")
 #: In a pattern: an escaped character, or a set of characters.
 _ATOM = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
@@ -84,13 +95,14 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
     ----------
     complain
         Called with each setting that cannot be used. Its default is used instead; but all of ``otel.capture`` is off
-        if one of its settings cannot be used, since somebody wanted something hidden.
+        if one of its settings cannot be used, or if a misspelt one was probably meant, since somebody wanted something
+        hidden.
     """
     hide_all = False
 
     def report(error: SettingError) -> None:
         nonlocal hide_all
-        hide_all = hide_all or _is_capture(error)
+        hide_all = hide_all or hides_all(error)
         complain(error)
 
     def get(name: str, parse: Callable[[Any, str], Value]) -> Value:
@@ -104,9 +116,11 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         return parse(dask.config.get(name, config=DEFAULTS), name)
 
     given = dask.config.get("otel", {})
-    for error in (*_REPLACED, *_not_mappings(given), *_unknown(DEFAULTS["otel"], given, "otel")):
+    for error in (*_REPLACED, *_not_mappings(given), *_unknown(DEFAULTS["otel"], given, "otel"), *_misplaced()):
         report(error)
-    capture = {name: get(f"capture.{name}", _boolean) for name in DEFAULTS["otel"]["capture"]}
+    is_open = get("capture.preset", _one_of("all", "strict")) == "all"
+    switches = {name: get(f"capture.{name}", _switch) for name in DEFAULTS["otel"]["capture"] if name != "preset"}
+    capture = {name: is_open if is_on is None else is_on for name, is_on in switches.items()}
     return Settings(
         cluster_name=get("cluster-name", _text) or os.environ.get("DASK_GATEWAY_CLUSTER_NAME"),
         trace_url=get("trace-url", _template),
@@ -133,7 +147,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
 
 def consequence(error: SettingError) -> str:
     """Describe what the bridge does because of a setting that cannot be used."""
-    if _is_capture(error):
+    if hides_all(error):
         return "hides all that otel.capture is about, until this is mended"
     return "uses the default"
 
@@ -178,18 +192,55 @@ def is_quick(pattern: str) -> bool:
     return bool(ways <= MAX_WAYS)
 
 
-def _is_capture(error: SettingError) -> bool:
-    return error.setting.startswith("otel.capture")
+class _MisspeltCaptureError(SettingError):
+    """A setting that does not exist, where one of ``otel.capture`` was probably meant."""
+
+
+def hides_all(error: SettingError) -> bool:
+    """Whether all of ``otel.capture`` is off because of a setting that cannot be used."""
+    return isinstance(error, _MisspeltCaptureError) or error.setting.startswith("otel.capture")
+
+
+def _seems_to_hide(*given: object) -> bool:
+    """Whether a setting's name or value contains a word, or a misspelt one, of a setting that hides something."""
+    for each in given:
+        if isinstance(each, Mapping):
+            if _seems_to_hide(*each, *each.values()):
+                return True
+        elif isinstance(each, str) and any(
+            difflib.get_close_matches(written, _HIDING, n=1, cutoff=0.75)
+            for written in re.split(r"[\W_]+", each.lower()[:200])
+        ):
+            return True
+    return False
+
+
+def _misplaced() -> Iterator[SettingError]:
+    """Yield settings outside of ``otel`` that seem to be of ``otel.capture``, e.g. ``DASK_OTEL_CAPTURE__PRESET``."""
+    allowed = (
+        "under otel.capture, e.g. otel.capture.preset; in the environment with double underscores, e.g. "
+        "DASK_OTEL__CAPTURE__PRESET"
+    )
+    for name, value in dask.config.config.items():
+        first, *others = re.split(r"[\W_]+", str(name).lower())
+        is_ours = difflib.get_close_matches(first, ["otel"], n=1, cutoff=0.75)
+        if name != "otel" and is_ours and _seems_to_hide(*others, value):
+            yield _MisspeltCaptureError(str(name), value, allowed)
+    for name, value in os.environ.items():
+        if re.match(r"(DASK)?OTEL_+CAPTURE_", name.upper()):  # Dask reads only variables that begin with DASK_
+            yield _MisspeltCaptureError(name, value, allowed)
 
 
 def _not_mappings(given: object) -> Iterator[SettingError]:
     """Yield what is in the place of a part of the settings, such as ``DASK_OTEL=off``."""
     if not isinstance(given, Mapping):
-        yield SettingError("otel", given, "a mapping of " + ", ".join(DEFAULTS["otel"]))
+        error = _MisspeltCaptureError if _seems_to_hide(given) else SettingError
+        yield error("otel", given, "a mapping of " + ", ".join(DEFAULTS["otel"]))
         return
     for name, known in DEFAULTS["otel"].items():
         if isinstance(known, dict) and not isinstance(given.get(name, {}), Mapping):
-            yield SettingError(f"otel.{name}", given[name], "a mapping of " + ", ".join(known))
+            example = ", e.g. {preset: strict}" if name == "capture" else ""
+            yield SettingError(f"otel.{name}", given[name], "a mapping of " + ", ".join(known) + example)
 
 
 def _unknown(known: Mapping[str, Any], given: object, path: str) -> Iterator[SettingError]:
@@ -199,7 +250,8 @@ def _unknown(known: Mapping[str, Any], given: object, path: str) -> Iterator[Set
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" (did you mean {path}.{close[0]}?)" if close else ""
-            yield SettingError(f"{path}.{written}", value, "one of the settings " + ", ".join(known) + hint)
+            error = _MisspeltCaptureError if _seems_to_hide(str(written), value) else SettingError
+            yield error(f"{path}.{written}", value, "one of the settings " + ", ".join(known) + hint, is_known=False)
         elif isinstance(known[name], dict):
             yield from _unknown(known[name], value, f"{path}.{written}")
 
@@ -272,6 +324,11 @@ def _boolean(value: Any, name: str) -> bool:
         return _BOOLEANS[str(value).strip().lower()]
     except KeyError:
         raise SettingError(name, value, "true or false") from None
+
+
+def _switch(value: Any, name: str) -> bool | None:
+    """True or false; None if it is left to the preset."""
+    return None if isinstance(value, str) and value.strip().lower() == "preset" else _boolean(value, name)
 
 
 def _whole(low: int, high: int) -> Callable[[Any, str], int]:

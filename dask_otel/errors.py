@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 __all__ = ["Remarks", "SettingError"]
@@ -18,11 +19,30 @@ class SettingError(ValueError):
         The value that was given.
     allowed
         Describes the values that can be used.
+    is_known
+        False if there is no such setting: nobody knows whether its value is a secret.
     """
 
-    def __init__(self, setting: str, value: object, allowed: str) -> None:
+    def __init__(self, setting: str, value: object, allowed: str, *, is_known: bool = True) -> None:
         super().__init__(f"{setting} = {value!r} cannot be used: it must be {allowed}")
         self.setting = setting
+        self._value = value
+        self._allowed = allowed
+        self._is_known = is_known
+
+    @property
+    def public(self) -> str:
+        """The message for whoever can open the page: without a value that may hold a password or a token."""
+        shown = repr(self._value)
+        if not self._is_known or len(shown) > 100 or re.search("[@?#&=;]", shown):
+            shown = "(not shown)"
+        return f"{self.setting} = {shown} cannot be used: it must be {self._allowed}"
+
+    @property
+    def without_value(self) -> str:
+        """The setting, and what was probably meant; the value may be a secret."""
+        meant = re.search(r"\(did you mean ([\w.-]+)\?\)", str(self))
+        return f"{self.setting} (did you mean {meant[1]}?)" if meant else self.setting
 
 
 @dataclass

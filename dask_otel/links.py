@@ -1,10 +1,13 @@
-"""Links from a notebook to the traces of its cluster, and a line that says where these are sent."""
+"""What a notebook shows of its cluster's traces: links, a line that says where they are sent, and runs."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from html import escape
+from time import monotonic
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -12,13 +15,20 @@ import dask
 from distributed import Client, get_client
 
 from .otlp_options import own_variables
-from .status.handlers import STATUS_CALL
+from .status.handlers import RUN_CALL, STATUS_CALL
 from .status.report import destinations
 
-__all__ = ["Description", "Link", "describe", "page_link", "scheduler_link"]
+__all__ = ["Description", "Link", "describe", "page_link", "scheduler_link", "show_trace"]
 
+#: Makes a frame light or dark like the theme of JupyterLab or VS Code. Elsewhere, the browser's setting is used.
+_THEMES = (
+    "<style>[data-jp-theme-light=true] .dask-otel-run, .vscode-light .dask-otel-run { color-scheme: light } "
+    "[data-jp-theme-light=false] .dask-otel-run, .vscode-dark .dask-otel-run { color-scheme: dark }</style>"
+)
 _REGISTER = "client.register_plugin(dask_otel.OTelPlugin(endpoint))"
 _FROM_ENV = "client.register_plugin(dask_otel.OTelPlugin.from_env())"
+#: Seconds between two questions whether a run is over, and until a span is known: sweeps come that late.
+_PAUSE, _UNKNOWN_FOR = 0.1, 5.0
 
 
 class Link(str):
@@ -32,13 +42,18 @@ class Link(str):
 
 
 class Description:
-    """A line for a person, and links; a notebook shows them so that they can be clicked."""
+    """A line for a person, links, and a document; a notebook shows the document, and links that can be clicked."""
 
-    def __init__(self, text: str, *, page: str | None = None, trace: str | None = None) -> None:
+    def __init__(
+        self, text: str, *, page: str | None = None, trace: str | None = None, document: str = "", height: int = 0
+    ) -> None:
         self.text = text
         #: The page on the scheduler's HTTP server, and a trace; None if there is none.
         self.page = Link(page) if page else None
         self.trace = Link(trace) if trace else None
+        #: HTML without scripts; empty if there is none. Its height is in pixels.
+        self.document = document
+        self.height = height
 
     def __repr__(self) -> str:
         links = (("page", self.page), ("trace", self.trace))
@@ -51,7 +66,15 @@ class Description:
             for name, link in links
             if link
         ]
-        return " · ".join([escape(self.text), *named])
+        line = " · ".join([escape(self.text), *named])
+        if not self.document:
+            return line
+        # In a frame, the document's style has no effect on the notebook, nor the notebook's on the document.
+        return (
+            f'{_THEMES}{line}<iframe class="dask-otel-run" sandbox title="{escape(self.text)}" '
+            f'srcdoc="{escape(self.document)}" '
+            f'style="width: 100%; height: {self.height}px; border: 0; resize: vertical"></iframe>'
+        )
 
 
 def describe(trace: str | None, client: Any = None) -> Description:
@@ -64,6 +87,24 @@ def describe(trace: str | None, client: Any = None) -> Description:
     client
         Of the cluster; by default the current one. With an asynchronous client, the result is to be awaited.
     """
+    return _with_client(client, trace, _describe)
+
+
+def show_trace(span_ids: Sequence[str], timeout: float, trace: str | None, client: Any = None) -> Description:
+    """Return the latest run of a Dask span, as a document from the scheduler.
+
+    Parameters
+    ----------
+    timeout
+        Seconds to wait until the run is over.
+    trace, client
+        As for ``describe``.
+    """
+    return _with_client(client, trace, _show_trace, list(map(str, span_ids)), timeout)
+
+
+def _with_client(client: Any, trace: str | None, function: Any, *arguments: Any) -> Description:
+    """Call a coroutine function with a client, a link and more, if there is a client that is open."""
     client = client or _current_client()
     if client is None:
         return Description("there is no Dask client here: create one, then ask again", trace=trace)
@@ -71,7 +112,7 @@ def describe(trace: str | None, client: Any = None) -> Description:
         raise TypeError(f"client must be a distributed.Client, not a {type(client).__name__}")
     if client.status in ("closing", "closed"):
         return Description("the client is closed: create another one, then ask again", trace=trace)
-    described: Description = client.sync(_describe, client, trace)
+    described: Description = client.sync(function, client, trace, *arguments)
     return described
 
 
@@ -90,10 +131,12 @@ def page_link(client: Any = None) -> Link | None:
 def scheduler_link(span_id: str) -> Link | None:
     """Return the link to a Dask span's trace on its scheduler; None if there is no client, or no dashboard."""
     page = page_link()
-    if page is None:
-        return None
+    return _below(page, f"trace/{quote(span_id, safe='')}") if page else None
+
+
+def _below(page: Link, path: str) -> Link:
     parts = urlsplit(page)
-    return Link(urlunsplit(parts._replace(path=f"{parts.path}trace/{quote(span_id, safe='')}")))
+    return Link(urlunsplit(parts._replace(path=parts.path + path)))
 
 
 def _current_client() -> Any:
@@ -103,35 +146,82 @@ def _current_client() -> Any:
 
 
 class _HasCall:
-    """Pickles as a function that says whether the scheduler has the call; a call that it lacks would log a warning."""
+    """Pickles as a function that says whether the scheduler has a call; a call that it lacks would log a warning."""
+
+    def __init__(self, call: str) -> None:
+        self._call = call
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return eval, (f"lambda dask_scheduler: {STATUS_CALL!r} in dask_scheduler.handlers",)
+        return eval, (f"lambda dask_scheduler: {self._call!r} in dask_scheduler.handlers",)
+
+
+async def _has(client: Any, call: str) -> bool:
+    try:
+        return bool(await client.run_on_scheduler(_HasCall(call)))
+    except Exception:  # noqa: BLE001 -- the scheduler takes no functions (distributed.scheduler.blocked-handlers)
+        return True
+
+
+async def _call(client: Any, call: str, **arguments: Any) -> dict[str, Any] | None:
+    """Call the scheduler; None if it has no such call.
+
+    Raises
+    ------
+    RuntimeError
+        With a line for a person, if the call fails.
+    """
+    try:
+        answer = await getattr(client.scheduler, call)(**arguments)
+    except Exception as error:
+        raise RuntimeError(f"the scheduler cannot be asked ({type(error).__name__})") from error
+    return answer if isinstance(answer, dict) else None
+
+
+async def _show_trace(client: Any, trace: str | None, span_ids: list[str], timeout: float) -> Description:
+    begin = monotonic()
+    if not await _has(client, RUN_CALL):
+        return await _describe(client, trace)
+    while True:
+        waited = monotonic() - begin
+        try:
+            found = await _call(client, RUN_CALL, span_ids=span_ids, wait=waited < timeout)
+        except RuntimeError as error:
+            return Description(str(error), trace=trace)
+        if found is None:
+            return await _describe(client, trace)
+        patience = {"running": timeout, "unknown": min(timeout, _UNKNOWN_FOR)}.get(found["state"], 0)
+        if waited >= patience:
+            break
+        await asyncio.sleep(min(_PAUSE, patience - waited))
+    page = page_link(client)
+    return Description(
+        found["text"],
+        page=_below(page, found["run"]) if page and found["run"] else page,
+        trace=trace or found["link"],
+        document=found["html"] or "",
+        height=found["height"],
+    )
 
 
 async def _describe(client: Any, trace: str | None) -> Description:
     try:
-        has_call = await client.run_on_scheduler(_HasCall())
-    except Exception:  # noqa: BLE001 -- the scheduler takes no functions (distributed.scheduler.blocked-handlers)
-        has_call = True
-    try:
-        status = await getattr(client.scheduler, STATUS_CALL)() if has_call else None
-    except Exception as error:  # noqa: BLE001 -- a line for a person is better than an exception in a notebook
-        return Description(f"the scheduler cannot be asked ({type(error).__name__})", trace=trace)
-    if not isinstance(status, dict):
+        status = await _call(client, STATUS_CALL) if await _has(client, STATUS_CALL) else None
+    except RuntimeError as error:
+        return Description(str(error), trace=trace)
+    if status is None:
         return Description(_why_not_there())
     if not status["on"]:
         return Description(f"dask-otel is off on this scheduler: {status['why']}", page=page_link(client))
-    return Description(
-        f"dask-otel sends {destinations(status)}{_failures(status)}", page=page_link(client), trace=trace
-    )
+    return Description(f"dask-otel {destinations(status)}{_failures(status)}", page=page_link(client), trace=trace)
 
 
 def _failures(status: dict[str, Any]) -> str:
-    failing = [each for each in status["exporters"] if each["failing"]]
-    return "".join(
-        f"; the last request to {each['target'] or each['name']} failed: {each['last_error']}" for each in failing
-    )
+    errors = {
+        each["target"] or each["name"]: each["last_error"]
+        for each in [*status["metrics"], *status["exporters"]]
+        if each["failing"]
+    }
+    return "".join(f"; the last request to {target} failed: {error}" for target, error in errors.items())
 
 
 def _why_not_there() -> str:

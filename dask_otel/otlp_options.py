@@ -94,7 +94,9 @@ class OtlpOptions:
                 raise TypeError(f"{where} must be a mapping of options or False, not a {type(given).__name__}")
         if traces is False and metrics is False:
             raise ValueError("traces and metrics are both False: nothing would be sent")
-        return cls(_exporters_for_endpoints(variables) | variables, options)
+        checked = cls(_exporters_for_endpoints(variables) | variables, options)
+        _check_schemes(variables, options)
+        return checked
 
     @classmethod
     def from_env(cls) -> OtlpOptions:
@@ -245,6 +247,20 @@ def _check(variables: Mapping[str, str], options: Mapping[str, str]) -> None:
             allowed = "a mapping of names to values, in Latin-1 and without line breaks, or a text as in the variable"
             raise SettingError(option, "(not shown)", allowed) from None
         raise ValueError(message.replace(setting, option, 1)) from None
+
+
+def _check_schemes(variables: Mapping[str, str], options: Mapping[str, str]) -> None:
+    """Fail at ``host:port`` in a call without an option about TLS.
+
+    In a variable it means gRPC with TLS, as OpenTelemetry specifies. Most who write it mean a collector without TLS.
+    """
+    for name, value in variables.items():
+        scope, is_endpoint, _ = name.removeprefix(_PREFIX).partition("ENDPOINT")
+        if is_endpoint and "://" not in value and "@" not in value and not value.startswith("unix:"):
+            names = [f"{_PREFIX}{form}{end}" for form in (scope, "") for end in ("INSECURE", "CERTIFICATE")]
+            if not any(each in variables for each in names):
+                allowed = f"'http://{value}', or 'https://{value}' for TLS; else also give insecure=True or False"
+                raise SettingError(options[name], value, allowed)
 
 
 def _seal(data: bytes) -> bytes:

@@ -19,7 +19,7 @@ from . import __version__, config
 from .errors import SettingError
 from .metrics.series import MetricSettings
 from .otlp_options import OtlpOptions
-from .registration import ClientProcess
+from .registration import ClientProcess, show_when_registered
 from .safety import Safety, import_or_log, log, recent, why_off
 from .scheduler.plugin import BridgePlugin
 from .scheduler.runtime import BridgeSettings, SchedulerBridge
@@ -53,7 +53,7 @@ class OTelPlugin(BridgePlugin):
     """Scheduler plugin that sends Dask's spans as OpenTelemetry traces.
 
     For a cluster that is running: ``client.register_plugin(dask_otel.OTelPlugin("http://collector:4317"))``. The call
-    prints where the scheduler sends to, or raises an exception if the scheduler cannot send. A plugin with other values
+    shows where the scheduler sends to, or raises an exception if the scheduler cannot send. A plugin with other values
     replaces the one that is there.
 
     What is not given is as in the ``OTEL_*`` variables of the scheduler's process, which may not be those of the
@@ -75,7 +75,7 @@ class OTelPlugin(BridgePlugin):
     certificate, client_certificate, client_key
         PEM files on the scheduler's machine.
     insecure
-        Whether gRPC goes without TLS if the endpoint has no scheme.
+        Whether gRPC goes without TLS if the endpoint has no scheme. Such an endpoint needs this or a certificate.
     traces, metrics
         A mapping of the options above for one signal, or False to send nothing of it.
     """
@@ -110,10 +110,15 @@ class OTelPlugin(BridgePlugin):
             metrics=metrics,
         )
         self._settings: config.Settings | None = None
+        #: What is wrong with the settings, for the status; and names of those because of which all is hidden.
+        self._problems: list[str] = []
+        self._hiding: list[str] = []
         #: A setting that keeps the bridge off; empty if there is none.
         self._why_off = ""
         #: Set in the scheduler's process if a client has sent the plugin.
         self._sender: ClientProcess | None = None
+        #: Id of the client that registers the plugin; empty in the scheduler's process, and if it is not known.
+        self.client_id = ""
 
     @classmethod
     def from_env(cls) -> OTelPlugin:
@@ -135,7 +140,7 @@ class OTelPlugin(BridgePlugin):
         return f"<{type(self).__name__}: {self._options!r}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_sender": ClientProcess.this(self._options)}
+        return self.__dict__ | {"_sender": ClientProcess.this(self.client_id, self._options), "client_id": ""}
 
     async def start(self, scheduler: Any) -> None:
         """Start as ``BridgePlugin.start``; if a client registers the plugin, report to the client.
@@ -181,7 +186,15 @@ class OTelPlugin(BridgePlugin):
 
     def connect(self, scheduler: Any, safety: Safety) -> tuple[BridgeSettings, Output] | None:
         """Read the settings and make the exporters; None if the bridge stays off."""
-        settings = config.load(lambda error: log.error("dask-otel %s: %s", config.consequence(error), error))
+        self._problems, self._hiding = [], []
+
+        def report(error: SettingError) -> None:
+            log.error("dask-otel %s: %s", config.consequence(error), error)
+            self._problems.append(f"{error.public}; dask-otel {config.consequence(error)}")
+            if config.hides_all(error):
+                self._hiding.append(error.without_value)
+
+        settings = config.load(report)
         self._settings = settings
         safety.logs_messages = all(settings.capture.values())
         try:
@@ -247,12 +260,17 @@ class OTelPlugin(BridgePlugin):
                 bridge.safety,
                 cluster_name=self._settings.cluster_name,
                 trace_url=self._settings.trace_url,
+                problems=self._problems,
+                hiding=self._hiding,
             )
             install(scheduler, report)
 
     def stays_off(self, scheduler: Any, why: str) -> None:
         """Add a status page that shows why the bridge is off."""
         install(scheduler, OffReport(scheduler.id, why))
+
+
+show_when_registered(OTelPlugin)
 
 
 def _active(scheduler: Any) -> bool:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from secrets import token_bytes
 from typing import Any, TypeVar
+from uuid import UUID
 
+from .identity import client_names
 from .schema import ERROR_TYPE, SPAN_ROOT, TASK_PREFIX
 from .spantree.counts import FirstError
 from .spantree.events import SpanInfo, TaskError, TaskRun
@@ -20,6 +22,8 @@ _BUILT_IN_ERRORS = {
     name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
 } | {"_OTHER", "KilledWorker", "CancelledError", "TimeoutError"}
 
+#: Without a secret, pseudonyms of names that are easy to guess could be found by trying.
+_SECRET = token_bytes(32)
 
 Error = TypeVar("Error", Failure, FirstError, TaskError)
 
@@ -39,15 +43,23 @@ class Capture:
     code: bool = True
     #: Names of types of results and collections, and of exceptions that are not Python's own.
     types: bool = True
+    #: Names of clients, and their ids, which contain them.
+    clients: bool = True
 
 
 class Redactor:
-    """Removes what must not be shown; a name has the same pseudonym as long as the scheduler lives."""
+    """Removes what must not be shown, or puts pseudonyms in its place.
 
-    def __init__(self, capture: Capture) -> None:
+    Parameters
+    ----------
+    scheduler
+        Id of the scheduler. A name has the same pseudonym as long as the scheduler lives, also if the plugin is
+        registered again.
+    """
+
+    def __init__(self, capture: Capture, scheduler: str = "") -> None:
         self.capture = capture
-        #: Without a salt, pseudonyms of names that are easy to guess could be found by trying.
-        self._salt = token_bytes(16)
+        self._salt = blake2b(scheduler.encode("utf-8", "surrogatepass"), digest_size=16, key=_SECRET).digest()
 
     def __call__(self, record: Record) -> Record:
         """Return a record without what must not be shown; the same record if everything may be shown."""
@@ -62,6 +74,7 @@ class Redactor:
                 "name": self.title(record.span, record.name),
                 "code": record.code if self.capture.code else None,
                 "collections": record.collections if self.capture.types else (),
+                "clients": self.clients(record.clients),
             }
         elif isinstance(record, GroupRecord):
             changes["types"] = record.types if self.capture.types else {}
@@ -88,6 +101,18 @@ class Redactor:
         if span.is_default:
             return name if self.capture.keys else "default"
         return self.tags(span.tags)[-1]
+
+    def clients(self, ids: tuple[str, ...]) -> tuple[str, ...]:
+        """Return ids of clients, or pseudonyms in the same form, with a pseudonym for the name if there is one."""
+        if self.capture.clients:
+            return ids
+        pseudonyms = []
+        for id_ in ids:
+            names = [self._pseudonym("client", name) for name in client_names([id_])]
+            # Dask's UUIDs contain an address of the network card of the client's machine.
+            unique = UUID(bytes=self._digest(id_, 16))
+            pseudonyms.append("-".join(["Client", *names, str(unique)]))
+        return tuple(pseudonyms)
 
     def metric_attribute(self, name: str, value: str) -> str:
         """Return the value of a metric's attribute, or a pseudonym."""
@@ -124,5 +149,7 @@ class Redactor:
         return name if self.capture.keys else self._pseudonym("tasks", name)
 
     def _pseudonym(self, kind: str, name: str) -> str:
-        data = name.encode("utf-8", "surrogatepass")
-        return f"{kind} {blake2b(data, digest_size=4, key=self._salt).hexdigest()}"
+        return f"{kind} {self._digest(name, 4).hex()}"
+
+    def _digest(self, name: str, size: int) -> bytes:
+        return blake2b(name.encode("utf-8", "surrogatepass"), digest_size=size, key=self._salt).digest()

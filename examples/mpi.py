@@ -5,12 +5,14 @@ If dask-otel is missing in the environment of rank 0, the scheduler does not sta
 
 import getpass
 import os
+from urllib.parse import quote
 
 import dask
 from dask_mpi import initialize
 from distributed import Client, span
 
 os.environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317")
+os.environ.setdefault("OTEL_RESOURCE_ATTRIBUTES", f"user.name={quote(getpass.getuser())}")
 dask.config.set({"distributed.scheduler.preload": ["dask_otel"], "otel.cluster-name": f"mpi-{getpass.getuser()}"})
 
 if __name__ == "__main__":

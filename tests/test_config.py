@@ -70,7 +70,7 @@ def test_defaults():
         root_names=(),
         task_bounds=TASK_DURATION.bounds,
         span_bounds=SPAN_DURATION.bounds,
-        capture=dict.fromkeys(("message", "traceback", "keys", "tags", "code", "types"), True),
+        capture=dict.fromkeys(("message", "traceback", "keys", "tags", "code", "types", "clients"), True),
     )
 
 
@@ -90,12 +90,82 @@ def test_yes_and_no(value, shown):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"otel.capture.keys": "perhaps"}, {"otel.capture.tags": None}, {"otel.capture.key": False}, {"otel.capture": 7}],
+    [
+        {"otel.capture.keys": "perhaps"},
+        {"otel.capture.tags": None},
+        {"otel.capture.key": False},
+        {"otel.capture": 7},
+        {"otel.capture.preset": "strcit"},
+        {"otel.capture.preset": None},
+        {"otel.capture.preset": False},
+        {"otel.capture.keys": "strict"},
+    ],
 )
 def test_a_doubtful_wish_to_hide_something_hides_everything(wrong):
-    settings, complaints = loaded(**wrong)
+    with dask.config.set({"otel.capture.types": True}):
+        settings, complaints = loaded(**wrong)
     assert len(complaints) == 1
     assert not any(settings.capture.values())
+
+
+@pytest.mark.parametrize(
+    ("preset", "explicit", "shown"),
+    [
+        ("all", {}, {"tags", "message"}),
+        ("all", {"message": False}, {"tags"}),
+        ("strict", {}, set()),
+        ("strict", {"tags": True}, {"tags"}),
+        (" Strict", {"tags": "on", "message": "preset"}, {"tags"}),
+    ],
+)
+def test_switches_have_priority_over_the_preset(preset, explicit, shown):
+    settings, complaints = loaded(
+        **{"otel.capture.preset": preset}, **{f"otel.capture.{name}": value for name, value in explicit.items()}
+    )
+    assert complaints == []
+    assert {name for name in ("tags", "message") if settings.capture[name]} == shown
+    others = {is_on for name, is_on in settings.capture.items() if name not in ("tags", "message")}
+    assert others == {preset == "all"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DASK_OTEL__CAPTURE", "strict"),
+        ("DASK_OTEL__CAPTRE__PRESET", "strict"),
+        ("DASK_OTEL__CAPTURE_PRESET", "strict"),
+        ("DASK_OTEL_CAPTURE__PRESET", "strict"),
+        ("DASK_OTEL_CAPTURE_PRESET", "strict"),
+        ("DASK_OTEL_CAPTURE_MESSAGE", "false"),
+        ("DASK_OTLE__CAPTURE__PRESET", "strict"),
+        ("DASK_OTEL__PRIVACY", "strict"),
+        ("DASK_OTEL", "strict"),
+        ("OTEL_CAPTURE_PRESET", "strict"),
+        ("DASKOTEL__CAPTURE__PRESET", "strict"),
+    ],
+)
+def test_a_misspelt_preset_hides_everything(variable, value):
+    code = "from dask_otel import config; print(config.load(lambda error: print(config.consequence(error), error)))"
+    env = os.environ | {variable: value}
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    (complaint,) = out.splitlines()[:-1]
+    assert re.match(r"hides all .* cannot be used: it must be .*(capture|preset: strict|double underscores)", complaint)
+    assert "'message': False" in out
+    assert re.search(r"capture={[^}]*}", out)[0].count("False") == 7
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"otel.traces.levl": "groups"},
+        {"otel.cluster-name": "strict"},
+        {"other": {"capture": {"preset": "strict"}}},
+        {"otel-x": {"y": 1}},
+    ],
+)
+def test_other_misspelt_settings_hide_nothing(others):
+    assert all(loaded(**others)[0].capture.values())
 
 
 @pytest.mark.parametrize(
@@ -275,6 +345,7 @@ KINDS = [
     ("traces.max-groups", "max_groups", WHOLE),
     ("traces.max-rate", "max_rate", WHOLE),
     ("capture.keys", "capture", YES | NO),
+    ("capture.preset", "capture", {"all": True, "strict": False, "Strict": False}),
     ("split-groups", "split_groups", YES | NO),
     ("cluster-name", "cluster_name", TEXTS),
     ("trace-url", "trace_url", {LINK: LINK, f" {LINK} ": LINK, "": None, "null": None}),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import subprocess
+import types
 from pathlib import Path
 
 import dask
+import distributed
 import pytest
 import yaml
+from distributed import Client, LocalCluster, span, wait
 from support.backends import need
 from support.dashboards import load
 from support.environment import environment
 from support.memory import MemoryExporter, make_sink
+from support.misbehaving import Misbehaving
 
 import dask_otel
 from dask_otel import config
@@ -210,6 +215,23 @@ def test_readme_answers_what_people_ask_first():
         assert answer in README
 
 
+def test_readme_lists_every_page():
+    listed = set(re.findall(r"docs/(\w+\.md)", README.partition("## Documentation")[2].partition("\n## ")[0]))
+    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+def test_readme_names_what_leaves_the_network():
+    """In a few words what ``docs/privacy.md`` lists."""
+    text = re.search(r"\*\*What leaves your network\.\*\*.*?\n\n", README, re.DOTALL)[0].replace("\n", " ")
+    for what in ("spans, task groups and tasks", "types of results", "messages and tracebacks of exceptions"):
+        assert what in text
+    assert "names of clients and workers, addresses of workers, and the scheduler's host name" in text
+    # By Dask's default, clients send no file and line.
+    assert "file and line that submitted the work only if your clients send them" in text
+    defaults = yaml.safe_load((Path(distributed.__file__).parent / "distributed.yaml").read_text(encoding="utf-8"))
+    assert defaults["distributed"]["diagnostics"]["computations"]["nframes"] == 0
+
+
 def test_every_page_is_in_the_site_and_the_first_page_leads_to_it():
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     first = (ROOT / "docs/index.md").read_text(encoding="utf-8")
@@ -218,8 +240,32 @@ def test_every_page_is_in_the_site_and_the_first_page_leads_to_it():
         "overview.md",
         "changelog.md",
         "benchmarks.md",
+        "examples.md",
     }
     assert pages - {"index.md"} <= set(re.findall(r"\]\((\w+\.md)", first))
+
+
+def test_the_site_shows_examples_as_text_and_links_to_it():
+    """A link to a file would be a download."""
+    hooks = runpy.run_path(str(ROOT / "docs/site_hooks.py"))
+    page = hooks["_examples"]()
+    for path in (ROOT / "examples").rglob("*.*"):
+        assert "__pycache__" in path.parts or path.read_text(encoding="utf-8").rstrip() in page
+    recipes = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="recipes.md"))
+    text = hooks["on_page_markdown"]((ROOT / "docs/recipes.md").read_text(encoding="utf-8"), recipes)
+    links = set(re.findall(r"\]\(([^)]*examples[^)]*)\)", text))
+    assert links == {f"examples.md#{anchor}" for anchor in re.findall(r"^## .* \{: #(\S+) \}$", page, re.MULTILINE)}
+
+
+def test_the_site_can_be_switched_between_light_and_dark():
+    """Without a choice "auto", a reader who has been there once keeps the scheme of that visit."""
+    palette = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["theme"]["palette"]
+    assert [each["media"] for each in palette] == [
+        "(prefers-color-scheme)",
+        "(prefers-color-scheme: light)",
+        "(prefers-color-scheme: dark)",
+    ]
+    assert all(each["toggle"]["name"] for each in palette)
 
 
 #: What the issue's readers asked, and a word of the answer's page.
@@ -241,10 +287,32 @@ def test_questions_have_answers(page):
 
 def test_every_recipe_says_first_what_happens_without_the_package():
     text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
-    recipes = re.findall(r"^## (.*)\n\n(.*)$", text, re.MULTILINE)
-    assert len(recipes) == 11
-    for title, first in recipes[:-1]:
+    recipes = dict(re.findall(r"^## (.*)\n\n(.*)$", text, re.MULTILINE))
+    del recipes["Names of the cluster and the user"], recipes["Airflow, Prefect, FastAPI, MLflow"]
+    assert len(recipes) == 12
+    for title, first in recipes.items():
         assert first.startswith(("If the package is missing", "Without the line that installs")), title
+
+
+def test_each_system_says_how_the_names_of_cluster_and_user_get_in():
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    systems = " ".join(row[0] for row in tables(text)["Names of the cluster and the user"])
+    recipes = [heading.partition(":")[0] for heading in re.findall(r"^## (.*)$", text, re.MULTILINE)]
+    other = {"Names of the cluster and the user", "GPUs", "Log lines", "Airflow, Prefect, FastAPI, MLflow"}
+    missing = [name for name in recipes if name not in other and name.lower() not in systems.lower()]
+    assert missing == []
+    assert "dask cuda worker" in systems
+
+
+def test_the_filter_for_log_lines_is_that_of_the_example():
+    """The example runs in ``test_examples.py``; the page leaves its comments out."""
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(class TraceId.*?)```", text, re.DOTALL)
+    example = (ROOT / "examples/log_lines.py").read_text(encoding="utf-8")
+    code = re.sub(r'\n +""".*?"""\n|: logging.LogRecord| -> bool|  # on the handler.*', "", example)
+    wanted = [line.strip() for line in block[1].splitlines() if line.strip()]
+    found = [line.strip() for line in code.splitlines()]
+    assert [line for line in wanted if line not in found] == []
 
 
 def test_every_vendor_has_its_page():
@@ -255,7 +323,7 @@ def test_every_vendor_has_its_page():
 
 VENDORS = dict(
     re.findall(
-        r"^## (.*?)\n(?:(?!^## ).)*?```sh\n(.*?)```",
+        r"^##+ ([^\n]*)\n(?:(?!^##).)*?```sh\n(.*?)```",
         (ROOT / "docs/backends.md").read_text(encoding="utf-8"),
         re.DOTALL | re.MULTILINE,
     )
@@ -264,20 +332,33 @@ VENDORS = dict(
 
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_dask_otel_understands_what_the_page_sets(monkeypatch, vendor):
-    for line in VENDORS[vendor].splitlines():
-        monkeypatch.setenv(*line.split("=", 1))
+    shell = subprocess.run(
+        ["sh", "-euc", f"set -a\n{VENDORS[vendor]}\nenv"],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert shell.stderr == ""
+    variables = re.findall("^(OTEL_.*?)=(.*)$", shell.stdout, re.MULTILINE)
+    assert len(variables) == len(VENDORS[vendor].splitlines())
+    for name, value in variables:
+        monkeypatch.setenv(name, value)
     remarks = Remarks()
     for signal in (TRACES, METRICS_SIGNAL) if "Jaeger" not in vendor else (TRACES,):
         settings = read_otlp(signal, otlp_protocol(remarks, signal), remarks)
         assert bool(settings.headers) == ("HEADERS" in VENDORS[vendor])
         if "Honeycomb" in vendor:
             assert settings.headers["x-honeycomb-team"] == "KEY"
+        if "Authorization=" in VENDORS[vendor]:
+            scheme, space, _ = settings.headers["authorization"].partition(" ")
+            assert scheme in ("Basic", "Bearer", "Api-Token")
+            assert space
     delta_kinds(remarks)
     assert remarks.problems == []
 
 
 def test_each_vendor_has_a_block():
-    assert len(VENDORS) == 7
+    assert len(VENDORS) == 8
 
 
 @pytest.mark.slow
@@ -291,19 +372,20 @@ def test_a_collector_takes_the_page_s_configuration(tmp_path):
     assert checked.returncode == 0, checked.stderr
 
 
-def test_the_strict_preset_excludes_all_that_can_be_excluded(tmp_path, monkeypatch):
+def test_the_strict_preset_excludes_all_that_can_be_excluded():
     text = (ROOT / "docs/privacy.md").read_text(encoding="utf-8")
-    preset = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
-    with dask.config.set(preset):
-        settings = config.load(pytest.fail)
-    assert set(settings.capture.values()) == {False}
-    assert settings.annotations == ()
-    variables = dict(line.split("=") for line in re.search(r"```sh\n(.*?)```", text, re.DOTALL)[1].split())
-    with dask.config.set(dask.config.collect_env(variables)):
-        assert config.load(pytest.fail).capture == settings.capture
-    table = [row[2] for row in tables(text)["Privacy"]]
-    for name in settings.capture:
-        assert f"`otel.capture.{name}: false`" in table
+    (variables,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    preset, mixed = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    for given in (preset, dask.config.collect_env(dict([variables.strip().split("=")]))):
+        with dask.config.set(given):
+            settings = config.load(pytest.fail)
+        assert set(settings.capture.values()) == {False}
+        assert settings.annotations == ()
+    with dask.config.set(mixed):
+        assert config.load(pytest.fail).capture == settings.capture | {"tags": True}
+    rows = tables(text)["What leaves your network"]
+    own = [row[3].strip("`") for row in rows if row[2] in ("no", "pseudonyms")]
+    assert own == [f"otel.capture.{name}" for name in settings.capture]
 
 
 def test_what_a_month_costs_is_not_less_than_what_was_measured():
@@ -322,6 +404,61 @@ def test_what_a_month_costs_is_not_less_than_what_was_measured():
     runs, spans, groups, tasks = 30_000, 5, 10, 40
     total = runs * (per_span * spans + per_group * groups + per_task * tasks)
     assert f"{runs * (spans + groups + tasks) / 1e6:.2f} million spans and {total / 1e9:.1f} GB" in text
+    exports, small, largest, size = 43_200, 100, 900, 150
+    assert re.search(rf"exports . data points . {size} bytes", text)
+    assert f"{exports:,} exports" in text
+    assert f"about {small} data points, which makes {exports * small * size / 1e7:.0f}0 MB" in text
+    assert f"[about {largest}](cost.md#overview), which makes {exports * largest * size / 1e9:.1f} GB" in text
+    cost = (ROOT / "docs/cost.md").read_text(encoding="utf-8")
+    counted = int(re.search(rf"{MAX_SERIES:,} series; (\d+) as OpenTelemetry counts", cost)[1])
+    assert 0.95 * largest <= counted <= largest
+
+
+class Counting(Misbehaving):
+    """Counts the bytes of requests."""
+
+    size = 0
+
+    def take(self, request):
+        self.size += request.ByteSize()
+        super().take(request)
+
+
+def fail_twice_in_each_of_five_spans(client, length):
+    for number in range(5):
+        with span(f"step {number}"):
+            wait(client.map(raise_message, [length] * 2, pure=False))
+
+
+def raise_message(length):
+    raise ValueError("x" * length)
+
+
+@pytest.mark.slow
+def test_what_a_month_costs_with_long_messages():
+    """The formula holds for the length that it covers, and what is to be added for longer ones is what they add."""
+    text = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    on_task = int(re.search(r"M . \((\d) F \+ G \+ S\)", text)[1])
+    covered = int(re.search(r"covers messages of about (\d+) bytes", text)[1])
+    per_span, per_group, per_task = (
+        int(number.replace(",", "")) for number in re.search(r"([\d,]+) S \+ ([\d,]+) G \+ ([\d,]+) T", text).groups()
+    )
+    sizes = {}
+    for length in (covered, 10 * covered):
+        with Counting("grpc") as receiver, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", receiver.endpoint)
+            settings = {"distributed.scheduler.preload": ["dask_otel"]}
+            with (
+                dask.config.set(settings),
+                LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as local,
+                Client(local) as client,
+            ):
+                fail_twice_in_each_of_five_spans(client, length)
+            assert len(receiver.wait(lambda spans: True, timeout=1)) == 20
+            sizes[length] = receiver.size
+    assert sizes[covered] <= 5 * per_span + 5 * per_group + 10 * per_task
+    added = 9 * covered * (on_task * 10 + 5 + 5)
+    assert sizes[10 * covered] - sizes[covered] == pytest.approx(added, rel=0.05)
 
 
 def test_readme_python_examples_run():

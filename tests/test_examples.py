@@ -1,4 +1,4 @@
-"""The files in ``examples/``, each run as far as the system that it is for can be had without a cluster.
+"""The files in ``examples/``, and the recipe for notebooks, each run as far as its system can be had without a cluster.
 
 Their packages are not those of the other tests: ``pip install '.[examples]'``. Not run: the images of the container and
 of Kubernetes, and Helm's chart, which is in no package index.
@@ -19,7 +19,11 @@ import pytest
 import yaml
 from support.backends import free_port
 from support.environment import environment
-from support.processes import Process
+from support.processes import PATIENCE, Process, cluster
+from support.trees import tree, trees
+
+from dask_otel.cli.receiver import Receiver
+from dask_otel.otlp.environment import make_resource
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -76,6 +80,80 @@ def test_mpi(tmp_path):
     assert done.stdout.split() == ["3", "True"], done.stderr
 
 
+#: In a process of its own, as Jupyter's event loop would stay open.
+RUN_NOTEBOOK = """
+import json, sys
+
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
+
+notebook = new_notebook(cells=[new_code_cell(cell) for cell in json.loads(sys.argv[1])])
+NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+print(json.dumps([[output.get("data", output) for output in cell.outputs] for cell in notebook.cells]))
+"""
+
+
+def shown_below(cells, folder, **variables):
+    """Run a notebook in Jupyter's own kernel; return what is shown below each cell, and saved with the notebook."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_NOTEBOOK, json.dumps(cells)],
+        env=environment(variables | {"IPYTHONDIR": str(folder)}),
+        cwd=folder, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def recipes_for_notebooks():
+    """The cells of the page, and of its part about a cluster that is already running."""
+    page = (ROOT / "docs/notebook.md").read_text(encoding="utf-8")
+    parts = page, page.partition("## A cluster that is already running")[2]
+    return [re.findall(r"```python\n(.*?)```", part, re.DOTALL) for part in parts]
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_links_and_a_run(tmp_path):
+    need("nbclient", "ipykernel")
+    cells = [*recipes_for_notebooks()[0][:4], "client.close(); cluster.close()"]
+    settings, described, linked, (run,), closed = shown_below(
+        cells, tmp_path, OTEL_TRACES_EXPORTER="none", OTEL_METRICS_EXPORTER="none"
+    )
+    assert settings == closed == []
+    for (link,) in (described, linked):
+        assert link["text/html"].count("<a ") == 1
+        assert "<iframe" not in link["text/html"]
+    assert re.match(r"training took .* · success · 1 task; page: http://\S+/otel/run/\w+/\w+$", run["text/plain"])
+    assert run["text/html"].count("<iframe ") == 1
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_where_a_running_cluster_sends_below_the_cell_that_registers(tmp_path):
+    need("nbclient", "ipykernel")
+    (settings, *_), registering = recipes_for_notebooks()
+    assert len(registering) == 2
+    with Receiver() as receiver, cluster(tmp_path, options=(), workers=0) as processes:
+        endpoint = receiver.endpoints["grpc"]
+        cells = [
+            settings,
+            "from distributed import Client; import dask_otel",
+            f"client = Client({processes.address!r})",
+            *registering,
+            "client.close()",
+            f"client = await Client({processes.address!r}, asynchronous=True)",
+            "await client.register_plugin(dask_otel.OTelPlugin())",
+        ]
+        shown = shown_below([each.replace("http://localhost:4317", endpoint) for each in cells], tmp_path)
+        port = processes.client.scheduler_info()["services"]["dashboard"]
+    *before, (given,), (from_env,), closed, created, (line, warning) = shown
+    assert [*before, closed, created] == [[]] * 5
+    for each in (given, from_env):
+        where = rf"dask-otel .*spans and .*metrics to {endpoint} \(on the scheduler's host,"
+        assert re.match(where, each["text/plain"])
+        assert f'<a href="http://127.0.0.1:{port}/otel/"' in each["text/html"]
+    assert "to http://localhost:4317 (on the scheduler's host" in line["text/plain"]
+    assert "UserWarning: dask-otel does not use OTEL_EXPORTER_OTLP_ENDPOINT of this process" in warning["text"]
+
+
 #: In a process of its own: dask-gateway's client does not close all that it opens.
 GATEWAY_CLIENT = """
 import json, os, sys
@@ -83,7 +161,7 @@ from urllib.request import urlopen
 from dask_gateway import BasicAuth, Gateway
 
 address, proxy = sys.argv[1:]
-with Gateway(address, proxy, auth=BasicAuth("alice")) as gateway, gateway.new_cluster() as cluster:
+with Gateway(address, proxy, auth=BasicAuth("Doe, Alice")) as gateway, gateway.new_cluster() as cluster:
     with cluster.get_client() as client:
         variables = client.run_on_scheduler(lambda: dict(os.environ))
     page = cluster.dashboard_link.replace("/status", "/otel/status.json")
@@ -92,7 +170,7 @@ with Gateway(address, proxy, auth=BasicAuth("alice")) as gateway, gateway.new_cl
 
 
 @pytest.mark.slow
-def test_gateway(tmp_path):
+def test_gateway(tmp_path, monkeypatch):
     """A real gateway with its local backend starts a cluster with the bridge, which has its name and the user's."""
     need("dask_gateway", "dask_gateway_server", "sqlalchemy")
     api, http, tcp = (f"127.0.0.1:{free_port()}" for _ in range(3))
@@ -121,9 +199,154 @@ c.UnsafeLocalBackend.inherited_environment = ["PATH", "PYTHONPATH"]
         assert status["on"]
         assert status["cluster"] == name
         assert status["exporters"][0]["target"] == "http://collector:4317"
-        assert variables["OTEL_RESOURCE_ATTRIBUTES"] == "user.name=alice"
+        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", variables["OTEL_RESOURCE_ATTRIBUTES"])
+        described = make_resource(service_name="", instance_id="", version="", cluster_name=None).attributes
+        assert described["user.name"] == "Doe, Alice"
     finally:
         gateway.stop_or_kill()
+
+
+#: Runs in a process of its own, because a tracer provider is global: the code of a caller, and then its spans.
+CALLER = """
+import json, sys
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+exec(sys.argv[1])
+spans = [[each.name, f"{each.context.trace_id:032x}", f"{each.context.span_id:016x}"]
+         for each in exporter.get_finished_spans()]
+print(json.dumps([result, spans]))
+"""
+REQUEST = """
+from fastapi.testclient import TestClient
+from fastapi_app import app
+
+result = TestClient(app).get("/total?n=4").json()
+"""
+INSIDE = """
+from caller_trace import span_in_this_trace
+from distributed import Client, span
+
+tracer = trace.get_tracer("caller")
+with Client() as client, span("outer"), tracer.start_as_current_span("request"), span_in_this_trace("inner"):
+    result = client.submit(sum, range(4)).result()
+"""
+FLOW = """
+from prefect_flow import total
+
+result = total(4)
+"""
+
+
+class Calls:
+    """Runs programs with a cluster."""
+
+    def __init__(self, processes, receiver, folder):
+        self._processes, self._receiver, self._folder = processes, receiver, folder
+        (self.worker,) = processes.workers
+        #: What the last program logged.
+        self.log = ""
+
+    def __call__(self, *arguments, segments=1, **variables):
+        """Run a program; return what it printed last, and all spans when there are so many of Dask spans."""
+        variables |= {"DASK_SCHEDULER_ADDRESS": self._processes.address, "PYTHONPATH": str(EXAMPLES)}
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env=environment(variables), cwd=self._folder, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        self.log = done.stderr
+        is_over = lambda spans: sum(each.attributes["dask.kind"] == "span" for each in spans) == segments  # noqa: E731
+        return done.stdout.splitlines()[-1], self._receiver.wait(is_over, timeout=PATIENCE)
+
+
+@pytest.fixture
+def calls(tmp_path):
+    with Receiver() as receiver:
+        annotations = "mlflow_run,prefect_run,airflow_run"
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoints["grpc"], "DASK_OTEL__ANNOTATIONS": annotations}
+        with cluster(tmp_path, env=env, workers=1) as processes:
+            yield Calls(processes, receiver, tmp_path)
+
+
+@pytest.mark.slow
+def test_fastapi(calls):
+    """A request, its Dask span, and the group of its task are one trace."""
+    need("fastapi", "httpx", "opentelemetry.instrumentation.fastapi")
+    printed, spans = calls("-c", CALLER, REQUEST)
+    result, callers = json.loads(printed)
+    assert result == 6
+    (request,) = [each for each in callers if each[0] == "GET /total"]
+    assert tree(spans) == ["total [span] <- caller", "  sum [group]"]
+    assert [(each.trace_id, each.parent_id) for each in spans if each.name == "total"] == [tuple(request[1:])]
+
+
+@pytest.mark.slow
+def test_a_dask_span_around_a_span_in_a_trace_counts_its_work_too(calls):
+    printed, spans = calls("-c", CALLER, INSIDE, segments=2)
+    result, ((name, trace_id, _),) = json.loads(printed)
+    assert (result, name) == (6, "request")
+    found = trees(spans)
+    assert found.pop(trace_id) == ["inner [span] within -> outer in another trace <- caller", "  sum [group]"]
+    assert list(found.values()) == [["outer [span]"]]
+    (outer,) = [each for each in spans if each.name == "outer"]
+    assert outer.attributes["dask.task.count"] == 1
+
+
+@pytest.mark.slow
+def test_log_lines(calls):
+    """Lines of the client and of a task have the id of the trace."""
+    printed, spans = calls(EXAMPLES / "log_lines.py")
+    assert printed == "6"
+    assert tree(spans) == ["total [span]", "  work [group]"]
+    (trace_id,) = {each.trace_id for each in spans}
+    assert re.findall(r"INFO trace_id=(\S+) starts$", calls.log, re.MULTILINE) == [trace_id]
+    assert calls.worker.wait_for(r"INFO trace_id=(\S+) sum of 4 numbers\n")[1] == trace_id
+
+
+def test_a_log_line_outside_of_a_dask_span_has_no_id():
+    example = runpy.run_path(str(EXAMPLES / "log_lines.py"))
+    record = example["log"].makeRecord("analysis", 20, "", 0, "", (), None)
+    assert example["TraceId"]().filter(record)
+    assert record.trace_id == "-"
+
+
+@pytest.mark.slow
+def test_prefect(calls, tmp_path):
+    """Needs a Prefect that CI does not install: it is large, and starts a server."""
+    pytest.importorskip("prefect")
+    home = {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    printed, spans = calls("-c", CALLER, FLOW, **home)
+    result, callers = json.loads(printed)
+    assert result == 6
+    assert tree(spans) == ["total [span] <- caller", "  sum [group]"]
+    (segment,) = [each for each in spans if each.name == "total"]
+    (flow,) = [each for each in callers if each[2] == segment.parent_id]
+    assert flow[1] == segment.trace_id
+    assert re.fullmatch("[0-9a-f-]{36}", segment.attributes["dask.annotation.prefect_run"])
+    assert segment.attributes["dask.client.name"].startswith("prefect-")
+
+
+@pytest.mark.slow
+def test_mlflow(calls, tmp_path):
+    need("mlflow")
+    variables = {
+        "MLFLOW_TRACKING_URI": (tmp_path / "runs").as_uri(),
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "DO_NOT_TRACK": "1",
+    }
+    run, spans = calls(EXAMPLES / "mlflow_run.py", **variables)
+    assert tree(spans) == ["total [span]", "  sum [group]"]
+    (segment,) = [each for each in spans if each.name == "total"]
+    assert segment.attributes["dask.annotation.mlflow_run"] == run
+    (tag,) = (tmp_path / "runs").glob(f"*/{run}/tags/dask.trace_id")
+    assert tag.read_text(encoding="utf-8") == segment.trace_id
 
 
 def without_none(value):
@@ -154,6 +377,32 @@ def test_the_cluster_for_the_operator_is_one_to_its_schema():
         jsonschema.validate(resource, schema)
 
 
+def test_the_variables_for_helm_are_such_as_a_container_takes():
+    """The chart copies ``scheduler.env`` into the scheduler's container. It is in no package index."""
+    import jsonschema
+
+    schema = cluster_schema()
+    resource = yaml.safe_load((EXAMPLES / "kubernetes/cluster.yaml").read_text(encoding="utf-8"))
+    env = yaml.safe_load((EXAMPLES / "helm/values.yaml").read_text(encoding="utf-8"))["scheduler"]["env"]
+    resource["spec"]["scheduler"]["spec"]["containers"][0]["env"] = env
+    jsonschema.validate(resource, schema)
+    (key,) = [each["valueFrom"]["secretKeyRef"] for each in env if "valueFrom" in each]
+    del key["key"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(resource, schema)
+
+
+def test_the_key_is_in_a_secret():
+    """A header in the file would be readable for all who can read the resource."""
+    resource = yaml.safe_load((EXAMPLES / "kubernetes/cluster.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load((EXAMPLES / "helm/values.yaml").read_text(encoding="utf-8"))
+    (scheduler,) = resource["spec"]["scheduler"]["spec"]["containers"]
+    for env in (scheduler["env"], values["scheduler"]["env"]):
+        (headers,) = [each for each in env if each["name"] == "OTEL_EXPORTER_OTLP_HEADERS"]
+        assert headers.keys() == {"name", "valueFrom"}
+        assert headers["valueFrom"]["secretKeyRef"].keys() >= {"name", "key"}
+
+
 def test_what_kubecluster_makes_is_one_to_the_schema_and_has_no_other_preload():
     import jsonschema
 
@@ -163,6 +412,8 @@ def test_what_kubecluster_makes_is_one_to_the_schema_and_has_no_other_preload():
     (scheduler,) = spec["spec"]["scheduler"]["spec"]["containers"]
     assert "--preload" not in scheduler["args"]  # it would make Dask ignore the variable
     assert {"name": "DASK_DISTRIBUTED__SCHEDULER__PRELOAD", "value": "dask_otel"} in scheduler["env"]
+    assert "secretKeyRef" in str(scheduler["env"])
+    assert "secretKeyRef" not in str(spec["spec"]["worker"])
 
 
 @pytest.mark.slow

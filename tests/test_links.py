@@ -1,4 +1,4 @@
-"""What a notebook shows: where a cluster's traces are sent, and links to the page and to a trace."""
+"""What a notebook shows: where a cluster's traces are sent, links to the page and to a trace, and a run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ import pytest
 from distributed import Client, LocalCluster, span
 from support.backends import free_port
 from support.environment import environment
+from support.misbehaving import Misbehaving
 from support.processes import cluster
 
 import dask_otel
 from dask_otel import links
 from dask_otel.cli.receiver import Receiver
+from dask_otel.status.report import destinations
 
 PRELOAD = {
     "distributed.scheduler.preload": ["dask_otel"],
@@ -59,6 +61,13 @@ def hrefs(html):
 
     Parser().feed(html)
     return found
+
+
+def settled(span_id=None):
+    """Describe the cluster once spans and metrics have been sent."""
+    while "will send" in (described := dask_otel.describe(span_id)).text:
+        pass
+    return described
 
 
 def local(**options):
@@ -112,8 +121,13 @@ def test_without_a_client():
     with span("here"):
         assert dask_otel.trace_url() is None
     assert repr(dask_otel.describe()) == "there is no Dask client here: create one, then ask again"
+    assert dask_otel.trace_url() is None
+    with dask.config.set({"otel.trace-url": "http://jaeger/trace/{trace_id}"}):
+        assert dask_otel.trace_url() is None  # in no span
+        assert dask_otel.trace_url("some span")
+    assert repr(dask_otel.show_trace("some span")) == "there is no Dask client here: create one, then ask again"
     with pytest.raises(ValueError, match="no span here"):
-        dask_otel.trace_url()
+        dask_otel.show_trace()
     with pytest.raises(ValueError, match="no id of a span was given"):
         dask_otel.trace_url([])
     with pytest.raises(TypeError, match=r"client must be a distributed\.Client, not a str"):
@@ -132,7 +146,7 @@ def test_a_local_cluster_with_the_preload(receiver, monkeypatch):
         assert isinstance(url, str)
         assert hrefs(url._repr_html_()) == {url: url}
         receiver.wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
-        described = dask_otel.describe(root_id)
+        described = settled(root_id)
         trace = f"{page}trace/{root_id}"
         line = f"dask-otel sends spans and metrics to {receiver.endpoints['grpc']}"
         assert repr(described) == f"{line}; page: {page}; trace: {trace}"
@@ -141,8 +155,12 @@ def test_a_local_cluster_with_the_preload(receiver, monkeypatch):
         assert repr(dask_otel.describe()) == f"{line}; page: {page}"
         with urlopen(page, timeout=30) as answer:
             assert "dask-otel" in answer.read().decode()
+        run = dask_otel.show_trace(root_id)
+        assert re.fullmatch(rf"root took .* · success · 1 task; page: {re.escape(page)}run/\w+/\w+", repr(run))
+        assert '<summary class="row group">' in run.document
         with Client(cluster_) as other:
             pass
+        assert repr(dask_otel.show_trace(root_id, client=other)).startswith("the client is closed")
         assert repr(dask_otel.describe(client=other)) == "the client is closed: create another one, then ask again"
         with dask.config.set({"otel.trace-url": "http://jaeger/trace/{trace_id}"}):
             assert dask_otel.describe(root_id).trace == f"http://jaeger/trace/{dask_otel.trace_id(root_id)}"
@@ -180,6 +198,7 @@ def test_a_cluster_that_started_before_the_preload_was_set(receiver, tmp_path, m
         client = processes.client
         line = repr(dask_otel.describe())
         assert line == f"this cluster's scheduler runs without dask-otel; {REGISTER}(endpoint))"
+        assert repr(dask_otel.show_trace("some span")) == line
         with dask.config.set(PRELOAD):
             line = repr(dask_otel.describe(client=client))
             assert "(the preload is in this process' configuration; it was set after the cluster had started" in line
@@ -190,7 +209,7 @@ def test_a_cluster_that_started_before_the_preload_was_set(receiver, tmp_path, m
         with span("root") as root_id:
             client.submit(sum, [1, 2]).result()
         receiver.wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
-        described = dask_otel.describe(root_id)
+        described = settled(root_id)
         assert repr(described).startswith(f"dask-otel sends spans and metrics to {receiver.endpoints['grpc']}; page: ")
         with urlopen(described.page, timeout=30) as answer:
             assert answer.status == 200
@@ -212,11 +231,51 @@ def test_a_backend_that_is_not_there_is_in_the_line():
     ):
         client.register_plugin(dask_otel.OTelPlugin(endpoint))
         client.submit(sum, [1, 2]).result()
-        while "failed" not in (line := repr(dask_otel.describe())):
-            pass
+        line = repr(settled())
     assert line.startswith(
-        f"dask-otel sends spans and metrics to {endpoint}; the last request to {endpoint} failed: UNAV"
+        f"dask-otel cannot send spans and metrics to {endpoint}; the last request to {endpoint} failed: UNAV"
     )
+    assert line.count("UNAVAILABLE: ") == 1
+
+
+def exporter(target, failing, **more):
+    return {"name": "otlp", "target": target, "proxy": "", "failing": failing, **more}
+
+
+@pytest.mark.parametrize(
+    ("spans", "metrics", "text"),
+    [
+        ([], [], "sends nothing, as configured"),
+        ([exporter("A", None)], [exporter("A", None, unsupported="")], "will send spans and metrics to A"),
+        ([exporter("A", None)], [exporter("A", False, unsupported="")], "will send spans and sends metrics to A"),
+        ([exporter("A", False)], [exporter("A", True, unsupported="")], "sends spans and cannot send metrics to A"),
+        ([exporter("A", False)], [exporter("B", False, unsupported="")], "sends spans to A, metrics to B"),
+        ([exporter("A", False)], [exporter("A", False, unsupported="404")], "sends spans to A; A takes no metrics"),
+        ([exporter("A", True)], [exporter("A", True, unsupported="404")], "cannot send spans and metrics to A"),
+        ([], [exporter("A", False, unsupported="404")], "sends nothing; A takes no metrics"),
+    ],
+)
+def test_the_line_says_what_is_known_to_arrive(spans, metrics, text):
+    assert destinations({"exporters": spans, "metrics": metrics}) == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_backend_that_takes_no_metrics_is_in_the_line(protocol, monkeypatch):
+    with Misbehaving(protocol) as backend:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", backend.endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+        with dask.config.set(PRELOAD), local() as cluster_, Client(cluster_) as client:
+            with span("root") as root_id:
+                client.submit(sum, [1, 2]).result()
+            backend.wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
+            text = settled().text
+    spans, metrics = (
+        (backend.endpoint, backend.endpoint)
+        if protocol == "grpc"
+        else (f"{backend.endpoint}/v1/traces", f"{backend.endpoint}/v1/metrics")
+    )
+    assert text == f"dask-otel sends spans to {spans}; {metrics} takes no metrics"
 
 
 @pytest.mark.slow
@@ -234,7 +293,7 @@ def test_an_asynchronous_client(receiver, monkeypatch):
 
     before, after, url = asyncio.run(run())
     assert "runs without dask-otel" in repr(before)
-    assert repr(after).startswith(f"dask-otel sends spans and metrics to {receiver.endpoints['grpc']}; page: http")
+    assert repr(after).startswith(f"dask-otel will send spans and metrics to {receiver.endpoints['grpc']}; page: http")
     assert after.trace == url
     assert url.endswith("/otel/trace/some%20span")
 
@@ -245,8 +304,10 @@ def test_a_scheduler_that_takes_no_functions(receiver, monkeypatch):
     blocked = {"distributed.scheduler.blocked-handlers": ["run_function"]}
     for preload in (PRELOAD, {}):
         with dask.config.set(preload | blocked), local() as cluster_, Client(cluster_):
-            described = repr(dask_otel.describe())
-        assert ("dask-otel sends " in described) is bool(preload), described
+            described, shown = repr(dask_otel.describe()), repr(dask_otel.show_trace("a span", timeout=0))
+        assert ("no run of this Dask span" in shown) is bool(preload), shown
+        assert ("runs without dask-otel" in shown) is not bool(preload), shown
+        assert ("dask-otel will send " in described) is bool(preload), described
         assert ("runs without dask-otel" in described) is not bool(preload)
 
 
@@ -257,7 +318,7 @@ NOTEBOOK = Path(__file__).parents[1] / "docs/notebook.md"
 def test_the_recipe_for_notebooks_runs(receiver, tmp_path):
     """All cells in one process, as a notebook runs them; the value of a cell's last line is shown."""
     cells = re.findall(r"```python\n(.*?)```", NOTEBOOK.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(cells) == 5
+    assert len(cells) == 6
     endpoint = receiver.endpoints["grpc"]
     script = tmp_path / "notebook.py"
     script.write_text(RUN_CELLS.format(cells=[each.replace("http://localhost:4317", endpoint) for each in cells]))
@@ -271,12 +332,17 @@ def test_the_recipe_for_notebooks_runs(receiver, tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    described, url, *printed = done.stdout.splitlines()
+    described, url, run, *printed = re.sub("<iframe.*?</iframe>", "", done.stdout, flags=re.DOTALL).splitlines()
+    assert re.search("training took .* · success · 1 task · <a ", run)
+    assert "<iframe" in done.stdout
     assert hrefs(described).keys() == {"page"}
-    assert described.startswith(f"dask-otel sends spans and metrics to {endpoint} · <a ")
+    assert re.match(f"dask-otel will send spans and (sends )?metrics to {endpoint} · <a ", described)
     assert set(hrefs(url)) == {hrefs(described)["page"] + "trace/" + url.rpartition("/trace/")[2].removesuffix("</a>")}
-    line = f"dask-otel sends spans and metrics to {endpoint}. dask_otel.describe() shows this again, with links"
-    assert printed == [line, line]  # it was registered already, with the same values
+    # It was registered already, with the same values. After the first metrics have been sent:
+    page = hrefs(described)["page"]
+    for line in printed:
+        assert re.fullmatch(rf"dask-otel .*spans and .*metrics to {endpoint}; page: {page}", line)
+    assert len(printed) == 2
     assert done.stderr == ""
     assert {each.name for each in receiver.wait(lambda spans: True, timeout=1)} == {"training", "sum"}
 

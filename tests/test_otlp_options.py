@@ -69,6 +69,14 @@ WRONG = [
     ({"endpoint": " \n"}, ValueError, "endpoint = "),
     ({"endpoint": 4317}, TypeError, "endpoint must be a str, not a int"),
     ({"endpoint": "c:4317", "protocol": "http/protobuf"}, ValueError, "endpoint = 'c:4317' cannot be used"),
+    (
+        {"endpoint": "127.0.0.1:4317"},
+        ValueError,
+        "endpoint = '127.0.0.1:4317' cannot be used: it must be 'http://127.0.0.1:4317', or 'https://127.0.0.1:4317' "
+        "for TLS; else also give insecure=True or False",
+    ),
+    ({"traces": {"endpoint": "c:4317"}}, ValueError, "traces['endpoint'] = 'c:4317' cannot be used: it must be 'http"),
+    ({"endpoint": "c:4317", "metrics": {"insecure": True}}, ValueError, "endpoint = 'c:4317' cannot be used"),
     ({"protocol": "grcp"}, ValueError, "protocol = 'grcp' cannot be used: it must be one of grpc, http/protobuf"),
     ({"protocol": "grpc", "compression": "deflate"}, ValueError, "compression = 'deflate' cannot be used"),
     ({"compression": "brotli"}, ValueError, "compression = 'brotli' cannot be used"),
@@ -137,6 +145,28 @@ def test_what_dask_logs_of_a_pickle_that_cannot_be_loaded_does_not_suffice_to_un
     ]
     # The mask is made of all the random bytes at the end.
     assert begin + len(sealed) >= 10_000 + 32
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"endpoint": "c:4317", "insecure": True},
+        {"endpoint": "c:4317", "insecure": False},
+        {"endpoint": "c:4317", "certificate": "/ca.pem"},
+        {"endpoint": "http://c:4317", "traces": {"endpoint": "d:4317", "insecure": True}},
+        {"endpoint": "unix:///run/otel.sock"},
+        {"endpoint": "dns:///c:4317"},
+    ],
+    ids=str,
+)
+def test_an_endpoint_without_a_scheme_is_taken_with_an_option_about_tls(options):
+    assert OTelPlugin(**options)._options.has_endpoint
+
+
+def test_an_endpoint_without_a_scheme_in_a_variable_means_tls(monkeypatch):
+    """As OpenTelemetry's specification has it."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "c:4317")
+    assert OTelPlugin.from_env()._options.variables["OTEL_EXPORTER_OTLP_ENDPOINT"] == "c:4317"
 
 
 def test_from_env_takes_what_says_where_and_how_to_send(monkeypatch):

@@ -12,16 +12,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from support.processes import cluster
 
 import dask_otel
 
 PACKAGE = Path(dask_otel.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "packaging/conda/recipe.yaml"
 
 
 def test_public_names():
-    names = ["OTelPlugin", "__version__", "dask_setup", "describe", "trace_id", "trace_url"]
+    names = ["OTelPlugin", "__version__", "dask_setup", "describe", "show_trace", "trace_id", "trace_url"]
     assert sorted(dask_otel.__all__) == names
     assert dir(dask_otel) == names
     assert all(getattr(dask_otel, name) for name in names)
@@ -58,7 +61,7 @@ ALLOWED = {
     "schema": set(),
     "spantree": {"identity", "schema"},
     "metrics": {"schema", "spantree"},
-    "privacy": {"schema", "spantree"},
+    "privacy": {"identity", "schema", "spantree"},
     "scheduler": {"identity", "metrics", "safety", "schema", "spantree", "dask", "distributed"},
     "otlp": {
         "config",
@@ -75,10 +78,10 @@ ALLOWED = {
         "google",
         "requests",
     },
-    "status": {"identity", "safety", "schema", "scheduler", "spantree", "", "dask", "distributed"},
+    "status": {"identity", "safety", "schema", "scheduler", "spantree", "", "dask", "distributed", "tornado"},
     "config": {"errors", "schema", "dask", "yaml"},
     "otlp_options": {"errors"},
-    "registration": {"otlp_options", "status", "distributed"},
+    "registration": {"links", "otlp_options", "safety", "status", "distributed"},
     "links": {"otlp_options", "status", "dask", "distributed"},
     "preload": {
         "config",
@@ -143,7 +146,7 @@ def _imports(tree, depth):
 @pytest.mark.slow  # reads which files all distributions have
 def test_what_is_imported_is_declared():
     """By the file of a module: distributions share packages such as ``opentelemetry`` and ``google``."""
-    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     declared = project.partition("\ndependencies = [")[2].partition("\ntest = [")[0]
     names = {name.lower() for name in re.findall(r'"([\w.-]+)(?:\[[\w,]+\])?>=', declared)}
     owners = {str(file): dist.name.lower() for dist in distributions() for file in dist.files or ()}
@@ -157,6 +160,42 @@ def test_what_is_imported_is_declared():
         if owner not in names:
             missing[module] = owner
     assert missing == {}
+
+
+def requirements(text, name):
+    """Oldest versions by package, in a list of pyproject.toml."""
+    listed = re.search(rf"^{name} = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE)[1]
+    return dict(re.findall(r'"([\w-]+)(?:\[\w+\])?>=([\d.]+)"', listed))
+
+
+def test_the_conda_recipe_says_what_pyproject_says():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    text = RECIPE.read_text(encoding="utf-8")
+    recipe = yaml.safe_load(text)
+    assert recipe["context"] == {
+        "version": dask_otel.__version__,
+        "python_min": re.search('requires-python = ">=(.*)"', project)[1],
+    }
+    for part, name in (("run", "dependencies"), ("run_constraints", "cli")):
+        listed = dict(each.split(" >=") for each in recipe["requirements"][part])
+        if part == "run":
+            assert listed.pop("python") == "${{ python_min }}"
+            listed["dask"] = listed.pop("dask-core")
+        assert listed == requirements(project, name)
+    hatchling = re.search('requires = \\["(hatchling)>=(.*)"\\]', project).groups()
+    assert " >=".join(hatchling) in recipe["requirements"]["host"]
+    (command,) = recipe["build"]["python"]["entry_points"]
+    assert command.replace(" = ", ' = "') + '"' in project
+    assert f'description = "{recipe["about"]["summary"]}"' in project
+    assert f'license = "{recipe["about"]["license"]}"' in project
+
+
+def test_rattler_build_reads_the_conda_recipe():
+    rattler_build = pytest.importorskip("rattler_build", reason="pip install '.[dev]'")
+    (variant,) = rattler_build.Stage0Recipe.from_file(str(RECIPE)).render()
+    assert (variant.recipe.package.name, str(variant.recipe.package.version)) == ("dask-otel", dask_otel.__version__)
+    with pytest.raises(rattler_build.RecipeParseError, match="unknown field"):
+        rattler_build.Stage0Recipe.from_yaml(RECIPE.read_text(encoding="utf-8").replace("run_constraints", "wrong"))
 
 
 def _modules(tree):

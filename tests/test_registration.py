@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-import queue
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 
 import dask
 import pytest
@@ -37,22 +38,6 @@ def clean(monkeypatch):
             monkeypatch.delenv(name)
 
 
-class Lines:
-    """What a client is to print and to warn about."""
-
-    def __init__(self, client):
-        self._lines = queue.Queue()
-        for topic in ("print", "warn"):
-            client.subscribe_topic(topic, lambda event, topic=topic: self._lines.put((topic, event[1])))
-
-    def next(self):
-        return self._lines.get(timeout=PATIENCE)
-
-    @property
-    def is_empty(self):
-        return self._lines.empty()
-
-
 @pytest.fixture
 def receivers():
     with Receiver() as one, Receiver() as other:
@@ -66,7 +51,9 @@ import dask_otel
 
 if __name__ == "__main__":
     client = Client(sys.argv[1])
-    client.register_plugin(eval(sys.argv[2], {"OTelPlugin": dask_otel.OTelPlugin}))
+    plugin = eval(sys.argv[2], {"OTelPlugin": dask_otel.OTelPlugin})
+    returned = client.register_plugin(plugin)
+    print("registered:", returned)
 """
 
 
@@ -89,21 +76,23 @@ def test_a_script_prints_where_the_scheduler_sends_and_warns_of_variables_that_a
     with cluster(tmp_path, options=(), workers=1) as processes:
         done = register(processes, tmp_path, "OTelPlugin()", **ours)
         assert done.returncode == 0, done.stderr
-        (line,) = done.stdout.splitlines()
+        # The line comes before the call returns, as the next line of the script.
+        line, after = done.stdout.splitlines()
         assert re.fullmatch(
-            r"dask-otel sends spans and metrics to http://localhost:4317 \(on the scheduler's host, \S+\)\. "
-            r"dask_otel\.describe\(\) shows this again, with links",
+            r"dask-otel will send spans and metrics to http://localhost:4317 \(on the scheduler's host, \S+\); "
+            r"page: http://127\.0\.0\.1:\d+/otel/",
             line,
         )
+        assert after == "registered: None"
         assert (
-            "UserWarning: dask-otel does not use OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS of this "
-            "process: the scheduler's process has other values, or none." in done.stderr
+            "<string>:9: UserWarning: dask-otel does not use OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS "
+            "of this process: the scheduler's process has other values, or none." in done.stderr
         )
         ours["OTEL_EXPORTER_OTLP_PROTOCOL"] = "http/protobuf"
         done = register(processes, tmp_path, "OTelPlugin.from_env()", **ours)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith(
-            f"dask-otel sends spans to {endpoint}/v1/traces, metrics to {endpoint}/v1/metrics"
+            f"dask-otel will send spans to {endpoint}/v1/traces, metrics to {endpoint}/v1/metrics"
         )
         # The scheduler's variables and those of this process agree now.
         root_id, _ = nested(processes.client)
@@ -112,14 +101,46 @@ def test_a_script_prints_where_the_scheduler_sends_and_warns_of_variables_that_a
     assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
 
 
-def test_only_the_client_that_registers_prints(receivers, tmp_path):
+def test_the_client_that_registers_prints_and_its_line_can_be_hidden(receivers, tmp_path, capfd):
     with cluster(tmp_path, options=(), workers=0) as processes, Client(processes.address) as other:
-        lines = [Lines(processes.client), Lines(other)]
-        for number, client in enumerate((processes.client, other)):
-            with client.as_current():
-                client.register_plugin(dask_otel.OTelPlugin(receivers[number].endpoints["grpc"]))
-            assert receivers[number].endpoints["grpc"] in lines[number].next()[1]
-        assert all(each.is_empty for each in lines)
+        # The other client is the current one.
+        processes.client.register_plugin(dask_otel.OTelPlugin(receivers[0].endpoints["grpc"]))
+        (line,) = capfd.readouterr().out.splitlines()
+        assert line.startswith(f"dask-otel will send spans and metrics to {receivers[0].endpoints['grpc']} (on the ")
+        with redirect_stdout(None):
+            other.register_plugin(dask_otel.OTelPlugin(receivers[1].endpoints["grpc"]))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_client_that_cannot_ask_registers_all_the_same(receivers, capfd):
+    blocked = {"distributed.scheduler.blocked-handlers": ["otel_registered"]}
+    with (
+        dask.config.set(FAST | blocked),
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as local,
+        Client(local) as client,
+        captured_logger("distributed.dask_otel") as log,
+    ):
+        client.register_plugin(dask_otel.OTelPlugin(receivers[0].endpoints["grpc"]))
+        root_id, _ = nested(client)
+        receivers[0].wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
+    assert "otel_registered" in log.getvalue()
+    assert capfd.readouterr().out == ""
+
+
+def test_an_asynchronous_client_prints_and_warns_before_its_result(receivers, capfd, monkeypatch):
+    async def run():
+        async with (
+            LocalCluster(n_workers=0, dashboard_address=":0", asynchronous=True, processes=False) as local,
+            Client(local, asynchronous=True) as client,
+        ):
+            missing = {"certificate": "/missing.pem"}
+            with pytest.warns(UserWarning, match="sends no metrics: ") as warned:
+                await client.register_plugin(dask_otel.OTelPlugin(receivers[0].endpoints["grpc"], metrics=missing))
+            return capfd.readouterr().out, [each.filename for each in warned]
+
+    out, files = asyncio.run(run())
+    assert out.startswith(f"dask-otel will send spans to {receivers[0].endpoints['grpc']}; page: http")
+    assert files == [__file__]
 
 
 def test_a_scheduler_that_cannot_send_raises_in_the_client_and_what_was_there_stays(receivers, tmp_path):
@@ -142,16 +163,14 @@ def test_a_scheduler_that_cannot_send_raises_in_the_client_and_what_was_there_st
     assert sorted(each.name for each in spans) == ["after", "before", "root"]
 
 
-def test_a_signal_that_cannot_be_sent_is_a_warning(receivers, tmp_path):
+def test_a_signal_that_cannot_be_sent_is_a_warning(receivers, tmp_path, capfd):
     with cluster(tmp_path, options=(), workers=0) as processes:
-        lines = Lines(processes.client)
         missing = {"certificate": str(tmp_path / "missing.pem")}
-        processes.client.register_plugin(dask_otel.OTelPlugin(receivers[0].endpoints["grpc"], metrics=missing))
-        kind, line = lines.next()
-        assert (kind, line.partition(".")[0]) == ("print", "dask-otel sends spans to http://127")
-        kind, line = lines.next()
-        assert kind == "warn"
-        assert line.startswith("dask-otel sends no metrics: OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE = ")
+        amiss = "^dask-otel sends no metrics: OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE = "
+        with pytest.warns(UserWarning, match=amiss) as warned:
+            processes.client.register_plugin(dask_otel.OTelPlugin(receivers[0].endpoints["grpc"], metrics=missing))
+        assert [each.filename for each in warned] == [__file__]
+    assert capfd.readouterr().out.startswith("dask-otel will send spans to http://127")
 
 
 def test_registered_again_replaces_the_preload_and_loses_nothing(receivers, tmp_path):
@@ -173,6 +192,22 @@ def test_registered_again_replaces_the_preload_and_loses_nothing(receivers, tmp_
     check_shape([*before, *after], all_sent=False)
     assert log.count("is on and sends to") == 2
     assert "overwriting" not in log
+
+
+def test_registered_again_a_name_keeps_its_pseudonym(receivers, tmp_path):
+    one, other = receivers
+    hidden = {"DASK_OTEL__CAPTURE__TAGS": "false", "DASK_OTEL__CAPTURE__KEYS": "false"}
+    with cluster(tmp_path, env={"OTEL_EXPORTER_OTLP_ENDPOINT": one.endpoints["grpc"], **hidden}) as processes:
+        client = processes.client
+        with span("root") as root_id:
+            client.submit(sum, [1], key="work-1").result()
+            client.register_plugin(dask_otel.OTelPlugin(other.endpoints["grpc"]))
+            client.submit(sum, [2], key="work-2").result()
+        trace_id = dask_otel.trace_id(root_id)
+        before, after = (each.wait_for_trace(trace_id, timeout=60) for each in receivers)
+    names = [sorted(each.name for each in spans) for spans in (before, after)]
+    assert names[0] == names[1]
+    assert [name.partition(" ")[0] for name in names[0]] == ["span", "tasks"]
 
 
 def test_spans_that_could_not_be_sent_arrive_when_the_right_endpoint_is_registered(receivers, tmp_path):
@@ -219,21 +254,21 @@ def test_a_scheduler_without_the_package_logs_no_header(monkeypatch):
     assert SECRET not in log.getvalue()
 
 
-def test_the_environment_of_a_local_cluster_that_was_set_too_late(receivers, monkeypatch):
+def test_the_environment_of_a_local_cluster_that_was_set_too_late(receivers, monkeypatch, capfd):
     """Registered again with other variables in the same process, the plugin sends to the new endpoint."""
     with (
         dask.config.set(FAST),
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as local,
         Client(local) as client,
     ):
-        lines = Lines(client)
         client.register_plugin(dask_otel.OTelPlugin())
-        assert lines.next()[1].startswith("dask-otel sends spans and metrics to http://localhost:4317. ")
+        line = capfd.readouterr().out
+        assert line.startswith("dask-otel will send spans and metrics to http://localhost:4317; page: ")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receivers[0].endpoints["grpc"])
         before = dict(os.environ)
         client.register_plugin(dask_otel.OTelPlugin())
-        assert receivers[0].endpoints["grpc"] in lines.next()[1]
-        assert lines.is_empty
+        (line,) = capfd.readouterr().out.splitlines()
+        assert receivers[0].endpoints["grpc"] in line
         root_id, _ = nested(client)
         spans = receivers[0].wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
         assert dict(os.environ) == before

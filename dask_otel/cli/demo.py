@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from io import TextIOWrapper
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -57,6 +58,7 @@ DOCUMENTATION = "docs/index.md"
 @click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), help="Also write the picture to this file.")
 def demo(endpoint: str | None, keep: bool, svg: Path | None) -> None:
     """Run a workflow on a local cluster and show its trace."""
+    signal.signal(signal.SIGTERM, _terminated)
     _check_variables()
     if endpoint is not None:
         _check_endpoint(endpoint)
@@ -77,15 +79,23 @@ def demo(endpoint: str | None, keep: bool, svg: Path | None) -> None:
         sys.exit(130)
 
 
+def _terminated(number: int, frame: object) -> None:
+    """Close the cluster as at Ctrl-C; a second signal ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
+
+
 def _run_and_draw(receiver: Receiver, console: Console, keep: bool, svg: Path | None) -> None:
     with _workflow_cluster(console) as cluster:
-        root_id, _ = _run_workflow(cluster, receiver.endpoints[otlp_protocol(Remarks())], console, keep)
-        with console.status("waiting for the trace: its spans end when they have been idle for a while"):
+        endpoint = receiver.endpoints[otlp_protocol(Remarks())]
+        root_id, _ = _run_workflow(cluster, endpoint, "collecting the spans", console, keep)
+        waiting = console.status("waiting until the spans have been idle for a while, which ends them")
+        with waiting if keep else nullcontext():  # else they have ended already
             spans = receiver.wait_for_trace(trace_id(root_id), TIMEOUT)
-        _draw(spans, console)
+        columns = _draw(spans, console)
         if svg:
             console.save_svg(str(svg), title="dask-otel demo")
-        _legend(console)
+        _legend(columns, console)
         _next_steps(console, keep)
         if keep:
             _keep(cluster, root_id, console)
@@ -93,7 +103,7 @@ def _run_and_draw(receiver: Receiver, console: Console, keep: bool, svg: Path | 
 
 def _run_and_send(endpoint: str, console: Console, keep: bool) -> None:
     with _workflow_cluster(console) as cluster:
-        root_id, unsent = _run_workflow(cluster, endpoint, console, keep)
+        root_id, unsent = _run_workflow(cluster, endpoint, f"sending the trace to {endpoint}", console, keep)
         if unsent:
             raise click.ClickException(f"{unsent} spans could not be sent to {endpoint}; see the log above")
         when = "is being" if keep else "was"
@@ -106,7 +116,7 @@ def _run_and_send(endpoint: str, console: Console, keep: bool) -> None:
 
 
 def run(client: Client, folder: Path) -> Iterator[str]:
-    """Run the workflow; yields the root span's id first, then the name of each step that is done.
+    """Run the workflow; yields the root span's id first, then the name of each step before it runs.
 
     Parameters
     ----------
@@ -118,21 +128,21 @@ def run(client: Client, folder: Path) -> Iterator[str]:
     with span("Alice's workflow") as root_id:
         yield root_id
         with span(STEPS[0]):
-            timeseries(end="2000-01-15", partition_freq="1d", freq="1s", seed=1).to_parquet(folder)
             yield STEPS[0]
+            timeseries(end="2000-01-15", partition_freq="1D", freq="1s", seed=1).to_parquet(folder)
         with span(STEPS[1]):
-            means = dd.read_parquet(folder).groupby("name")[["x", "y"]].mean().compute()
             yield STEPS[1]
+            means = dd.read_parquet(folder).groupby("name")[["x", "y"]].mean().compute()
         with span(STEPS[2]):
+            yield STEPS[2]
             # The last one fails once, on purpose: Dask runs it again.
             failed = folder.with_suffix(".failed")
             models = client.map(_train, range(4), means=means, failed=failed, key="train", retries=1)
             client.gather(models)
-            yield STEPS[2]
         with span(STEPS[3]):
+            yield STEPS[3]
             scores = client.map(_check_rows, models, key="check")
             client.gather(scores, errors="skip")
-            yield STEPS[3]
 
 
 def _train(seed: int, means: pd.DataFrame, failed: Path) -> float:
@@ -176,42 +186,58 @@ def _workflow_cluster(console: Console) -> Iterator[LocalCluster]:
         yield cluster
 
 
-def _run_workflow(cluster: LocalCluster, endpoint: str, console: Console, keep: bool) -> tuple[str, int]:
-    """Run the workflow; return the root span's id and the number of spans that were not sent."""
+def _run_workflow(
+    cluster: LocalCluster, endpoint: str, last_step: str, console: Console, keep: bool
+) -> tuple[str, int]:
+    """Run the workflow; return the root span's id and the number of spans that were not sent.
+
+    Parameters
+    ----------
+    last_step
+        Names what is done after the workflow, unless the cluster is kept.
+    """
     with (
-        _progress(console) as done,
+        _progress(console) as begin,
         tempfile.TemporaryDirectory(prefix="dask-otel-demo-") as folder,
-        Client(cluster) as client,
     ):
-        plugin: Any = OTelPlugin(endpoint)
-        # Not by the client, which would print a line.
-        cluster.sync(cluster.scheduler.register_scheduler_plugin, plugin, idempotent=False)
-        done("local cluster started")
-        steps = run(client, Path(folder) / "dataset")
-        root_id = next(steps)
-        for name in steps:
-            done(name)
-        if keep:  # the bridge stays on, and ends the spans itself
-            return root_id, 0
-        # While the workers are still there to deliver their metrics: closing a LocalCluster stops them first.
-        cluster.sync(plugin.before_close)
-        done("trace sent")
+        begin("starting a client and dask-otel")
+        with Client(cluster) as client:
+            plugin: Any = OTelPlugin(endpoint)
+            # Not by the client, which would print a line.
+            cluster.sync(cluster.scheduler.register_scheduler_plugin, plugin, idempotent=False)
+            steps = run(client, Path(folder) / "dataset")
+            root_id = next(steps)
+            for name in steps:
+                begin(name)
+            if keep:  # the bridge stays on, and ends the spans itself
+                return root_id, 0
+            begin(last_step)
+            # While the workers are still there to deliver their metrics: closing a LocalCluster stops them first.
+            cluster.sync(plugin.before_close)
     return root_id, plugin.sink.unsent
 
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar; yields a function to call with the name of each step that is done."""
+    """Show a progress bar; yields a function to call with the name of each step before it runs."""
     columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=len(STEPS) + 2)
-        yield lambda name: progress.update(task, advance=1, description=name)
+        task = progress.add_task("", total=len(STEPS) + 2)
+        begun = 0
+
+        def begin(name: str) -> None:
+            nonlocal begun
+            progress.update(task, completed=begun, description=name, refresh=True)
+            begun += 1
+
+        yield begin
 
 
 _PURPOSE = "One step fails, and one task is run again, on purpose: the trace shows where and why."
 
 
-def _draw(spans: list[Span], console: Console) -> None:
+def _draw(spans: list[Span], console: Console) -> list[str]:
+    """Print a description and the waterfall; return the names of its columns."""
     root = next(span for span in spans if not span.parent_id)
     tasks = root.attributes.get(schema.TASK_COUNT)
     console.print(
@@ -220,19 +246,24 @@ def _draw(spans: list[Span], console: Console) -> None:
         highlight=False,
     )
     console.print()
-    console.print(waterfall(spans, console.width), highlight=False)
+    picture = waterfall(spans, console.width)
+    console.print(picture, highlight=False)
     console.print()
+    return picture.plain.partition("\n")[0].split()
 
 
-def _legend(console: Console) -> None:
+def _legend(columns: Sequence[str], console: Console) -> None:
     rows = {
         STEPS[0]: f'a part of the workflow, named in its code: with span("{STEPS[0]}"): …',
         "train": "a task group: all tasks of one function in that part",
         f"{SINGLE_TASK}check": "one task that failed, or that took much longer than the others of its group",
         "duration": "from the first activity to the last",
+    }
+    numbers = {
         "compute": "seconds of all tasks together; four threads compute at once",
         "busy": "how much of the cluster's threads' time this part used",
     }
+    rows |= {name: text for name, text in numbers.items() if name in columns}
     for name, text in rows.items():
         first, *others = textwrap.wrap(text, max(20, console.width - 12))
         console.print(Text(f"{name:10}  ", style="cyan").append(first, style="default"))
@@ -242,15 +273,22 @@ def _legend(console: Console) -> None:
 
 def _next_steps(console: Console, keep: bool) -> None:
     rows = {
-        "your own cluster": "dask scheduler --preload dask_otel",
-        "in Jaeger": "dask-otel demo --endpoint http://localhost:4317",
-        "dask-otel's page": "dask-otel demo --keep",
+        "your own cluster": "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 "
+        f"{_command('dask')} scheduler --preload dask_otel",
+        "in Jaeger": f"{_command('dask-otel')} demo --endpoint http://localhost:4317",
+        "dask-otel's page": f"{_command('dask-otel')} demo --keep",
         "documentation": DOCUMENTATION,
     }
     if keep:
         del rows["dask-otel's page"]
     console.print("\nNext:", style="bold")
     _links(rows, console)
+
+
+def _command(name: str) -> str:
+    """Return how to start a program of this environment, which need not be activated."""
+    beside = Path(sys.argv[0]).with_name(name)
+    return str(beside) if not shutil.which(name) and beside.exists() else name
 
 
 def _links(rows: dict[str, str], console: Console) -> None:
@@ -286,8 +324,12 @@ def _check_variables() -> None:
 
 
 def _check_endpoint(endpoint: str) -> None:
-    """Fail at an endpoint where nothing listens."""
-    parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
+    """Fail at an endpoint without a scheme, or where nothing listens."""
+    if "://" not in endpoint:
+        raise click.BadParameter(
+            f"{endpoint!r} has no scheme; give a URL like http://localhost:4317", param_hint="--endpoint"
+        )
+    parts = urlsplit(endpoint)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
@@ -301,7 +343,7 @@ def _link(trace: str, endpoint: str) -> str | None:
     """Link to the trace: by the setting ``otel.trace-url``, else to a Jaeger on the endpoint's host, if one answers."""
     if template := config.trace_url_template():
         return template.replace("{trace_id}", trace)
-    host = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}").hostname
+    host = urlsplit(endpoint).hostname
     jaeger = f"http://{host}:16686"
     try:
         with urlopen(f"{jaeger}/api/v3/services", timeout=5):

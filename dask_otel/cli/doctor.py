@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 from time import time
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import click
@@ -23,94 +22,35 @@ from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.trace.sampling import Decision, Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from rich.console import Console
-from rich.table import Column, Table
 from rich.text import Text
 
 from .. import __version__, config
-from ..errors import Remarks, SettingError
+from ..errors import SettingError
 from ..identity import pending_id, trace_id
 from ..otlp.environment import (
     METRICS,
     TRACES,
-    Proxy,
     Signal,
     is_default_endpoint,
     make_resource,
-    not_read,
-    otlp_protocol,
+    read_variable,
     sdk_disabled,
     shown,
 )
-from ..otlp.exporter import NO_METRICS, Found, read_variables
+from ..otlp.exporter import DISABLED, NO_METRICS, Found, read_variables
 from ..otlp.misspelt import KNOWN
 from ..otlp.spans import SpanFactory
 from ..otlp.transport import ExportResult, RetryDecision, Sender
 from ..spantree.events import SpanInfo
 from ..spantree.records import PendingRecord
-from .doctor_scheduler import check_scheduler, print_line, print_remark
-from .probe import HTTP, what_listens
+from .doctor_advice import Failure, advice, server
+from .doctor_lines import Findings, make_console, print_wrapped, reported
+from .doctor_scheduler import check_scheduler
 
-__all__ = ["advice", "doctor"]
+__all__ = ["doctor"]
 
 #: Parts of the names of variables that may hold secrets.
 _SECRET = ("HEADERS", "CLIENT_KEY")
-_USE_HTTP = "This is not a gRPC port: use {PROTOCOL}=http/protobuf, or the gRPC port, usually 4317."
-_USE_GRPC = "This is not an HTTP port: use {PROTOCOL}=grpc, or the HTTP port, usually 4318."
-#: Patterns of ``<protocol>: <message>`` and the advice; the first that matches counts.
-_ADVICE: tuple[tuple[str, str], ...] = (
-    (r"^grpc: .*(Failed parsing HTTP/2|http1)", _USE_HTTP),
-    (r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE", "The port does not speak TLS: write http:// in the endpoint."),
-    (
-        r"CERTIFICATE_VERIFY_FAILED|certificate verify failed",
-        "The collector's certificate is not trusted: OTEL_EXPORTER_OTLP_CERTIFICATE names the file of its authority.",
-    ),
-    (
-        r"CERTIFICATE_REQUIRED|HANDSHAKE_FAILURE|alert certificate",
-        "The collector wants a client certificate: OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY.",
-    ),
-    (r"ALPN", _USE_HTTP),
-    (
-        r"Domain name not found|resolv|Name or service not known|getaddrinfo",
-        "The endpoint's host has no address here: is it spelled right, and known in this network?",
-    ),
-    (r"HTTP 407", "A proxy on the way asks for a user and password, but no variable names a proxy."),
-    (r"[Cc]onnection refused", "Nothing listens there: is the collector up, and host and port right?"),
-    (
-        r"HTTP 404|UNIMPLEMENTED",
-        "The server has no such path. {ENDPOINT} is used as it is and must end in {path}; "
-        "OTEL_EXPORTER_OTLP_ENDPOINT gets it appended.",
-    ),
-    (
-        r"HTTP 405|HTTP 200|HTTP 3\d\d",
-        "This is a web server, or a proxy's page, and no OTLP receiver. Prometheus takes metrics at "
-        "/api/v1/otlp/v1/metrics, if it is started with --web.enable-otlp-receiver.",
-    ),
-    (
-        r"HTTP 40[13]|UNAUTHENTICATED|PERMISSION_DENIED",
-        "The collector wants credentials: OTEL_EXPORTER_OTLP_HEADERS, e.g. authorization=Bearer%20<token>.",
-    ),
-    (
-        r"DEADLINE_EXCEEDED|timed out",
-        "Something takes the connection and does not answer: a firewall, an overloaded collector, or another protocol.",
-    ),
-    (r"HTTP (429|50[234])|RESOURCE_EXHAUSTED", "The collector is overloaded; the bridge tries again."),
-    (
-        r"[Cc]losed|reset|RemoteDisconnected",
-        "The port may speak TLS: write https:// in the endpoint. If that is there, the collector may want a client "
-        "certificate: OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY.",
-    ),
-    (r"^grpc: .*(ProtocolError|BadStatusLine)", _USE_HTTP),
-    (r"ProtocolError|BadStatusLine", _USE_GRPC),
-    ("", "Ask whoever runs the collector, and show them this message."),
-)
-#: Messages where a connection ends early, for one of several reasons.
-_ENDS_EARLY = r"[Cc]losed|reset|RemoteDisconnected|EOF|ProtocolError|BadStatusLine"
-#: Messages that come from the collector, also through a proxy, and those of them that a proxy may send itself.
-_OF_COLLECTOR = (
-    r"HTTP \d|UNIMPLEMENTED|UNAUTHENTICATED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|INVALID_ARGUMENT|INTERNAL"
-    r"|CERTIFICATE|certificate|WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HANDSHAKE_FAILURE|ALPN|HTTP/2|http1"
-)
-_OF_EITHER = r"HTTP (40[0357]|5\d\d|3\d\d|200)"
 
 
 @click.command()
@@ -118,66 +58,12 @@ _OF_EITHER = r"HTTP (40[0357]|5\d\d|3\d\d|200)"
 @click.option(
     "--scheduler", metavar="ADDRESS", help="Ask the bridge of a running scheduler, e.g. tcp://scheduler:8786."
 )
-def doctor(endpoint: str | None, scheduler: str | None) -> None:
+@click.option("--all", "shows_all", is_flag=True, help="Show also the settings that have their default.")
+def doctor(endpoint: str | None, scheduler: str | None, *, shows_all: bool) -> None:
     """Check the configuration and send a test span; exit code 1 if something is wrong."""
-    console = Console(highlight=False, soft_wrap=True)
-    good = _check(endpoint, console) if scheduler is None else check_scheduler(scheduler, console)
+    console = make_console()
+    good = _check(endpoint, console, shows_all=shows_all) if scheduler is None else check_scheduler(scheduler, console)
     raise SystemExit(0 if good else 1)
-
-
-def advice(protocol: str, target: str, message: str, proxy: Proxy | None = None, signal: Signal = TRACES) -> str:
-    """Describe in one line what is probably wrong when an export fails.
-
-    Parameters
-    ----------
-    protocol
-        ``grpc`` or ``http/protobuf``.
-    message
-        What the collector or the connection reported: ``ExportResult.message``.
-    proxy
-        What requests go through.
-    signal
-        What could not be sent; advice must not break the other.
-    """
-    line = next(line for pattern, line in _ADVICE if re.search(pattern, f"{protocol}: {message}"))
-    if not proxy and re.search(_ENDS_EARLY, message):
-        line = _by_probe(protocol, target) or line
-    if proxy:
-        line = _with_proxy(proxy, target, message, line)
-    infix = "" if signal is TRACES else f"{signal.name}_"
-    return (
-        line.replace("{PROTOCOL}", f"OTEL_EXPORTER_OTLP_{infix}PROTOCOL")
-        .replace("{ENDPOINT}", f"OTEL_EXPORTER_OTLP_{signal.name}_ENDPOINT")
-        .replace("{path}", signal.path)
-    )
-
-
-def _by_probe(protocol: str, target: str) -> str | None:
-    """Describe what is wrong by what the port speaks; None if that is not known, or is what was expected."""
-    found = what_listens(target)
-    if found is None:
-        return None
-    spoken, is_tls = found
-    if is_tls and not target.startswith("https://"):
-        other = " and set {PROTOCOL}=grpc" if spoken not in (None, protocol) and protocol == HTTP else ""
-        return f"The port speaks TLS: write https:// in the endpoint{other}."
-    if spoken not in (None, protocol):
-        return _USE_HTTP if spoken == HTTP else _USE_GRPC
-    return None
-
-
-def _with_proxy(proxy: Proxy, target: str, message: str, line: str) -> str:
-    """Name the proxy, before or behind the advice that would be given without one, or instead of it."""
-    host = urlsplit(target if "://" in target else f"//{target}").hostname or target
-    exempt = f"add {host} to {proxy.exempting} to go without it"
-    named = f"Requests go through the proxy {proxy.address} that {proxy.variable} names"
-    if not re.search(_OF_COLLECTOR, message) or "HTTP 407" in message:
-        return f"{named}. Look there first: is it up, and does it let them through? Or {exempt}."
-    # Over TLS, a proxy only passes on what the collector says.
-    if target.startswith("http://") and re.search(_OF_EITHER, message):
-        first = f"{named}, which may be what answers so: look there first, or {exempt}."
-        return f"{first} If the collector itself says so: {line}"
-    return f"{line} {named}; {exempt}."
 
 
 class _Value(NamedTuple):
@@ -229,87 +115,83 @@ def _variables() -> Iterator[_Value]:
             yield _Value(name, value, "environment")
 
 
-class _Findings:
-    """Lines about what was checked, the most serious first when they are printed."""
-
-    def __init__(self) -> None:
-        self.faults: list[str] = []
-        self.good: list[str] = []
-        self.remarks: list[str] = []
-
-    def print(self, console: Console) -> None:
-        """Print the lines: faults, what works, remarks."""
-        for lines, good in ((self.faults, False), (self.good, True)):
-            for line in lines:
-                print_line(console, line, good=good)
-        for line in self.remarks:
-            print_remark(console, line)
-
-
-def _check(endpoint: str | None, console: Console) -> bool:
+def _check(endpoint: str | None, console: Console, *, shows_all: bool) -> bool:
     """Check the configuration of this process and try each exporter; return whether all is well."""
     findings = _findings(endpoint)
     findings.print(console)
-    console.print(
-        f"\ndask-otel {__version__}, configured here (a scheduler on another machine may be configured otherwise)\n"
+    console.print()
+    print_wrapped(
+        console,
+        f"dask-otel {__version__}, configured here (a scheduler on another machine may be configured otherwise)",
     )
-    table = Table(Column("setting", no_wrap=True), "value", "from", box=None, pad_edge=False)
-    for value in (*_settings(), *_variables()):
-        table.add_row(*(Text(each, overflow="fold") for each in value))
-    console.print(table)
+    settings = list(_settings())
+    shown_settings = [each for each in settings if shows_all or each.origin != "default"]
+    _print_values([*shown_settings, *_variables()], console)
+    if hidden := len(settings) - len(shown_settings):
+        print_wrapped(console, f"{hidden} settings have their default: --all shows them")
     return not findings.faults
 
 
-def _findings(endpoint: str | None) -> _Findings:
-    findings = _Findings()
-    problems = findings.faults
-    config.load(lambda error: problems.append(f"{error}; the bridge {config.consequence(error)}"))
+def _print_values(values: list[_Value], console: Console) -> None:
+    """Print values in columns if a terminal is wide enough, and always where it is no terminal."""
+    if not values:
+        return
+    console.print()
+    names, texts = (max(len(each[column]) for each in values) for column in (0, 1))
+    is_wide = names + texts + 4 + max(len(each.origin) for each in values) <= console.width
+    for each in values:
+        if is_wide or not console.is_terminal:
+            console.print(Text(f"{each.name:{names}}  {each.value:{texts}}  {each.origin}"))
+        else:
+            print_wrapped(console, f"{each.name} = {each.value} ({each.origin})", "    ")
+    console.print()
+
+
+def _findings(endpoint: str | None) -> Findings:
+    findings = Findings()
+    settings = config.load(lambda error: findings.fault(f"{error}; dask-otel {config.consequence(error)}"))
+    if hidden := [name for name, is_shown in settings.capture.items() if not is_shown]:
+        findings.remark(f"hidden by otel.capture: {', '.join(hidden)}")
     found = Found()
     try:
         config.check_limits()
         if not sdk_disabled():
             found = read_variables(endpoint)
     except SettingError as error:
-        problems.append(f"{error}; the bridge stays off")
+        findings.fault(f"{error}; dask-otel stays off")
     except Exception as error:  # noqa: BLE001 -- a broken package may raise anything
-        problems.append(f"an exporter cannot be loaded ({type(error).__name__}: {error}); reinstall dask-otel")
-    problems += _problems(found)
+        findings.fault(f"an exporter cannot be loaded ({type(error).__name__}: {error}); reinstall dask-otel")
+    for line in _problems(found):
+        findings.fault(line)
+    has_problems = bool(findings.faults)
     for sender in found.spans:
-        _try_spans(sender, findings)
+        _try_spans(sender, findings, is_given=endpoint is not None)
     elsewhere = {_server(sender) for sender in found.metrics} - {_server(sender) for sender in found.spans}
     # Else the metrics would most likely fail for the same reason.
     if len(findings.good) == len(found.spans) or elsewhere:
         for sender in found.metrics:
             _try_metrics(sender, findings, is_optional=bool(found.spans) and is_default_endpoint(METRICS))
-    if not (found.spans or found.metrics or problems):
-        findings.good.append("nothing is sent, as configured; the page /otel/ on the scheduler shows the runs")
+    if not (found.spans or found.metrics or has_problems):
+        findings.works("nothing is sent, as configured; the page /otel/ on the scheduler shows the runs")
     if os.environ.get(TRACES.exporter, "").strip().lower() == "none" and endpoint is None:
-        findings.remarks.append(f"{TRACES.exporter} is none: no spans are sent")
-    findings.remarks += found.remarks.readings
+        findings.remark(f"{TRACES.exporter} is none: no spans are sent")
+    for line in found.remarks.readings:
+        findings.remark(line)
     return findings
 
 
 def _server(sender: Sender) -> str:
     """Host and port that a sender sends to, or its name."""
-    target = sender.target
-    return urlsplit(target if "://" in target else f"//{target}").netloc or target or sender.name
+    return server(sender.target) or sender.name
 
 
 def _problems(found: Found) -> Iterator[str]:
     """Yield what is wrong with the standard variables, and its consequence."""
-    yield from found.remarks.problems
-    for name in not_read():
-        yield f"{name} is set, but not read; use the other OTEL_* variables"
-    if found.spans_error and str(found.spans_error) == str(found.metrics_error):
-        yield f"{found.spans_error}; the bridge stays off"
-    else:
-        for error, what in ((found.spans_error, "spans"), (found.metrics_error, "metrics")):
-            if error:
-                yield f"{error}; no {what} are sent"
+    yield from found.problems()
     if found.sampler and not _samples_any(found.sampler):
         yield "OTEL_TRACES_SAMPLER leaves out every trace that was tried: none would be sent"
     if sdk_disabled():
-        yield "OTEL_SDK_DISABLED is true: the bridge stays off"
+        yield DISABLED
 
 
 def _samples_any(sampler: Sampler) -> bool:
@@ -317,8 +199,14 @@ def _samples_any(sampler: Sampler) -> bool:
     return any(each.decision is Decision.RECORD_AND_SAMPLE for each in results)
 
 
-def _try_spans(sender: Sender, findings: _Findings) -> None:
-    """Send a test span."""
+def _try_spans(sender: Sender, findings: Findings, *, is_given: bool) -> None:
+    """Send a test span.
+
+    Parameters
+    ----------
+    is_given
+        Whether the endpoint is an argument of the command.
+    """
     root, now = str(uuid4()), time()
     info = SpanInfo(root, ("dask-otel doctor",), None, now)
     record = PendingRecord(
@@ -338,30 +226,40 @@ def _try_spans(sender: Sender, findings: _Findings) -> None:
     form = sender.form(SpanFactory(resource, InstrumentationScope("dask_otel", __version__), SpanLimits()))
     result = _send(sender, form.request([form.span(record)]))
     if result.decision is RetryDecision.SENT and not result.rejected:
-        findings.good.append(f"{_where(sender)}: a test span has arrived, as trace {record.trace_id:032x}")
-    else:
-        findings.faults.append(_failure(sender, TRACES, result))
+        findings.works(f"{_where(sender)}: a test span has arrived, as trace {record.trace_id:032x}")
+        return
+    is_default = not (is_given or not is_default_endpoint(TRACES) or read_variable("OTEL_EXPORTER_OTLP_ENDPOINT"))
+    hint = " No endpoint is set, and this is the default: OTEL_EXPORTER_OTLP_ENDPOINT names another."
+    _fail(sender, TRACES, result, findings, hint=hint if is_default and sender.protocol else "")
 
 
-def _try_metrics(sender: Sender, findings: _Findings, *, is_optional: bool) -> None:
+def _try_metrics(sender: Sender, findings: Findings, *, is_optional: bool) -> None:
     """Send an empty request with metrics; it is no fault if the backend of the spans takes no metrics."""
     result = _send(sender, MetricsData([]))
     if result.decision is RetryDecision.SENT:
-        findings.good.append(f"{_where(sender)}: metrics are taken")
+        findings.works(f"{_where(sender)}: metrics are taken")
     elif result.is_unsupported and is_optional:
-        findings.remarks.append(f"{_where(sender)}: {NO_METRICS} ({result.message})")
+        findings.remark(f"{_where(sender)}: {NO_METRICS}", reported(result.message))
     else:
-        findings.faults.append(_failure(sender, METRICS, result))
+        _fail(sender, METRICS, result, findings)
 
 
 def _send(sender: Sender, data: Any) -> ExportResult:
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     try:
-        result = sender.send(data)
-        sender.shutdown()
+        with make_console(stderr=True).status(_waiting(sender)):
+            result = sender.send(data)
+            sender.shutdown()
     except Exception as error:  # noqa: BLE001 -- an exporter of another package may raise anything
         return ExportResult(RetryDecision.REFUSED, f"{type(error).__name__}: {error}")
     return result
+
+
+def _waiting(sender: Sender) -> Text:
+    """Describe what the command waits for; only a terminal shows it."""
+    settings = getattr(sender, "settings", None)
+    at_most = f", up to {settings.timeout:g} s" if settings else ""
+    return Text(f"waiting for {sender.target or sender.name}{at_most}")
 
 
 def _where(sender: Sender) -> str:
@@ -369,9 +267,9 @@ def _where(sender: Sender) -> str:
     return f"exporter {sender.name}" + (f", {sender.target}" if sender.target else "") + through
 
 
-def _failure(sender: Sender, signal: Signal, result: ExportResult) -> str:
-    """Describe the cause, what to do, and what the collector or the connection reported."""
-    known = {"otlp_proto_grpc": "grpc", "otlp_proto_http": "http/protobuf"}
-    protocol = known.get(sender.name) or otlp_protocol(Remarks(), signal)
-    cause = advice(protocol, sender.target, result.message, sender.proxy, signal)
-    return f"{_where(sender)}: {cause} ({result.message})"
+def _fail(sender: Sender, signal: Signal, result: ExportResult, findings: Findings, *, hint: str = "") -> None:
+    """Describe the cause and what to do, and below it what the collector or the connection reported."""
+    failure = Failure(sender.protocol, sender.target, result.message, sender.proxy, signal, sender.header_names)
+    with make_console(stderr=True).status(Text(f"trying what listens at {sender.target or sender.name}")):
+        cause = advice(failure)
+    findings.fault(f"{_where(sender)}: {cause}{hint}", reported(result.message))

@@ -14,10 +14,11 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from itertools import pairwise
+from socket import gethostname
 from typing import Any
 
-import click
 import dask
 from distributed import rpc
 from distributed.comm.addressing import parse_address, parse_host_port
@@ -26,9 +27,13 @@ from distributed.security import Security
 from rich.console import Console
 from rich.text import Text
 
+from ..otlp.environment import METRICS, TRACES, Proxy, Signal
 from ..status.handlers import STATUS_CALL
+from ..status.report import destination
+from .doctor_advice import Failure, advice, server
+from .doctor_lines import Findings, WrappedError, make_console, print_wrapped, reported
 
-__all__ = ["Facts", "ask_facts", "check_scheduler", "print_line", "print_remark", "why_without"]
+__all__ = ["Facts", "ask_facts", "check_scheduler", "why_without"]
 
 #: Seconds that a scheduler may take to answer a call; half of it, to connect.
 TIMEOUT = 10.0
@@ -70,6 +75,7 @@ _QUESTION = """(lambda f: setattr(f, "__name__", "dask_otel_doctor") or f)(lambd
     "installed": __import__("sys").modules.get("dask_otel") is not None
     or __import__("importlib.util").util.find_spec("dask_otel") is not None,
     "python": __import__("sys").executable,
+    "host": __import__("socket").gethostname(),
     "log": [
         str(line) for at, line in getattr(__import__("sys").modules.get("dask_otel.safety"), "recent", ())
         if at >= dask_scheduler.time_started
@@ -98,6 +104,8 @@ class Facts:
     installed: bool = True
     #: ``sys.executable``.
     python: str = ""
+    #: Name of the machine; empty if it is not known.
+    host: str = ""
     #: The last lines that dask-otel logged there.
     log: Sequence[str] = ()
     #: Whether it has the call ``otel_status``.
@@ -116,70 +124,138 @@ def check_scheduler(address: str, console: Console) -> bool:
     try:
         connection = dict(Security().get_connection_args("client"))
     except (OSError, ValueError, TypeError) as error:
-        raise click.ClickException(
+        raise WrappedError(
             f"the TLS configuration here cannot be used ({type(error).__name__}: {error}): see distributed.comm.tls"
         ) from error
     if problem := _wrong_address(address, connection):
-        raise click.ClickException(problem)
+        raise WrappedError(problem)
     try:
-        kind, status, facts = asyncio.run(_status(address, connection))
+        with make_console(stderr=True).status(Text(f"asking {address}, up to {TIMEOUT:g} s")):
+            kind, status, facts = asyncio.run(_status(address, connection))
     except Exception as error:
-        raise click.ClickException(asyncio.run(_explain_failure(address, error))) from error
+        raise WrappedError(asyncio.run(_explain_failure(address, error))) from error
     if kind != "Scheduler":
-        raise click.ClickException(f"at {address} is a {kind}, not a scheduler")
+        raise WrappedError(f"at {address} is a {kind}, not a scheduler")
     if status is None or not status["started"]:
         cause, *others = [f"it is off: {status['why']}"] if status else why_without(facts)
-        print_line(console, f"the scheduler at {address} runs without dask-otel: {cause}", good=False)
-        for each in others:
-            console.print(Text(f"  {each}"))
+        findings = Findings()
+        findings.fault(f"the scheduler at {address} runs without dask-otel: {cause}", *others)
+        findings.print(console)
         return False
-    return _print_status(status, console)
+    return _print_status(status, facts, console)
 
 
-def print_line(console: Console, text: str, *, good: bool) -> None:
-    """Print a line with a check mark or a cross."""
-    console.print(Text.assemble(("✓ ", "bold green") if good else ("✗ ", "bold red"), text))
+def _describe(status: dict[str, Any], machine: str) -> Findings:
+    """Describe the status of a bridge.
 
-
-def print_remark(console: Console, text: str) -> None:
-    """Print a line about something that is no fault."""
-    console.print(Text(f"· {text}"))
-
-
-def _print_status(status: dict[str, Any], console: Console) -> bool:
-    remarks = []
-    lines = [("is on" if status["on"] else f"has stopped: {status['why']}", bool(status["on"]))]
+    Parameters
+    ----------
+    machine
+        Name of the scheduler's machine; empty if it is this one.
+    """
+    findings = Findings()
+    if status["on"]:
+        findings.works("is on")
+    else:
+        findings.fault(f"has stopped: {status['why']}")
+    for line in status["problems"]:
+        findings.fault(line)
+    failing: set[str] = set()
     for each in status["exporters"]:
-        sent, waiting = sum(each["sent"].values()), each["queue"]["spans"] + each["in_flight"]
-        text = f"exporter {each['name']} {each['target']}: {sent} spans sent, {waiting} waiting"
-        lines.append((text + _failure(each), not each["failing"]))
-        lines += [
-            (f"{drop['count']} {drop['kind']} spans dropped: {drop['reason']}", False) for drop in each["dropped"]
-        ]
+        _describe_spans(each, findings, machine)
+        if each["failing"]:
+            failing.add(server(each["target"]))
     for each in status["metrics"]:
-        text = f"metrics, exporter {each['name']} {each['target']}: "
-        if each["unsupported"] and not each["failing"]:
-            remarks.append(f"{text}the backend takes no metrics, only spans are sent ({each['unsupported']})")
-        else:
-            lines.append((f"{text}{each['exports']} times sent{_failure(each)}", not each["failing"]))
+        _describe_metrics(each, findings, machine, is_known=server(each["target"]) in failing)
     for each in status["errors"]:
-        lines.append((f"{each['type']}, {each['count']} times, in the {each['where']}: see the log", False))
-    if not status["exporters"]:
-        remarks.append("no spans are sent, as configured there; its page /otel/ shows the runs")
-    for text, good in sorted(lines, key=lambda line: line[1]):
-        print_line(console, text, good=good)
-    for text in remarks:
-        print_remark(console, text)
-    console.print(f"\ndask-otel {status['version']} on {status['scheduler']}")
+        findings.fault(f"{each['type']}, {each['count']} times, in the {each['where']}: see the scheduler's log")
+    if not (
+        status["exporters"] or any("no spans are sent" in line for line in (*status["problems"], *status["remarks"]))
+    ):
+        findings.remark("no spans are sent, as configured there; its page /otel/ shows the runs")
+    elif status["unsampled"] and not any(each["sent"] or each["dropped"] for each in status["exporters"]):
+        findings.remark("the sampler has excluded every span so far: look at OTEL_TRACES_SAMPLER there")
+    if status["hidden"]:
+        findings.remark(f"hidden by otel.capture: {', '.join(status['hidden'])}")
+    for line in status["remarks"]:
+        findings.remark(line)
+    return findings
+
+
+def _describe_spans(each: dict[str, Any], findings: Findings, machine: str) -> None:
+    waiting = each["queue"]["spans"] + each["in_flight"]
+    counts = f"{sum(each['sent'].values())} spans sent, {waiting} waiting"
+    if each["failing"]:
+        findings.fault(f"{_where(each)}: {_cause(each, TRACES, machine)}", _since(counts, each), _reported(each))
+    else:
+        _describe_working(_where(each), counts, waiting, each, findings)
+    for drop in each["dropped"]:
+        details = [_reported(each)] if each["last_error"] else []
+        findings.fault(f"{drop['count']} {drop['kind']} spans dropped: {drop['reason']}", *details)
+
+
+def _describe_metrics(each: dict[str, Any], findings: Findings, machine: str, *, is_known: bool) -> None:
+    where, counts = f"metrics, {_where(each)}", f"{each['exports']} times sent"
+    if each["failing"]:
+        cause = "fail as the spans do" if is_known else _cause(each, METRICS, machine)
+        findings.fault(f"{where}: {cause}", _since(counts, each), _reported(each))
+    elif each["unsupported"]:
+        findings.remark(f"{where}: the backend takes no metrics, only spans are sent", reported(each["unsupported"]))
+    else:
+        _describe_working(where, counts, 0, each, findings)
+
+
+def _describe_working(where: str, counts: str, waiting: int, each: dict[str, Any], findings: Findings) -> None:
+    """Describe an exporter that has not failed; it works only if something has arrived."""
+    waits = f", {waiting} waiting" if waiting else ""
+    if each["failing"] is False:
+        findings.works(f"{where}: {counts}")
+    elif each["requested_at"]:
+        findings.remark(f"{where}: no answer yet since {_utc(each['requested_at'])}{waits}")
+    else:
+        findings.remark(f"{where}: nothing was sent yet{waits}")
+
+
+def _where(exporter: dict[str, Any]) -> str:
+    place = destination(exporter)
+    return f"exporter {exporter['name']}" + (f", {place}" if place != exporter["name"] else "")
+
+
+def _cause(exporter: dict[str, Any], signal: Signal, machine: str) -> str:
+    proxy = Proxy(**exporter["via"]) if exporter["via"] else None
+    headers = tuple(exporter["headers"])
+    return advice(
+        Failure(exporter["protocol"], exporter["target"], exporter["last_error"], proxy, signal, headers, machine)
+    )
+
+
+def _since(counts: str, exporter: dict[str, Any]) -> str:
+    return f"{counts}; fails since {_utc(exporter['since'])}"
+
+
+def _reported(exporter: dict[str, Any]) -> str:
+    return reported(exporter["last_error"])
+
+
+def _utc(at: float) -> str:
+    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _print_status(status: dict[str, Any], facts: Facts, console: Console) -> bool:
+    machine = "" if facts.host == gethostname() else facts.host or "the scheduler's machine"
+    findings = _describe(status, machine)
+    findings.print(console)
+    console.print()
+    print_wrapped(console, f"dask-otel {status['version']} on {status['scheduler']}")
     for name, why in (("unsampled", "left out by the sampler"), ("over_budget", "over otel.traces.max-rate")):
         if count := sum(status[name].values()):
             console.print(f"{count} spans {why}")
     console.print(f"{status['open_segments']} open segments, {len(status['finished'])} finished roots")
-    return all(good for _, good in lines)
-
-
-def _failure(exporter: dict[str, Any]) -> str:
-    return f"; fails: {exporter['last_error']}" if exporter["failing"] else ""
+    if findings.faults:
+        print_wrapped(
+            console, "Variables and settings are those of the scheduler's process: set them where it is started."
+        )
+    return not findings.faults
 
 
 async def _status(address: str, connection: dict[str, Any]) -> tuple[str, Any, Facts]:

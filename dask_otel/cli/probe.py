@@ -1,13 +1,16 @@
-"""Finds out what listens on a port, for the doctor: errors of a connection that ends early do not name the cause."""
+"""Finds out what listens on a port, for the doctor.
+
+The errors of a connection that ends early, or where nothing comes back, do not name the cause.
+"""
 
 from __future__ import annotations
 
 import socket
 import ssl
-from contextlib import suppress
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-__all__ = ["GRPC", "HTTP", "what_listens"]
+__all__ = ["GRPC", "HTTP", "TIMEOUT", "Listener", "what_listens"]
 
 #: Seconds for each step.
 TIMEOUT = 2.0
@@ -17,56 +20,86 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 _SETTINGS = 4
 
 
-def what_listens(endpoint: str) -> tuple[str | None, bool] | None:
-    """Find out the protocol of a port.
+class Listener(NamedTuple):
+    """What listens on a port."""
+
+    #: Whether a connection could be made.
+    is_connected: bool = True
+    #: ``GRPC``, ``HTTP`` or None (unknown), and whether it is spoken over TLS.
+    protocol: str | None = None
+    is_tls: bool = False
+    #: Whether nothing came back, whatever was sent.
+    is_silent: bool = False
+
+
+def what_listens(endpoint: str) -> Listener | None:
+    """Find out the protocol of a port, with up to four connections; None if nothing is known.
 
     Parameters
     ----------
     endpoint
         A URL, or ``host:port``.
-
-    Returns
-    -------
-    ``GRPC``, ``HTTP`` or None (unknown), and whether it is spoken over TLS; None if nothing is known.
     """
     parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
     host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
     if not host:
         return None
     address = (host, port)
-    if _chooses(address, "h2"):
-        return GRPC if not _chooses(address, "http/1.1") else None, True
-    if _speaks_tls(address):
-        return HTTP, True
-    with suppress(OSError), socket.create_connection(address, TIMEOUT) as connection:
+    try:
+        socket.create_connection(address, TIMEOUT).close()
+    except TimeoutError:
+        return Listener(is_connected=False)
+    except OSError:
+        return None
+    try:
+        return _over_tls(address) or _in_plain(address)
+    except TimeoutError:
+        return Listener(is_silent=True)
+    except OSError:
+        return None
+
+
+def _over_tls(address: tuple[str, int]) -> Listener | None:
+    try:
+        if _handshake(address, ["h2"]) == "h2":
+            is_both = _handshake(address, ["http/1.1"]) == "http/1.1"
+            return Listener(protocol=None if is_both else GRPC, is_tls=True)
+        return Listener(protocol=HTTP, is_tls=True) if _handshake(address, []) is not None else None
+    except TimeoutError:  # a server without TLS may wait for the end of a line
+        return None
+
+
+def _in_plain(address: tuple[str, int]) -> Listener | None:
+    with socket.create_connection(address, TIMEOUT) as connection:
         connection.sendall(_PREFACE)
         answer = connection.recv(9)
-        if answer.startswith(b"HTTP/"):
-            return HTTP, False
-        if len(answer) > 3 and answer[3] == _SETTINGS:
-            return GRPC, False
+    # Python's server answers with a page, and without a status, to a version of HTTP that it does not know.
+    if answer.startswith((b"HTTP/", b"<")):
+        return Listener(protocol=HTTP)
+    if len(answer) > 3 and answer[3] == _SETTINGS:
+        return Listener(protocol=GRPC)
     return None
 
 
-def _chooses(address: tuple[str, int], protocol: str) -> bool:
-    """Whether a server of TLS chooses an application protocol, if it is the only one."""
-    return _handshake(address, [protocol]) == protocol
-
-
-def _speaks_tls(address: tuple[str, int]) -> bool:
-    return _handshake(address, []) is not None
-
-
 def _handshake(address: tuple[str, int], protocols: list[str]) -> str | None:
-    """Shake hands over TLS, and send nothing: the chosen protocol, empty if there is none; None if it fails."""
+    """Shake hands over TLS, and send nothing: the chosen protocol, empty if there is none; None if it fails.
+
+    Raises
+    ------
+    TimeoutError
+        If nothing comes back.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     if protocols:
         context.set_alpn_protocols(protocols)
-    with (
-        suppress(OSError),
-        socket.create_connection(address, TIMEOUT) as connection,
-        context.wrap_socket(connection, server_hostname=address[0]) as wrapped,
-    ):
-        return wrapped.selected_alpn_protocol() or ""
-    return None
+    try:
+        with (
+            socket.create_connection(address, TIMEOUT) as connection,
+            context.wrap_socket(connection, server_hostname=address[0]) as wrapped,
+        ):
+            return wrapped.selected_alpn_protocol() or ""
+    except TimeoutError:
+        raise
+    except OSError:
+        return None

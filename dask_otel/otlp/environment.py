@@ -428,21 +428,14 @@ def _whole(name: str, least: int, remarks: Remarks) -> int | None:
 
 
 def _why_not_sent(signal: Signal) -> str:
-    """Say that an endpoint is set for the other signal only; empty if this one has its own, or the default is right.
+    """Explain that an endpoint is set for the other signal only; empty if this one has its own, or neither has.
 
-    Sending to a collector on this machine would be wrong then: the only one that is known is elsewhere. It may take one
-    signal only, and require headers that are set for that signal only.
+    The specification's default, a collector on this machine, would be wrong then, also if the endpoint is on this
+    machine: the backend may take one signal only, as Jaeger does, or require headers that are set for that signal only.
     """
     name, value = _variable("ENDPOINT", METRICS if signal is TRACES else TRACES)
     if _variable("ENDPOINT", signal)[1] or not value:
         return ""
-    try:
-        default = "4317" if otlp_protocol(Remarks(), signal) == "grpc" else "4318"
-        parts = urlsplit(value if "://" in value else f"//{value}")
-        if parts.hostname in ("localhost", "127.0.0.1", "::1") and str(parts.port) == default:
-            return ""
-    except ValueError:  # one of the two variables is wrong, and reported where it is read
-        pass
     items = signal.items
     return (
         f"no {items} are sent: only {name} is set. Set OTEL_EXPORTER_OTLP_{signal.name}_ENDPOINT to send {items}, or "

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from time import monotonic, sleep, time
 from typing import Any
@@ -29,7 +29,7 @@ from ..identity import client_names
 from ..metrics.snapshot import ExporterCounts, Snapshot, deltas
 from ..privacy import Capture, Redactor
 from ..safety import Safety, log
-from ..schema import MAX_NAME, Kind, clean
+from ..schema import MAX_NAME, Kind, clean, shorten
 from ..spantree.events import SpanInfo
 from ..spantree.records import ENDS, Record, SegmentRecord
 from .environment import (
@@ -55,6 +55,7 @@ from .spans import SpanFactory, SpanForm, error_description, kind_of
 from .transport import ExportResult, Paced, Pacer, RetryDecision, Sender, import_exporters, make_senders, shut_down
 
 __all__ = [
+    "DISABLED",
     "LAST_CHANCE",
     "NO_METRICS",
     "ExportQueue",
@@ -104,6 +105,7 @@ KEPT_LOOSE = 2000
 #: Finished roots that are remembered.
 MAX_FINISHED = 100
 
+DISABLED = "OTEL_SDK_DISABLED is true: unset it to send traces and metrics"
 #: What to do about a backend for traces only.
 NO_METRICS = (
     "it seems to take no metrics: OTEL_METRICS_EXPORTER=none switches them off, "
@@ -506,6 +508,8 @@ class ExportThread:
         #: Message of the last failure, and when it was (seconds since the epoch).
         self.last_error = ""
         self.last_error_at: float | None = None
+        #: When the request was made that has no answer yet (seconds since the epoch); None if there is none.
+        self.requested_at: float | None = None
         #: What a backend without a place for this signal answered; empty for every other backend.
         self.unsupported = ""
         #: Whether nothing is to be sent any more.
@@ -581,12 +585,17 @@ class ExportThread:
 
     def status(self) -> dict[str, Any]:
         """Return what became of the items, as plain data for the page."""
+        sender = self._sender
         with self._changed:
             return (
                 {
                     "name": self.name,
-                    "target": self._sender.target,
-                    "proxy": str(self._sender.proxy or ""),
+                    "target": sender.target,
+                    "protocol": sender.protocol,
+                    "headers": list(sender.header_names),
+                    "proxy": str(sender.proxy or ""),
+                    "via": sender.proxy._asdict() if sender.proxy else None,
+                    "requested_at": self.requested_at,
                     "failing": self.is_failing,
                     "since": self.failing_since,
                     "last_error": self.last_error,
@@ -639,9 +648,11 @@ class ExportThread:
                 with self._guard():
                     self._sender.reconnect()
             result = self._sender.broken
+            self.requested_at = time()
             self._requested = monotonic()
             with self._guard():
                 result = self._sender.send(data)
+            self.requested_at = None
             self._note(result)
             is_refused = result.decision is RetryDecision.REFUSED and monotonic() - begin >= retry.give_up_after
             if is_refused or result.decision not in (RetryDecision.LATER, RetryDecision.REFUSED):
@@ -792,6 +803,8 @@ class TelemetryOutput:
         Seconds from one snapshot to the next.
     recent_runs
         Takes the records too, whether or not they are sent.
+    problems, remarks
+        Lines about the variables, for the status: as ``Found.problems``, and about what is no fault.
     """
 
     def __init__(
@@ -803,6 +816,8 @@ class TelemetryOutput:
         metric_threads: Sequence[ExportThread] = (),
         interval: float = 60.0,
         recent_runs: RecentRuns | None = None,
+        problems: Sequence[str] = (),
+        remarks: Sequence[str] = (),
     ) -> None:
         self.span_threads = span_threads
         self.metric_threads = metric_threads
@@ -810,6 +825,8 @@ class TelemetryOutput:
         self._sampling = sampling
         self._rate_limiter = rate_limiter
         self._redactor = redactor
+        self._problems = problems
+        self._remarks = remarks
         self._interval = interval
         #: When the next snapshot is due: the first at once, and some soon after, so that what is brief is seen.
         self._due = monotonic()
@@ -929,13 +946,24 @@ class TelemetryOutput:
 
     def title(self, span: SpanInfo, name: str) -> str:
         """Return the name of a span's segments as it may be shown."""
-        return clean(self._redactor.title(span, name), MAX_NAME)
+        return shorten(self._redactor.title(span, name), MAX_NAME)
+
+    @property
+    def hidden(self) -> list[str]:
+        """Return what is not recorded, by the names under ``otel.capture``."""
+        return [each.name for each in fields(Capture) if not getattr(self._redactor.capture, each.name)]
+
+    def clients(self, ids: tuple[str, ...]) -> list[str]:
+        """Return the names in ids of clients as they may be shown."""
+        return client_names(self._redactor.clients(ids))
 
     def status(self) -> dict[str, Any]:
         """Return what became of everything, as plain data for the page."""
         return {
             "exporters": [thread.status() for thread in self.span_threads],
             "metrics": [thread.status() for thread in self.metric_threads],
+            "problems": list(self._problems),
+            "remarks": list(self._remarks),
             "unsampled": dict(self._unsampled),
             "over_budget": dict(self._rate_limiter.given_up),
             "finished": [each | {"run": self._path(each["run"])} for each in self._finished],
@@ -967,7 +995,7 @@ class TelemetryOutput:
             "duration": record.end - record.start,
             "result": record.result,
             "error": self._error(record),
-            "clients": client_names(record.clients),
+            "clients": self.clients(record.clients),
             "tasks": record.tally.tasks,
         }
 
@@ -1018,6 +1046,15 @@ class Found:
     interval: float = 0.0
     deltas: frozenset[Kind] = frozenset()
     metrics_error: SettingError | None = None
+
+    def problems(self) -> list[str]:
+        """Describe what is wrong with the variables, and its consequence; without secrets."""
+        lines = [*self.remarks.problems]
+        lines += [f"{name} is set, but not read; use the other OTEL_* variables" for name in not_read()]
+        if self.spans_error and str(self.spans_error) == str(self.metrics_error):
+            return [*lines, f"{self.spans_error}; dask-otel stays off"]
+        errors = ((self.spans_error, "spans"), (self.metrics_error, "metrics"))
+        return lines + [f"{error}; no {what} are sent" for error, what in errors if error]
 
 
 def read_variables(endpoint: str | None = None) -> Found:
@@ -1081,7 +1118,7 @@ def connect(
         If nothing can be sent because of a variable.
     """
     if sdk_disabled():
-        log.info("dask-otel is off: OTEL_SDK_DISABLED is true")
+        log.info("dask-otel is off: %s", DISABLED)
         return None
     found = read_variables()
     errors = {"spans": found.spans_error, "metrics": found.metrics_error}
@@ -1097,7 +1134,7 @@ def connect(
         log.warning("dask-otel: %s", line)
     for name in not_read():
         log.warning("dask-otel does not read %s; it takes its configuration from the other OTEL_* variables", name)
-    redactor = Redactor(Capture(**capture))
+    redactor = Redactor(Capture(**capture), instance_id)
     sampling = Sampling(found.sampler, redactor.tags, safety)
     resource = make_resource(
         service_name=service_name, instance_id=instance_id, version=version, cluster_name=cluster_name
@@ -1131,4 +1168,6 @@ def connect(
         metric_threads,
         interval=found.interval,
         recent_runs=RecentRuns(recent_runs, redactor, safety) if recent_runs else None,
+        problems=found.problems(),
+        remarks=found.remarks.readings,
     )

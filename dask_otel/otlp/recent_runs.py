@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from .. import schema
 from ..privacy import Redactor
 from ..safety import Safety
-from ..schema import MAX_LINKS, MAX_NAME, clean
+from ..schema import MAX_LINKS, MAX_NAME, clean, shorten
 from ..spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord
 from .queue import size_of
 from .spans import attributes, cleaned, error_description, exception_event, identity, kind_of
@@ -27,6 +27,8 @@ __all__ = ["RecentRuns", "RunId"]
 #: Bytes of compressed rows, of all runs and of one.
 MAX_BYTES = 3 * 2**20
 MAX_RUN_BYTES = 2**20
+#: What all may take of the scheduler's memory, with what Python needs to hold it.
+MAX_MEMORY = 8 * 2**20
 #: Rows of a run.
 MAX_SPANS = 1000
 #: Bytes of records that wait for the thread, about; and so many that it does not wait for more.
@@ -128,6 +130,8 @@ class RecentRuns:
         self._waiting: deque[_Waiting] = deque()
         #: Of what waits, and of what the thread has taken and not packed yet.
         self._bytes_waiting = 0
+        #: Of rows, when the thread last added some.
+        self._bytes_packed = 0
         #: The ids of finished runs that are kept, the oldest first, with the id of the Dask span at the top.
         self._ids: dict[RunId, str] = {}
         self._thread: threading.Thread | None = None
@@ -170,6 +174,12 @@ class RecentRuns:
         """Whether another one would keep the same of the same records."""
         return (self._most, self._redact.capture) == (other._most, other._redact.capture)
 
+    def usage(self) -> dict[str, int]:
+        """Return how many finished runs and bytes are kept, and how many may be; never waits for the thread."""
+        with self._changed:
+            kept = {"runs": len(self._ids), "bytes": self._bytes_waiting + self._bytes_packed}
+        return kept | {"max_runs": self._most, "max_bytes": MAX_MEMORY}
+
     def has(self, run: RunId) -> bool:
         """Whether a finished run is kept."""
         with self._changed:
@@ -193,7 +203,8 @@ class RecentRuns:
 
         Returns
         -------
-        ``rows``, in no order; ``left_out``, a number of rows; ``others``, the ids of other finished runs of the trace.
+        ``rows``, of each run those that are worth most first; ``left_out``, a number of rows; ``others``, the ids of
+        other finished runs of the trace.
         """
         self._pack()
         with self._packing:
@@ -236,6 +247,9 @@ class RecentRuns:
                 with self._changed:
                     self._bytes_waiting -= each.size
             self._forget_oldest()
+            packed = _size(self._open) + _size(self._finished)
+            with self._changed:
+                self._bytes_packed = packed
 
     def _worth_packing(self, waiting: Sequence[_Waiting]) -> deque[bool]:
         """Return which records are worth it: not those of runs after which so many others finish that none is kept."""
@@ -263,7 +277,7 @@ class RecentRuns:
             by_rank[0 if record.is_top else _rank(record)].append(record)
         for rank, ranked in enumerate(by_rank):
             ranked.sort(key=lambda record: (not record.is_top, _KIND_RANKS[kind_of(record)], record.start - record.end))
-            run.add(rank, [row for record in Paced(ranked) if (row := self._row(record))])
+            run.add(rank, [row for record in Paced(ranked) if (row := self.row(record))])
         if last.is_top:
             del self._open[_key(last)]
             self._finished[RunId(last.trace_id, last.span_id)] = run
@@ -283,8 +297,8 @@ class RecentRuns:
             with self._changed:
                 self._ids.pop(run_id, None)
 
-    def _row(self, record: Record) -> dict[str, Any] | None:
-        """Make a row. A record that cannot be converted costs at most its attributes."""
+    def row(self, record: Record) -> dict[str, Any] | None:
+        """Make a row, without what must not be shown; if a record cannot be converted, at most without attributes."""
         for values in (attributes, _bare):
             with self._safety.guard("page"):
                 return _row(self._redact(record), values)
@@ -321,7 +335,7 @@ def _row(record: Record, values: Callable[[Record], dict[str, Any]]) -> dict[str
         "parent": "" if record.parent_id is None else f"{record.parent_id:016x}",
         "is_top": record.is_top,
         "kind": kind_of(record),
-        "name": clean(record.name, MAX_NAME) or "(no name)",
+        "name": shorten(record.name, MAX_NAME) or "(no name)",
         "start": record.start,
         "end": record.end,
         "error": clean(error_description(record.failure)) if record.failure else None,

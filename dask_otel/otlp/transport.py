@@ -264,6 +264,10 @@ class Sender:
     target = ""
     #: What its requests go through.
     proxy: Proxy | None = None
+    #: ``grpc`` or ``http/protobuf``; empty for exporters that are not OTLP.
+    protocol = ""
+    #: Names of the headers that a variable adds to each request; the values may be secrets.
+    header_names: tuple[str, ...] = ()
 
     def __init__(self, name: str, exporter: Any = None) -> None:
         self.name = name
@@ -300,6 +304,9 @@ class _OtlpSender(Sender):
         super().__init__(name)
         self.target = shown(settings.endpoint)
         self.proxy = settings.proxy
+        self.protocol = settings.protocol
+        # Without a value, the name may itself be a key that somebody has written without a name.
+        self.header_names = tuple(name for name, value in settings.headers.items() if value.strip("= "))
         self.settings = settings
         self._signal = signal
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +25,8 @@ from distributed.scheduler import heartbeat_interval
 from ..metrics.series import MetricSettings
 from ..safety import Safety, log
 from ..spantree.ledger import OUTLIER_SECONDS
-from ..spantree.lifecycle import SpanTree, open_runs
+from ..spantree.lifecycle import Progress, SpanTree, open_runs
+from ..spantree.records import Record
 from ..spantree.to_records import Level, SpanTreeSettings
 from .cluster import ClusterMetrics, Delay, Departures
 from .compat import can_split
@@ -146,9 +147,17 @@ class SchedulerBridge:
         """Return the open roots and the cost of the last sweep; call it on the event loop."""
         return {
             "open_segments": len(self.span_tree.forest.open),
-            "open": list(open_runs(self.span_tree.forest, MAX_ROOTS, self.clock.offset)),
+            "open": list(self.open_runs()),
             "sweep": self.sweep.cost,
         }
+
+    def open_runs(self, trace_id: int | None = None) -> Iterator[Progress]:
+        """Describe the open roots, or those of one trace, the oldest first."""
+        return open_runs(self.span_tree.forest, MAX_ROOTS, self.clock.offset, trace_id)
+
+    def open_records(self, trace_id: int) -> Iterator[tuple[Record, bool]]:
+        """Describe the open runs of a trace as if they ended now, see ``SpanTree.open_records``."""
+        return self.span_tree.open_records(trace_id, self.clock.now(), self.clock.offset)
 
     def close(self, why: str = "the scheduler closes") -> asyncio.Task[None]:
         """Stop, wait for the workers' last metrics, send everything; always the same task."""

@@ -314,6 +314,16 @@ def clean(text: str, limit: int = MAX_VALUE) -> str:
     return data[: limit - 3].decode("utf-8", "ignore") + "…"
 
 
+def shorten(text: str, limit: int) -> str:
+    """Return valid UTF-8 text of at most ``limit`` bytes with the start and the end of a longer one, for a person."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= limit:
+        return data.decode("utf-8")
+    start = 2 * (limit - 3) // 3
+    end = len(data) - (limit - 3 - start)
+    return f"{data[:start].decode('utf-8', 'ignore')}…{data[end:].decode('utf-8', 'ignore')}"
+
+
 def clean_items(texts: Sequence[str], limit: int = MAX_LIST) -> list[str]:
     """Return valid texts of about ``limit`` bytes together; if some are left out, the last item is their number."""
     out: list[str] = []

@@ -184,6 +184,11 @@ class Tally:
         self.run_stop = max(self.run_stop, stop)
 
     @property
+    def failed_tasks(self) -> int:
+        """Number of tasks that erred or failed upstream."""
+        return self.outcomes.get("erred", 0) + self.outcomes.get("upstream_failed", 0)
+
+    @property
     def end(self) -> float:
         """When the latest task ended; 0.0 while none has."""
         return max(self.run_stop, self.last_event)

@@ -15,7 +15,7 @@ from .events import Change, Claim, Dependency, Graph, Metrics, SpanInfo
 from .ledger import Ledger
 from .records import Record, RootRuns
 from .timing import Heartbeats, Threads
-from .to_records import Level, SpanTreeSettings, close_segment, fold_for_closing, fold_some, pending_span
+from .to_records import Level, SpanTreeSettings, close_segment, fold_for_closing, fold_some, open_records, pending_span
 from .tree import MAX_SEGMENTS, NO_LOAD, Forest, Node, Segment, sum_open
 
 __all__ = ["AwaitedMetrics", "Progress", "SpanTree", "open_runs", "trace_of"]
@@ -278,6 +278,12 @@ class SpanTree:
         """Return the workers that are still there and have metrics to deliver for an open segment."""
         return self.owed.awaited(now)
 
+    def open_records(self, trace_id: int, now: float, clock_offset: float = 0.0) -> Iterator[tuple[Record, bool]]:
+        """Describe the open runs of a trace as if they ended now, see ``to_records.open_records``."""
+        for top in list(self.forest.open_tops):
+            if top.segment and top.segment.trace_id == trace_id:
+                yield from open_records(top, now, clock_offset, self.threads, self._level_of(top))
+
     def close(self, now: float, clock_offset: float = 0.0, *, stopped: str = "interrupted") -> Iterator[Record | None]:
         """Close everything; as ``advance``.
 
@@ -418,17 +424,19 @@ class Progress(NamedTuple):
     start: float
     tasks: int | None
     completed: int | None
+    #: Tasks that erred or failed upstream.
+    failed: int | None
     unfinished: int
     #: Ids of the clients that submitted.
     clients: tuple[str, ...]
 
 
-def open_runs(forest: Forest, most: int, clock_offset: float = 0.0) -> Iterator[Progress]:
-    """Describe the open runs, the oldest first; ``clock_offset`` is subtracted from times."""
+def open_runs(forest: Forest, most: int, clock_offset: float = 0.0, trace_id: int | None = None) -> Iterator[Progress]:
+    """Describe the open runs, or those of one trace, the oldest first; ``clock_offset`` is subtracted from times."""
     room = MAX_SEGMENTS
-    for top in islice(forest.open_tops, most):
-        if top.segment is None:
-            continue
+    tops = (top for top in forest.open_tops if top.segment and trace_id in (None, top.segment.trace_id))
+    for top in islice(tops, most):
+        assert top.segment
         sums = sum_open(top, room)
         room = sums.room
         yield Progress(
@@ -438,6 +446,7 @@ def open_runs(forest: Forest, most: int, clock_offset: float = 0.0) -> Iterator[
             top.segment.start - clock_offset,
             sums.tasks if room else None,
             sums.completed if room else None,
+            sums.failed if room else None,
             top.load.unfinished,
             sums.clients,
         )

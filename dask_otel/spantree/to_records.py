@@ -7,9 +7,10 @@ of a closed segment becomes part of its record, and nothing changes it any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from heapq import heappush, heappushpop
+from itertools import islice
 from operator import itemgetter
 
 from ..identity import group_id, others_id, pending_id, task_id
@@ -27,6 +28,7 @@ __all__ = [
     "failure_of_group",
     "fold_for_closing",
     "fold_some",
+    "open_records",
     "pending_span",
     "pick_runs",
     "verdict",
@@ -258,6 +260,53 @@ def pending_span(top: Node, segment: Segment, now: float, offset: float) -> Pend
         completed=sums.completed if sums.room else None,
         active=sums.active,
     )
+
+
+#: Of a run that is open: segments, groups and failed tasks that are described at a time, at most: each takes
+#: about 0.1 ms.
+MAX_OPEN_SEGMENTS, MAX_OPEN_GROUPS, MAX_OPEN_TASKS = 40, 40, 20
+
+
+def open_records(top: Node, now: float, offset: float, threads: Threads, level: Level) -> Iterator[tuple[Record, bool]]:
+    """Describe a run that is open as if it ended now: open segments, their groups and failed tasks, some of each.
+
+    The span tree is not changed. The records refer to its ledgers: use them before the next sweep.
+
+    Yields
+    ------
+    A record, and whether it has unfinished tasks. Segments come before what is in them.
+    """
+    nodes = list(islice(top.open_below(), MAX_SEGMENTS))
+    sums: dict[Node, Tally] = {}
+    for node in reversed(nodes):  # children before their parents
+        sums[node] = Tally()
+        if node.ledger:
+            sums[node].add(node.ledger.tally)
+        for child in node.segment.children if node.segment else ():
+            if child in sums:
+                sums[node].add(sums[child])
+    groups: list[tuple[SegmentRecord, GroupLedger]] = []
+    for node in nodes[:MAX_OPEN_SEGMENTS]:
+        if node.segment and node.ledger:
+            stopped = "unfinished" if node.load.unfinished else ""
+            record = _segment(node, node.segment, node.ledger, now, offset, stopped, threads)
+            tally = sums[node]
+            failure = _failure(tally.outcomes, tally.error, 0) or record.failure
+            yield replace(record, tally=tally, failure=failure), bool(stopped)
+            groups += ((record, group) for group in node.ledger.all_groups())
+    if level < Level.GROUPS:
+        return
+    groups.sort(key=lambda each: (not each[1].tally.failed_tasks, not each[1].unfinished, -each[1].since))
+    room = MAX_OPEN_TASKS if level >= Level.TASKS else 0
+    for number, (record, group) in enumerate(groups[:MAX_OPEN_GROUPS]):
+        # What is left is shared by the groups after this one, each of which may have failed in another way.
+        erred = group.picks.erred[: max(1, room // (len(groups) - number))] if group.picks and room else []
+        room -= len(erred)
+        truncated = group.tally.outcomes.get("erred", 0) - len(erred)
+        made = _group(record, group, {}, offset, truncated, lambda to: None)
+        yield made, bool(group.unfinished)
+        for run in erred:
+            yield _task(made, run.described(), offset, "erred"), False
 
 
 def _segment(

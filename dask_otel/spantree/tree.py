@@ -264,6 +264,8 @@ class OpenSums(NamedTuple):
 
     tasks: int
     completed: int
+    #: Tasks that erred or failed upstream.
+    failed: int
     #: Tags of the Dask spans that have unfinished tasks of their own, parents before children.
     active: tuple[tuple[str, ...], ...]
     #: Ids of the clients that submitted.
@@ -274,7 +276,7 @@ class OpenSums(NamedTuple):
 
 def sum_open(top: Node, room: int) -> OpenSums:
     """Sum over a run that is open, visiting at most ``room`` segments."""
-    tasks = completed = 0
+    tasks = completed = failed = 0
     active: list[tuple[str, ...]] = []
     clients: dict[str, None] = {}
     for node in islice(top.open_below(), room):
@@ -282,11 +284,12 @@ def sum_open(top: Node, room: int) -> OpenSums:
         if node.ledger:
             tasks += node.ledger.tally.tasks
             completed += node.ledger.tally.completed
+            failed += node.ledger.tally.failed_tasks
             clients |= node.ledger.clients
         below = sum(child.load.unfinished for child in node.segment.children) if node.segment else 0
         if node.load.unfinished > below and len(active) < MAX_PROGRESS_SPANS:
             active.append(node.info.tags)
-    return OpenSums(tasks, completed, tuple(active), tuple(clients), room)
+    return OpenSums(tasks, completed, failed, tuple(active), tuple(clients), room)
 
 
 #: Seconds for which a span that was only requested is kept after its last segment: it may request more.

@@ -11,24 +11,32 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from time import time
 from typing import Any
 
-from dask.utils import format_bytes, format_time
 from distributed.http.utils import RequestHandler
 
+from ..spantree.records import ENDS
+from .render import TEXTS, page
 from .report import OffReport, StatusReport
 from .waterfall import waterfall
 
-__all__ = ["STATUS_CALL", "install"]
+__all__ = ["RUN_CALL", "STATUS_CALL", "install"]
 
-#: Name of the call that returns the status, for ``distributed.rpc``.
+#: Names of the calls that return the status and a run, for ``distributed.rpc``.
 STATUS_CALL = "otel_status"
+RUN_CALL = "otel_run"
 #: Paths of Dask's own that every scheduler serves; they show the prefix of all paths.
 _KNOWN = ("/health", "/info", "/metrics")
+#: The page that describes these pages, in the repository; used if the installed package names no address.
+DOCUMENTATION = "docs/health.md"
+#: Results of runs that failed.
+_FAILURES = ("error", *ENDS)
+#: Finished runs that are listed at once, and failed ones that are named above them.
+_LATEST = 10
+_MAX_FAILED = 5
 _RUN_PATHS = (r"/otel/run/([0-9a-f]{32})", r"/otel/run/([0-9a-f]{32})/([0-9a-f]{16})")
 
 
@@ -49,6 +57,20 @@ class _Handler(RequestHandler):  # type: ignore[misc]
         """Our own templates, not Dask's."""
         return str(Path(__file__).parent)
 
+    def get_template_namespace(self) -> dict[str, Any]:
+        """Add what all pages show."""
+        namespace: dict[str, Any] = super().get_template_namespace()
+        return namespace | TEXTS | self.shared()
+
+    def shared(self) -> dict[str, Any]:
+        """Return what all pages show of the scheduler. Call it on the event loop."""
+        return {
+            "has_dashboard": _dashboard(self.server) is not None,
+            "documentation": _documentation() or DOCUMENTATION,
+            "notices": self.report.notices(),
+            "usage": self.report.usage(),
+        }
+
 
 class _Slash(_Handler):
     """``/otel``: relative links need the slash; a relative redirect works behind a proxy that strips a prefix."""
@@ -64,16 +86,18 @@ class _Page(_Handler):
 
     def get(self) -> None:
         """Render ``page.html``."""
+        status = self.report.status()
+        finished = status["finished"][::-1]
         self.render(
             "page.html",
-            status=self.report.status(),
-            shows_runs=self.report.shows_runs,
+            status=status,
+            finished=finished,
+            failed=[(number, each) for number, each in enumerate(finished) if each["result"] in _FAILURES],
+            failures=_FAILURES,
+            latest=_LATEST,
+            max_failed=_MAX_FAILED,
             is_live=self.get_query_argument("live", None) is not None,
-            documentation=_documentation(),
             now=time(),
-            time=format_time,
-            size=format_bytes,
-            utc=_utc,
         )
 
 
@@ -117,16 +141,17 @@ class _Run(_Handler):
     async def get(self, trace_id: str, span_id: str | None = None) -> None:
         """Render ``run.html`` in a thread, one at a time."""
         trace = int(trace_id, 16)
-        if span_id is None and (path := self.report.run_path(trace)):
-            self.set_header("Location", path.removeprefix("run/"))
-            self.set_status(302)
-            return
-        self.set_header("Vary", "Accept-Encoding")
         is_zipped = "gzip" in self.request.headers.get("Accept-Encoding", "")
-        if is_zipped:
-            self.set_header("Content-Encoding", "gzip")
         async with self.report.rendering:
-            parts = self._parts(trace_id, span_id, self.report.is_running(trace), self.report.names())
+            open_run = await self.report.open_run(trace) if self.report.shows_runs and span_id is None else None
+            if span_id is None and open_run is None and (run := self.report.latest_run(trace)):
+                self.set_header("Location", run.path.removeprefix("run/"))
+                self.set_status(302)
+                return
+            self.set_header("Vary", "Accept-Encoding")
+            if is_zipped:
+                self.set_header("Content-Encoding", "gzip")
+            parts = self._parts(trace_id, span_id, open_run, self.report.names(), self.shared())
             self.write(await asyncio.to_thread(self._rendered, parts, is_zipped))
 
     def _rendered(self, parts: Iterator[bytes], is_zipped: bool) -> bytes:
@@ -135,39 +160,43 @@ class _Run(_Handler):
         zipped = zlib.compressobj(1, wbits=31)  # gzip's format
         return b"".join([*map(zipped.compress, parts), zipped.flush()])
 
-    def _parts(self, trace_id: str, span_id: str | None, is_running: bool, names: Mapping[str, str]) -> Iterator[bytes]:
+    def _parts(
+        self,
+        trace_id: str,
+        span_id: str | None,
+        open_run: Mapping[str, Any] | None,
+        names: Mapping[str, str],
+        shared: Mapping[str, Any],
+    ) -> Iterator[bytes]:
         found = self.report.run(int(trace_id, 16), int(span_id, 16) if span_id else None)
+        rows = {row["id"]: row for row in [*(open_run["rows"] if open_run else ()), *(found["rows"] if found else ())]}
         show = self.get_query_argument("show", "")
-        drawn = waterfall(found["rows"], show) if found else None
-        if not found and not is_running:
+        until = open_run["start"] + open_run["duration"] if open_run else 0.0
+        drawn = waterfall(list(rows.values()), show, until) if rows else None
+        if drawn is None:
             self.set_status(404)
-        html: bytes = self.render_string(
-            "run.html",
+        yield from page(
+            drawn,
+            **shared,
             above="../../" if span_id else "../",
             trace_id=trace_id,
             link=self.report.link(int(trace_id, 16)),
-            is_finished=span_id is not None,
-            is_running=is_running,
+            is_sent=self.report.sends_spans,
+            open_run=open_run,
             show=show,
             left_out=found["left_out"] if found else 0,
             others=[(each.path, names.get(each.path, "run")) for each in found["others"]] if found else [],
-            waterfall=drawn,
-            utc=_utc,
         )
-        before, _, after = html.partition(b"<!-- rows -->")
-        yield before
-        for rows in drawn.parts() if drawn else ():  # in a template, the pieces of all at once would take 40 MiB
-            yield self.render_string("rows.html", rows=rows)
-        yield after
 
 
 def install(scheduler: Any, report: StatusReport | OffReport) -> None:
-    """Add ``/otel`` and what is below it, and the call ``otel_status``; they replace those of an earlier bridge.
+    """Add ``/otel`` and what is below it, and the two calls; they replace those of an earlier bridge.
 
     They stay when the bridge has stopped, and show that. Dask has no call to remove routes, so the rules of an earlier
     bridge are removed from Tornado's router.
     """
     scheduler.handlers[STATUS_CALL] = report.status
+    scheduler.handlers[RUN_CALL] = report.inline_run
     application = scheduler.http_application
     prefix = _prefix(application)
     options = {"dask_server": scheduler, "extra": {"report": report}}
@@ -193,11 +222,15 @@ def _link_from_dask(scheduler: Any) -> None:
     Dask has no call for that. Its dashboard, if bokeh is installed, keeps the names of the pages of each scheduler in a
     list.
     """
-    dashboard = sys.modules.get("distributed.dashboard.scheduler")
-    if dashboard and scheduler.http_application.applications:
+    if dashboard := _dashboard(scheduler):
         pages = dashboard.template_variables(scheduler)["pages"]
         if "otel" not in pages:
             pages.append("otel")
+
+
+def _dashboard(scheduler: Any) -> Any:
+    """Return the module of Dask's dashboard; None if the scheduler has no dashboard, e.g. without bokeh."""
+    return sys.modules.get("distributed.dashboard.scheduler") if scheduler.http_application.applications else None
 
 
 def _is_ours(rule: Any) -> bool:
@@ -223,7 +256,3 @@ def _documentation() -> str | None:
             if label.lower() == "documentation" and address.startswith("https://"):
                 return address
     return None
-
-
-def _utc(at: float) -> str:
-    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")

@@ -5,24 +5,32 @@ The rows come as plain data (``otlp/recent_runs.py``). ``rows.html`` draws them:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from time import sleep
 from typing import Any
 
-from dask.utils import format_time
-
 from .. import schema
+from .texts import duration, number_of, ticks
 
-__all__ = ["Row", "Waterfall", "waterfall"]
+__all__ = ["FailedLike", "Row", "Waterfall", "waterfall"]
 
-#: Rows that are open at first, about, and messages of failed spans above the waterfall.
+#: Rows that are open at first, about.
 MAX_OPEN_ROWS = 40
+#: Failures above the waterfall, at first and in all; and of each kind, messages that differ in more than a number.
 MAX_ERRORS = 20
+MAX_ALL_ERRORS = 100
+MESSAGES_OF_A_KIND = 2
+#: Beyond so many rows inside another one, all but some are folded.
+MAX_CHILDREN = 15
+SHOWN_CHILDREN = 10
 #: Rows that are drawn at a time, which takes a millisecond and, as pieces of a template, 0.5 MiB; and seconds of rest.
 ROWS_AT_ONCE = 12
 REST = 0.0005
+#: Numbers, addresses and ids in a message.
+_NUMBER = re.compile(r"[0-9a-fA-F]*\d[0-9a-fA-F]*")
 #: Names of kinds of spans on the page.
 _KINDS = {schema.SEGMENT: "span", schema.GROUP: "group", schema.TASK: "task"}
 
@@ -33,7 +41,7 @@ class Row:
 
     id: str
     name: str
-    #: ``span``, ``group`` or ``task``.
+    #: ``span``, ``group`` or ``task``; ``more`` for rows that are folded.
     kind: str
     #: Number of rows around it.
     depth: int
@@ -46,6 +54,8 @@ class Row:
     result: str
     #: None if the status is not Error.
     error: str | None
+    #: Type of the exception, if it failed.
+    error_type: str
     #: Texts for columns; empty if not known.
     duration: str
     tasks: str
@@ -60,8 +70,21 @@ class Row:
     links: list[tuple[str, str, str]]
     children: list[Row] = field(default_factory=list)
     is_open: bool = False
+    #: Whether it has unfinished tasks.
+    is_running: bool = False
+    #: Of the rows that are folded, how many failed.
+    failed: int = 0
+    #: Of its failed tasks, how many have no row.
+    unseen: int = 0
+    #: Groups that have no row, and are included in its numbers.
+    unseen_groups: int = 0
     #: How many of the rows around it end with it.
     closes: int = 0
+
+    @property
+    def label(self) -> str:
+        """The name, without the middle of a long one."""
+        return schema.shorten(self.name, 100)
 
     @property
     def brief_error(self) -> str:
@@ -76,18 +99,30 @@ class Row:
 
 
 @dataclass
+class FailedLike:
+    """A row below which nothing failed, and how many others failed alike."""
+
+    row: Row
+    #: Others of the same name and type of exception, of which the messages differ in numbers at most.
+    same: int
+    #: Others of the same name and type, with messages that are not among the failures shown.
+    others: int = 0
+    #: Failed tasks of the same groups that have no row.
+    unseen: int = 0
+
+
+@dataclass
 class Waterfall:
     """A run, ready to be drawn."""
 
     #: In the order of the page.
     rows: list[Row]
-    #: Failed spans below which nothing failed, tasks before groups and spans: the first of each message, and how many
-    #: others have the same.
-    errors: list[tuple[Row, int]]
-    #: How many more messages there are.
+    #: Tasks that failed before groups and spans.
+    errors: list[FailedLike]
+    #: How many more kinds of failures there are.
     more_errors: int
-    #: Times at equal distances, the first and the last at the ends.
-    ticks: list[str]
+    #: Round times: where each is, in percent of the bars' width, and its text.
+    ticks: list[tuple[float, str]]
 
     def parts(self) -> Iterator[list[Row]]:
         """Yield some rows at a time, and rest in between: the event loop must not wait for the interpreter lock."""
@@ -96,7 +131,7 @@ class Waterfall:
             yield self.rows[start : start + ROWS_AT_ONCE]
 
 
-def waterfall(spans: Sequence[Mapping[str, Any]], show: str = "") -> Waterfall:
+def waterfall(spans: Sequence[Mapping[str, Any]], show: str = "", until: float = 0.0) -> Waterfall:
     """Arrange the spans of a run.
 
     Parameters
@@ -105,9 +140,11 @@ def waterfall(spans: Sequence[Mapping[str, Any]], show: str = "") -> Waterfall:
         At least one.
     show
         Which rows are open: ``all``, ``none``, or by default those around failed spans, and some more.
+    until
+        Where the axis ends, if that is later than the last end of a span: now, for a run that is not over.
     """
     begin = min(span["start"] for span in spans)
-    whole = max(span["end"] for span in spans) - begin or 1.0
+    whole = max(until, *(span["end"] for span in spans)) - begin or 1.0
     names = {span["id"]: span["name"] for span in spans}
     rows = {span["id"]: _row(span, begin, whole, names) for span in spans}
     tops = [span["id"] for span in spans if span["is_top"]]
@@ -117,25 +154,92 @@ def waterfall(spans: Sequence[Mapping[str, Any]], show: str = "") -> Waterfall:
         if parent is None and not span["is_top"] and tops:  # its parent was left out
             parent = rows[tops[0]]
         (parent.children if parent else roots).append(row)
+    errors, more_errors = _errors(rows.values())
+    shown = {id(each.row) for each in errors}
+    for row in rows.values():
+        _note_unseen(row)
+        _fold(row, shown)
     ordered = list(_ordered(roots))
     for row, following in zip(ordered, [*ordered[1:], ordered[0]], strict=True):
         row.closes = max(0, row.depth - following.depth)
-    _open(ordered, roots, show)
+    _open(ordered, roots, [each.row for each in errors], show)
+    return Waterfall(ordered, errors, more_errors, ticks(whole))
+
+
+def _errors(rows: Iterable[Row]) -> tuple[list[FailedLike], int]:
+    """Choose failures to show, so that each name and type is among them, and count the names and types left out."""
     order = {"task": 0, "group": 1, "span": 2}
-    by_message: dict[str, list[Row]] = {}
-    for row in sorted(ordered, key=lambda row: (order[row.kind], row.start)):
+    #: By what failed and the type, then by message without numbers. Names of groups often end with a number, too.
+    kinds: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
+    unseen: dict[str, int] = {}
+    for row in sorted(rows, key=lambda row: (order[row.kind], row.start)):
+        if row.kind == "group" and row.has_failed_child:
+            unseen[row.name] = unseen.get(row.name, 0) + row.unseen
         if row.error is not None and not row.has_failed_child:
-            by_message.setdefault(row.error, []).append(row)
-    errors = [(same[0], len(same) - 1) for same in by_message.values()]
-    ticks = [format_time(whole * part / 4) if part else "0" for part in range(5)]
-    return Waterfall(ordered, errors[:MAX_ERRORS], max(0, len(errors) - MAX_ERRORS), ticks)
+            name = row.name if row.kind == "task" else _NUMBER.sub("#", row.name)
+            messages = kinds.setdefault((row.kind, name, row.error_type), {})
+            messages.setdefault(_NUMBER.sub("#", row.error), []).append(row)
+    shown = list(kinds.values())[:MAX_ALL_ERRORS]
+    room = MAX_ERRORS - len(shown)
+    errors = []
+    for messages in shown:
+        alike = list(messages.values())
+        most = 1 + max(0, min(MESSAGES_OF_A_KIND - 1, room, len(alike) - 1))
+        room -= most - 1
+        errors += [FailedLike(same[0], len(same) - 1) for same in alike[:most]]
+        errors[-1].others = sum(map(len, alike[most:]))
+        if errors[-1].row.kind == "task":  # of which type they are is not known: once for all types
+            errors[-1].unseen = unseen.pop(errors[-1].row.name, 0)
+    return errors, len(kinds) - len(shown)
+
+
+def _fold(row: Row, errors: Collection[int]) -> None:
+    """Fold the children of a row but for failures that are shown, other failures, running and long ones."""
+    if len(row.children) <= MAX_CHILDREN:
+        return
+
+    def rank(child: Row) -> tuple[bool, bool, bool, float]:
+        has_error = id(child) in errors or any(id(each) in errors for each in child.children)
+        return not has_error, child.error is None, not child.is_running, child.start - child.end
+
+    kept = {id(child) for child in sorted(row.children, key=rank)[:SHOWN_CHILDREN]}
+    folded = [child for child in row.children if id(child) not in kept]
+    kinds = {child.kind for child in folded}
+    start, left = min(child.start for child in folded), min(child.left for child in folded)
+    end, right = max(child.end for child in folded), max(child.left + child.width for child in folded)
+    row.children = [child for child in row.children if id(child) in kept]
+    row.children.append(
+        Row(
+            id=f"{row.id}more",
+            name=number_of(len(folded), f"more {kinds.pop() if len(kinds) == 1 else 'row'}"),
+            kind="more",
+            depth=0,
+            start=start,
+            end=end,
+            left=left,
+            width=right - left,
+            result="",
+            error=None,
+            error_type="",
+            duration=duration(end - start),
+            tasks="",
+            compute="",
+            busy="",
+            remarks=(),
+            attributes=[],
+            exception=None,
+            links=[],
+            children=folded,
+            failed=sum(child.error is not None for child in folded),
+        )
+    )
 
 
 def _ordered(roots: list[Row]) -> Iterator[Row]:
     """Yield rows before their children, all in order of time, and note how deep in the tree they are."""
 
     def latest_first(rows: list[Row]) -> list[Row]:
-        return sorted(rows, key=lambda row: (row.start, row.end, row.name), reverse=True)
+        return sorted(rows, key=lambda row: (row.kind == "more", row.start, row.end, row.name), reverse=True)
 
     waiting = latest_first(roots)
     while waiting:
@@ -146,7 +250,7 @@ def _ordered(roots: list[Row]) -> Iterator[Row]:
         yield row
 
 
-def _open(ordered: list[Row], roots: list[Row], show: str) -> None:
+def _open(ordered: list[Row], roots: list[Row], failed: list[Row], show: str) -> None:
     """Choose which rows are open."""
     parents = {id(child): row for row in ordered for child in row.children}
     if show == "all":
@@ -158,6 +262,11 @@ def _open(ordered: list[Row], roots: list[Row], show: str) -> None:
 
     def open_path(row: Row | None) -> None:
         nonlocal room
+        above = row
+        while above:
+            if above.kind == "more":
+                return  # it may hold hundreds of rows
+            above = parents.get(id(above))
         while row and not row.is_open:
             row.is_open = True
             room -= len(row.children)
@@ -165,12 +274,12 @@ def _open(ordered: list[Row], roots: list[Row], show: str) -> None:
 
     for row in roots:
         open_path(row)
-    failed = [row for row in ordered if row.error is not None and not row.has_failed_child][:MAX_ERRORS]
+    running = [row for row in ordered if row.is_running]
     slow = [row for row in ordered if row.kind == "task" and row.error is None]
     spans = [row for row in ordered if row.kind == "span" and row.children]
-    paths = [*(parents.get(id(row)) for row in failed), *spans, *(parents.get(id(row)) for row in slow)]
+    paths = [*(parents.get(id(row)) for row in (*failed, *running)), *spans, *(parents.get(id(row)) for row in slow)]
     for number, path in enumerate(paths):
-        if room > 0 or (failed and number == 0):
+        if room > 0 or number < min(len(failed), MAX_ERRORS):
             open_path(path)
 
 
@@ -190,11 +299,15 @@ def _row(span: Mapping[str, Any], begin: float, whole: float, names: Mapping[str
         width=min(max(0.0, 100 * (span["end"] - span["start"]) / whole), 100.0 - left),
         result=str(attributes.get(schema.SPAN_RESULT, "")),
         error=_error(span),
-        duration=format_time(span["end"] - span["start"]),
-        tasks=str(attributes.get(schema.TASK_COUNT, "")),
-        compute="" if compute is None else format_time(compute),
+        error_type=str(attributes.get(schema.ERROR_TYPE, "error")),
+        duration=duration(span["end"] - span["start"]),
+        tasks=f"{attributes[schema.TASK_COUNT]:,}" if schema.TASK_COUNT in attributes else "",
+        compute="" if compute is None else duration(compute),
         busy="" if busy is None else f"{busy:.0%}",
-        remarks=tuple(_remarks(attributes)),
+        remarks=tuple(_remarks(span)),
+        is_running=span.get("is_running", False),
+        unseen=attributes.get(schema.TRUNCATED_TASKS, 0),
+        unseen_groups=attributes.get(schema.GROUP_FOLDED, 0) or attributes.get(schema.TRUNCATED_GROUPS, 0),
         attributes=[(name, _text(value)) for name, value in attributes.items()],
         exception=(
             exception.get(schema.EXCEPTION_TYPE, ""),
@@ -217,15 +330,24 @@ def _error(span: Mapping[str, Any]) -> str | None:
     return f"{type_}: {span['error']}" if span["error"] else str(type_)
 
 
-def _remarks(attributes: Mapping[str, Any]) -> Iterator[str]:
+def _remarks(span: Mapping[str, Any]) -> Iterator[str]:
+    attributes = span["attributes"]
+    if span.get("is_running"):
+        yield "running"
     if attributes.get(schema.TASK_PICKED) in ("outlier", "slowest"):
         yield "slow"
     for outcome in ("retried", "cancelled", "lost", "recomputed"):
         if count := attributes.get(schema.TASK_OUTCOMES[outcome]):
-            yield f"{count} {outcome}"
-    for name, what in ((schema.TRUNCATED_GROUPS, "groups"), (schema.TRUNCATED_TASKS, "failed tasks")):
-        if count := attributes.get(name):
-            yield f"{count} {what} without a span"
+            yield f"{count:,} {outcome}"
+
+
+def _note_unseen(row: Row) -> None:
+    """Add how much has no row of its own, if no row inside says so."""
+    if row.unseen_groups and not any(child.unseen_groups for child in row.children):
+        groups = number_of(row.unseen_groups, "smaller group" if row.kind == "group" else "group")
+        row.remarks += (f"{groups} summed up here" if row.kind == "group" else f"includes {groups} without a row",)
+    if row.unseen and not any(child.unseen for child in row.children):
+        row.remarks += (number_of(row.unseen, "more failed task"),)
 
 
 def _text(value: Any) -> str:

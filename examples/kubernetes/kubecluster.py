@@ -4,6 +4,7 @@ If dask-otel is missing in the image, the scheduler's container ends with Module
 """
 
 import getpass
+from urllib.parse import quote
 
 from dask_kubernetes.operator import make_cluster_spec
 
@@ -16,9 +17,13 @@ SPEC = make_cluster_spec(
         "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": "dask_otel",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.observability:4317",
         "DASK_OTEL__CLUSTER_NAME": "analysis",
-        "OTEL_RESOURCE_ATTRIBUTES": f"user.name={getpass.getuser()}",
+        "OTEL_RESOURCE_ATTRIBUTES": f"user.name={quote(getpass.getuser())}",
     },
 )
+# A key, for the scheduler only: kubectl create secret generic otlp --from-literal headers=x-api-key=KEY
+(scheduler,) = SPEC["spec"]["scheduler"]["spec"]["containers"]
+secret = {"name": "otlp", "key": "headers", "optional": True}
+scheduler["env"].append({"name": "OTEL_EXPORTER_OTLP_HEADERS", "valueFrom": {"secretKeyRef": secret}})
 
 if __name__ == "__main__":
     from dask_kubernetes.operator import KubeCluster

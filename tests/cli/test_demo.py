@@ -19,7 +19,8 @@ import pytest
 from distributed import Client
 from support.environment import environment
 
-from dask_otel.cli.demo import DOCUMENTATION
+from dask_otel.cli.demo import DOCUMENTATION, STEPS
+from dask_otel.cli.demo import run as run_workflow
 from dask_otel.cli.receiver import Receiver
 
 pytestmark = pytest.mark.slow
@@ -46,8 +47,9 @@ def dashboard_s_port():
 def test_draws_the_trace_it_received_beside_a_cluster_of_ones_own(tmp_path, protocol, encoding, dashboard_s_port):
     picture = tmp_path / "trace.svg"
     done = run(
-        "demo", "--svg", str(picture), COLUMNS="140", OTEL_EXPORTER_OTLP_PROTOCOL=protocol, PYTHONIOENCODING=encoding
-    )
+        "demo", "--svg", str(picture), COLUMNS="140", OTEL_EXPORTER_OTLP_PROTOCOL=protocol, PYTHONIOENCODING=encoding,
+        PATH=os.defpath,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert max(map(len, done.stdout.splitlines())) <= 140
@@ -56,8 +58,15 @@ def test_draws_the_trace_it_received_beside_a_cluster_of_ones_own(tmp_path, prot
     assert "One step fails, and one task is run again, on purpose" in " ".join(about)
     assert picture_of_it[:6] == ["what", "when", "duration", "tasks", "compute", "busy"]
     assert "a part of the workflow" in " ".join(legend)
-    for step in ("dask scheduler --preload dask_otel", "demo --endpoint http", "demo --keep", DOCUMENTATION):
+    for step in (
+        "ENDPOINT=http://localhost:4317",
+        "dask scheduler --preload dask_otel",
+        "demo --endpoint http",
+        "demo --keep",
+        DOCUMENTATION,
+    ):
         assert step in " ".join(steps)
+    assert f" {COMMAND} demo --keep" in done.stdout  # its environment is not activated
     assert (ROOT / DOCUMENTATION).exists()
     rows = [re.sub(r"[│├└─ ]+", " ", line).split("█")[0].strip() for line in done.stdout.splitlines()]
     text = "\n".join(rows)
@@ -97,19 +106,28 @@ class Terminal:
             self.text += re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", found.decode(errors="replace")).replace("\r\n", "\n")
         return self.text
 
+    def wait(self):
+        """Read all; return the exit code."""
+        self.read()
+        os.close(self._terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
     def end(self):
         """Press Ctrl-C; return what is printed after it, and the exit code."""
         before = len(self.text)
         os.write(self._terminal, b"\x03")
-        self.read()
-        os.close(self._terminal)
-        return self.text[before:], os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        code = self.wait()
+        return self.text[before:], code
 
 
 def test_keep_gives_links_until_ctrl_c():
     width = 60
     terminal = Terminal("--keep", width=width)
     text = terminal.read("until Ctrl-C.\n")
+    # The columns that are not there are not explained.
+    assert re.search("^duration  ", text, re.MULTILINE)
+    assert "compute" not in text
+    assert not re.search("^busy", text, re.MULTILINE)
     picture = text[text.index("what  ") : text.index("a part of the workflow")]
     assert max(len(line.rstrip()) for line in picture.splitlines()) <= width
     page = re.search(r"http://127.0.0.1:\d+/otel/", text)[0]
@@ -122,6 +140,36 @@ def test_keep_gives_links_until_ctrl_c():
         assert client.submit(sum, [1, 2]).result() == 3
     printed, code = terminal.end()
     assert (printed.strip().removeprefix("^C"), code) == ("", 0)
+
+
+def test_the_progress_bar_names_what_is_going_on():
+    terminal = Terminal(width=100)
+    assert terminal.wait() == 0
+    drawn = terminal.text.partition("What Dask's scheduler recorded")[0]
+    labels = list(dict.fromkeys(re.findall(r"\d:\d\d:\d\d ([^\r\n]*\w)", drawn)))
+    assert labels == ["starting a client and dask-otel", *STEPS, "collecting the spans"]
+    assert "waiting" not in drawn
+
+
+@pytest.mark.filterwarnings("ignore")  # Dask and pandas warn of each other
+def test_a_step_is_named_before_it_runs(tmp_path):
+    folder = tmp_path / "dataset"
+    with Client(processes=False, n_workers=1, dashboard_address=":0") as client:
+        steps = run_workflow(client, folder)
+        next(steps)  # the root span's id
+        seen = [(name, folder.exists(), folder.with_suffix(".failed").exists()) for name in steps]
+    assert seen == list(zip(STEPS, (False, True, True, True), (False, False, False, True), strict=True))
+
+
+def test_sigterm_is_as_silent_as_ctrl_c():
+    with subprocess.Popen(
+        [COMMAND, "demo", "--keep"], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while "until Ctrl-C" not in (line := process.stdout.readline()):
+            assert line, process.stderr.read()
+        process.terminate()
+        after = process.communicate(timeout=60)
+    assert (process.returncode, *after) == (143, "", "")
 
 
 def test_ctrl_c_while_tasks_run_is_silent():
@@ -147,8 +195,8 @@ def test_sends_to_an_endpoint(protocol):
         assert len(receiver.wait_for_trace(trace_id, timeout=10)) >= 10
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://host:port", "nonsense"])
-def test_an_endpoint_where_nothing_listens(endpoint):
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://host:port", "nonsense", "localhost:4317"])
+def test_an_endpoint_without_a_scheme_or_where_nothing_listens(endpoint):
     done = run("demo", "--endpoint", endpoint)
     assert done.returncode == 2
     assert endpoint in done.stderr

@@ -184,9 +184,12 @@ def test_where_each_value_comes_from(doctor, tmp_path, monkeypatch):
     assert re.search(rf"otel.traces.idle-timeout +7s +{re.escape(str(tmp_path))}/otel.yaml", out)
     assert re.search(r"otel.traces.pending-span-after +30s +environment, DASK_OTEL__TRACES__PENDING_SPAN_AFTER", out)
     assert re.search(r"otel.traces.max-groups +7 +dask.config.set", out)
-    assert re.search(r"otel.sweep-interval +1s +default", out)
+    assert "otel.sweep-interval" not in out
     assert re.search(r"OTEL_EXPORTER_OTLP_ENDPOINT +http://elsewhere:4317 +environment", out)
     assert "planted-secret" not in out
+    _, out = doctor("--all", "--endpoint", "http://127.0.0.1:1")
+    assert re.search(r"otel.sweep-interval +1s +default", out)
+    assert "have their default" not in out
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +253,7 @@ class TestFaults:
     ("variables", "line"),
     [
         ({"OTEL_TRACES_EXPORTER": "jaegre"}, "OTEL_TRACES_EXPORTER = 'jaegre' cannot be used"),
-        ({"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED is true"),
+        ({"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED is true: unset it to send traces and metrics"),
         ({"OTEL_TRACES_SAMPLER": "sometimes"}, "OTEL_TRACES_SAMPLER = 'sometimes' cannot be used"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "OTEL_BSP_MAX_QUEUE_SIZE = '0' cannot be used"),
         ({"OTEL_EXPORTER_OTLP_CLIENT_KEY": "/no/file"}, "a file that can be read"),
@@ -274,7 +277,25 @@ def test_a_doubtful_wish_to_hide_something_is_said_to_hide_everything(doctor):
     with Misbehaving("grpc") as receiver, dask.config.set({"otel.capture.keys": "perhaps"}):
         code, out = doctor("--endpoint", receiver.endpoint)
     assert code == 1
-    assert "the bridge hides all that otel.capture is about, until this is mended" in out
+    assert "dask-otel hides all that otel.capture is about, until this is mended" in out
+
+
+def test_what_is_hidden_is_named_here_and_of_a_scheduler(doctor, monkeypatch):
+    hidden = "· hidden by otel.capture: message, traceback, keys, code, types, clients"
+    local = {"n_workers": 0, "processes": False, "dashboard_address": "127.0.0.1:0", "scheduler_port": 0}
+    preset = {"otel.capture.preset": "strict", "otel.capture.tags": True}
+    with Misbehaving("grpc") as receiver, dask.config.set(preset):
+        code, out = doctor("--endpoint", receiver.endpoint, "--all")
+        assert (code, out.count(hidden)) == (0, 1), out
+        assert re.search(r"otel.capture.preset +strict +dask.config.set", out)
+        assert re.search(r"otel.capture.keys +preset +default", out)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        with (
+            dask.config.set({"distributed.scheduler.preload": ["dask_otel"]}),
+            LocalCluster(**local, protocol="tcp") as cluster,
+        ):
+            code, out = doctor("--scheduler", cluster.scheduler_address)
+            assert (code, out.count(hidden)) == (0, 1), out
 
 
 def test_a_bad_setting_is_named_and_everything_else_is_tried(doctor):
@@ -296,7 +317,7 @@ def test_asks_a_live_cluster(doctor, monkeypatch):
             code, out = doctor("--scheduler", cluster.scheduler_address)
             assert code == 0, out
             assert "✓ is on" in out
-            assert f"✓ exporter otlp {receiver.endpoint}: 0 spans sent, 0 waiting" in out
+            assert f"· exporter otlp, {receiver.endpoint}: nothing was sent yet" in out
     with LocalCluster(**local, protocol="tcp") as cluster:
         code, out = doctor("--scheduler", cluster.scheduler_address)
     assert code == 1
@@ -354,6 +375,24 @@ def test_no_password_of_a_link_is_shown(doctor, link):
         _, out = doctor("--endpoint", "http://127.0.0.1:1")
     assert "jaeger" in out
     assert "planted" not in out
+
+
+def test_a_live_cluster_whose_sampler_excludes_all(doctor, monkeypatch):
+    local = {"n_workers": 1, "processes": False, "dashboard_address": "127.0.0.1:0", "protocol": "tcp"}
+    settings = {
+        "distributed.scheduler.preload": ["dask_otel"],
+        "otel.traces.idle-timeout": "50ms",
+        "otel.sweep-interval": "50ms",
+    }
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    with dask.config.set(settings), LocalCluster(**local) as cluster, Client(cluster) as client:
+        client.submit(sum, [1, 2]).result()
+        while not cluster.scheduler.plugins["dask-otel"].sink.status()["unsampled"]:
+            threading.Event().wait(0.01)
+        code, out = doctor("--scheduler", cluster.scheduler_address)
+    assert code == 0
+    assert "· the sampler has excluded every span so far: look at OTEL_TRACES_SAMPLER there" in out
 
 
 @pytest.mark.parametrize(

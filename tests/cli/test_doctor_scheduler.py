@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import logging
 import os
 import re
+import socket
 import sys
+import threading
 import warnings
 
 import dask
@@ -15,6 +19,7 @@ from click.testing import CliRunner
 from distributed import Client, LocalCluster
 from distributed.security import Security
 from support.processes import LOOPBACK, Process, cluster
+from support.wire import Wire
 
 from dask_otel.cli.doctor_scheduler import VARIABLE, Facts, ask_facts, why_without
 from dask_otel.cli.main import dask_otel
@@ -240,7 +245,7 @@ def test_blanks_and_a_slash_do_not_matter(ask):
             ["--preload", "dask_otel"],
             {"OTEL_SDK_DISABLED": "true"},
             {},
-            ["it is off: OTEL_SDK_DISABLED is true"],
+            ["it is off: OTEL_SDK_DISABLED is true: unset it to send traces and metrics"],
         ),
         (
             ["--preload", "dask_otel"],
@@ -401,3 +406,87 @@ def test_a_question_that_fails_is_reported():
 
     facts = asyncio.run(ask_facts(Broken()))
     assert facts.unknown == "the question failed there: ImportError('x')"
+
+
+class TestAnotherMachine:
+    """The scheduler is on another machine than the doctor."""
+
+    @pytest.fixture
+    def first_lines(self, ask, monkeypatch):
+        monkeypatch.setattr("dask_otel.cli.doctor_scheduler.gethostname", lambda: "laptop")
+        for name in list(os.environ):
+            if name.startswith("OTEL_") or name.lower().endswith("_proxy"):
+                monkeypatch.delenv(name)
+
+        def run(endpoint, **variables):
+            named = {"ENDPOINT": endpoint, "PROTOCOL": "http/protobuf"} | variables
+            for name, value in named.items():
+                monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+            monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+            failed = threading.Event()
+            watch = logging.Handler()
+            watch.emit = lambda record: failed.set() if "cannot send metrics" in record.getMessage() else None
+            log.addHandler(watch)
+            try:
+                with (
+                    dask.config.set({"distributed.scheduler.preload": ["dask_otel"]}),
+                    LocalCluster(**LOCAL) as cluster,
+                ):
+                    assert failed.wait(60)
+                    code, lines = ask(cluster.scheduler_address)
+            finally:
+                log.removeHandler(watch)
+            assert code == 1
+            return lines[0], lines[-1]
+
+        return run
+
+    def test_a_port_that_both_can_reach_is_tried_from_here(self, first_lines):
+        with Closing(socket.gethostname()) as server:
+            first, _ = first_lines(server.endpoint)
+        assert "use OTEL_EXPORTER_OTLP_METRICS_PROTOCOL=grpc" in first
+        assert first.endswith(f"The port was tried from here, not from {socket.gethostname()}.")
+
+    def test_a_loopback_port_is_not_tried(self, first_lines):
+        with Closing("127.0.0.1") as server:
+            first, _ = first_lines(server.endpoint)
+            assert server.greetings == 0
+        assert first.endswith("Or it is a port for gRPC: use OTEL_EXPORTER_OTLP_METRICS_PROTOCOL=grpc.")
+
+    def test_a_loopback_address_is_named_as_the_scheduler_s(self, first_lines):
+        first, last = first_lines("http://127.0.0.1:1")
+        assert first.endswith(
+            f"127.0.0.1 is {socket.gethostname()} itself: name the collector's host if it is another."
+        )
+        assert last == "Variables and settings are those of the scheduler's process: set them where it is started."
+
+    def test_one_that_hangs_is_to_be_tried_there(self, first_lines):
+        with Wire("http://127.0.0.1:1", "hang") as wire:
+            first, _ = first_lines(wire.endpoint, TIMEOUT="0.3")
+        assert first.endswith(f"run dask-otel doctor --endpoint {wire.endpoint} on {socket.gethostname()}.")
+
+
+class Closing:
+    """A gRPC server that ends a connection which does not begin with HTTP/2, without an answer; counts the others."""
+
+    def __init__(self, host):
+        self.greetings = 0
+        self._socket = socket.create_server((socket.gethostbyname(host), 0))
+        self.endpoint = f"http://{host}:{self._socket.getsockname()[1]}"
+
+    def __enter__(self):
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc):
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                with contextlib.suppress(OSError), connection:
+                    if connection.recv(100).startswith(b"PRI * HTTP/2.0"):
+                        self.greetings += 1
+                        connection.sendall(b"\0\0\0\4\0\0\0\0\0")

@@ -1,29 +1,42 @@
 """Wrong set-ups: the first line of ``dask-otel doctor`` names the cause and what to do; the exit code is 1.
 
-Each one is a process of its own, as a person starts it, against real servers.
+With ``--scheduler`` it names the same. Each one is a process of its own, as a person starts it, against real servers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
+import pty
+import re
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
+from html import unescape
 from urllib.request import urlopen
 
 import pytest
 from support.environment import environment
-from support.misbehaving import Misbehaving, Says
+from support.misbehaving import Hangs, Misbehaving, Says
 from support.processes import cluster
 from support.proxy import Proxy
 from support.standard import make_certificates
+from support.wire import Wire
+
+from dask_otel.cli.receiver import Receiver
 
 GRPC, HTTP = "grpc", "http/protobuf"
 SECRET = "planted-secret"
+HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
 pytestmark = pytest.mark.slow
 ENDPOINT, PROTOCOL = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"
+#: Nothing listens there.
+DEAD = "http://127.0.0.1:1"
 _SETTINGS_FRAME = b"\0\0\0\4\0\0\0\0\0"
 
 
@@ -77,6 +90,18 @@ class Strict:
                         connection.sendall(_SETTINGS_FRAME)
 
 
+@contextlib.contextmanager
+def black_hole():
+    """An endpoint whose packets are dropped, as by a firewall: its queue of connections is full."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
     return make_certificates(tmp_path_factory.mktemp("certificates"))
@@ -92,11 +117,31 @@ class TestCollector:
         for fault in (Says(401, "UNAUTHENTICATED"), Says(403, "PERMISSION_DENIED")):
             with Misbehaving(protocol, lambda *_, fault=fault: fault) as receiver:
                 found = doctor(**{ENDPOINT: receiver.endpoint, PROTOCOL: protocol})
-            check(
-                found,
-                "The collector wants credentials: OTEL_EXPORTER_OTLP_HEADERS",
-                str(fault.http if protocol == HTTP else fault.grpc),
-            )
+                check(
+                    found,
+                    "The collector refuses the credentials: OTEL_EXPORTER_OTLP_HEADERS was sent with key (values are "
+                    "not shown). Is the key right",
+                )
+                status = str(fault.http if protocol == HTTP else fault.grpc)
+                assert status not in found[1][0]
+                assert found[1][1].startswith("  reported: "), found[1]
+                assert status in found[1][1]
+                # A header without a value may be a key without a name.
+                for headers in ("", f"{SECRET}="):
+                    variables = {ENDPOINT: receiver.endpoint, PROTOCOL: protocol, HEADERS: headers}
+                    check(doctor(**variables), "The collector wants credentials: OTEL_EXPORTER_OTLP_HEADERS, e.g.")
+
+    def test_hangs(self, protocol):
+        variables = {PROTOCOL: protocol, "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+        with Wire("http://127.0.0.1:1", "hang") as wire:
+            found = doctor(**variables, **{ENDPOINT: wire.endpoint})
+        check(found, "The port takes connections and does not answer, neither gRPC, HTTP nor TLS", "restart it")
+        with Misbehaving(protocol, lambda *_: Hangs()) as receiver:
+            found = doctor(**variables, **{ENDPOINT: receiver.endpoint})
+        check(found, "The port speaks the right protocol, but the collector does not answer the request in time")
+        with black_hole() as endpoint:
+            found = doctor(**variables, **{ENDPOINT: endpoint})
+        check(found, "No connection within 2 s: a firewall", "open that port for this machine")
 
     def test_tls_to_a_plain_port(self, protocol):
         with Misbehaving(protocol) as receiver:
@@ -133,6 +178,22 @@ def test_http_to_the_grpc_port(receiver):
     assert "TLS" not in found[1][0]
 
 
+def test_nothing_is_set_and_nothing_listens():
+    code, lines = doctor(**{"OTEL_EXPORTER_OTLP_PROTOCOL": GRPC}, http_proxy="http://127.0.0.1:1")
+    assert code == 1
+    assert "No endpoint is set, and this is the default: OTEL_EXPORTER_OTLP_ENDPOINT names another." in lines[0]
+
+
+def test_no_fault_of_an_endpoint_that_nobody_has_set():
+    with Receiver() as receiver:
+        code, lines = doctor(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=receiver.endpoints[GRPC])
+    assert code == 0, lines
+    assert not [line for line in lines if "localhost" in line]
+    code, lines = doctor(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT="http://127.0.0.1:4317", no_grpc_proxy="", http_proxy=DEAD)
+    assert [line for line in lines if line.startswith("✗ ")] == lines[:1]
+    assert "http://127.0.0.1:4317 through" in lines[0]
+
+
 def test_http_to_the_grpc_port_with_tls(certificates):
     with Misbehaving(GRPC, tls=certificates.server) as server:
         trusted = {"OTEL_EXPORTER_OTLP_CERTIFICATE": str(certificates.authority)}
@@ -159,6 +220,12 @@ def test_grpc_to_the_http_port():
 )
 def test_misspelt(name, meant):
     check(doctor(**{name: "1s", "OTEL_METRICS_EXPORTER": "none"}), f"did you mean {meant}?")
+
+
+def test_a_misspelt_preset():
+    found = doctor(DASK_OTEL_CAPTURE_PRESET="strict", OTEL_METRICS_EXPORTER="none")
+    check(found, "with double underscores, e.g. DASK_OTEL__CAPTURE__PRESET", "dask-otel hides all")
+    assert any("did you mean DASK_OTEL__CAPTURE__PRESET?" in line for line in found[1])
 
 
 def test_variables_of_others_are_not_misspelt():
@@ -276,3 +343,144 @@ def test_a_misspelt_variable_is_in_the_scheduler_s_log_once(tmp_path):
     log = processes.scheduler.log
     assert log.count("OTEL_SERVICE_NAMES has no effect: did you mean OTEL_SERVICE_NAME?") == 1
     assert SECRET not in log
+
+
+@pytest.mark.parametrize(
+    ("make_receiver", "protocol", "line"),
+    [
+        (lambda: Misbehaving(GRPC), HTTP, "This is not an HTTP port: use OTEL_EXPORTER_OTLP_PROTOCOL=grpc"),
+        (Strict, HTTP, "This is not an HTTP port: use OTEL_EXPORTER_OTLP_PROTOCOL=grpc"),
+        (lambda: Misbehaving(HTTP), GRPC, "This is not a gRPC port: use OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"),
+        (
+            lambda: Misbehaving(GRPC, lambda *_: Says(401, "UNAUTHENTICATED")),
+            GRPC,
+            "refuses the credentials: OTEL_EXPORTER_OTLP_HEADERS was sent with key (values are not shown)",
+        ),
+        (contextlib.nullcontext, GRPC, "Nothing listens there: is the collector up"),
+        (lambda: Misbehaving(HTTP), HTTP, "Requests go through the proxy 127.0.0.1:1 that http_proxy names."),
+    ],
+    ids=["HTTP to gRPC", "HTTP to Go's gRPC", "gRPC to HTTP", "401", "nobody", "a dead proxy"],
+)
+def test_a_scheduler_that_cannot_send(tmp_path, make_receiver, protocol, line):
+    """The same cause and advice as without ``--scheduler``, in the first line."""
+    with make_receiver() as server:
+        endpoint = server.endpoint if server else DEAD
+        variables = {ENDPOINT: endpoint, PROTOCOL: protocol, HEADERS: f"key={SECRET}", "OTEL_METRICS_EXPORTER": "none"}
+        variables |= {"http_proxy": DEAD} if "proxy" in line else {}
+        with cluster(tmp_path, env=variables, workers=1) as processes:
+            assert processes.client.submit(sum, [1, 2]).result() == 3
+            processes.scheduler.wait_for("cannot send spans")
+            found = doctor("--scheduler", processes.address)
+            plain = doctor(**variables)
+    where = f"{endpoint}/v1/traces" if protocol == HTTP else endpoint
+    check(found, f"✗ exporter otlp, {where}", line)
+    assert found[1][0] == plain[1][0]
+    assert re.match(r"  0 spans sent, \d+ waiting; fails since \d{4}-", found[1][1])
+    assert found[1][2].startswith("  reported: ")
+    assert SECRET not in "".join(found[1])
+
+
+def test_a_scheduler_whose_metrics_fail_too(tmp_path):
+    with cluster(tmp_path, env={ENDPOINT: DEAD}, workers=1) as processes:
+        assert processes.client.submit(sum, [1, 2]).result() == 3
+        for items in ("spans", "metrics"):
+            processes.scheduler.wait_for(f"cannot send {items}")
+        code, lines = doctor("--scheduler", processes.address)
+    assert code == 1
+    assert "Nothing listens there" in lines[0]
+    assert f"✗ metrics, exporter otlp, {DEAD}: fail as the spans do" in lines
+
+
+def test_a_scheduler_with_values_that_cannot_be_used(tmp_path):
+    """Only the environment of the scheduler has them: its status, the page and the doctor show them."""
+    env = {
+        "OTEL_TRACES_EXPORTER": "none",
+        "OTEL_EXPORTER_OTLP_ENDPONT": f"http://u:{SECRET}@host",
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://127.0.0.1:1",
+        "OTEL_METRIC_EXPORT_INTERVAL": "soon",
+        "DASK_OTEL__SWEEP_INTERVAL": "banana",
+        "DASK_OTEL__TRACE_URL": f"http://host?key={SECRET}",
+        "DASK_OTEL__PASWORD": SECRET,
+        "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "http",
+    }
+    with cluster(tmp_path, env=env, workers=0) as processes:
+        code, lines = doctor("--scheduler", processes.address)
+        port = processes.client.scheduler_info()["services"]["dashboard"]
+        status = urlopen(f"http://127.0.0.1:{port}/otel/status.json").read().decode()
+        html = unescape(urlopen(f"http://127.0.0.1:{port}/otel/").read().decode())
+    assert code == 1
+    problems = [
+        "OTEL_EXPORTER_OTLP_ENDPONT has no effect: did you mean OTEL_EXPORTER_OTLP_ENDPOINT?",
+        "OTEL_METRIC_EXPORT_INTERVAL = 'soon' cannot be used",
+        "otel.sweep-interval = 'banana' cannot be used",
+        "otel.trace-url = (not shown) cannot be used",
+        "otel.pasword = (not shown) cannot be used",
+    ]
+    for problem in problems:
+        assert [line for line in lines if line.startswith(f"✗ {problem}")], lines
+        assert f'<p class="bad">{problem}' in html
+    remark = "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL = 'http' is taken as http/protobuf"
+    assert [line for line in lines if line.startswith(f"· {remark}")], lines
+    assert f'<p class="dim">{remark}' in html
+    assert SECRET not in html + status
+    assert lines[-1] == "Variables and settings are those of the scheduler's process: set them where it is started."
+
+
+@pytest.mark.parametrize("protocol", [GRPC, HTTP])
+def test_a_scheduler_that_has_no_answer_yet(tmp_path, protocol):
+    is_asked = threading.Event()
+    with Misbehaving(protocol, lambda *_: is_asked.set() or Hangs()) as receiver:
+        env = {ENDPOINT: receiver.endpoint, PROTOCOL: protocol, "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
+        with cluster(tmp_path, env=env | {"OTEL_METRICS_EXPORTER": "none"}, workers=1) as processes:
+            _, before = doctor("--scheduler", processes.address)
+            assert processes.client.submit(sum, [1, 2]).result() == 3
+            assert is_asked.wait(60)
+            code, lines = doctor("--scheduler", processes.address)
+            processes.scheduler.kill()  # it would wait for the answer
+    assert (code, lines[0]) == (0, "✓ is on")
+    assert before[1].endswith(": nothing was sent yet")
+    assert re.match(r"· exporter otlp, http://\S+: no answer yet since \d{4}-\S+ \S+ UTC, \d+ waiting$", lines[1])
+
+
+def on_a_terminal(columns, **variables):
+    """Run the doctor on a terminal; what it writes there."""
+    near, far = pty.openpty()
+    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    env = {name: value for name, value in environment({"TERM": "xterm"}, variables).items() if name != "COLUMNS"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from dask_otel.cli import main; main()", "doctor"],
+        env=env,
+        stdin=far,
+        stdout=far,
+        stderr=far,
+    )
+    os.close(far)
+    written = b""
+    with contextlib.suppress(OSError):  # the process has ended
+        while data := os.read(near, 4096):
+            written += data
+    os.close(near)
+    return process.wait(60), written.decode()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_terminal_gets_whole_words(columns):
+    variables = {ENDPOINT: DEAD, "OTEL_SDK_DISABLD": "x", "OTEL_EXPORTER_OTLP_TIMEOUT": "5", HEADERS: f"key={SECRET}"}
+    code, written = on_a_terminal(columns, **variables)
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", written).replace("\r\n", "\n").rpartition("\r")[2].splitlines()
+    _, whole = doctor(**variables)
+    assert code == 1
+    shown = shown[next(n for n, line in enumerate(shown) if line.startswith("✗")) :]
+    assert max(map(len, shown)) <= columns
+    assert not [line for line in shown if line.startswith(" ") and not line.strip()]
+    words = " ".join(shown).split()
+    for line in whole[:4]:
+        assert " ".join(line.split()) in " ".join(words)
+
+
+def test_a_terminal_shows_what_is_waited_for():
+    with Wire("http://127.0.0.1:1", "hang") as wire:
+        code, written = on_a_terminal(200, **{ENDPOINT: wire.endpoint, "OTEL_EXPORTER_OTLP_TIMEOUT": "1"})
+    assert code == 1
+    assert f"waiting for {wire.endpoint}, up to 1 s" in written
+    assert f"trying what listens at {wire.endpoint}" in written

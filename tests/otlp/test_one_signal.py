@@ -228,8 +228,8 @@ def test_an_endpoint_of_one_signal_only(protocol, signal, snapshots):
     [
         ("METRICS", {"EXPORTER_OTLP_TRACES_ENDPOINT": "http://far:4317"}, None),
         ("METRICS", {"EXPORTER_OTLP_TRACES_ENDPOINT": "http://far:4317", "METRICS_EXPORTER": "otlp"}, "localhost:4317"),
-        ("METRICS", {"EXPORTER_OTLP_TRACES_ENDPOINT": "http://localhost:4317"}, "localhost:4317"),
-        ("METRICS", {"EXPORTER_OTLP_TRACES_ENDPOINT": "127.0.0.1:4317"}, "localhost:4317"),
+        ("METRICS", {"EXPORTER_OTLP_TRACES_ENDPOINT": "http://localhost:4317"}, None),
+        ("METRICS", {"EXPORTER_OTLP_TRACES_ENDPOINT": "127.0.0.1:4317"}, None),
         ("METRICS", {"EXPORTER_OTLP_TRACES_ENDPOINT": "http://localhost:9999"}, None),
         (
             "METRICS",
@@ -240,7 +240,7 @@ def test_an_endpoint_of_one_signal_only(protocol, signal, snapshots):
         ("METRICS", {}, "localhost:4317"),
         ("TRACES", {"EXPORTER_OTLP_METRICS_ENDPOINT": "http://far:4317"}, None),
         ("TRACES", {"EXPORTER_OTLP_METRICS_ENDPOINT": "http://far:4317", "TRACES_EXPORTER": "otlp"}, "localhost:4317"),
-        ("TRACES", {"EXPORTER_OTLP_METRICS_ENDPOINT": "http://localhost:4317"}, "localhost:4317"),
+        ("TRACES", {"EXPORTER_OTLP_METRICS_ENDPOINT": "http://localhost:4317"}, None),
         ("TRACES", {"EXPORTER_OTLP_METRICS_ENDPOINT": "http://p:9090/api/v1/otlp/v1/metrics"}, None),
         ("TRACES", {}, "localhost:4317"),
     ],

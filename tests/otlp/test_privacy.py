@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+
 import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits
 from support.memory import SCOPE
 from support.records import group, pending, segment, task
 
+from dask_otel.identity import client_names
 from dask_otel.otlp.spans import SpanFactory
 from dask_otel.privacy import Capture, Redactor
 
-NOTHING = Capture(message=False, traceback=False, keys=False, tags=False, code=False, types=False)
+NOTHING = Capture(**dict.fromkeys(Capture.__dataclass_fields__, False))
 #: Everything in these records that a person wrote, or that is named after it.
 THEIRS = (
     "Alice's",
@@ -24,6 +29,8 @@ THEIRS = (
     "DataFrame",
     "Bob's",
     "float",
+    "alice",
+    "5dc9b908",
 )
 RECORDS = {
     "segment": segment(),
@@ -32,6 +39,14 @@ RECORDS = {
     "task": task(),
     "pending": pending(),
 }
+
+
+#: A scheduler's id is public; what it gives in another process must be another pseudonym.
+IN_ANOTHER_PROCESS = """
+from dask_otel.privacy import Capture, Redactor
+
+print(*Redactor(Capture(tags=False), "one").tags(("Alice's",)))
+"""
 
 
 def shown(record, redactor):
@@ -50,9 +65,26 @@ def test_nothing_of_theirs_is_left(kind):
 
 
 def test_a_pseudonym_is_the_same_within_a_scheduler_and_cannot_be_guessed():
-    one, other = Redactor(NOTHING), Redactor(NOTHING)
-    assert one.tags(("Alice's",)) == one.tags(("Alice's",)) != other.tags(("Alice's",))
+    one, again, other = (Redactor(NOTHING, scheduler) for scheduler in ("one", "one", "other"))
+    assert one.tags(("Alice's",)) == again.tags(("Alice's",)) != other.tags(("Alice's",))
     assert one.tags(("default",)) == ("default",)
+    elsewhere = subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS], capture_output=True, text=True, check=True)
+    assert elsewhere.stdout.strip() not in one.tags(("Alice's",))
+
+
+def test_clients_have_pseudonyms_in_the_form_of_their_ids():
+    redactor = Redactor(Capture(clients=False), "one")
+    first, other = ("5dc9b908-116b-49a5-b0d7-5a681f49a111", "6dc9b908-116b-49a5-b0d7-5a681f49a111")
+    ids = (f"Client-alice-{first}", f"Client-alice-{other}", f"Client-{first}", "AliceClient-odd")
+    pseudonyms = redactor.clients(ids)
+    assert redactor.clients(ids) == pseudonyms
+    assert len(set(pseudonyms)) == 4
+    assert all(each.startswith("Client-") for each in pseudonyms)
+    alice, odd = client_names(pseudonyms)  # both clients have one name, and the third has none
+    assert client_names(pseudonyms[:2]) == [alice]
+    assert client_names(pseudonyms[3:]) == [odd]
+    assert not re.search("alice|odd|dc9b908|5a681f49a111", repr(pseudonyms), re.IGNORECASE)
+    assert Redactor(Capture(), "one").clients(ids) == ids
 
 
 def test_what_may_be_shown_is_the_same_record():

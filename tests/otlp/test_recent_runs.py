@@ -115,7 +115,7 @@ def test_a_record_that_cannot_be_converted_costs_its_attributes(runs):
     assert runs._safety.failures.total() == 1
 
 
-@pytest.mark.parametrize("part", ["_add", "_pack_one", "_row"])
+@pytest.mark.parametrize("part", ["_add", "_pack_one", "row"])
 def test_a_fault_costs_nothing_but_the_page(part, monkeypatch):
     def fail(*args):
         raise ValueError

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
+from html import unescape
+from pathlib import Path
 from urllib.parse import quote, urljoin
 
 import dask
@@ -22,6 +25,9 @@ from dask_otel.otlp.transport import Sender
 from dask_otel.preload import OTelPlugin
 from dask_otel.safety import Safety
 from dask_otel.spantree.events import SpanInfo
+from dask_otel.status.handlers import DOCUMENTATION
+
+ROOT = Path(__file__).parents[2]
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&{{ 1 }}'
 
@@ -93,7 +99,7 @@ def test_who_submitted_and_what_failed(receiver):
             assert (run["clients"], run["result"]) == (["alice"], "error")
             assert run["error"] == "ValueError: 1 task erred; first: <b>7</b> is odd"
             page = (await get(scheduler, "/otel/")).body.decode()
-            assert page.count('data-label="client">alice</td>') == 2
+            assert page.count('class="client"><bdi>alice</bdi></td>') == 2
             assert "ValueError: 1 task erred; first: &lt;b&gt;7&lt;/b&gt; is odd" in page
             await _set(client, "go-on")
             await future
@@ -186,9 +192,22 @@ def test_without_a_template_for_links_it_names_the_trace(receiver):
         page = (await get(scheduler, "/otel/")).body.decode()
         assert dask_otel.trace_id(root) in page
         assert 'href="run/' not in page
-        assert (await get(scheduler, f"/otel/run/{dask_otel.trace_id(root)}")).code == 404
+        assert "<code>otel.page.runs</code> is 0" in page
+        await assert_switched_off(scheduler, root)
+        with span("running") as running:
+            future = client.submit(_wait_for, "go-on", key="waiting")
+        await status(scheduler, lambda status: status["open"])
+        await assert_switched_off(scheduler, running)
+        await _set(client, "go-on")
+        await future
 
     with_page(test, **{"otel.page.runs": 0})
+
+
+async def assert_switched_off(scheduler, root):
+    answer = await get(scheduler, f"/otel/run/{dask_otel.trace_id(root)}")
+    assert answer.code == 404
+    assert "<code>otel.page.runs</code> is 0, which switches the pages of runs off" in answer.body.decode()
 
 
 def test_text_of_people_and_collectors_is_escaped_and_no_secret_is_shown(receiver):
@@ -250,16 +269,18 @@ def test_under_dask_s_prefix_and_with_relative_links_only(receiver, prefix):
                 with span("root") as root:
                     await client.submit(sum, [1, 2], key="sum")
                 asked = f"http://127.0.0.1:{scheduler.http_server.port}{path}otel/trace/{root}"
-                while b"Spans</h2>" not in (shown := await AsyncHTTPClient().fetch(asked, raise_error=False)).body:
+                over = rf".*{path}otel/run/{dask_otel.trace_id(root)}/[0-9a-f]{{16}}"
+                while not re.fullmatch(
+                    over, (shown := await AsyncHTTPClient().fetch(asked, raise_error=False)).effective_url
+                ):
                     await asyncio.sleep(0.01)
-                trace = dask_otel.trace_id(root)
-                assert re.fullmatch(rf".*{path}otel/run/{trace}/[0-9a-f]{{16}}", shown.effective_url)
                 links = {
                     urljoin(shown.effective_url, each) for each in re.findall('href="([^"#?]+)', shown.body.decode())
                 }
                 base = asked.partition("otel/")[0]
-                assert links == {f"{base}otel/", f"{base}status"}
+                assert links == {f"{base}otel/"}  # without bokeh, Dask's dashboard would only say so
                 assert (await get(scheduler, f"{path}otel/status.json")).code == 200
+                assert (await get(scheduler, f"{path}info/main/workers.html")).code == 200  # linked, also without bokeh
                 assert (await get(scheduler, f"{path}health")).code == 200  # Dask's own are still there
 
     asyncio.run(run())
@@ -270,7 +291,7 @@ def test_it_says_that_the_bridge_has_stopped_and_makes_place_for_another(receive
         await client.unregister_scheduler_plugin("dask-otel")
         stopped = await status(scheduler, lambda status: not status["on"])
         assert stopped["why"] == "its plugin is no longer registered with the scheduler"
-        assert "The bridge has stopped: its plugin" in (await get(scheduler, "/otel/")).body.decode()
+        assert "dask-otel has stopped: <bdi>its plugin" in (await get(scheduler, "/otel/")).body.decode()
         rules = len(scheduler.http_application.default_router.rules)
         await scheduler.register_scheduler_plugin(OTelPlugin(), idempotent=True)
         await status(scheduler, lambda status: status["on"])
@@ -288,5 +309,150 @@ def test_a_page_that_cannot_be_made_leaves_the_bridge_on(receiver, monkeypatch):
         await asyncio.to_thread(receiver.wait_for_trace, dask_otel.trace_id(root), 30)
         with pytest.raises(HTTPClientError):
             (await get(scheduler, "/otel/")).rethrow()
+
+    with_page(test)
+
+
+def test_failed_runs_are_named_before_the_newest(receiver):
+    """They are also marked; the newest are at the top of the table, and what is older is folded."""
+
+    async def test(plugin, client, scheduler):
+        for number in range(22):
+            with span(f"run {number}"):
+                await wait(client.submit(_fail if number in (0, 5) else str, "no", key=f"key-{number}", pure=False))
+            await status(scheduler, lambda found, number=number: len(found["finished"]) == number + 1)
+        page = (await get(scheduler, "/otel/")).body.decode().partition('id="finished"')[2]
+        assert "2 of the last 22 runs failed" in page
+        summary = page.partition("<table")[0]
+        assert re.findall('<a href="#(f[0-9]+)"><bdi>(.*?)</bdi>', summary) == [("f16", "run 5"), ("f21", "run 0")]
+        rows = re.findall(r'<tr role="row" id="(f\d+)">.*?<bdi>(run \d+)</bdi>', page, re.DOTALL)
+        assert rows == [(f"f{number}", f"run {21 - number}") for number in range(22)]
+        assert re.search(r'12 earlier runs, <span class="bad">✗ 2 failed</span></summary>', page)
+        marked = re.findall(r'✗ </span>(?:<a href="[^"]*">)?<bdi>(.*?)</bdi>', page)
+        assert marked == ["run 5", "run 0"]
+
+    with_page(test, timeout=60)
+
+
+def test_failed_tasks_of_a_run_that_is_not_over(receiver):
+    async def test(plugin, client, scheduler):
+        with span("<root>"):
+            futures = [client.submit(_fail, "no", key="bad"), client.submit(sum, [1], key="good")]
+            await wait(futures)
+            future = client.submit(_wait_for, "go-on", key="waiting")
+        found = await status(scheduler, lambda found: found["open"] and found["open"][0]["tasks"] == 3)
+        assert (found["open"][0]["completed"], found["open"][0]["failed"]) == (1, 1)
+        page = (await get(scheduler, "/otel/")).body.decode().partition('id="running"')[2].partition('id="finished"')[0]
+        assert "1 of 3" in page
+        assert '<span class="bad">✗ 1 failed</span>' in page
+        assert '<span class="bad" aria-hidden="true">✗ </span>' in page
+        await _set(client, "go-on")
+        await future
+
+    with_page(test)
+
+
+def test_what_runs_take_and_how_to_switch_that_off(receiver):
+    async def test(plugin, client, scheduler):
+        with span("root") as root:
+            await client.submit(sum, [1, 2], key="sum")
+        found = await status(scheduler, lambda found: found["page_runs"]["bytes"] and not found["open"])
+        assert found["page_runs"] | {"bytes": 0} == {"runs": 1, "bytes": 0, "max_runs": 7, "max_bytes": 8 * 2**20}
+        for path in ("/otel/", f"/otel/{found['finished'][0]['run']}", f"/otel/run/{dask_otel.trace_id('other')}"):
+            page = (await get(scheduler, path)).body.decode()
+            assert "1 run of at most 7, in 0.0 of 8 MiB of the scheduler's memory" in page
+            assert "<code>otel.page.runs: 0</code> switches this off" in page
+            assert "Documentation: <code>docs/health.md</code> in dask-otel's repository" in page
+        assert (ROOT / DOCUMENTATION).exists()
+        assert root
+
+    with_page(test, **{"otel.page.runs": 7})
+
+
+def test_it_names_what_is_hidden(receiver):
+    async def test(plugin, client, scheduler):
+        assert (await status(scheduler, lambda found: True))["hidden"] == ["message", "keys"]
+        for path in ("/otel/", f"/otel/run/{'a' * 32}"):
+            page = unescape((await get(scheduler, path)).body.decode())
+            assert "messages of exceptions, names of tasks and groups. The reason is" in page
+            assert "under otel.capture: message, keys." in page
+            assert "stand for hidden ones" in page
+            assert "tracebacks" not in page
+
+    with_page(test, **{"otel.capture.message": False, "otel.capture.keys": "no"})
+
+
+def test_no_notice_if_nothing_is_hidden(receiver):
+    async def test(plugin, client, scheduler):
+        found = await status(scheduler, lambda found: True)
+        assert (found["hidden"], found["problems"]) == ([], [])
+        assert 'class="notice"' not in (await get(scheduler, "/otel/")).body.decode()
+
+    with_page(test)
+
+
+def test_a_misspelt_setting_is_named_without_its_value(receiver):
+    async def test(plugin, client, scheduler):
+        found = await status(scheduler, lambda found: True)
+        assert len(found["hidden"]) == 7
+        misspelt, bad = sorted(found["problems"])
+        assert misspelt.startswith("otel.capture.mesage = (not shown) cannot be used: ")
+        assert bad.startswith("otel.page.runs = 'many' cannot be used: ")
+        page = unescape((await get(scheduler, "/otel/")).body.decode())
+        named = "otel.capture.mesage (did you mean otel.capture.message?)"
+        assert f"names of clients. The reason is in the settings, these cannot be used: {named}." in page
+        assert f"{bad}." in page
+        assert "planted-secret" not in page + json.dumps(found)
+
+    with_page(test, **{"otel.capture.mesage": "planted-secret", "otel.page.runs": "many"})
+
+
+def test_with_dask_s_dashboard_it_links_there(receiver, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed.dashboard.scheduler", object())
+
+    async def test(plugin, client, scheduler):
+        assert 'href="../status"' not in (await get(scheduler, "/otel/")).body.decode()
+        scheduler.http_application.applications.append(None)
+        try:
+            assert 'href="../status"' in (await get(scheduler, "/otel/")).body.decode()
+            missing = (await get(scheduler, f"/otel/run/{'a' * 32}")).body.decode()
+            assert 'href="../../status"' in missing
+        finally:
+            scheduler.http_application.applications.clear()
+
+    with_page(test)
+
+
+def test_a_bridge_that_is_switched_off_gives_no_advice_on_links(receiver, monkeypatch):
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+
+    async def test(plugin, client, scheduler):
+        page = (await get(scheduler, "/otel/")).body.decode()
+        assert "dask-otel is off: <bdi>OTEL_SDK_DISABLED is true" in page
+        assert "otel.trace-url" not in page
+        assert "otel.page.runs" not in page
+
+    with_page(test)
+
+
+def test_names_alike_at_the_start_and_names_that_turn_the_text(receiver):
+    names = [f"{'long ' * 100}{end}" for end in ("first", "second")]
+    backwards = "\u202eevil"
+
+    async def test(plugin, client, scheduler):
+        for name in (*names, backwards):
+            with span(name):
+                await client.submit(sum, [1, 2], key=f"sum-{name}", pure=False)
+        found = await status(scheduler, finished(3))
+        page = (await get(scheduler, "/otel/")).body.decode()
+        shown = re.findall(r'<a href="run/[^"]*"><bdi>(.*?)</bdi></a>', page)
+        assert shown[0] == backwards
+        assert [name.partition("…")[2].split()[-1] for name in shown[1:]] == ["second", "first"]
+        for run, end in zip(found["finished"], ("first", "second", "evil"), strict=True):
+            text = (await get(scheduler, f"/otel/{run['run']}")).body.decode()
+            title, heading = re.search("<title>(.*?)</title>", text)[1], re.search("<h1>.*</h1>", text)[0]
+            assert title.endswith(f"{end}\u2069 · dask-otel")
+            assert heading.endswith(f"{end}</bdi></h1>")
+            assert len(re.findall("<bdi>[^<]*\u202e[^<]*</bdi>", text)) == text.count("\u202e") - title.count("\u202e")
 
     with_page(test)

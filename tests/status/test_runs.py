@@ -1,12 +1,15 @@
-"""The page of a run, over HTTP, on the server of a real scheduler."""
+"""The runs that a real scheduler keeps: their pages over HTTP, and in a notebook."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gzip
+import json
 import re
 import sys
 from html import unescape
+from html.parser import HTMLParser
 from time import perf_counter
 from urllib.parse import quote
 
@@ -19,9 +22,12 @@ from support.callers import anchored, inside
 from support.large import large_trace
 from support.pages import get, status, with_page
 from support.records import SegmentRecord
+from tornado.web import Application, RequestHandler
 
 import dask_otel
 from dask_otel.preload import OTelPlugin
+from dask_otel.status.handlers import RUN_CALL
+from dask_otel.status.render import MAX_INLINE_BYTES, MAX_INLINE_ROWS
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&{{ 1 }}'
 
@@ -83,11 +89,11 @@ def outline(page):
             depth -= 1
         else:
             name = re.sub(
-                r"<span[^>]*>[^<]*</span>|</?b>",
+                r"<span[^>]*>[^<]*</span>|</?b>|</?bdi>",
                 "",
                 re.search(r'class="name">(.*?)</span><span class="bar"', match[3])[1],
             )
-            error = re.search(r'class="remark bad">(.*?)</span>', match[3])
+            error = re.search(r'class="remark bad"><bdi>(.*?)</bdi></span>', match[3])
             text = f"{'  ' * (depth - 1)}{match[2]} {unescape(name).strip()}{' +' if match[1] else ''}"
             out.append(text + (f": {unescape(error[1])}" if error else ""))
     assert depth == 0
@@ -179,27 +185,91 @@ def test_a_run_that_is_not_sampled(monkeypatch):
 
 
 def test_a_run_that_is_not_over():
+    """It has the root's name, what has failed and what is running, before anything in it has finished."""
+
     async def test(plugin, client, scheduler):
         with span("workflow") as root:
             with span("first"):
-                await client.submit(sum, [1, 2], key="first")
+                await wait(client.submit(_fail, "no", key="fit"))
             with span("second"):
-                future = client.submit(_wait_for, "go-on", key="second")
-        await status(scheduler, lambda found: found["open"])
+                future = client.submit(_wait_for, "go-on", key="waits")
         path = f"/otel/run/{dask_otel.trace_id(root)}"
+        await status(scheduler, lambda found: found["open"] and found["open"][0]["tasks"] == 2)
         redirect = await get(scheduler, f"/otel/trace/{root}")
         assert redirect.headers["Location"] == path.replace("/otel", "..")
-        while "first" not in (page := (await get(scheduler, path)).body.decode()):
-            assert "No span of this trace has finished yet" in page
+        expected = [
+            "span workflow +: ValueError: 1 task erred",
+            "  span first +: ValueError: 1 task erred",
+            "    group fit +: ValueError: 1 task erred",
+            "      task fit: ValueError: no",
+            "  span second +",
+            "    group waits",
+        ]
+        answer = await get(scheduler, path)
+        page = answer.body.decode()
+        assert answer.code == 200
+        assert outline(page) == expected
+        while (await status(scheduler, lambda found: True))["open_segments"] > 2:  # the first has not closed
             await asyncio.sleep(0.01)
-        assert outline(page) == ["span first +", "  group first"]
-        assert "Not over: these spans have finished" in page
+        before = float(re.search('class="row group.*? width="([\\d.]+)%"', page, re.DOTALL)[1])
+        page = (await get(scheduler, path)).body.decode()
+        assert outline(page) == expected
+        assert "<title>✗ \u2068workflow\u2069 (running) · dask-otel</title>" in page
+        assert re.search(r'<h1><span class="bad">.*<bdi>workflow</bdi></span> \(running\)</h1>', page)
+        assert "0 of 2 tasks done" in page
+        assert '<span class="bad">✗ 1 failed</span> · 1 to do' in page
+        assert "dask.span.result" not in page.partition("<bdi>second</bdi>")[2]
+        # The axis ends now: what has ended gets shorter.
+        assert float(re.search('class="row group.*? width="([\\d.]+)%"', page, re.DOTALL)[1]) < before
         await Event("go-on", client=client).set()
         await future
         _, page = await shown(scheduler, root)
-        assert len(outline(page)) == 5
+        assert outline(page) == expected
+        assert "(running)" not in page
 
     with_page(test)
+
+
+def test_what_is_running_is_hidden_as_what_has_finished():
+    async def test(plugin, client, scheduler):
+        with span("planted-tag") as root:
+            await wait(client.submit(_fail, "planted-message", key="planted-key"))
+            future = client.submit(_wait_for, "go-on", key="planted-other")
+        await status(scheduler, lambda found: found["open"] and found["open"][0]["tasks"] == 2)
+        page = (await get(scheduler, f"/otel/run/{dask_otel.trace_id(root)}")).body.decode()
+        assert [row.split()[0] for row in outline(page)] == ["span", "group", "task", "group"]
+        assert "planted" not in page
+        assert "(running)" in page
+        await Event("go-on", client=client).set()
+        await future
+
+    with_page(
+        test, **{f"otel.capture.{name}": False for name in ("message", "traceback", "keys", "tags", "code", "types")}
+    )
+
+
+def test_a_large_run_that_is_not_over_is_shown_in_part():
+    async def test(plugin, client, scheduler):
+        futures = []
+        with span("root") as root:
+            for number in range(60):
+                with span(f"step {number}"):
+                    futures += [
+                        client.submit(_fail, number, key=f"bad-{number}", pure=False),
+                        client.submit(sum, [number], key=f"good-{number}", pure=False),
+                    ]
+            waiting = client.submit(_wait_for, "go-on", key="waits")
+        await wait(futures)
+        await status(scheduler, lambda found: found["open"] and found["open"][0]["completed"] == 60)
+        page = (await get(scheduler, f"/otel/run/{dask_otel.trace_id(root)}")).body.decode()
+        rows = [row.split()[0] for row in outline(page)]
+        assert (rows.count("span"), rows.count("group"), rows.count("task")) == (40, 40, 20)
+        assert "of 121 tasks done" in page
+        assert '<span class="bad">✗ 60 failed</span>' in page
+        await Event("go-on", client=client).set()
+        await waiting
+
+    with_page(test, **{"otel.traces.idle-timeout": "1m"})
 
 
 def test_two_runs_in_a_caller_s_trace():
@@ -217,7 +287,7 @@ def test_two_runs_in_a_caller_s_trace():
                 assert redirect.headers["Location"] == f"../{paths[name]}"
         page = (await get(scheduler, f"/otel/{paths['first']}")).body.decode()
         assert outline(page) == ["span first +", "  span inner +", "    group first"]
-        assert f'Other runs of this trace: <a href="../../{paths["second"]}">second</a>' in page
+        assert f'Other runs of this trace: <a href="../../{paths["second"]}"><bdi>second</bdi></a>' in page
 
     with_page(test)
 
@@ -278,12 +348,180 @@ def test_three_thousand_groups_do_not_hold_the_event_loop():
         assert 900 < len(outline(page)) <= 1000
         assert "Left out: " in page
         assert page.count("Traceback</summary>") == 1
-        assert re.search(r"and [1-9]\d* more with this message", page)
+        assert re.search(r"and [1-9]\d* more like this", page)
+        assert re.search(r"[1-9]\d* more groups</b>", page)
         assert any(row.lstrip().startswith("task ") for row in outline(page)[:5])
         assert len(lags) > 20  # it was not held in one piece
         assert sorted(lags)[len(lags) // 2] < 0.02
 
     with_page(test)
+
+
+class Frame(HTMLParser):
+    """What a notebook is given: its tags, and the document in its frame."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.document, self.sandbox = [], "", None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "iframe":
+            self.document, self.sandbox = dict(attributes)["srcdoc"], dict(attributes)["sandbox"]
+
+
+def test_a_run_in_a_notebook():
+    async def test(plugin, client, scheduler):
+        root = await work(client)
+        with dask.config.set({"otel.trace-url": "http://jaeger/{trace_id}"}):
+            view = await dask_otel.show_trace(root, client=client)  # waits until it is over
+        path, page = await shown(scheduler, root)
+        assert outline(view.document) == outline(page)
+        took = re.search(r"took ([\d.]+ \w+)", page)[1]
+        line = f"Alice's workflow took {took} · error · 22 tasks · ValueError: 1 task erred; first: 7 is odd"
+        link = f"http://127.0.0.1:{scheduler.http_server.port}{path}"
+        trace = f"http://jaeger/{dask_otel.trace_id(root)}"
+        assert view.page.endswith(path)
+        assert repr(view) == f"{line}; page: {view.page}; trace: {trace}"
+        assert view.page in (link, link.replace("127.0.0.1", "localhost"))
+        frame = Frame(view._repr_html_())
+        assert frame.tags == ["style", "a", "a", "iframe"]
+        assert (frame.document, frame.sandbox) == (view.document, None)  # the sandbox allows nothing
+        assert set(re.findall(r'(?:<a href|src|action)="(.)', view.document)) == {"#"}
+        assert "Content-Security-Policy" in view.document
+        with span("outside"), span("inside") as inside_:
+            await client.submit(sum, [1, 2], key="inside")
+            view = await dask_otel.show_trace(client=client)
+            assert outline(view.document) == ["span outside +", "  span inside +", "    group inside"]
+            by_id = await dask_otel.show_trace(inside_, client=client)
+            assert by_id.document == view.document
+
+    with_page(test)
+
+
+def test_a_run_in_a_notebook_with_the_scheduler_s_link():
+    async def test(plugin, client, scheduler):
+        root = await work(client)
+        with dask.config.set({"otel.trace-url": None}):
+            view = await dask_otel.show_trace(root, client=client)
+        assert view.trace == f"http://jaeger/{dask_otel.trace_id(root)}"
+        with pytest.raises(ValueError, match=r"timeout must be a duration such as 10 or '1 minute', not '1 min'"):
+            dask_otel.show_trace(root, client=client, timeout="1 min")
+
+    with_page(test, **{"otel.trace-url": "http://jaeger/{trace_id}"})
+
+
+def test_a_run_in_a_notebook_that_is_not_over():
+    async def test(plugin, client, scheduler):
+        with span("workflow") as root:
+            future = client.submit(_wait_for, "go-on", key="second")
+            view = await dask_otel.show_trace(client=client, timeout="0.5s")
+            assert view.text == "workflow is not over; none of its spans has finished yet"
+            assert view.document == ""
+            assert "<iframe" not in view._repr_html_()
+            with span("first"):
+                await client.submit(sum, [1, 2], key="first")
+        while not (view := await dask_otel.show_trace(root, client=client, timeout=0)).document:
+            pass
+        assert view.text == "workflow is not over; here are the spans that have finished"
+        assert outline(view.document) == ["span first +", "  group first"]
+        waiting = asyncio.create_task(dask_otel.show_trace(root, client=client, timeout="1 minute"))
+        await Event("go-on", client=client).set()
+        await future
+        assert outline((await waiting).document)[0] == "span workflow +"
+
+    with_page(test)
+
+
+def test_what_people_wrote_is_text_in_a_notebook():
+    async def test(plugin, client, scheduler):
+        with span(EVIL) as root:
+            await wait(client.submit(_fail, EVIL, key=EVIL))
+        view = await dask_otel.show_trace(root, client=client)
+        assert Frame(view._repr_html_()).tags == ["style", "a", "iframe"]
+        assert "<script" not in view.document
+        assert "<img" not in view.document
+        assert EVIL in unescape(view.document)
+
+    with_page(test)
+
+
+def test_a_notebook_shows_what_is_recorded():
+    async def test(plugin, client, scheduler):
+        view = await dask_otel.show_trace(await work(client), client=client)
+        for text in (repr(view), view.document):
+            assert not re.search("Alice|7 is odd|Traceback</summary>|fit", text)
+        assert re.match(r"span \w+ took ", view.text)
+
+    capture = ("message", "traceback", "keys", "tags")
+    with_page(test, **{f"otel.capture.{name}": False for name in capture})
+
+
+@pytest.mark.parametrize("name", ["", "&" * 250], ids=["many rows", "many bytes"])
+def test_a_large_run_in_a_notebook(name):
+    """The bytes are those of names that are five times as long in HTML."""
+
+    async def test(plugin, client, scheduler):
+        together, records = [], large_trace(max_groups=500)
+        for record in records:
+            together.append(dataclasses.replace(record, name=name or record.name))
+            if isinstance(record, SegmentRecord):
+                plugin.sink.put(together)
+                together = []
+        found = await scheduler.handlers[RUN_CALL]([record.top.id], wait=True)
+        rows = [row for row in outline(found["html"]) if not row.lstrip().startswith("more ")]
+        left_out = int(re.search(r"Left out: ([\d,]+) spans", found["html"])[1].replace(",", ""))
+        assert len(found["html"].encode()) <= MAX_INLINE_BYTES
+        assert 10 < len(rows) < MAX_INLINE_ROWS if name else len(rows) == MAX_INLINE_ROWS
+        assert left_out + len(rows) == len(records)
+        assert any(row.lstrip().startswith("task ") for row in rows)  # failed tasks
+
+    with_page(test)
+
+
+def test_no_run_in_a_notebook(monkeypatch):
+    async def test(plugin, client, scheduler):
+        view = await dask_otel.show_trace("no such span", client=client, timeout=0)
+        assert repr(view).startswith("dask-otel has no run of this Dask span: no task of it has reached the scheduler")
+        root = await work(client)
+        await dask_otel.show_trace(root, client=client)
+
+        def read(*arguments):
+            raise ArithmeticError
+
+        with captured_logger("dask_otel"):
+            plugin.sink.recent_runs.read = read
+            view = await dask_otel.show_trace(root, client=client)
+        assert view.text == "dask-otel could not draw this run: see the scheduler's log"
+        assert (await status(scheduler, lambda found: True))["errors"][0]["type"] == "ArithmeticError"
+        del scheduler.handlers[RUN_CALL]  # an older version
+        with captured_logger("distributed.core") as log:
+            view = await dask_otel.show_trace(root, client=client)
+        assert view.text == "dask-otel sends nothing, as configured"
+        assert log.getvalue() == ""
+
+    with_page(test)
+
+
+def test_runs_are_off_in_a_notebook():
+    async def test(plugin, client, scheduler):
+        view = await dask_otel.show_trace(await work(client), client=client)
+        assert view.text == "dask-otel keeps no runs on this scheduler (otel.page.runs: 0)"
+
+    with_page(test, **{"otel.page.runs": 0})
+
+
+def test_a_bridge_that_is_off_in_a_notebook(monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlpp")
+
+    async def test(plugin, client, scheduler):
+        view = await dask_otel.show_trace("a span", client=client)
+        assert view.text.startswith("dask-otel is off on this scheduler: ")
+        assert "otlpp" in view.text
+
+    with captured_logger("dask_otel"):
+        with_page(test)
 
 
 def test_nothing_reloads_unless_asked_to():
@@ -382,6 +620,9 @@ def test_in_a_browser(tmp_path, monkeypatch):
                         assert text >= 4.5, (path, scheme, text)
                         assert bars >= 3, (path, scheme, bars)
                         assert await page.run("document.title") != "owned"
+            for root_id in (root, evil, long_name):
+                await in_a_frame(page, await dask_otel.show_trace(root_id, client=client), tmp_path)
+            await link_in_a_frame(page, await dask_otel.show_trace(root, client=client), tmp_path)
             await keyboard(page, base + paths[0])
             await screen_reader(page, base, paths[0])
             assert page.messages == []  # nothing was blocked either
@@ -389,6 +630,105 @@ def test_in_a_browser(tmp_path, monkeypatch):
         await future
 
     with_page(test, timeout=110)  # some hundred screens
+
+
+async def in_a_frame(page, view, folder):
+    """What a notebook shows: the document by itself, and in the frame, which keeps scripts from looking at it."""
+    document, notebook = folder / "document.html", folder / "notebook.html"
+    document.write_text(view.document, encoding="utf-8")
+    notebook.write_text(f"<!doctype html><meta charset=utf-8>{view._repr_html_()}", encoding="utf-8")
+    for width in (400, 800, 1200):
+        for scheme in ("light", "dark"):
+            await page.open(document.as_uri(), width, scheme=scheme)
+            assert await page.overflow() == [0, []], (view.text, width)
+            text, bars = await page.run(CONTRAST)
+            assert text >= 4.5, (view.text, scheme, text)
+            assert bars >= 3, (view.text, scheme, bars)
+        height = await page.run("document.body.scrollHeight")
+        if width > 400 and len(view.text) < 120:  # nothing is so long that it is wrapped
+            assert -60 < view.height - min(700, height) < 120, (view.text, view.height, height)
+        await page.open(notebook.as_uri(), width)
+        assert await page.run("document.querySelector('iframe').clientHeight") == view.height
+        assert await page.run("document.querySelector('iframe').contentDocument") is None
+        for is_light, scheme in (("true", "light"), ("false", "dark")):
+            await page.run(f"document.body.dataset.jpThemeLight = '{is_light}'")
+            assert await page.run("getComputedStyle(document.querySelector('iframe')).colorScheme") == scheme
+        assert await page.run("document.title") != "owned"
+
+
+async def link_in_a_frame(page, view, folder):
+    """A link to a row moves to the row, and opens neither a page nor the notebook inside the frame."""
+    requests = []
+
+    class Notebook(RequestHandler):
+        def get(self):
+            requests.append(self.request.path)
+            self.write(f"<!doctype html><meta charset=utf-8>{view._repr_html_()}")
+
+    server = Application([(".*", Notebook)]).listen(0, "127.0.0.1")
+    url = f"http://127.0.0.1:{next(iter(server._sockets.values())).getsockname()[1]}/notebook"
+    rectangle = "JSON.stringify(document.querySelector('{}').getBoundingClientRect())"
+    await page.open(url)
+    frame = json.loads(await page.run(rectangle.format("iframe")))
+    document = folder / "document.html"
+    document.write_text(view.document, encoding="utf-8")
+    await page.open(document.as_uri(), int(frame["width"]))
+    link = json.loads(await page.run(rectangle.format(".errors a")))
+    await page.open(url)
+    del requests[:]
+    await page.screenshot(folder / "before.png")
+    await page.click(frame["x"] + link["x"] + 3, frame["y"] + link["y"] + 3)
+    before = after = (folder / "before.png").read_bytes()
+    while after == before:
+        await page.screenshot(folder / "after.png")
+        after = (folder / "after.png").read_bytes()
+    assert "/notebook" not in requests
+    server.stop()
+
+
+#: The most lines that any visible element of a class takes.
+LINES = """Math.max(...[...document.querySelectorAll('PLACE')].filter(each => each.checkVisibility()).map(each => {
+    const range = document.createRange();
+    range.selectNodeContents(each);
+    return new Set([...range.getClientRects()].map(line => Math.round(line.top))).size;
+}))"""
+
+
+@needs_browser
+@pytest.mark.slow
+def test_many_groups_and_runs_in_a_browser(tmp_path, monkeypatch):
+    """Pages stay short, columns keep words and addresses together, and a link to a folded run opens it."""
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://otel-collector.observability.svc.cluster.local:4317")
+
+    async def test(plugin, client, scheduler):
+        async with Client(scheduler.address, asynchronous=True, name="alice-notebook/ok") as alice:
+            for number in range(12):
+                with span(f"nightly-report-{number}"):
+                    await wait(alice.submit(str if number else _fail, number, key=f"key-{number}", pure=False))
+                await status(scheduler, lambda found, number=number: len(found["finished"]) == number + 1)
+        large = large_trace(max_groups=500)
+        for number, record in enumerate(large):
+            if isinstance(record, SegmentRecord):
+                begin = next((n + 1 for n in range(number - 1, -1, -1) if isinstance(large[n], SegmentRecord)), 0)
+                plugin.sink.put(large[begin : number + 1])
+                await asyncio.to_thread(plugin.sink.recent_runs._pack)
+        found = await status(scheduler, lambda found: len(found["finished"]) == 13 and found["finished"][-1]["run"])
+        base = f"http://127.0.0.1:{scheduler.http_server.port}/otel/"
+        async with browser(tmp_path) as page:
+            for width, most in ((400, 6500), (1280, 4500)):
+                await page.open(base + found["finished"][-1]["run"], width)
+                assert await page.run("document.documentElement.scrollHeight") < most
+                assert await page.overflow() == [0, []]
+            await page.open(base)
+            for place, most in ((".client", 2), (".address", 2), (".id", 2)):
+                assert 0 < await page.run(LINES.replace("PLACE", place)) <= most, place
+            is_seen = "document.querySelector('#f12').checkVisibility()"
+            assert await page.run(is_seen) is False
+            await page.run("document.querySelector('a[href=\"#f12\"]').click()")
+            assert await page.run(is_seen) is True
+
+    with_page(test, timeout=110)
 
 
 async def keyboard(page, url):

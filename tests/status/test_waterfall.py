@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from dask_otel import schema
-from dask_otel.status.waterfall import MAX_ERRORS, MAX_OPEN_ROWS, waterfall
+from dask_otel.spantree.to_records import MAX_OPEN_GROUPS, MAX_OPEN_SEGMENTS, MAX_OPEN_TASKS
+from dask_otel.status.waterfall import (
+    MAX_ALL_ERRORS,
+    MAX_CHILDREN,
+    MAX_ERRORS,
+    MAX_OPEN_ROWS,
+    SHOWN_CHILDREN,
+    waterfall,
+)
 
 
 def a_span(id_, parent="", kind="span", start=0.0, end=1.0, error=None, **attributes):
@@ -24,6 +33,13 @@ def a_span(id_, parent="", kind="span", start=0.0, end=1.0, error=None, **attrib
         "links": [],
         "exception": None,
     }
+
+
+def test_the_documentation_names_the_limits_that_hold():
+    text = " ".join((Path(__file__).parents[2] / "docs/health.md").read_text(encoding="utf-8").split())
+    assert f"up to {MAX_ERRORS} of them, and up to {MAX_ALL_ERRORS} if you open it" in text
+    assert f"contains more than {MAX_CHILDREN} others, the page shows {SHOWN_CHILDREN} of them" in text
+    assert f"up to {MAX_OPEN_SEGMENTS} spans, {MAX_OPEN_GROUPS} groups and {MAX_OPEN_TASKS} failed tasks" in text
 
 
 def test_parents_before_children_in_order_of_time():
@@ -68,20 +84,71 @@ def test_a_run_without_any_duration():
     assert (row.left, row.width) == (0, 0)
 
 
-def test_errors_first_the_first_of_each_message():
+def failed_task(id_, parent, name, message, type_="ValueError", start=0.0):
+    span = a_span(id_, parent, schema.TASK, start, error=message, **{schema.ERROR_TYPE: type_})
+    return span | {"name": name}
+
+
+def listed(drawn):
+    return [(each.row.id, each.same, each.others, each.unseen) for each in drawn.errors]
+
+
+def test_failed_tasks_before_groups_that_failed_alone():
     top = a_span("top", error="3 tasks erred; first: no", **{schema.ERROR_TYPE: "ValueError"})
     group = a_span("group", "top", schema.GROUP, error="3 tasks erred; first: no", **{schema.ERROR_TYPE: "ValueError"})
     tasks = [
-        a_span(f"task {n}", "group", schema.TASK, n / 10, error=message, **{schema.ERROR_TYPE: "ValueError"})
-        for n, message in enumerate(("no", "never", "no"))
+        failed_task(f"task {n}", "group", "fit", each, start=n / 10) for n, each in enumerate(("no", "never", "no"))
     ]
-    alone = a_span("alone", "top", schema.GROUP, error="failed upstream", **{schema.ERROR_TYPE: "ValueError"})
-    drawn = waterfall([top, group, *tasks, alone])
-    assert [(row.id, same) for row, same in drawn.errors] == [("task 0", 1), ("task 1", 0), ("alone", 0)]
+    upstream = {"error": "2 tasks failed upstream", schema.ERROR_TYPE: "ValueError"}
+    alone = [a_span(f"alone {n}", "top", schema.GROUP, n / 10, **upstream) for n in (1, 2)]
+    drawn = waterfall([top, group, *tasks, *alone])
+    assert listed(drawn) == [("task 0", 1, 0, 0), ("task 1", 0, 0, 0), ("alone 1", 1, 0, 0)]
     assert {row.brief_error for row in drawn.rows if row.children} == {"ValueError: 3 tasks erred"}
-    many = [a_span(f"{n}", "top", schema.TASK, error=f"{n}") for n in range(MAX_ERRORS + 7)]
-    drawn = waterfall([top, *many])
-    assert (len(drawn.errors), drawn.more_errors) == (MAX_ERRORS, 7)
+
+
+def test_many_failures_of_a_kind_do_not_hide_another():
+    """Messages that differ only in numbers are alike; of others, two of a name and type are listed."""
+    top = a_span("top", error="41 tasks erred", **{schema.ERROR_TYPE: "ValueError"})
+    groups = [a_span(f"group {n}", "top", schema.GROUP, error="erred") | {"name": "load"} for n in range(4)]
+    groups[1]["attributes"][schema.TRUNCATED_TASKS] = 7
+    rows = [
+        failed_task(f"row {n}", f"group {n % 3}", "load", f"row {n} at 0x7f{n:02x}", start=n / 50) for n in range(40)
+    ]
+    odd = [failed_task(f"odd {n}", "group 2", "load", f"{'abcd'[n] * 3}!", start=0.9) for n in range(4)]
+    real = failed_task("key", "group 3", "load", "the real reason", "KeyError", start=0.99)
+    drawn = waterfall([top, *groups, *rows, *odd, real])
+    assert listed(drawn) == [("row 0", 39, 0, 0), ("odd 0", 0, 3, 7), ("key", 0, 0, 0)]
+    by_id = {row.id: row for row in drawn.rows}
+    assert by_id["group 3"].is_open
+    assert by_id["group 0"].is_open
+    assert sum(len(row.children) for row in drawn.rows if row.is_open) <= MAX_OPEN_ROWS
+
+
+@pytest.mark.parametrize("number", [MAX_ERRORS + 7, MAX_ALL_ERRORS + 7])
+def test_every_kind_of_failure_is_listed_or_counted(number):
+    top = a_span("top")
+    drawn = waterfall([top, *(failed_task(f"{n}", "top", f"function {n}", "no") for n in range(number))])
+    assert len(drawn.errors) == min(number, MAX_ALL_ERRORS)
+    assert drawn.more_errors == max(0, number - MAX_ALL_ERRORS)
+    assert [row.kind for row in drawn.rows if row.depth == 1] == ["task"] * SHOWN_CHILDREN + ["more"]
+    folded = next(row for row in drawn.rows if row.kind == "more")
+    assert (folded.failed, folded.is_open) == (number - SHOWN_CHILDREN, False)
+
+
+def test_many_groups_are_folded_but_for_failed_running_and_long_ones():
+    spans = [a_span("top", end=1000.0)]
+    spans += [a_span(f"{n:03}", "top", schema.GROUP, n, n + 1 + n * 7 % 500 / 500) for n in range(500)]
+    spans[11] |= {"error": "no"}
+    spans[21] |= {"is_running": True}
+    drawn = waterfall(spans)
+    shown = [row for row in drawn.rows if row.depth == 1]
+    longest = [f"{n:03}" for n in range(500) if n * 7 % 500 >= 492]
+    assert [row.id for row in shown] == [*sorted(["010", "020", *longest]), "topmore"]
+    drawn = waterfall(spans, "all")
+    folded = next(row for row in drawn.rows if row.kind == "more")
+    assert (folded.name, len(folded.children), folded.is_open) == ("490 more groups", 490, True)
+    assert sum(row.closes for row in drawn.rows if not row.children) == sum(bool(row.children) for row in drawn.rows)
+    assert waterfall([spans[0], *spans[1:16]]).rows[-1].kind == "group"
 
 
 @pytest.mark.parametrize("show", ["", "all", "none", "<other>"])
@@ -96,12 +163,12 @@ def test_what_is_open(show):
         ]
     opened = {row.id for row in waterfall(spans, show).rows if row.is_open}
     if show == "all":
-        assert len(opened) == 201
+        assert len(opened) == 202  # one holds those that are folded
     elif show:
         assert opened == set()
-    else:  # the top has more children than are to be open; still, what failed is seen
-        assert opened == {"top", "span 70", "group 70"}
-        assert len(opened) <= MAX_OPEN_ROWS
+    else:
+        assert {"top", "span 70", "group 70"} <= opened
+        assert MAX_OPEN_ROWS / 2 < len(opened) <= MAX_OPEN_ROWS
 
 
 def test_remarks_and_numbers():
@@ -115,7 +182,19 @@ def test_remarks_and_numbers():
         "bad": float("nan"),
     }
     (row,) = waterfall([a_span("top", **attributes)]).rows
-    assert row.remarks == ("2 retried", "3 failed tasks without a span")
-    assert (row.tasks, row.compute, row.busy, row.duration) == ("7", "1.50 s", "88%", "1.00 s")
+    assert row.remarks == ("2 retried", "3 more failed tasks")
+    assert (row.tasks, row.compute, row.busy, row.duration) == ("7", "1.5 s", "88%", "1 s")
     assert dict(row.attributes)["a list"] == "x, y"
     assert dict(row.attributes)["bad"] == "nan"
+    truncated = {schema.TRUNCATED_GROUPS: 700, schema.TRUNCATED_TASKS: 1}
+    (row,) = waterfall([a_span("top", **truncated)]).rows
+    assert row.remarks == ("includes 700 groups without a row", "1 more failed task")
+    below = a_span("other groups", "top", schema.GROUP, **{schema.GROUP_FOLDED: 700, schema.TRUNCATED_TASKS: 1})
+    top, group = waterfall([a_span("top", **truncated), below]).rows
+    assert (top.remarks, group.remarks) == ((), ("700 smaller groups summed up here", "1 more failed task"))
+
+
+def test_the_axis_of_a_run_that_is_not_over_ends_now():
+    drawn = waterfall([a_span("top", end=2.0)], until=4.0)
+    assert drawn.rows[0].width == 50
+    assert drawn.ticks == [(0, "0"), (25, "1 s"), (50, "2 s"), (75, "3 s"), (100, "4 s")]

@@ -69,6 +69,11 @@ class Browser:
             if kind != "char" or text:
                 await self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
 
+    async def click(self, x, y):
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            button = "none" if kind == "mouseMoved" else "left"
+            await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, clickCount=1)
+
     async def screenshot(self, path):
         """Take a picture of the whole page."""
         shot = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
