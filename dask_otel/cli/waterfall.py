@@ -55,7 +55,7 @@ class _Row:
     def remark(self) -> str:
         """What happened, besides taking time."""
         attributes = self.span.attributes
-        error = f"{attributes.get('error.type')}: {self.span.status_message}" if self.failed else ""
+        error = schema.typed_error(str(attributes.get("error.type")), self.span.status_message) if self.failed else ""
         retried = attributes.get(schema.TASK_OUTCOMES["retried"])
         return ", ".join(filter(None, (" ".join(error.split()), f"{retried} retried" if retried else "")))
 

@@ -29,7 +29,7 @@ from ..identity import client_names
 from ..metrics.snapshot import ExporterCounts, Snapshot, deltas
 from ..privacy import Capture, Redactor
 from ..safety import Safety, log
-from ..schema import MAX_NAME, Kind, clean, shorten
+from ..schema import MAX_NAME, Kind, clean, shorten, typed_error
 from ..spantree.events import SpanInfo
 from ..spantree.records import ENDS, Record, SegmentRecord
 from .environment import (
@@ -982,7 +982,7 @@ class TelemetryOutput:
         if failure is None:
             return None
         description = clean(error_description(failure), MAX_NAME)
-        return description if failure.type in ENDS else f"{failure.type}: {description}"
+        return description if failure.type in ENDS else typed_error(failure.type, description)
 
     def _summary(self, record: SegmentRecord, *, sampled: bool) -> dict[str, Any]:
         return {

@@ -271,7 +271,7 @@ def error_description(failure: Failure) -> str:
         return f"{_tasks(failure.unfinished)} did not end"
     if not counts:  # a task's own
         return failure.message
-    return ", ".join(counts) + (f"; first: {failure.message}" if failure.message else "")
+    return ", ".join(counts) + (f"{schema.FIRST}{failure.message}" if failure.message else "")
 
 
 def exception_event(record: Record) -> Attributes | None:

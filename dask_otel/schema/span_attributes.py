@@ -301,6 +301,11 @@ def identifier(text: object) -> str:
     return re.sub(r"[^a-z0-9]+", "_", str(text).lower()).strip("_")[:64] or "unnamed"
 
 
+#: What is between the counts and the first exception in a status description; and how counts begin.
+FIRST = "; first: "
+_COUNTS = re.compile(r"\d+ tasks? (erred|failed upstream)")
+
+
 def clean(text: str, limit: int = MAX_VALUE) -> str:
     """Return valid UTF-8 text of at most ``limit`` bytes, without a character cut in two.
 
@@ -322,6 +327,16 @@ def shorten(text: str, limit: int) -> str:
     start = 2 * (limit - 3) // 3
     end = len(data) - (limit - 3 - start)
     return f"{data[:start].decode('utf-8', 'ignore')}…{data[end:].decode('utf-8', 'ignore')}"
+
+
+def typed_error(type_: str, description: str) -> str:
+    """Return a span's status description with the type of the first exception, which need not be that of all."""
+    counts, first, message = description.partition(FIRST)
+    if first:
+        return f"{counts}{FIRST}{type_}: {message}"
+    if _COUNTS.match(description):
+        return f"{description}{FIRST}{type_}"
+    return f"{type_}: {description}" if description else type_
 
 
 def clean_items(texts: Sequence[str], limit: int = MAX_LIST) -> list[str]:

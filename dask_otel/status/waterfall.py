@@ -90,7 +90,7 @@ class Row:
     def brief_error(self) -> str:
         """How much failed, without the first message, if failed rows below have it."""
         error = self.error or ""
-        return error.partition("; first: ")[0] if self.has_failed_child else error
+        return error.partition(schema.FIRST)[0] if self.has_failed_child else error
 
     @property
     def has_failed_child(self) -> bool:
@@ -326,8 +326,7 @@ def _row(span: Mapping[str, Any], begin: float, whole: float, names: Mapping[str
 def _error(span: Mapping[str, Any]) -> str | None:
     if span["error"] is None:
         return None
-    type_ = span["attributes"].get(schema.ERROR_TYPE, "error")
-    return f"{type_}: {span['error']}" if span["error"] else str(type_)
+    return schema.typed_error(str(span["attributes"].get(schema.ERROR_TYPE, "error")), span["error"])
 
 
 def _remarks(span: Mapping[str, Any]) -> Iterator[str]:

@@ -73,7 +73,7 @@ def test_draws_the_trace_it_received_beside_a_cluster_of_ones_own(tmp_path, prot
     for name in ("Alice's workflow", "data load", "ML preprocessing", "Model training", "Quality gate"):
         assert name in text
     assert "1 retried" in done.stdout
-    assert "ValueError: 1 task erred; first: score" in done.stdout
+    assert "1 task erred; first: ValueError: score" in done.stdout
     assert "train" in text
     svg = picture.read_text()
     assert svg.startswith("<svg")

@@ -45,13 +45,13 @@ WORKFLOW = [
 
 
 def test_draws_a_tree_with_bars():
-    assert draw(WORKFLOW, 108) == [
+    assert draw(WORKFLOW, 112) == [
         "what            when                            duration  tasks   compute  busy  what happened",
         "root            ██████████████████████████████  100.00 s      3   61.50 s   50%",
         "├─ early        ███████████████                  50.00 s      2                  1 retried",
         "│  └─ inc       ▋                                 2.00 s      2  20.00 ms",
         "│     └─ ◦ inc  ▋                                 2.00 s",
-        "└─ late                        ███████████████   50.00 s      1                  ValueError: 1 task erred",
+        f"└─ late        {' ' * 16}███████████████   50.00 s      1                  1 task erred; first: ValueError",
     ]
 
 
@@ -64,7 +64,7 @@ def test_in_a_narrow_terminal_what_happened_is_below_the_row():
         "│  └─ inc       ▍                    2.00 s      2",
         "│     └─ ◦ inc  ▍                    2.00 s",
         "└─ late                 █████████   50.00 s      1",
-        "      ValueError: 1 task erred",
+        "      1 task erred; first: ValueError",
     ]
 
 

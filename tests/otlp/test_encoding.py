@@ -64,7 +64,7 @@ def test_limits(limit):
 
 
 def test_what_a_sampler_adds():
-    values = {"a": (1, 2), "b": b"bytes", "c": 1.5, "d": True, "e": None, "f": ["x", "y"], "g": {"h": [1]}, "i": 2**70}
+    values = {"a": (1, 2), "c": 1.5, "d": True, "f": ["x", "y"], "i": 2**70, "j": (1.5, 2.5), "k": (True, False)}
     check(RECORDS, decided=Decided(True, MappingProxyType(values), TraceState([("vendor", "1"), ("other", "2")])))
 
 
