@@ -333,9 +333,14 @@ def _check_endpoint(endpoint: str) -> None:
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise click.BadParameter(
-            f"cannot connect to {endpoint!r} ({error}); give a URL like http://localhost:4317", param_hint="--endpoint"
+            f"{endpoint!r} has no usable port ({error}); give a URL like http://localhost:4317", param_hint="--endpoint"
+        ) from error
+    except OSError as error:
+        raise click.BadParameter(
+            f"cannot connect to {endpoint!r} ({error}); is a collector running there, and host and port right?",
+            param_hint="--endpoint",
         ) from error
 
 

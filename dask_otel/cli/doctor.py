@@ -269,7 +269,7 @@ def _where(sender: Sender) -> str:
 
 def _fail(sender: Sender, signal: Signal, result: ExportResult, findings: Findings, *, hint: str = "") -> None:
     """Describe the cause and what to do, and below it what the collector or the connection reported."""
-    failure = Failure(sender.protocol, sender.target, result.message, sender.proxy, signal, sender.header_names)
+    failure = Failure(sender.protocol, sender.target, result.message, sender.proxy, signal, headers=sender.header_names)
     with make_console(stderr=True).status(Text(f"trying what listens at {sender.target or sender.name}")):
         cause = advice(failure)
     findings.fault(f"{_where(sender)}: {cause}{hint}", reported(result.message))

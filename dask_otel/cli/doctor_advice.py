@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from ..otlp.environment import TRACES, Proxy, Signal
-from .probe import HTTP, TIMEOUT, Listener, what_listens
+from .probe import GRPC, HTTP, TIMEOUT, Listener, what_listens
 
 __all__ = ["Failure", "advice", "is_loopback", "server"]
 
 _USE_HTTP = "This is not a gRPC port: use {PROTOCOL}=http/protobuf, or the gRPC port, usually 4317."
 _USE_GRPC = "This is not an HTTP port: use {PROTOCOL}=grpc, or the HTTP port, usually 4318."
+_NO_TLS = "The port does not speak TLS: write http:// in the endpoint"
 #: A collector that refuses credentials; and the advice if some were sent.
 _DENIED = r"HTTP 40[13]|UNAUTHENTICATED|PERMISSION_DENIED"
 _REFUSED = (
@@ -22,7 +23,7 @@ _REFUSED = (
 #: Patterns of ``<protocol>: <message>`` and the advice; the first that matches counts.
 _ADVICE: tuple[tuple[str, str], ...] = (
     (r"^grpc: .*(Failed parsing HTTP/2|http1)", _USE_HTTP),
-    (r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE", "The port does not speak TLS: write http:// in the endpoint."),
+    (r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE", f"{_NO_TLS}."),
     (
         r"CERTIFICATE_VERIFY_FAILED|certificate verify failed",
         "The collector's certificate is not trusted: OTEL_EXPORTER_OTLP_CERTIFICATE names the file of its authority.",
@@ -62,6 +63,13 @@ _ADVICE: tuple[tuple[str, str], ...] = (
 #: Messages where a connection ends early, for one of several reasons, or where nothing comes back.
 _ENDS_EARLY = r"[Cc]losed|reset|RemoteDisconnected|EOF|ProtocolError|BadStatusLine"
 _HANGS = r"DEADLINE_EXCEEDED|timed out"
+#: A refusal. gRPC tries all addresses of a host, such as ::1 and 127.0.0.1, and reports the error of the last one only.
+_REFUSED_AT_ONE = r"[Cc]onnection refused"
+#: The advice for it if the scheduler's port cannot be tried from here.
+_EITHER = (
+    "Nothing listens there, or the port does not speak gRPC as configured, with or without TLS: gRPC reports the error "
+    "of one address of {HOST} only. {NEXT}"
+)
 #: Messages that come from the collector, also through a proxy, and those of them that a proxy may send itself.
 _OF_COLLECTOR = (
     r"HTTP \d|UNIMPLEMENTED|UNAUTHENTICATED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|INVALID_ARGUMENT|INTERNAL"
@@ -83,6 +91,8 @@ class Failure:
     proxy: Proxy | None = None
     #: What could not be sent; advice must not break the other.
     signal: Signal = TRACES
+    #: Whether the other signal is sent in the same way, so that the variables for both signals are to be corrected.
+    is_shared: bool = False
     #: Names of the headers that were sent.
     headers: tuple[str, ...] = ()
     #: Name of the machine that sends; empty if it is this one.
@@ -97,13 +107,13 @@ def advice(failure: Failure) -> str:
         line = _ended(failure)
     elif failure.headers and re.search(_DENIED, message):
         line = _REFUSED
-    if not proxy and re.search(f"{_ENDS_EARLY}|{_HANGS}", message):
+    if not proxy and (re.search(f"{_ENDS_EARLY}|{_HANGS}", message) or _may_listen(failure)):
         line = _by_probe(failure) or line
     if failure.machine and is_loopback(failure.target) and re.search("[Cc]onnection refused", message) and not proxy:
         line += f" {_host(failure.target)} is {failure.machine} itself: name the collector's host if it is another."
     if proxy:
         line = _with_proxy(proxy, failure.target, message, line)
-    infix = "" if failure.signal is TRACES else f"{failure.signal.name}_"
+    infix = "" if failure.signal is TRACES or failure.is_shared else f"{failure.signal.name}_"
     endpoint = failure.target.removesuffix(failure.signal.path)
     values = {
         "PROTOCOL": f"OTEL_EXPORTER_OTLP_{infix}PROTOCOL",
@@ -111,6 +121,7 @@ def advice(failure: Failure) -> str:
         "NAMES": ", ".join(failure.headers),
         "ENDPOINT": f"OTEL_EXPORTER_OTLP_{failure.signal.name}_ENDPOINT",
         "path": failure.signal.path,
+        "HOST": _host(failure.target),
         "HERE": f"on {failure.machine}" if failure.machine else "here",
         "NEXT": f"To find out which, run dask-otel doctor --endpoint {endpoint} on {failure.machine}."
         if failure.machine
@@ -133,6 +144,11 @@ def _host(target: str) -> str:
     return urlsplit(target if "://" in target else f"//{target}").hostname or target
 
 
+def _may_listen(failure: Failure) -> bool:
+    """Whether something may listen in spite of a refusal: at another address of the host."""
+    return failure.protocol == GRPC and re.search(_REFUSED_AT_ONE, failure.message) is not None
+
+
 def _ended(failure: Failure) -> str:
     """Describe what may be wrong if the connection ends without an answer, and it is not known what listens."""
     if failure.target.startswith("https://"):
@@ -150,19 +166,28 @@ def _by_probe(failure: Failure) -> str | None:
     The port is opened from here. That means nothing if the target is another machine itself.
     """
     if failure.machine and is_loopback(failure.target):
-        return None
+        return _EITHER if _may_listen(failure) and _host(failure.target) == "localhost" else None
     found = what_listens(failure.target)
     line = found and _by_listener(failure, found)
     return f"{line} The port was tried from here, not from {failure.machine}." if line and failure.machine else line
 
 
 def _by_listener(failure: Failure, found: Listener) -> str | None:
-    protocol, hangs = failure.protocol, re.search(_HANGS, failure.message)
-    if found.is_tls and not failure.target.startswith("https://"):
+    protocol, hangs, is_refused = failure.protocol, re.search(_HANGS, failure.message), _may_listen(failure)
+    # gRPC uses TLS if the endpoint has no scheme, unless a variable forbids it.
+    uses_tls = failure.target.startswith("https://") or (is_refused and "://" not in failure.target)
+    if found.is_tls and not uses_tls:
         other = " and set {PROTOCOL}=grpc" if found.protocol not in (None, protocol) and protocol == HTTP else ""
         return f"The port speaks TLS: write https:// in the endpoint{other}."
+    if is_refused and uses_tls and found.protocol and not found.is_tls:
+        return f"{_NO_TLS}." if found.protocol == protocol else f"{_NO_TLS}, and set {{PROTOCOL}}={found.protocol}."
     if found.protocol not in (None, protocol):
         return _USE_HTTP if found.protocol == HTTP else _USE_GRPC
+    if is_refused and found.is_connected:
+        return (
+            "Something listens there now. Either it has just started, or gRPC reports the error of another address of "
+            "{HOST}: ask again."
+        )
     if not hangs:
         return None
     if not found.is_connected:

@@ -166,7 +166,13 @@ def _describe(status: dict[str, Any], machine: str) -> Findings:
         if each["failing"]:
             failing.add(server(each["target"]))
     for each in status["metrics"]:
-        _describe_metrics(each, findings, machine, is_known=server(each["target"]) in failing)
+        is_shared = any(_is_same_way(each, other) for other in status["exporters"] if other["failing"] is not False)
+        _describe_metrics(each, findings, machine, is_known=server(each["target"]) in failing, is_shared=is_shared)
+    if any(each["failing"] is None and not _waiting(each) and not each["requested_at"] for each in status["exporters"]):
+        findings.remark(
+            "whether traces arrive is not known yet: run some work and ask again, or run dask-otel doctor with the "
+            "scheduler's environment"
+        )
     for each in status["errors"]:
         findings.fault(f"{each['type']}, {each['count']} times, in the {each['where']}: see the scheduler's log")
     if not (
@@ -183,7 +189,7 @@ def _describe(status: dict[str, Any], machine: str) -> Findings:
 
 
 def _describe_spans(each: dict[str, Any], findings: Findings, machine: str) -> None:
-    waiting = each["queue"]["spans"] + each["in_flight"]
+    waiting = _waiting(each)
     counts = f"{sum(each['sent'].values())} spans sent, {waiting} waiting"
     if each["failing"]:
         findings.fault(f"{_where(each)}: {_cause(each, TRACES, machine)}", _since(counts, each), _reported(each))
@@ -194,15 +200,29 @@ def _describe_spans(each: dict[str, Any], findings: Findings, machine: str) -> N
         findings.fault(f"{drop['count']} {drop['kind']} spans dropped: {drop['reason']}", *details)
 
 
-def _describe_metrics(each: dict[str, Any], findings: Findings, machine: str, *, is_known: bool) -> None:
+def _is_same_way(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two exporters send to the same server with the same protocol and headers."""
+    return server(one["target"]) == server(other["target"]) and all(
+        one[name] == other[name] for name in ("protocol", "headers")
+    )
+
+
+def _describe_metrics(
+    each: dict[str, Any], findings: Findings, machine: str, *, is_known: bool, is_shared: bool
+) -> None:
     where, counts = f"metrics, {_where(each)}", f"{each['exports']} times sent"
     if each["failing"]:
-        cause = "fail as the spans do" if is_known else _cause(each, METRICS, machine)
+        cause = "fail as the spans do" if is_known else _cause(each, METRICS, machine, is_shared=is_shared)
         findings.fault(f"{where}: {cause}", _since(counts, each), _reported(each))
     elif each["unsupported"]:
         findings.remark(f"{where}: the backend takes no metrics, only spans are sent", reported(each["unsupported"]))
     else:
         _describe_working(where, counts, 0, each, findings)
+
+
+def _waiting(exporter: dict[str, Any]) -> int:
+    """Return the number of spans that wait for an answer."""
+    return int(exporter["queue"]["spans"] + exporter["in_flight"])
 
 
 def _describe_working(where: str, counts: str, waiting: int, each: dict[str, Any], findings: Findings) -> None:
@@ -221,11 +241,19 @@ def _where(exporter: dict[str, Any]) -> str:
     return f"exporter {exporter['name']}" + (f", {place}" if place != exporter["name"] else "")
 
 
-def _cause(exporter: dict[str, Any], signal: Signal, machine: str) -> str:
+def _cause(exporter: dict[str, Any], signal: Signal, machine: str, *, is_shared: bool = False) -> str:
     proxy = Proxy(**exporter["via"]) if exporter["via"] else None
-    headers = tuple(exporter["headers"])
     return advice(
-        Failure(exporter["protocol"], exporter["target"], exporter["last_error"], proxy, signal, headers, machine)
+        Failure(
+            exporter["protocol"],
+            exporter["target"],
+            exporter["last_error"],
+            proxy,
+            signal,
+            is_shared,
+            tuple(exporter["headers"]),
+            machine,
+        )
     )
 
 

@@ -33,7 +33,11 @@ class Listener(NamedTuple):
 
 
 def what_listens(endpoint: str) -> Listener | None:
-    """Find out the protocol of a port, with up to four connections; None if nothing is known.
+    """Find out the protocol of a port, with up to four connections, at the first address of its host that takes one.
+
+    Returns
+    -------
+    None if all addresses refuse the connection, or the endpoint is not understood.
 
     Parameters
     ----------
@@ -41,7 +45,10 @@ def what_listens(endpoint: str) -> Listener | None:
         A URL, or ``host:port``.
     """
     parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
-    host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:  # a name for gRPC only, such as dns:host:4317
+        return None
     if not host:
         return None
     address = (host, port)
@@ -56,7 +63,7 @@ def what_listens(endpoint: str) -> Listener | None:
     except TimeoutError:
         return Listener(is_silent=True)
     except OSError:
-        return None
+        return Listener()
 
 
 def _over_tls(address: tuple[str, int]) -> Listener | None:
@@ -69,7 +76,7 @@ def _over_tls(address: tuple[str, int]) -> Listener | None:
         return None
 
 
-def _in_plain(address: tuple[str, int]) -> Listener | None:
+def _in_plain(address: tuple[str, int]) -> Listener:
     with socket.create_connection(address, TIMEOUT) as connection:
         connection.sendall(_PREFACE)
         answer = connection.recv(9)
@@ -78,7 +85,7 @@ def _in_plain(address: tuple[str, int]) -> Listener | None:
         return Listener(protocol=HTTP)
     if len(answer) > 3 and answer[3] == _SETTINGS:
         return Listener(protocol=GRPC)
-    return None
+    return Listener()
 
 
 def _handshake(address: tuple[str, int], protocols: list[str]) -> str | None:

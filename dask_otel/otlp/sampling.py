@@ -50,7 +50,13 @@ def make_sampler(remarks: Remarks) -> Sampler | None:
         return None
     make = _BUILT_IN.get(name.lower())
     if make:
-        return make(_ratio(argument, remarks) if name.lower().endswith("traceidratio") else 1.0)
+        has_ratio = name.lower().endswith("traceidratio")
+        ratio = _ratio(argument, remarks) if has_ratio else 1.0
+        if ratio == 0.0 or name.lower().endswith("always_off"):
+            what = "every trace without a sampled caller" if name.lower().startswith("parentbased") else "every trace"
+            given = f" with OTEL_TRACES_SAMPLER_ARG={argument}" if has_ratio else ""
+            remarks.reading(f"OTEL_TRACES_SAMPLER={name}{given} excludes {what}")
+        return make(ratio)
     try:
         return _from_entry_point(name, argument)
     except SettingError as error:

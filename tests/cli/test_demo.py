@@ -195,12 +195,20 @@ def test_sends_to_an_endpoint(protocol):
         assert len(receiver.wait_for_trace(trace_id, timeout=10)) >= 10
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://host:port", "nonsense", "localhost:4317"])
-def test_an_endpoint_without_a_scheme_or_where_nothing_listens(endpoint):
+@pytest.mark.parametrize(
+    ("endpoint", "advice"),
+    [
+        ("http://127.0.0.1:1", "is a collector running there, and host and port right?"),
+        ("http://host:port", "give a URL like http://localhost:4317"),
+        ("nonsense", "give a URL like http://localhost:4317"),
+        ("localhost:4317", "give a URL like http://localhost:4317"),
+    ],
+)
+def test_an_endpoint_without_a_scheme_or_where_nothing_listens(endpoint, advice):
     done = run("demo", "--endpoint", endpoint)
     assert done.returncode == 2
     assert endpoint in done.stderr
-    assert "give a URL like http://localhost:4317" in done.stderr
+    assert advice in done.stderr
     assert "Traceback" not in done.stderr
 
 

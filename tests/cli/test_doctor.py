@@ -318,6 +318,10 @@ def test_asks_a_live_cluster(doctor, monkeypatch):
             assert code == 0, out
             assert "✓ is on" in out
             assert f"· exporter otlp, {receiver.endpoint}: nothing was sent yet" in out
+            assert (
+                "· whether traces arrive is not known yet: run some work and ask again, or run dask-otel doctor with "
+                "the scheduler's environment"
+            ) in out
     with LocalCluster(**local, protocol="tcp") as cluster:
         code, out = doctor("--scheduler", cluster.scheduler_address)
     assert code == 1
@@ -387,11 +391,13 @@ def test_a_live_cluster_whose_sampler_excludes_all(doctor, monkeypatch):
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
     with dask.config.set(settings), LocalCluster(**local) as cluster, Client(cluster) as client:
+        _, before = doctor("--scheduler", cluster.scheduler_address)
         client.submit(sum, [1, 2]).result()
         while not cluster.scheduler.plugins["dask-otel"].sink.status()["unsampled"]:
             threading.Event().wait(0.01)
         code, out = doctor("--scheduler", cluster.scheduler_address)
     assert code == 0
+    assert "· OTEL_TRACES_SAMPLER=always_off excludes every trace" in before
     assert "· the sampler has excluded every span so far: look at OTEL_TRACES_SAMPLER there" in out
 
 

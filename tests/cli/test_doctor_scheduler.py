@@ -465,6 +465,13 @@ class TestAnotherMachine:
             first, _ = first_lines(wire.endpoint, TIMEOUT="0.3")
         assert first.endswith(f"run dask-otel doctor --endpoint {wire.endpoint} on {socket.gethostname()}.")
 
+    def test_a_refusal_at_one_of_its_addresses_leaves_both_causes(self, first_lines):
+        first, _ = first_lines("http://localhost:1", PROTOCOL="grpc")
+        assert (
+            ": Nothing listens there, or the port does not speak gRPC as configured, with or without TLS: gRPC" in first
+        )
+        assert f"run dask-otel doctor --endpoint http://localhost:1 on {socket.gethostname()}. localhost is" in first
+
 
 class Closing:
     """A gRPC server that ends a connection which does not begin with HTTP/2, without an answer; counts the others."""

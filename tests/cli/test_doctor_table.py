@@ -18,6 +18,7 @@ import sys
 import termios
 import threading
 from html import unescape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.request import urlopen
 
 import pytest
@@ -28,6 +29,7 @@ from support.proxy import Proxy
 from support.standard import make_certificates
 from support.wire import Wire
 
+from dask_otel.cli.doctor_advice import Failure, advice
 from dask_otel.cli.receiver import Receiver
 
 GRPC, HTTP = "grpc", "http/protobuf"
@@ -88,6 +90,28 @@ class Strict:
                 with contextlib.suppress(OSError), connection:
                     if connection.recv(100).startswith(b"PRI * HTTP/2.0"):
                         connection.sendall(_SETTINGS_FRAME)
+
+
+class Denying:
+    """An HTTP server that wants credentials, for spans and metrics."""
+
+    class _Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_error(401)
+
+        def log_message(self, *args):
+            """Stay silent."""
+
+    def __enter__(self):
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._Handler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc):
+        self._server.shutdown()
+        self._server.server_close()
 
 
 @contextlib.contextmanager
@@ -389,6 +413,67 @@ def test_a_scheduler_whose_metrics_fail_too(tmp_path):
     assert code == 1
     assert "Nothing listens there" in lines[0]
     assert f"✗ metrics, exporter otlp, {DEAD}: fail as the spans do" in lines
+
+
+@pytest.mark.parametrize(
+    ("listening", "form", "line"),
+    [
+        (HTTP, "http://localhost:{}", "This is not a gRPC port: use OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf, or"),
+        (GRPC, "https://localhost:{}", "The port does not speak TLS: write http:// in the endpoint."),
+        (GRPC, "localhost:{}", "The port does not speak TLS: write http:// in the endpoint."),
+        (
+            HTTP,
+            "https://localhost:{}",
+            "The port does not speak TLS: write http:// in the endpoint, and set "
+            "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf.",
+        ),
+        (GRPC, "http://localhost:{}", "Something listens there now. Either it has just started, or gRPC reports the"),
+        (None, "http://localhost:{}", "Something listens there now. Either it has just started, or gRPC reports the"),
+    ],
+    ids=["HTTP", "no TLS", "no scheme", "HTTP without TLS", "gRPC, started late", "another program"],
+)
+def test_a_refusal_at_one_address_of_a_host(listening, form, line):
+    """What gRPC reports last may be of ::1, where nothing listens, though a server does at 127.0.0.1."""
+    message = (
+        "UNAVAILABLE: last error: UNKNOWN: ipv6:%5B::1%5D:4318: Failed to connect to remote host: Connection refused"
+    )
+    with Misbehaving(listening) if listening else Wire(DEAD) as server:
+        endpoint = form.format(server.endpoint.rpartition(":")[2])
+        assert advice(Failure(GRPC, endpoint, message)).startswith(line)
+
+
+@pytest.mark.parametrize("target", ["http://localhost:1", "dns:localhost:1", "http://127.0.0.1:1"])
+def test_a_refusal_at_all_addresses_of_a_host(target):
+    assert advice(Failure(GRPC, target, "UNAVAILABLE: Connection refused")).startswith("Nothing listens there: ")
+
+
+@pytest.mark.parametrize(
+    ("make_receiver", "variables", "line"),
+    [
+        (lambda: Misbehaving(HTTP), {PROTOCOL: GRPC}, "use OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"),
+        (
+            lambda: Misbehaving(HTTP),
+            {"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": GRPC, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": HTTP},
+            "use OTEL_EXPORTER_OTLP_METRICS_PROTOCOL=http/protobuf",
+        ),
+        (
+            Denying,
+            {PROTOCOL: HTTP},
+            "The collector wants credentials: OTEL_EXPORTER_OTLP_HEADERS, e.g.",
+        ),
+    ],
+    ids=["protocol", "protocol of metrics", "headers"],
+)
+def test_before_any_work_the_variable_of_both_signals_is_named(tmp_path, make_receiver, variables, line):
+    with make_receiver() as server:
+        env = {ENDPOINT: server.endpoint.replace("127.0.0.1", "localhost")} | variables
+        with cluster(tmp_path, env=env, workers=0) as processes:
+            processes.scheduler.wait_for("cannot send metrics")
+            found = doctor("--scheduler", processes.address)
+            port = processes.client.scheduler_info()["services"]["dashboard"]
+            html = urlopen(f"http://127.0.0.1:{port}/otel/").read().decode()
+    check(found, "✗ metrics, exporter otlp, ", line)
+    assert "<code>dask-otel doctor --scheduler &lt;address&gt;</code> names the cause" in html
 
 
 def test_a_scheduler_with_values_that_cannot_be_used(tmp_path):
