@@ -327,7 +327,7 @@ def report(results, options):
     print("with the bridge, on the event loop:")
     added = [each["empty plugin"] * tasks for each in with_]
     row("calls of an empty plugin", added)
-    for name in sorted({name for each in with_ for name in each["parts"]} - {"garbage collection"}):
+    for name in sorted({name for each in with_ for name in each["parts"]} - {"garbage collection", ""}):
         values = column("parts", name)
         added = [one + other for one, other in zip(added, values, strict=True)]
         row(name, values, f"{statistics.mean(column('calls', name)) / spans:8.1f} calls a span")
