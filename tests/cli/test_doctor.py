@@ -223,6 +223,7 @@ class TestFaults:
     def test_no_such_host(self, doctor, protocol):
         self.check(doctor, "http://no-such-host.invalid:4317", "has no address here")
 
+    @pytest.mark.slow
     def test_hangs(self, doctor, protocol, monkeypatch):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
         with Wire("http://127.0.0.1:1", "hang") as wire:

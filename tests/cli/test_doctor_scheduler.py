@@ -408,6 +408,7 @@ def test_a_question_that_fails_is_reported():
     assert facts.unknown == "the question failed there: ImportError('x')"
 
 
+@pytest.mark.slow
 class TestAnotherMachine:
     """The scheduler is on another machine than the doctor."""
 

@@ -313,6 +313,7 @@ def test_a_page_that_cannot_be_made_leaves_the_bridge_on(receiver, monkeypatch):
     with_page(test)
 
 
+@pytest.mark.slow
 def test_failed_runs_are_named_before_the_newest(receiver):
     """They are also marked; the newest are at the top of the table, and what is older is folded."""
 
