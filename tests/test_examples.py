@@ -32,7 +32,7 @@ FILES = sorted(path for path in EXAMPLES.rglob("*") if path.is_file() and "__pyc
 
 
 def need(*packages):
-    if "DASK_OTEL_TEST_EXAMPLES" not in os.environ:
+    if "DASK_OTEL_TEST_SYSTEMS" not in os.environ:
         for package in packages:
             pytest.importorskip(package, reason="pip install '.[examples]'")
 
