@@ -14,17 +14,13 @@ import argparse
 import asyncio
 import gc
 import json
-import os
 import random
 import re
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import types
 from collections import Counter
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic, perf_counter, sleep, thread_time
 
@@ -32,7 +28,6 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 #: Of calls of the hook, one in so many is timed; a call that takes longer than this many seconds was interrupted.
 SAMPLE, INTERRUPTED = 13, 1e-4
-SETTINGS = {"PYTHONHASHSEED": "0"}
 #: Seconds after which exports of metrics are as rare as they are from then on.
 FIRST_EXPORTS = 35.0
 #: Methods of Dask that the bridge wraps: on the scheduler, and on its extension for spans.
@@ -217,40 +212,6 @@ async def dask_setup(scheduler):
     scheduler.handlers["probe"] = handle
 
 
-@contextmanager
-def cluster(env):
-    """A scheduler, one worker, a client."""
-    from distributed import Client
-
-    loopback = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
-    with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
-
-        def start(*arguments):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dask", *arguments, *loopback],
-                cwd=folder,
-                env=os.environ | SETTINGS | env,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-            return process
-
-        def drain(process):
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-
-        scheduler = start("scheduler", "--port", "0", "--preload", __file__)
-        for line in scheduler.stderr:
-            if match := re.search(r"Scheduler at:\s+(tcp://\S+)", line):
-                break
-        drain(scheduler)
-        drain(start("worker", match[1], "--nthreads", "2", "--no-nanny"))
-        client = stack.enter_context(Client(match[1]))
-        client.wait_for_workers(1)
-        yield client
-
-
 def batch(client, number, options):
     """Run spans of no-op tasks, one after the other; return their ids."""
     from distributed import span
@@ -267,6 +228,8 @@ def batch(client, number, options):
 
 def run(options):
     """Differences of what the probe reads before and after each batch, and seconds without work at its end."""
+    from live import cluster
+
     from dask_otel import trace_id
     from dask_otel.cli.receiver import Receiver
 
@@ -280,8 +243,10 @@ def run(options):
         } | {"empty plugin": after["empty plugin"]}
 
     results, number, took = {"with": [], "without": []}, 0, 0.0
-    env = {"OTEL_EXPORTER_OTLP_PROTOCOL": options.protocol}
-    with Receiver() as receiver, cluster(env) as client:
+    with (
+        Receiver() as receiver,
+        cluster("--preload", __file__, OTEL_EXPORTER_OTLP_PROTOCOL=options.protocol) as (_, client),
+    ):
         batch(client, number, options)  # warms up
         for turn in range(options.turns):
             for mode in ("with", "without") if turn % 2 == 0 else ("without", "with"):

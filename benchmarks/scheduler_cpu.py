@@ -7,19 +7,15 @@ metrics, but for the first connection, which takes some 10 ms; so is the wait fo
 
 from __future__ import annotations
 
-import os
 import random
-import re
-import subprocess
 import sys
-import tempfile
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from uuid import uuid4
 
 import dask.array
-from distributed import Client, span, wait
+from distributed import span, wait
+from live import cluster
 
 from dask_otel import OTelPlugin, trace_id
 from dask_otel.cli.receiver import Receiver
@@ -32,42 +28,13 @@ ARRAYS = sys.argv[3:] == ["arrays"]
 PREFIXES = int(sys.argv[3]) if len(sys.argv) > 3 and not ARRAYS else 1
 WARM_UP = 2
 #: By default; OTEL_METRICS_EXPORTER=none in the environment leaves them out.
-METRICS = {"OTEL_METRIC_EXPORT_INTERVAL": "10000"}
+SETTINGS = {"OTEL_METRIC_EXPORT_INTERVAL": "10000", "DASK_OTEL__TRACES__IDLE_TIMEOUT": "500ms"}
 
 
 def cpu(pid):
     """CPU seconds of all threads of a process, to the nanosecond."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-
-
-@contextmanager
-def cluster():
-    """A scheduler, one worker, a client."""
-    env = os.environ | {"PYTHONHASHSEED": "0", "DASK_OTEL__TRACES__IDLE_TIMEOUT": "500ms"} | METRICS
-    loopback = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
-    with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
-
-        def start(*arguments):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dask", *arguments, *loopback],
-                cwd=folder,
-                env=env,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
-            return process
-
-        scheduler = start("scheduler", "--port", "0")
-        for line in scheduler.stderr:
-            if match := re.search(r"Scheduler at:\s+(tcp://\S+)", line):
-                break
-        start("worker", match[1], "--nthreads", "2", "--no-nanny")
-        client = stack.enter_context(Client(match[1]))
-        client.wait_for_workers(1)
-        yield scheduler.pid, client
 
 
 def batch(client, number, tasks=BATCH):
@@ -119,7 +86,7 @@ def interval(pairs):
 
 def main():
     pairs = []
-    with Receiver() as receiver, cluster() as (pid, client):
+    with Receiver() as receiver, cluster(**SETTINGS) as (pid, client):
         for number in range(WARM_UP + TASKS // BATCH):
             with_, took = on(client, pid, receiver, 2 * number)
             without = off(client, pid, 2 * number + 1, took)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import dask
 import pytest
 from distributed import Client, LocalCluster, span
 from support.backends import free_port
-from support.environment import environment
+from support.environment import clear_variables, environment
 from support.misbehaving import Misbehaving
 from support.processes import cluster
 
@@ -35,9 +34,7 @@ REGISTER = "register it now: client.register_plugin(dask_otel.OTelPlugin"
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
+    clear_variables(monkeypatch)
 
 
 @pytest.fixture

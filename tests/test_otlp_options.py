@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from distributed.protocol.pickle import dumps, loads
+from support.environment import clear_variables
 
 from dask_otel import OTelPlugin
 from dask_otel.otlp_options import OtlpOptions
@@ -23,9 +24,7 @@ def variables(*arguments, **options):
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
+    clear_variables(monkeypatch)
 
 
 def test_all_settings_can_be_given_for_both_signals_and_for_each():

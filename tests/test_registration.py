@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster, span
 from distributed.protocol.pickle import dumps, loads
 from distributed.utils_test import captured_logger
 from support.backends import free_port
-from support.environment import environment
+from support.environment import clear_variables, environment
 from support.misbehaving import Misbehaving
 from support.processes import PATIENCE, cluster
 from support.trees import check_shape, tree
@@ -33,9 +33,7 @@ SECRET = "s3cr3t-of-mine"
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
+    clear_variables(monkeypatch)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ from .environment import (
 )
 from .metrics import MetricFactory
 from .misspelt import misspelt
-from .packing import Packed, Packer
+from .packing import Packed, Packer, count_of, unpacked
 from .queue import RateLimiter, SpanQueue, size_of
 from .recent_runs import RecentRuns, RunId
 from .sampling import Sampling, make_sampler
@@ -309,7 +309,7 @@ class SpanExportQueue(ExportQueue):
     def take(self) -> list[Record | Packed]:
         """Take out records that may leave together."""
         batch = self._queue.take(self.max_batch, MAX_BATCH_BYTES)
-        self.in_flight = sum(item.count if isinstance(item, Packed) else 1 for item in batch)
+        self.in_flight = sum(map(count_of, batch))
         return batch
 
     def pack(self) -> bool:
@@ -330,7 +330,7 @@ class SpanExportQueue(ExportQueue):
 
     def export(self, batch: list[Record | Packed], send: Callable[[Any], ExportResult]) -> None:
         """Convert and send a batch, and halve it while that may save a part of it."""
-        parts = [self._convert(self._unpacked(batch))]
+        parts = [self._convert(unpacked(batch))]
         requests = 0
         while parts:
             part = parts.pop()
@@ -350,13 +350,7 @@ class SpanExportQueue(ExportQueue):
 
     def drop(self, batch: list[Record | Packed], reason: str) -> None:
         """Count the records that are still in flight, the last ones, as dropped."""
-        self._lose(self._unpacked(batch)[-self.in_flight :], reason)
-
-    def _unpacked(self, batch: list[Record | Packed]) -> list[Record]:
-        records: list[Record] = []
-        for item in batch:
-            records += item.unpack() if isinstance(item, Packed) else [item]
-        return records
+        self._lose(unpacked(batch)[-self.in_flight :], reason)
 
     def status(self) -> dict[str, Any]:
         """Return counts of spans."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import pickle
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 from ..spantree.records import Record, SegmentRecord
 
-__all__ = ["AT_ONCE", "Packed", "Packer"]
+__all__ = ["AT_ONCE", "Packed", "Packer", "count_of", "unpacked"]
 
 #: Records that are packed together: it takes a quarter of a millisecond, with the interpreter lock held.
 AT_ONCE = 32
@@ -72,6 +72,19 @@ class Packed:
             segment = records[0]
             return [replace(segment, **{name: getattr(segment, name) + more for name, more in self._added.items()})]
         return records
+
+
+def count_of(item: Record | Packed) -> int:
+    """Return the number of records."""
+    return item.count if isinstance(item, Packed) else 1
+
+
+def unpacked(items: Iterable[Record | Packed]) -> list[Record]:
+    """Return all records, in their order."""
+    records: list[Record] = []
+    for item in items:
+        records += item.unpack() if isinstance(item, Packed) else [item]
+    return records
 
 
 class Packer:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..spantree.counts import Tally
 from ..spantree.records import GroupRecord, Record, SegmentRecord, TaskRecord
-from .packing import AT_ONCE, Packed
+from .packing import AT_ONCE, Packed, count_of, unpacked
 from .spans import KINDS
 
 __all__ = ["Bundle", "RateLimiter", "SpanQueue", "size_of"]
@@ -122,7 +122,7 @@ class Bundle:
         spans = size = 0
         while rest:
             item = rest[0]
-            fits = spans + _count(item) <= max_spans and size + _wire(item) <= max_bytes
+            fits = spans + count_of(item) <= max_spans and size + _wire(item) <= max_bytes
             if not fits and not part and isinstance(item, Packed) and item.count > 1:
                 self._measure(item, -1)
                 records = item.unpack()
@@ -133,7 +133,7 @@ class Bundle:
             elif fits or not part:
                 self._measure(item, -1)
                 part.append(rest.popleft())
-                spans += _count(item)
+                spans += count_of(item)
                 size += _wire(item)
             else:
                 break
@@ -143,10 +143,6 @@ class Bundle:
 
 def _kind(item: Record | Packed) -> type[Record]:
     return item.kind if isinstance(item, Packed) else type(item)
-
-
-def _count(item: Record | Packed) -> int:
-    return item.count if isinstance(item, Packed) else 1
 
 
 def _wire(item: Record | Packed) -> int:
@@ -220,7 +216,7 @@ class SpanQueue:
     def note_lost(self, items: Iterable[Record | Packed]) -> None:
         """Have the top segments of traces that are still to leave count these records as dropped."""
         for item in items:
-            self._uncounted[item.trace_id] = self._uncounted.get(item.trace_id, 0) + _count(item)
+            self._uncounted[item.trace_id] = self._uncounted.get(item.trace_id, 0) + count_of(item)
         while len(self._uncounted) > MAX_TRACES:
             del self._uncounted[next(iter(self._uncounted))]
 
@@ -286,7 +282,7 @@ class SpanQueue:
         while self._queue and self._is_too_much():
             bundle = self._queue.popleft()
             for item in bundle.items:
-                gone[KINDS[_kind(item)]] += _count(item)
+                gone[KINDS[_kind(item)]] += count_of(item)
             self.note_lost(bundle.items)
             self._forget(bundle)
         self._dropped(+gone)
@@ -327,4 +323,4 @@ class RateLimiter:
         last = records[-1]
         if bundle.spans > self._room and isinstance(last, SegmentRecord) and not last.failure:
             self.given_up["group"] += bundle.give_up(GroupRecord)
-        return [item for item in bundle.items if not isinstance(item, Packed)]
+        return unpacked(bundle.items)

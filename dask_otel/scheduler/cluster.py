@@ -64,7 +64,7 @@ class Delay(Tap):
 
     def _called(self, name: Any, value: float) -> None:
         self._original(name, value)
-        # Called a hundred times a second, also on an idle scheduler, so it has no guard; Dask itself adds the value up.
+        # Called at each tick, also on an idle scheduler, so it has no guard; Dask itself has compared the value before.
         if name == "tick-duration" and value > self._longest and self._listening:
             self._longest = value
 

@@ -13,6 +13,7 @@ import pytest
 import trustme
 from click.testing import CliRunner
 from distributed import Client, LocalCluster
+from support.environment import clear_variables
 from support.misbehaving import Misbehaving, Says
 from support.wire import Wire
 
@@ -24,9 +25,7 @@ PROTOCOLS = ("grpc", "http/protobuf")
 
 @pytest.fixture
 def doctor(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("OTEL_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
+    clear_variables(monkeypatch, proxies=True)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "4")
     monkeypatch.setenv("COLUMNS", "250")
 

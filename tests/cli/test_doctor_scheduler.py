@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -18,6 +17,8 @@ import pytest
 from click.testing import CliRunner
 from distributed import Client, LocalCluster
 from distributed.security import Security
+from support.environment import clear_variables
+from support.misbehaving import Strict
 from support.processes import LOOPBACK, Process, cluster
 from support.wire import Wire
 
@@ -415,9 +416,7 @@ class TestAnotherMachine:
     @pytest.fixture
     def first_lines(self, ask, monkeypatch):
         monkeypatch.setattr("dask_otel.cli.doctor_scheduler.gethostname", lambda: "laptop")
-        for name in list(os.environ):
-            if name.startswith("OTEL_") or name.lower().endswith("_proxy"):
-                monkeypatch.delenv(name)
+        clear_variables(monkeypatch, proxies=True)
 
         def run(endpoint, **variables):
             named = {"ENDPOINT": endpoint, "PROTOCOL": "http/protobuf"} | variables
@@ -443,13 +442,13 @@ class TestAnotherMachine:
         return run
 
     def test_a_port_that_both_can_reach_is_tried_from_here(self, first_lines):
-        with Closing(socket.gethostname()) as server:
+        with Strict(socket.gethostname()) as server:
             first, _ = first_lines(server.endpoint)
         assert "use OTEL_EXPORTER_OTLP_METRICS_PROTOCOL=grpc" in first
         assert first.endswith(f"The port was tried from here, not from {socket.gethostname()}.")
 
     def test_a_loopback_port_is_not_tried(self, first_lines):
-        with Closing("127.0.0.1") as server:
+        with Strict("127.0.0.1") as server:
             first, _ = first_lines(server.endpoint)
             assert server.greetings == 0
         assert first.endswith("Or it is a port for gRPC: use OTEL_EXPORTER_OTLP_METRICS_PROTOCOL=grpc.")
@@ -472,29 +471,3 @@ class TestAnotherMachine:
             ": Nothing listens there, or the port does not speak gRPC as configured, with or without TLS: gRPC" in first
         )
         assert f"run dask-otel doctor --endpoint http://localhost:1 on {socket.gethostname()}. localhost is" in first
-
-
-class Closing:
-    """A gRPC server that ends a connection which does not begin with HTTP/2, without an answer; counts the others."""
-
-    def __init__(self, host):
-        self.greetings = 0
-        self._socket = socket.create_server((socket.gethostbyname(host), 0))
-        self.endpoint = f"http://{host}:{self._socket.getsockname()[1]}"
-
-    def __enter__(self):
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc):
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._socket.accept()
-                with contextlib.suppress(OSError), connection:
-                    if connection.recv(100).startswith(b"PRI * HTTP/2.0"):
-                        self.greetings += 1
-                        connection.sendall(b"\0\0\0\4\0\0\0\0\0")

@@ -23,7 +23,7 @@ from urllib.request import urlopen
 
 import pytest
 from support.environment import environment
-from support.misbehaving import Hangs, Misbehaving, Says
+from support.misbehaving import Hangs, Misbehaving, Says, Strict
 from support.processes import cluster
 from support.proxy import Proxy
 from support.standard import make_certificates
@@ -39,7 +39,6 @@ pytestmark = pytest.mark.slow
 ENDPOINT, PROTOCOL = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"
 #: Nothing listens there.
 DEAD = "http://127.0.0.1:1"
-_SETTINGS_FRAME = b"\0\0\0\4\0\0\0\0\0"
 
 
 def doctor(*arguments, **variables):
@@ -67,29 +66,6 @@ def check(lines_and_code, *parts):
     assert lines[0].startswith("✗ "), lines
     for part in parts:
         assert part in lines[0], lines[0]
-
-
-class Strict:
-    """A gRPC server as one in Go: it ends a connection that does not begin with HTTP/2, without an answer."""
-
-    def __enter__(self):
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc):
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._socket.accept()
-                with contextlib.suppress(OSError), connection:
-                    if connection.recv(100).startswith(b"PRI * HTTP/2.0"):
-                        connection.sendall(_SETTINGS_FRAME)
 
 
 class Denying:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from time import monotonic
 
 import pytest
 from distributed.utils_test import captured_logger
+from support.environment import clear_variables
 from support.records import segment
 from support.snapshots import everything, snapshot
 from support.standard import PATIENCE, make_sink, running
@@ -26,8 +26,7 @@ BOTH = set(SIGNALS)
 
 @pytest.fixture(autouse=True)
 def _only_what_is_said(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("OTEL_")]:
-        monkeypatch.delenv(name)
+    clear_variables(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from importlib.metadata import version
 
 import pytest
 from click.testing import CliRunner
+from support.environment import clear_variables
 from support.misbehaving import Misbehaving, Says
 from support.proxy import Proxy
 from support.snapshots import everything, snapshot
@@ -36,9 +36,7 @@ FAULTS = ["403", "407", "503", "hang", "refuse"]
 
 @pytest.fixture(autouse=True)
 def _only_what_is_said(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("OTEL_") or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
+    clear_variables(monkeypatch, proxies=True)
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
     monkeypatch.setenv("COLUMNS", "250")
 

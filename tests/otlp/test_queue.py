@@ -12,7 +12,7 @@ from support.records import group, pending, root_segment, segment, task
 
 from dask_otel.identity import Caller
 from dask_otel.otlp.encoding import encode
-from dask_otel.otlp.packing import Packed, Packer
+from dask_otel.otlp.packing import Packed, Packer, unpacked
 from dask_otel.otlp.queue import SpanQueue, size_of
 from dask_otel.otlp.spans import kind_of
 
@@ -31,10 +31,6 @@ def bundle(number: int, groups: int, tasks: int):
 def waiting(max_spans=MANY, max_bytes=MANY):
     dropped: Counter[str] = Counter()
     return SpanQueue(max_spans, max_bytes, dropped.update), dropped
-
-
-def unpacked(items):
-    return [record for item in items for record in (item.unpack() if isinstance(item, Packed) else [item])]
 
 
 def measured(items):

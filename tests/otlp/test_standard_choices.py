@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 
@@ -10,6 +9,7 @@ import pytest
 from distributed.utils_test import captured_logger
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
+from support.environment import clear_variables
 from support.misbehaving import Misbehaving
 from support.records import INFO, ROOT, group, root_segment, segment, task
 from support.standard import arrives, make_sink, otlp, running
@@ -21,8 +21,7 @@ from dask_otel.identity import Caller, trace_id
 
 @pytest.fixture(autouse=True)
 def _only_what_is_said(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("OTEL_")]:
-        monkeypatch.delenv(name)
+    clear_variables(monkeypatch)
 
 
 @pytest.fixture

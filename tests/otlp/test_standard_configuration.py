@@ -8,6 +8,7 @@ import sys
 from time import monotonic
 
 import pytest
+from support.environment import clear_variables
 from support.misbehaving import Hangs, Misbehaving, Says, in_turn
 from support.standard import Deflating, Listening, arrives, make_certificates, otlp, running
 
@@ -20,8 +21,7 @@ BAD_NEWS = Says(503, "UNAVAILABLE")
 
 @pytest.fixture(autouse=True)
 def _only_what_is_said(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("OTEL_")]:
-        monkeypatch.delenv(name)
+    clear_variables(monkeypatch)
     monkeypatch.setattr(pipeline, "BACK_OFF", (0.02, 0.1))
 
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+from support.environment import clear_variables
 
 from dask_otel.errors import SettingError
 from dask_otel.otlp.environment import make_resource, sdk_disabled
@@ -12,9 +13,7 @@ from dask_otel.otlp.transport import GrpcSender, HttpSender, make_senders
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("OTEL_"):
-            monkeypatch.delenv(name)
+    clear_variables(monkeypatch)
 
 
 def made(monkeypatch, **variables):

@@ -5,9 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parents[1]
 PATHS = [str(TESTS)] if "DASK_OTEL_TEST_INSTALLED" in os.environ else [str(TESTS), str(TESTS.parent)]
+
+
+def clear_variables(monkeypatch: Any, *, proxies: bool = False) -> None:
+    """Unset all ``OTEL_*`` variables, and those that name proxies if that is asked for."""
+    for name in list(os.environ):
+        if name.startswith("OTEL_") or (proxies and name.lower().endswith("_proxy")):
+            monkeypatch.delenv(name)
 
 
 def python_path(first: str = "") -> str:

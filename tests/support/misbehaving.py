@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from time import monotonic
@@ -213,3 +215,34 @@ def _context(key, chain, client_authority):
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(cadata=client_authority.decode())
     return context
+
+
+class Strict:
+    """A gRPC server as one in Go: it ends a connection that does not begin with HTTP/2, without an answer.
+
+    It counts the others, which get settings and nothing else.
+    """
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.greetings = 0
+        self._host = host
+
+    def __enter__(self) -> Strict:
+        self._socket = socket.create_server((socket.gethostbyname(self._host), 0))
+        self.endpoint = f"http://{self._host}:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                with suppress(OSError), connection:
+                    if connection.recv(100).startswith(b"PRI * HTTP/2.0"):
+                        self.greetings += 1
+                        connection.sendall(b"\0\0\0\4\0\0\0\0\0")  # empty settings
