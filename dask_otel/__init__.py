@@ -11,27 +11,41 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .links import Description, Link
-    from .preload import OTelPlugin
+    from .preload import OTelPlugin, OTelWorkerPlugin
 
-__all__ = ["OTelPlugin", "__version__", "dask_setup", "describe", "show_trace", "trace_id", "trace_url"]
+__all__ = [
+    "OTelPlugin",
+    "OTelWorkerPlugin",
+    "__version__",
+    "dask_setup",
+    "describe",
+    "show_trace",
+    "trace_id",
+    "trace_url",
+]
 
 __version__ = "0.1.0"
 
 
-def dask_setup(server: Any) -> None:
-    """Set up the bridge in a Dask process; Dask calls this for ``--preload dask_otel``.
+def dask_setup(server: Any) -> Any:
+    """Set up dask-otel in a Dask process; Dask calls this for ``--preload dask_otel``. Never raises.
 
     Parameters
     ----------
     server
-        The Scheduler, Worker, Nanny or Client that loads this module. Never raises.
+        The Scheduler, Worker, Nanny or Client that loads this module.
+
+    Returns
+    -------
+    What Dask is to await, in a Worker; else None.
     """
     from .safety import Safety, import_or_log
 
     with Safety().guard("set-up"):
         preload = import_or_log("dask_otel.preload")
         if preload:
-            preload.set_up(server)
+            return preload.set_up(server)
+    return None
 
 
 def trace_id(span_ids: str | Sequence[str] | None = None) -> str:
@@ -173,11 +187,11 @@ def _open_span_ids() -> Sequence[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # OTelPlugin needs distributed, which this module must not import.
-    if name == "OTelPlugin":
-        from .preload import OTelPlugin
+    # The plugins need distributed, which this module must not import.
+    if name in ("OTelPlugin", "OTelWorkerPlugin"):
+        from . import preload
 
-        return OTelPlugin
+        return getattr(preload, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

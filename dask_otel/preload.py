@@ -6,14 +6,14 @@ import asyncio
 import importlib
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import AbstractContextManager, suppress
 from os import PathLike
 from time import time
 from typing import Any, Literal
 
 import distributed
-from distributed import Scheduler
+from distributed import Scheduler, Worker
 
 from . import __version__, config
 from .errors import SettingError
@@ -27,8 +27,10 @@ from .scheduler.sweep import Output
 from .spantree.to_records import Level, SpanTreeSettings
 from .status.handlers import install
 from .status.report import OffReport, StatusReport, destination
+from .worker.plugin import OTelWorkerPlugin
+from .worker.plugin import set_up as set_up_worker
 
-__all__ = ["OTelPlugin", "set_up"]
+__all__ = ["OTelPlugin", "OTelWorkerPlugin", "set_up"]
 
 _EXPORTER = "dask_otel.otlp.exporter"
 _ENVIRONMENT = "dask_otel.otlp.environment"
@@ -36,8 +38,15 @@ _LEVELS = {"spans": Level.SPANS, "groups": Level.GROUPS, "tasks": Level.TASKS}
 _DEFAULT_LEVELS = {"full": Level.TASKS, "segments": Level.SPANS, "off": Level.NOTHING}
 
 
-def set_up(server: Any) -> None:
-    """Set up the bridge in a Scheduler; in a Worker, Nanny or Client, log where it belongs."""
+def set_up(server: Any) -> Awaitable[None] | None:
+    """Set up the bridge in a Scheduler, and the spans of tasks in a Worker; in a Nanny or Client, log where it belongs.
+
+    Returns
+    -------
+    What Dask is to await.
+    """
+    if isinstance(server, Worker):
+        return set_up_worker(server)
     if not isinstance(server, Scheduler):
         log.info(
             "dask-otel was preloaded in a %s, where it does nothing yet. The scheduler sends the traces and metrics: "
@@ -47,6 +56,7 @@ def set_up(server: Any) -> None:
     elif OTelPlugin.name not in server.plugins:
         # Dask starts it at the end of the scheduler's own start.
         server.add_plugin(OTelPlugin())
+    return None
 
 
 class OTelPlugin(BridgePlugin):

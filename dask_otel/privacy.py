@@ -78,13 +78,13 @@ class Redactor:
             }
         elif isinstance(record, GroupRecord):
             changes["types"] = record.types if self.capture.types else {}
-            changes["dependencies"] = tuple(map(self._key, record.dependencies))
+            changes["dependencies"] = tuple(map(self.key, record.dependencies))
             if record.retried_error:
                 changes["retried_error"] = self._error(record.retried_error)
             if not record.folded:  # else the name is "other groups"
-                changes |= {"name": self._key(record.name), "group": self._key(record.group)}
+                changes |= {"name": self.key(record.name), "group": self.key(record.group)}
         elif isinstance(record, TaskRecord):
-            changes |= {"name": self._key(record.name), "run": self._run(record.run)}
+            changes |= {"name": self.key(record.name), "run": self._run(record.run)}
         elif isinstance(record, PendingRecord):
             changes["name"] = f"{self.tags(record.span.tags)[-1]} (running)"
             changes["active"] = tuple(map(self.tags, record.active))
@@ -119,24 +119,25 @@ class Redactor:
         if name == SPAN_ROOT:
             return self.tags((value,))[0]
         if name == TASK_PREFIX:
-            return self._key(value)
+            return self.key(value)
         return self._error_type(value) if name == ERROR_TYPE else value
 
     def _run(self, run: TaskRun) -> TaskRun:
-        error = run.error
-        if error:
-            error = self._error(error)._replace(traceback=error.traceback if self.capture.traceback else "")
         return run._replace(
-            key=self._key(run.key),
-            group=self._key(run.group),
-            prefix=self._key(run.prefix),
+            key=self.key(run.key),
+            group=self.key(run.group),
+            prefix=self.key(run.prefix),
             type=run.type if self.capture.types else None,
-            error=error,
+            error=run.error and self.task_error(run.error),
         )
 
     def failure(self, failure: Failure | None) -> Failure | None:
         """Return a failure without what must not be shown."""
         return failure and self._error(failure)
+
+    def task_error(self, error: TaskError) -> TaskError:
+        """Return the exception of a task without what must not be shown."""
+        return self._error(error)._replace(traceback=error.traceback if self.capture.traceback else "")
 
     def _error(self, error: Error) -> Error:
         message = error.message if self.capture.message else ""
@@ -145,7 +146,8 @@ class Redactor:
     def _error_type(self, name: str) -> str:
         return name if self.capture.types or name in _BUILT_IN_ERRORS or name in ENDS else "_OTHER"
 
-    def _key(self, name: str) -> str:
+    def key(self, name: str) -> str:
+        """Return a key, or a name that is part of one, or a pseudonym."""
         return name if self.capture.keys else self._pseudonym("tasks", name)
 
     def _pseudonym(self, kind: str, name: str) -> str:

@@ -66,6 +66,8 @@ def test_defaults():
         default_spans="full",
         max_rate=60_000,
         page_runs=20,
+        worker_spans="any",
+        worker_max_rate=6000,
         excluded_metrics=frozenset(),
         root_names=(),
         task_bounds=TASK_DURATION.bounds,

@@ -24,7 +24,8 @@ RECIPE = ROOT / "packaging/conda/recipe.yaml"
 
 
 def test_public_names():
-    names = ["OTelPlugin", "__version__", "dask_setup", "describe", "show_trace", "trace_id", "trace_url"]
+    names = ["OTelPlugin", "OTelWorkerPlugin", "__version__", "dask_setup", "describe", "show_trace", "trace_id"]
+    names += ["trace_url"]
     assert sorted(dask_otel.__all__) == names
     assert dir(dask_otel) == names
     assert all(getattr(dask_otel, name) for name in names)
@@ -83,6 +84,20 @@ ALLOWED = {
     "otlp_options": {"errors"},
     "registration": {"links", "otlp_options", "safety", "status", "distributed"},
     "links": {"otlp_options", "status", "dask", "distributed"},
+    "worker": {
+        "config",
+        "errors",
+        "identity",
+        "privacy",
+        "safety",
+        "schema",
+        "scheduler",
+        "spantree",
+        "",
+        "dask",
+        "distributed",
+        "opentelemetry",
+    },
     "preload": {
         "config",
         "errors",
@@ -93,6 +108,7 @@ ALLOWED = {
         "scheduler",
         "spantree",
         "status",
+        "worker",
         "",
         "distributed",
     },

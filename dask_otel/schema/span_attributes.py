@@ -28,6 +28,8 @@ from .limits import (
 
 #: Values of ``dask.kind``, and what an attribute can be on besides.
 SEGMENT, GROUP, TASK, PENDING = "span", "group", "task", "pending"
+#: Another value of ``dask.kind``: a call to an actor, with the attributes of a task span but ``dask.task.run_id``.
+ACTOR_CALL = "actor"
 LINK, EXCEPTION, RESOURCE, METRIC = "link", "exception", "resource", "metric"
 
 EVERY = (SEGMENT, GROUP, TASK, PENDING)
@@ -76,7 +78,8 @@ def _pattern(name: str, type_: Type, on: Sequence[str], meaning: str, unit: str 
 
 # fmt: off
 KIND = _attribute("dask.kind", "string", EVERY, meaning=
-    "`span` for a segment, `group` for a group span, `task` for a task span, `pending` for a pending span")
+    "`span` for a segment, `group` for a group span, `task` for a task span, `pending` for a pending span, `actor` for "
+    "a [call to an actor](inside-tasks.md#actors)")
 SPAN_ID = _attribute("dask.span.id", "string", EVERY, meaning="id of the Dask span")
 SPAN_PATH = _attribute("dask.span.path", "string", EVERY, cap=MAX_NAME, meaning=
     "tags of the Dask span from the root down, joined: `Alice's workflow / data load`")

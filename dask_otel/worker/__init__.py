@@ -1,0 +1,1 @@
+"""What runs in workers: inside a task, the current OpenTelemetry span is the task."""

@@ -1,0 +1,84 @@
+"""A thread that ends the spans of tasks.
+
+A run ends on the worker's event loop, and a span processor may take any time over the end of a span: one that exports
+at once, to a collector that does not answer, would stop heartbeats. So spans end in this thread, one after the other.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+
+from ..safety import Safety, log
+
+__all__ = ["EndingThread"]
+
+#: Ends that wait, at most: beyond that, span processors are too slow or hang, and spans stay without an end.
+MAX_WAITING = 10_000
+#: Seconds after which the thread ends if there is nothing to do.
+IDLE = 5.0
+
+End = Callable[[], None]
+
+
+class EndingThread:
+    """Calls functions in a thread of its own, which runs while there is something to do."""
+
+    def __init__(self, safety: Safety, max_waiting: int = MAX_WAITING) -> None:
+        self._safety = safety
+        self._max_waiting = max_waiting
+        self._condition = threading.Condition()
+        self._waiting: deque[End] = deque()
+        self._thread: threading.Thread | None = None
+        self._stops = False
+        #: Ends that were given up.
+        self.dropped = 0
+
+    def call(self, end: End) -> None:
+        """Have a function called soon; returns at once."""
+        with self._condition:
+            if len(self._waiting) >= self._max_waiting:
+                self.dropped += 1
+                if self.dropped > 1:
+                    return
+            else:
+                self._waiting.append(end)
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="dask-otel task spans", daemon=True)
+                    # Not in the context of a task: instrumented threads take over the context that starts them.
+                    Context().run(thread.start)
+                    self._thread = thread
+                else:
+                    self._condition.notify()
+                return
+        log.warning(
+            "dask-otel drops spans of tasks: a span processor of the process's tracer provider is too slow or hangs; "
+            "%d spans of tasks wait for it",
+            self._max_waiting,
+        )
+
+    def stop(self, timeout: float) -> bool:
+        """Have the thread end once nothing waits; return whether it has in so many seconds. Blocks."""
+        with self._condition:
+            self._stops = True
+            self._condition.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+        return thread is None or not thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._waiting:
+                    if self._stops or not self._condition.wait(IDLE):
+                        if self._waiting:
+                            break
+                        self._thread = None
+                        return
+                end = self._waiting.popleft()
+            with self._safety.guard("task span (end)"):
+                end()
+            del end  # it refers to a span

@@ -1,0 +1,254 @@
+"""A span that is made when it is first used; pure: it knows neither Dask nor the OpenTelemetry SDK.
+
+Most tasks do not use OpenTelemetry, and a span costs far more than what Dask does for a short task. So a *lazy span* is
+current in each of them, and becomes an ordinary span when code in the task needs one. What is never made answers with
+the parent's context: log records and child spans are then in the right trace, one level higher.
+
+A task may use its span from several threads and from coroutines at once, and code that the task has started may go on
+after its end. The lazy span is *frozen* at the end: nothing is made any more.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import update_abstractmethods
+from collections.abc import Callable, Mapping
+from threading import Lock, get_ident
+from time import monotonic
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status
+
+__all__ = ["ANY", "CHILD", "Budget", "DeferredSpan", "LazySpan", "Maker", "Place"]
+
+#: What makes a span: any use, also a request for its ids; or only a span below it, and what is recorded on it.
+ANY, CHILD = "any", "child"
+#: Seconds for which a thread waits for another one that makes the span; then it gets the parent's context. A processor
+#: may hold the other thread for as long as it likes, and this thread may be the event loop's.
+MAX_WAIT = 0.05
+
+
+class Place(Protocol):
+    """What is known of a span that is not made."""
+
+    @property
+    def name(self) -> str:
+        """Name of the span. Raises no ``Exception``."""
+
+    def context(self) -> SpanContext:
+        """Return the context of its parent, always the same. Raises no ``Exception``."""
+
+
+class Maker(Protocol):
+    """Makes the real span of a lazy one."""
+
+    def can_record(self) -> bool:
+        """Whether a span that is made now would record; makes nothing."""
+
+    def make(self) -> Span | None:
+        """Make the span, and do what is to be done before anybody sees it; None if there is to be none.
+
+        Raises no ``Exception``.
+        """
+
+
+class DeferredSpan:
+    """Makes the real span at most once, and has it ended exactly once.
+
+    Parameters
+    ----------
+    maker
+        Is let go at the end, with all that it refers to.
+    """
+
+    __slots__ = ("_end", "_lock", "_maker", "_making", "_real", "place")
+
+    def __init__(self, maker: Maker, place: Place) -> None:
+        self.place = place
+        #: Held by the thread that makes or ends the span.
+        self._lock = Lock()
+        #: None once the span is made or frozen.
+        self._maker: Maker | None = maker
+        #: The thread that makes the span.
+        self._making = 0
+        self._real: Span | None = None
+        #: Ends the real span; from the end of the run until it is called.
+        self._end: Callable[[Span], None] | None = None
+
+    @property
+    def real(self) -> Span | None:
+        """The real span, if it has been made."""
+        return self._real
+
+    def can_record(self) -> bool:
+        """Whether the real span records, or would if it were made; makes nothing."""
+        real, maker = self._real, self._maker
+        return real.is_recording() if real is not None else maker is not None and maker.can_record()
+
+    def make(self) -> Span | None:
+        """Return the real span, made now if need be; None if there is none, for whatever reason."""
+        if self._real is not None or self._maker is None:
+            return self._real
+        # A span processor may ask for the current span while this one starts.
+        if self._making == get_ident() or not self._lock.acquire(timeout=MAX_WAIT):
+            return None
+        try:
+            if (maker := self._maker) is not None:
+                self._making = get_ident()
+                self._real = maker.make()
+        finally:  # also if the thread is interrupted meanwhile
+            self._making = 0
+            self._maker = None
+            self._lock.release()
+            self._end_real()
+        return self._real
+
+    def freeze(self) -> bool:
+        """Make nothing any more; return whether there is a real span, or may be one in a moment. Does not wait."""
+        self._maker = None
+        return self._real is not None or self._lock.locked()
+
+    def end(self, end: Callable[[Span], None]) -> None:
+        """Have the real span ended if there is one, after ``freeze``. Does not wait.
+
+        Parameters
+        ----------
+        end
+            Called once with the real span, now or by the thread that is about to make it.
+        """
+        self._end = end
+        self._end_real()
+
+    def _end_real(self) -> None:
+        # Whoever releases the lock calls this, so nothing is left undone if the lock is held here.
+        while self._end is not None and self._lock.acquire(blocking=False):
+            try:
+                end, self._end = self._end, None
+            finally:
+                self._lock.release()
+            if end is not None and self._real is not None:
+                end(self._real)
+
+
+def _forwarded(name: str) -> Any:
+    """Make a method that records on the real span."""
+
+    def record(self: LazySpan, *args: Any, **kwargs: Any) -> Any:
+        real = self._deferred.make()
+        return None if real is None else getattr(real, name)(*args, **kwargs)
+
+    record.__name__ = record.__qualname__ = name
+    record.__doc__ = f"See ``opentelemetry.trace.Span.{name}``; without a real span, nothing happens."
+    return record
+
+
+class LazySpan(Span):
+    """A span of the task, as code in the task sees it.
+
+    Parameters
+    ----------
+    when
+        ``ANY`` or ``CHILD``.
+    """
+
+    def __init__(self, deferred: DeferredSpan, when: str = ANY) -> None:
+        self._deferred = deferred
+        self._makes_for_ids = when == ANY
+
+    def get_span_context(self) -> SpanContext:
+        """Return the ids of the real span, made now if need be, or those of the parent."""
+        deferred = self._deferred
+        # Each log record with correlation asks for the ids, too.
+        if self._makes_for_ids or sys._getframe(1).f_code.co_name == "start_span":
+            real = deferred.make()
+        else:
+            real = deferred.real
+        return deferred.place.context() if real is None else real.get_span_context()
+
+    def is_recording(self) -> bool:
+        """Whether what is recorded now is kept; makes nothing."""
+        return self._deferred.can_record()
+
+    def end(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the span ends when the run does."""
+
+    set_attributes = _forwarded("set_attributes")
+    set_attribute = _forwarded("set_attribute")
+    add_event = _forwarded("add_event")
+    add_link = _forwarded("add_link")
+    update_name = _forwarded("update_name")
+    set_status = _forwarded("set_status")
+    record_exception = _forwarded("record_exception")
+
+    def __getattr__(self, name: str) -> Any:
+        # For what OpenTelemetry's API does not name: what only the SDK's spans have, or those of a later API.
+        deferred = self.__dict__.get("_deferred")
+        if deferred is None or name.startswith("__"):  # pickle and copy ask for such names
+            raise AttributeError(name)
+        makes = self._makes_for_ids and not name.startswith("_")
+        real = deferred.make() if makes else deferred.real
+        if hasattr(real, name):
+            return getattr(real, name)
+        if name in _WITHOUT_SPAN:
+            return _WITHOUT_SPAN[name](deferred)
+        return getattr(NonRecordingSpan(deferred.place.context()), name)
+
+    def __repr__(self) -> str:
+        real = self._deferred.real
+        return f"<LazySpan of {self._deferred.place.name!r}: {'not made' if real is None else real!r}>"
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+#: What code may read of the SDK's spans, where there is none: whether a task's span is made must not decide whether the
+#: task fails.
+_WITHOUT_SPAN: dict[str, Callable[[DeferredSpan], Any]] = {
+    "name": lambda deferred: deferred.place.name,
+    "context": lambda deferred: deferred.place.context(),
+    "parent": lambda deferred: deferred.place.context(),
+    "attributes": lambda deferred: _NOTHING,
+    "events": lambda deferred: (),
+    "links": lambda deferred: (),
+    "status": lambda deferred: Status(),
+    "start_time": lambda deferred: None,
+    "end_time": lambda deferred: None,
+}
+
+for _name in Span.__abstractmethods__ - vars(LazySpan).keys():  # methods of a later API
+    setattr(LazySpan, _name, _forwarded(_name))
+update_abstractmethods(LazySpan)
+
+
+class Budget:
+    """A token bucket of one minute's spans, for all threads.
+
+    Parameters
+    ----------
+    per_minute
+        Spans; 0 for no limit.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = monotonic) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        self._room = float(per_minute)
+        self._filled = clock()
+        self._lock = Lock()
+
+    def take(self) -> bool:
+        """Take the place of one span; False if there is none left."""
+        if not self._per_minute:
+            return True
+        with self._lock:
+            now = self._clock()
+            self._room = min(self._per_minute, self._room + (now - self._filled) * self._per_minute / 60)
+            self._filled = now
+            if self._room < 1:
+                return False
+            self._room -= 1
+            return True
+
+    def give_back(self) -> None:
+        """Give back the place of a span that is not sent after all."""
+        with self._lock:
+            self._room += 1

@@ -1,0 +1,72 @@
+"""What worker and scheduler write for each other about the spans of tasks; pure.
+
+**From the worker.** It reports a span when it makes it, as an event of the topic ``TOPIC`` on the stream that results
+travel on, and before the task's result. Dask takes in events of any topic: a scheduler without dask-otel ignores them,
+while a stream message of a name that the scheduler does not know would end the connection, and with it the worker.
+
+**From the scheduler.** A task's annotation ``ANNOTATION`` holds what the client's propagators wrote into it
+(``traceparent``, ``baggage`` …), and may hold two fields of the scheduler's, where it knows better than the worker:
+``PARENT_FIELD`` and ``GROUP_FIELD``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+__all__ = ["ANNOTATION", "GROUP_FIELD", "PARENT_FIELD", "TOPIC", "SpanMade"]
+
+#: Name of the annotation with the carrier of a task's context.
+ANNOTATION = "otel"
+#: In that annotation, the parent of the task's span, as a W3C ``traceparent`` with the sampled flag. Without it, the
+#: parent is the first group span of the task's group.
+PARENT_FIELD = "dask-parent"
+#: In that annotation, the name of the task's group, if it is not that of the task's key.
+GROUP_FIELD = "dask-group"
+
+#: Topic of the events.
+TOPIC = "dask-otel"
+
+
+class SpanMade(NamedTuple):
+    """A worker has made the span of a run, or of a call to an actor."""
+
+    #: Of the task; of an actor's call, the actor's.
+    key: Any
+    #: Dask's number of the run; None for an actor's call, which is no run.
+    run_id: int | None
+    #: Id of the Dask span, and name of the group.
+    dask_span_id: str
+    group: str
+    #: Of the span that was made, and its parent in the same trace.
+    trace_id: int
+    span_id: int
+    parent_id: int
+
+    def to_event(self) -> dict[str, Any]:
+        """Return the event: what msgpack can write, ids as in W3C trace context."""
+        return {
+            "action": "span-made",
+            "key": self.key,
+            "run-id": self.run_id,
+            "dask-span-id": self.dask_span_id,
+            "group": self.group,
+            "trace-id": f"{self.trace_id:032x}",
+            "span-id": f"{self.span_id:016x}",
+            "parent-id": f"{self.parent_id:016x}",
+        }
+
+    @classmethod
+    def from_event(cls, event: Any) -> SpanMade | None:
+        """Read an event; None if it is something else: anybody can log anything under any topic."""
+        try:
+            if event["action"] != "span-made":
+                return None
+            return cls(
+                event["key"],
+                event["run-id"],
+                str(event["dask-span-id"]),
+                str(event["group"]),
+                *(int(event[f"{name}-id"], 16) for name in ("trace", "span", "parent")),
+            )
+        except (KeyError, TypeError, ValueError):
+            return None

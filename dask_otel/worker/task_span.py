@@ -1,0 +1,307 @@
+"""What the span of a task's run says, and where it is: an ordinary span of the global tracer provider.
+
+Its attributes are those of the scheduler's task spans; ``otel.capture.*`` applies. It is below the group span of its
+task, whose id every process can compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil, floor
+from typing import Any, NamedTuple
+
+from dask.utils import key_split, typename
+from distributed.utils import key_split_group
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    INVALID_SPAN_CONTEXT,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+)
+
+from .. import schema
+from ..identity import caller_of, group_id, origin_of
+from ..privacy import Redactor
+from ..safety import Safety
+from ..schema import MAX_NAME, clean, identifier
+from ..spantree.events import TaskError, latest_run
+from .lazy_span import Budget
+from .messages import GROUP_FIELD, PARENT_FIELD, SpanMade
+
+__all__ = ["Outcome", "Place", "SpanMaker", "SpanSource", "end_span"]
+
+_SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
+_DEFAULT = ("default",)
+#: Attributes of a span, by name.
+Attributes = dict[str, "str | int | float"]
+
+
+class Place:
+    """Where the span of a run is: in which trace, and below which span.
+
+    Made from what a task had when its run began, since Dask changes a task under a run that is cancelled and submitted
+    again. What it says is computed when somebody asks for the first time. It refers to no worker and no task.
+
+    Parameters
+    ----------
+    requested
+        The task's annotation ``span``; None for a task of a default span.
+    carrier
+        The task's annotation ``otel``.
+    base
+        OpenTelemetry's context of the run, without the lazy span.
+    function
+        Name of the method that is called, of an actor.
+    """
+
+    __slots__ = (
+        "_carrier",
+        "_context",
+        "_function",
+        "_redactor",
+        "_requested",
+        "_safety",
+        "base",
+        "dask_span_id",
+        "key",
+    )
+
+    def __init__(
+        self,
+        key: Any,
+        dask_span_id: str,
+        requested: Mapping[str, Any] | None,
+        carrier: Mapping[str, Any],
+        base: Context,
+        redactor: Redactor,
+        safety: Safety,
+        function: str = "",
+    ) -> None:
+        self.key = key
+        self.dask_span_id = dask_span_id
+        self.base = base
+        self._requested = requested
+        self._carrier = carrier
+        self._redactor = redactor
+        self._safety = safety
+        self._function = function
+        self._context: SpanContext | None = None
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Tags of the Dask span, from the root down."""
+        return tuple(map(str, self._requested["name"])) if self._requested else _DEFAULT
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the task."""
+        return str(key_split(self.key))
+
+    @property
+    def group(self) -> str:
+        """Name of the task's group."""
+        return str(self._carrier.get(GROUP_FIELD) or key_split_group(self.key))
+
+    @property
+    def name(self) -> str:
+        """Name of the span: as the scheduler's task spans have it; of a call, with the method."""
+        name = ""
+        with self._safety.guard("task span (name)"):
+            name = self._redactor.key(self.prefix)
+            if self._function and self._redactor.capture.keys:
+                name = f"{name}.{self._function}"
+        return clean(name, MAX_NAME) or "(no name)"
+
+    def context(self) -> SpanContext:
+        """Context of the parent; invalid if it cannot be known."""
+        if self._context is None:
+            self._context = INVALID_SPAN_CONTEXT
+            with self._safety.guard("task span (parent)"):
+                self._context = self._parent()
+        return self._context
+
+    def _parent(self) -> SpanContext:
+        given = caller_of(str(self._carrier.get(PARENT_FIELD, "")))
+        if given:
+            trace_id, span_id, is_sampled = given
+        else:
+            ids = list(map(str, self._requested["ids"])) if self._requested else [self.dask_span_id]
+            if ids[-1] != self.dask_span_id:  # its root, and so the trace, is not known
+                return INVALID_SPAN_CONTEXT
+            origin = origin_of(ids)
+            trace_id, span_id = origin.trace_id(), group_id(self.dask_span_id, self.group, 0)
+            is_sampled = origin.caller is None or origin.caller.is_sampled
+        # The caller's, if it is the caller's trace.
+        sent = get_current_span(self.base).get_span_context()
+        state = sent.trace_state if sent.trace_id == trace_id else None
+        return SpanContext(trace_id, span_id, True, _SAMPLED if is_sampled else _NOT_SAMPLED, state)
+
+
+class SpanSource:
+    """What the spans of one worker have in common.
+
+    Parameters
+    ----------
+    tracer
+        Returns a tracer of the global provider; None if the process has none.
+    report
+        Sends a report to the scheduler.
+    worker
+        Returns address and name of the worker, as far as they are known.
+    """
+
+    def __init__(
+        self,
+        *,
+        tracer: Callable[[], Tracer | None],
+        report: Callable[[SpanMade], None],
+        worker: Callable[[], tuple[str | None, str | None]],
+        budget: Budget,
+        redactor: Redactor,
+        safety: Safety,
+    ) -> None:
+        self.tracer = tracer
+        self.report = report
+        self.worker = worker
+        self.budget = budget
+        self.redactor = redactor
+        self.safety = safety
+
+
+class SpanMaker:
+    """Makes the span of one run of a task, or of one call to an actor.
+
+    Parameters
+    ----------
+    start
+        Returns when the run began; seconds since the epoch by this process's clock.
+    run_id
+        Dask's number of the run; None for a call to an actor.
+    """
+
+    __slots__ = ("_place", "_run_id", "_source", "_start")
+
+    def __init__(self, source: SpanSource, place: Place, start: Callable[[], float], run_id: int | None) -> None:
+        self._source = source
+        self._place = place
+        self._start = start
+        self._run_id = run_id
+
+    def can_record(self) -> bool:
+        """Whether there is a provider, and the trace is sampled; the provider's sampler is not asked."""
+        source = self._source
+        with source.safety.guard("task span"):
+            return source.tracer() is not None and self._place.context().trace_flags.sampled
+        return False
+
+    def make(self) -> Span | None:
+        """Make the span and report it to the scheduler; None if there is to be none."""
+        source, place = self._source, self._place
+        span = None
+        with source.safety.guard("task span"):
+            parent, tracer = place.context(), source.tracer()
+            if tracer is None or not parent.trace_flags.sampled or not source.budget.take():
+                return None
+            span = tracer.start_span(
+                place.name,
+                context=set_span_in_context(NonRecordingSpan(parent), place.base),
+                kind=SpanKind.CONSUMER,
+                attributes=self._attributes(),
+                start_time=floor(self._start() * 1e6) * 1000,
+            )
+            own = span.get_span_context()
+            if own.trace_flags.sampled:
+                group = place.group
+                source.report(
+                    SpanMade(
+                        place.key, self._run_id, place.dask_span_id, group, own.trace_id, own.span_id, parent.span_id
+                    )
+                )
+            else:  # as the provider's sampler decided
+                source.budget.give_back()
+        return span
+
+    def _attributes(self) -> Attributes:
+        source, place = self._source, self._place
+        redactor = source.redactor
+        tags = redactor.tags(place.tags)
+        address, name = source.worker()
+        values: dict[str, str | int | None] = {
+            schema.KIND: schema.ACTOR_CALL if self._run_id is None else schema.TASK,
+            schema.SPAN_ID: place.dask_span_id,
+            schema.SPAN_PATH: " / ".join(tags),
+            schema.SPAN_ROOT: tags[0],
+            schema.TASK_KEY: redactor.key(str(place.key)),
+            schema.GROUP_NAME: redactor.key(place.group),
+            schema.TASK_PREFIX: redactor.key(place.prefix),
+            schema.TASK_RUN_ID: self._run_id,
+            schema.WORKER_ADDRESS: address,
+            schema.WORKER_NAME: name,
+        }
+        return {attribute: _clean(attribute, value) for attribute, value in values.items() if value is not None}
+
+
+class Outcome(NamedTuple):
+    """How a run ended; it refers to no result, worker or task."""
+
+    #: Seconds since the epoch by this process's clock.
+    stop: float
+    error: TaskError | None = None
+    #: Of the result; without a size, there is none.
+    type: type | None = None
+    nbytes: int | None = None
+    thread: int | None = None
+    #: As in Dask's ``TaskState.startstops``.
+    startstops: Sequence[Mapping[str, Any]] = ()
+
+
+def end_span(span: Span, outcome: Outcome, redactor: Redactor) -> None:
+    """End the span of a run. May raise what a span processor raises, but the span has ended then."""
+    # To the next microsecond, as the start to the one before: times of runs are floats, and spans inside the run have
+    # exact ones.
+    end = ceil(outcome.stop * 1e6) * 1000
+    start = getattr(span, "start_time", None)
+    if isinstance(start, int):
+        end = max(end, start)
+    try:
+        if span.is_recording():
+            span.set_attributes(_ended(outcome, redactor))
+            if outcome.error:
+                _record(span, redactor.task_error(outcome.error), end)
+    finally:
+        span.end(end)
+
+
+def _ended(outcome: Outcome, redactor: Redactor) -> Attributes:
+    values: Attributes = {}
+    if outcome.nbytes is not None:
+        if redactor.capture.types:
+            values[schema.TASK_TYPE] = _clean(schema.TASK_TYPE, typename(outcome.type))
+        values[schema.OUTPUT_SIZE] = outcome.nbytes
+    if outcome.thread is not None:
+        values[schema.THREAD_ID] = outcome.thread
+    for each in latest_run(outcome.startstops):
+        name = schema.DURATION(identifier(each["action"]))
+        values[name] = values.get(name, 0.0) + round((each["stop"] - each["start"]) * 1e6) / 1e6
+    return values
+
+
+def _record(span: Span, error: TaskError, at: int) -> None:
+    span.set_attribute(schema.ERROR_TYPE, _clean(schema.ERROR_TYPE, error.type))
+    event = {schema.EXCEPTION_TYPE: error.type, schema.EXCEPTION_MESSAGE: error.message}
+    if error.traceback:
+        event[schema.EXCEPTION_STACKTRACE] = error.traceback
+    span.add_event("exception", {name: _clean(name, value) for name, value in event.items()}, at)
+    span.set_status(Status(StatusCode.ERROR, clean(error.message)))
+
+
+def _clean(attribute: str, value: Any) -> Any:
+    return clean(value, schema.ATTRIBUTES[attribute].cap) if isinstance(value, str) else value
