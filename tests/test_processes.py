@@ -113,18 +113,13 @@ def test_loading_twice_changes_nothing(receiver, tmp_path):
     assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
 
 
-def test_a_worker_says_that_there_is_nothing_to_do(tmp_path):
+def test_a_nanny_says_that_there_is_nothing_to_do(tmp_path):
     with cluster(tmp_path, env={"OTEL_TRACES_EXPORTER": "none"}, workers=0) as processes:
-        worker = Process(
-            "worker", processes.address, "--no-nanny", "--preload", "dask_otel", *LOOPBACK, folder=tmp_path
-        )
         nanny = Process("worker", processes.address, "--preload-nanny", "dask_otel", *LOOPBACK, folder=tmp_path)
         try:
-            worker.wait_for("dask-otel was preloaded in a Worker, where it does nothing yet")
             nanny.wait_for("dask-otel was preloaded in a Nanny, where it does nothing yet")
-            processes.client.wait_for_workers(2)
+            processes.client.wait_for_workers(1)
         finally:
-            worker.stop()
             nanny.stop()
 
 

@@ -511,13 +511,13 @@ def _causes_elsewhere(facts: Facts) -> Iterator[str]:
     for role in ROLES:
         if _has(facts.roles.get(role)):
             yield (
-                f"distributed.{role}.preload there names dask_otel, and in a {role} it does nothing yet: name it in "
-                f"{SETTING}"
+                f"distributed.{role}.preload there names dask_otel, and in a {role} it does not send the cluster's "
+                f"traces: name it in {SETTING}"
             )
     if facts.elsewhere:
         yield (
-            f"dask_otel was preloaded in {', '.join(facts.elsewhere)}, where it does nothing yet: start the scheduler "
-            "with --preload dask_otel"
+            f"dask_otel was preloaded in {', '.join(facts.elsewhere)}, where it does not send the cluster's traces: "
+            "start the scheduler with --preload dask_otel"
         )
 
 
@@ -541,7 +541,10 @@ def _hints(facts: Facts) -> Iterator[str]:
         yield f"{SETTING} is set here, but not in the scheduler's process: set it where that is started"
     for role in ROLES:
         if _has(dask.config.get(f"distributed.{role}.preload", None)):
-            yield f"distributed.{role}.preload here names dask_otel, and in a {role} it does nothing yet"
+            yield (
+                f"distributed.{role}.preload here names dask_otel, and in a {role} it does not send the cluster's "
+                "traces"
+            )
 
 
 def _requested_by(facts: Facts) -> str | None:

@@ -91,7 +91,7 @@ class TaskSpans:
         self._tasks: Mapping[Any, Any] = worker.state.tasks
         self._spans = spans
         self._redactor = redactor
-        self._safety = safety
+        self.safety = safety
         self._ending = EndingThread(safety)
         self._source = SpanSource(
             tracer=_Tracers(),
@@ -126,7 +126,7 @@ class TaskSpans:
         """Stop listening, and give Dask its own methods back, unless somebody wrapped them after us."""
         self._listening = False
         for undo in self._undo:
-            with self._safety.guard("removing"):
+            with self.safety.guard("removing"):
                 undo()
         self._undo.clear()
 
@@ -138,12 +138,12 @@ class TaskSpans:
 
     async def _run_task(self, *args: Any, **kwargs: Any) -> Any:
         run = None
-        if self._listening and not self._safety.gave_up:
+        if self._listening and not self.safety.gave_up:
             # A guard would cost as much as all the rest.
             try:
                 run = self._begin(args[0] if args else kwargs["key"])
             except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
-                self._safety.caught("begin of a task", error)
+                self.safety.caught("begin of a task", error)
         try:
             event = await self._execute(*args, **kwargs)
         except BaseException as error:
@@ -167,7 +167,7 @@ class TaskSpans:
             return None
         place = Place(
             key, task.span_id, annotations.get("span"), carrier if isinstance(carrier, Mapping) else _NOTHING, base,
-            self._redactor, self._safety,
+            self._redactor, self.safety,
         )  # fmt: skip
         run = _Run(task, self._worker.scheduler_delay)
         run.deferred = DeferredSpan(SpanMaker(self._source, place, run.start, task.run_id), place)
@@ -179,35 +179,35 @@ class TaskSpans:
         try:
             self._runs += 1
             if not self._runs % RUNS_PER_CHECK:
-                self._safety.check_streaks()
+                self.safety.check_streaks()
             if run.deferred.freeze():
                 run.deferred.end(partial(self._end_later, self._outcome(run, event, error)))
         except Exception as failed:  # noqa: BLE001 -- handed to the one place that catches everything
-            self._safety.caught("end of a task", failed)
+            self.safety.caught("end of a task", failed)
 
     def _outcome(self, run: _Run, event: Any, error: BaseException | None) -> Outcome:
         try:
             return _outcome(run, event, error, self._worker)
         except Exception as failed:  # noqa: BLE001 -- the span ends all the same
-            self._safety.caught("end of a task", failed)
+            self.safety.caught("end of a task", failed)
             return Outcome(time())
 
     def _end_later(self, outcome: Outcome, span: Span) -> None:
         # This may be a thread of the task's, which has just made the span.
-        with self._safety.guard("end of a task"):
+        with self.safety.guard("end of a task"):
             self._ending.call(partial(end_span, span, outcome, self._redactor))
 
     # Calls to actors
 
     async def _call_actor(self, *args: Any, **message: Any) -> Any:
         handler: Any = self._actor_execute
-        if not self._listening or self._safety.gave_up:
+        if not self._listening or self.safety.gave_up:
             return await handler(*args, **message)
         call, undo = None, _do_nothing
         try:
             call, undo = self._begin_call(message)
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
-            self._safety.caught("begin of a call", error)
+            self.safety.caught("begin of a call", error)
         try:
             answer = await handler(*args, **message)
         except BaseException as error:
@@ -235,7 +235,7 @@ class TaskSpans:
         if task is not None and task.span_id is not None:
             place = Place(
                 key, task.span_id, annotations.get("span"), carrier if isinstance(carrier, Mapping) else _NOTHING,
-                base, self._redactor, self._safety, str(function),
+                base, self._redactor, self.safety, str(function),
             )  # fmt: skip
             start = time()
             deferred = DeferredSpan(SpanMaker(self._source, place, lambda: start, None), place)
@@ -245,7 +245,7 @@ class TaskSpans:
         return deferred, partial(self._undo_call, token, marker, cleared)
 
     def _undo_call(self, token: Token[Context], marker: Token[bool], cleared: Token[Any] | None) -> None:
-        with self._safety.guard("end of a call"):
+        with self.safety.guard("end of a call"):
             detach(token)
             _in_call.reset(marker)
             if _annotations is not None and cleared is not None:
@@ -256,7 +256,7 @@ class TaskSpans:
             if call.freeze():
                 call.end(partial(self._end_later, Outcome(time(), _error_of_call(answer, error))))
         except Exception as failed:  # noqa: BLE001 -- handed to the one place that catches everything
-            self._safety.caught("end of a call", failed)
+            self.safety.caught("end of a call", failed)
 
 
 class _Run:

@@ -196,7 +196,7 @@ class LazySpan(Span):
 
     def __repr__(self) -> str:
         real = self._deferred.real
-        return f"<LazySpan of {self._deferred.place.name!r}: {'not made' if real is None else real!r}>"
+        return f"<LazySpan of {self._deferred.place.name!r}: {'not made' if real is None else repr(real)}>"
 
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})

@@ -232,8 +232,8 @@ def test_blanks_and_a_slash_do_not_matter(ask):
             {"DASK_DISTRIBUTED__WORKER__PRELOAD": "dask_otel"},
             {},
             [
-                "distributed.worker.preload there names dask_otel, and in a worker it does nothing yet: name it in "
-                "distributed.scheduler.preload"
+                "distributed.worker.preload there names dask_otel, and in a worker it does not send the cluster's "
+                "traces: name it in distributed.scheduler.preload"
             ],
         ),
         (
@@ -321,7 +321,7 @@ def test_workers_that_have_it_instead(ask, tmp_path):
     )
     assert [len(each) for each in names] == [1, 1]
     assert names[0] != names[1]
-    assert line.endswith("where it does nothing yet: start the scheduler with --preload dask_otel")
+    assert line.endswith("where it does not send the cluster's traces: start the scheduler with --preload dask_otel")
 
 
 class TestLocal:
@@ -387,9 +387,10 @@ class TestLocal:
             self.check(
                 ask,
                 cluster,
-                "distributed.client.preload there names dask_otel, and in a client it does nothing yet: name it in "
-                "distributed.scheduler.preload",
-                "  distributed.client.preload here names dask_otel, and in a client it does nothing yet",
+                "distributed.client.preload there names dask_otel, and in a client it does not send the cluster's "
+                "traces: name it in distributed.scheduler.preload",
+                "  distributed.client.preload here names dask_otel, and in a client it does not send the cluster's "
+                "traces",
             )
 
 
