@@ -19,6 +19,8 @@ __all__ = ["EndingThread"]
 MAX_WAITING = 10_000
 #: Seconds after which the thread ends if there is nothing to do.
 IDLE = 5.0
+#: Seconds in which more ends are collected: waking the thread for each would cost as much as an end.
+LINGER = 0.05
 
 End = Callable[[], None]
 
@@ -33,6 +35,7 @@ class EndingThread:
         self._waiting: deque[End] = deque()
         self._thread: threading.Thread | None = None
         self._stops = False
+        self._lingers = False
         #: Ends that were given up.
         self.dropped = 0
 
@@ -50,7 +53,7 @@ class EndingThread:
                     # Not in the context of a task: instrumented threads take over the context that starts them.
                     Context().run(thread.start)
                     self._thread = thread
-                else:
+                elif not self._lingers:
                     self._condition.notify()
                 return
         log.warning(
@@ -70,15 +73,31 @@ class EndingThread:
         return thread is None or not thread.is_alive()
 
     def _run(self) -> None:
-        while True:
+        ends: deque[End] = deque()
+        try:
+            while self._collect(ends):
+                while ends:
+                    end = ends.popleft()
+                    with self._safety.guard("task span (end)"):
+                        end()
+                    del end  # it refers to a span
+        except BaseException:  # a span processor may end the thread; the next end starts another one
             with self._condition:
-                while not self._waiting:
-                    if self._stops or not self._condition.wait(IDLE):
-                        if self._waiting:
-                            break
-                        self._thread = None
-                        return
-                end = self._waiting.popleft()
-            with self._safety.guard("task span (end)"):
-                end()
-            del end  # it refers to a span
+                self._thread = None
+                self._waiting.extendleft(reversed(ends))
+            raise
+
+    def _collect(self, ends: deque[End]) -> bool:
+        """Wait for ends and take them; return whether there are any."""
+        with self._condition:
+            while not self._waiting:
+                if self._stops or not (self._condition.wait(IDLE) or self._waiting):
+                    self._thread = None  # before anybody can add an end
+                    return False
+            if not self._stops:
+                self._lingers = True
+                self._condition.wait(LINGER)
+                self._lingers = False
+            ends.extend(self._waiting)
+            self._waiting.clear()
+            return True

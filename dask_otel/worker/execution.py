@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from contextvars import Context as CopiedContext
 from contextvars import ContextVar, Token, copy_context
 from functools import partial
 from time import time
@@ -20,11 +21,11 @@ from typing import Any
 from weakref import ref
 
 import dask.base
-from distributed.utils import thread_state
 from distributed.worker_state_machine import ExecuteFailureEvent, ExecuteSuccessEvent, TaskState
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.propagate import extract
 from opentelemetry.trace import (
+    INVALID_SPAN,
     NoOpTracerProvider,
     ProxyTracerProvider,
     Span,
@@ -40,21 +41,23 @@ from ..scheduler.compat import wrap
 from ..scheduler.outcomes import error_of, first_error
 from ..spantree.events import TaskError
 from .ending import EndingThread
-from .lazy_span import Budget, DeferredSpan, LazySpan
+from .lazy_span import ANY, Budget, LazySpan, freeze
 from .messages import ANNOTATION, TOPIC, SpanMade
-from .task_span import Outcome, Place, SpanMaker, SpanSource, end_span
+from .task_span import Outcome, Run, RunWithMore, SpanSource, end_span
 
 __all__ = ["TaskSpans", "missing"]
 
 #: Carriers of which the context is remembered: nearly all tasks of a graph have the same.
 MAX_CARRIERS = 128
-#: Runs after which failures that are long ago count no longer.
-RUNS_PER_CHECK = 1024
+#: Seconds after which the span of a task that goes on is reported; otherwise it is reported just before the result.
+REPORT_AFTER = 0.1
 
 #: What is read of Dask's tasks on workers.
 _OF_TASKS = ("annotations", "run_id", "span_id", "start_time", "startstops")
 _NOTHING: Mapping[str, Any] = {}
 _NO_CONTEXT = Context()
+#: Key of the current span in a context.
+(_SPAN,) = set_span_in_context(INVALID_SPAN, Context())
 #: Dask's annotations, which it has no function to clear; None if a version of Dask keeps them elsewhere.
 _annotations: ContextVar[Any] | None = getattr(dask.base, "_annotations", None)
 #: Whether the running code is in a call to an actor.
@@ -89,13 +92,18 @@ class TaskSpans:
     def __init__(self, worker: Any, *, spans: str, max_rate: int, redactor: Redactor, safety: Safety) -> None:
         self._worker = worker
         self._tasks: Mapping[Any, Any] = worker.state.tasks
-        self._spans = spans
+        self._makes_for_ids = spans == ANY
         self._redactor = redactor
         self.safety = safety
         self._ending = EndingThread(safety)
+        #: Spans that tasks have made, to be reported. Threads append to it.
+        self._made: deque[SpanMade] = deque()
+        #: Tasks and calls that have begun and not ended; while there are any, a timer is set.
+        self._running = 0
+        self._timer: asyncio.TimerHandle | None = None
         self._source = SpanSource(
             tracer=_Tracers(),
-            report=partial(_report, ref(worker)),
+            report=self._made.append,
             worker=partial(_address_and_name, ref(worker)),
             budget=Budget(max_rate),
             redactor=redactor,
@@ -106,7 +114,6 @@ class TaskSpans:
         self._execute = worker.execute
         self._actor_execute = worker.handlers.get("actor_execute")
         self._undo: list[Callable[[], None]] = []
-        self._runs = 0
 
     def install(self) -> None:
         """Begin to listen."""
@@ -129,6 +136,9 @@ class TaskSpans:
             with self.safety.guard("removing"):
                 undo()
         self._undo.clear()
+        if self._timer is not None and not self._running:
+            self._timer.cancel()
+            self._timer = None
 
     def stop(self, timeout: float) -> bool:
         """Wait until the spans of runs that are over have ended; return whether they have. Blocks."""
@@ -144,50 +154,69 @@ class TaskSpans:
                 run = self._begin(args[0] if args else kwargs["key"])
             except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
                 self.safety.caught("begin of a task", error)
+        if run is None:
+            return await self._execute(*args, **kwargs)
         try:
             event = await self._execute(*args, **kwargs)
         except BaseException as error:
-            if run is not None:
-                self._end(run, None, error)
+            self._end(*run, None, error)
             raise
-        if run is not None:
-            self._end(run, event, None)
+        self._end(*run, event, None)
         return event
 
-    def _begin(self, key: Any) -> _Run | None:
-        """Give the running asyncio task the context of a task; None if the task gets no span."""
+    def _begin(self, key: Any) -> tuple[Run, LazySpan, float] | None:
+        """Give the running asyncio task the context of a task.
+
+        Returns
+        -------
+        The run, its lazy span, and the seconds that Dask will add to its times, so that they are the scheduler's. None
+        if the task gets no span.
+        """
         if _annotations is not None and _annotations.get() is not None:
             _annotations.set(None)  # those of whoever ran last in this context; Dask sets the task's own
         task = self._tasks.get(key)
-        annotations = (task.annotations if task is not None else None) or _NOTHING
-        carrier = annotations.get(ANNOTATION) or _NOTHING
-        base = self._contexts.of(carrier) if carrier else _NO_CONTEXT
-        if task is None or task.span_id is None:
-            attach(base)
+        if task is None:
+            attach(_NO_CONTEXT)
             return None
-        place = Place(
-            key, task.span_id, annotations.get("span"), carrier if isinstance(carrier, Mapping) else _NOTHING, base,
-            self._redactor, self.safety,
-        )  # fmt: skip
-        run = _Run(task, self._worker.scheduler_delay)
-        run.deferred = DeferredSpan(SpanMaker(self._source, place, run.start, task.run_id), place)
-        # Not detached: the context is that of this asyncio task.
-        attach(set_span_in_context(LazySpan(run.deferred, self._spans), base))
-        return run
+        annotations = task.annotations or _NOTHING
+        dask_span_id = task.span_id
+        if ANNOTATION in annotations or dask_span_id is None:
+            carrier, base = self._contexts.of(annotations.get(ANNOTATION))
+            if dask_span_id is None:
+                attach(base)
+                return None
+            run: Run = RunWithMore(
+                self._source, key, dask_span_id, annotations, task.run_id, task, carrier=carrier, base=base
+            )
+            span = LazySpan(run, run, self._makes_for_ids)
+            context = set_span_in_context(span, base)
+        else:
+            run = Run(self._source, key, dask_span_id, annotations, task.run_id, task)
+            span = LazySpan(run, run, self._makes_for_ids)
+            context = Context({_SPAN: span})  # as ``set_span_in_context`` makes it, in half the time
+        begun = run, span, self._worker.scheduler_delay
+        if self._timer is None:
+            self._set_timer()
+        # Not detached: the context is that of this asyncio task. Nothing may fail later, or the span would not end.
+        attach(context)
+        self._running += 1
+        return begun
 
-    def _end(self, run: _Run, event: Any, error: BaseException | None) -> None:
+    def _end(self, run: Run, span: LazySpan, delay: float, event: Any, error: BaseException | None) -> None:
         try:
-            self._runs += 1
-            if not self._runs % RUNS_PER_CHECK:
-                self.safety.check_streaks()
-            if run.deferred.freeze():
-                run.deferred.end(partial(self._end_later, self._outcome(run, event, error)))
+            self._running -= 1
+            if self._made:
+                self._report()
+            deferred = freeze(span)
+            task, run.task = run.task, None
+            if deferred is not None:
+                deferred.end(partial(self._end_later, self._outcome(task, event, error, delay)))
         except Exception as failed:  # noqa: BLE001 -- handed to the one place that catches everything
             self.safety.caught("end of a task", failed)
 
-    def _outcome(self, run: _Run, event: Any, error: BaseException | None) -> Outcome:
+    def _outcome(self, task: Any, event: Any, error: BaseException | None, delay: float) -> Outcome:
         try:
-            return _outcome(run, event, error, self._worker)
+            return _outcome(task, event, error, delay, self._worker)
         except Exception as failed:  # noqa: BLE001 -- the span ends all the same
             self.safety.caught("end of a task", failed)
             return Outcome(time())
@@ -197,31 +226,47 @@ class TaskSpans:
         with self.safety.guard("end of a task"):
             self._ending.call(partial(end_span, span, outcome, self._redactor))
 
+    # Reports to the scheduler: from the event loop, since to wake it for each would cost more than all the rest
+
+    def _set_timer(self) -> None:
+        # In a context of its own: what runs here is of no task.
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(REPORT_AFTER, self._report_running, context=CopiedContext())
+
+    def _report_running(self) -> None:
+        """Report the spans of tasks that go on."""
+        self._timer = None
+        self.safety.check_streaks()
+        self._report()
+        if self._running:
+            self._set_timer()
+
+    def _report(self) -> None:
+        while self._made:
+            with self.safety.guard("report"):
+                self._worker.log_event(TOPIC, self._made.popleft().to_event())
+
     # Calls to actors
 
     async def _call_actor(self, *args: Any, **message: Any) -> Any:
         handler: Any = self._actor_execute
         if not self._listening or self.safety.gave_up:
             return await handler(*args, **message)
-        call, undo = None, _do_nothing
+        span, undo = None, _do_nothing
         try:
-            call, undo = self._begin_call(message)
+            span, undo = self._begin_call(message)
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             self.safety.caught("begin of a call", error)
         try:
             answer = await handler(*args, **message)
         except BaseException as error:
-            if call is not None:
-                self._end_call(call, None, error)
-            if not isinstance(error, GeneratorExit):  # it is collected, perhaps in another context
-                undo()
+            # A call that is collected may be so in another context.
+            self._end_call(span, None, error, _do_nothing if isinstance(error, GeneratorExit) else undo)
             raise
-        if call is not None:
-            self._end_call(call, answer, None)
-        undo()
+        self._end_call(span, answer, None, undo)
         return answer
 
-    def _begin_call(self, message: Mapping[str, Any]) -> tuple[DeferredSpan | None, Callable[[], None]]:
+    def _begin_call(self, message: Mapping[str, Any]) -> tuple[LazySpan | None, Callable[[], None]]:
         """Give the running asyncio task the context of a call.
 
         It is that of a connection, which takes other calls later: hence a function that undoes this.
@@ -229,57 +274,42 @@ class TaskSpans:
         key, function = message.get("actor"), message.get("function")
         task = self._tasks.get(key)
         annotations = (task.annotations if task is not None else None) or _NOTHING
-        carrier = annotations.get(ANNOTATION) or _NOTHING
-        base = self._contexts.of(carrier) if carrier else _NO_CONTEXT
-        deferred, context = None, base
+        carrier, base = self._contexts.of(annotations.get(ANNOTATION))
+        span, context = None, base
         if task is not None and task.span_id is not None:
-            place = Place(
-                key, task.span_id, annotations.get("span"), carrier if isinstance(carrier, Mapping) else _NOTHING,
-                base, self._redactor, self.safety, str(function),
+            run = RunWithMore(
+                self._source, key, task.span_id, annotations, None, None,
+                carrier=carrier, base=base, function=str(function),
             )  # fmt: skip
-            start = time()
-            deferred = DeferredSpan(SpanMaker(self._source, place, lambda: start, None), place)
-            context = set_span_in_context(LazySpan(deferred, self._spans), base)
-        token, marker = attach(context), _in_call.set(True)
+            span = LazySpan(run, run, self._makes_for_ids)
+            context = set_span_in_context(span, base)
+            if self._timer is None:
+                self._set_timer()
+        marker = _in_call.set(True)
         cleared = _annotations.set(None) if _annotations is not None else None
-        return deferred, partial(self._undo_call, token, marker, cleared)
+        token = attach(context)
+        self._running += span is not None
+        return span, partial(_undo_call, token, marker, cleared)
 
-    def _undo_call(self, token: Token[Context], marker: Token[bool], cleared: Token[Any] | None) -> None:
+    def _end_call(
+        self, span: LazySpan | None, answer: Any, error: BaseException | None, undo: Callable[[], None]
+    ) -> None:
         with self.safety.guard("end of a call"):
-            detach(token)
-            _in_call.reset(marker)
-            if _annotations is not None and cleared is not None:
-                _annotations.reset(cleared)
-
-    def _end_call(self, call: DeferredSpan, answer: Any, error: BaseException | None) -> None:
+            undo()
+        if span is None:
+            return
         try:
-            if call.freeze():
-                call.end(partial(self._end_later, Outcome(time(), _error_of_call(answer, error))))
+            self._running -= 1
+            if self._made:
+                self._report()
+            deferred = freeze(span)
+            if deferred is not None:
+                deferred.end(partial(self._end_later, Outcome(time(), _error_of_call(answer, error))))
         except Exception as failed:  # noqa: BLE001 -- handed to the one place that catches everything
             self.safety.caught("end of a call", failed)
 
 
-class _Run:
-    """One run of a task. The coroutine that runs the task refers to it, and until the end, the maker of its span."""
-
-    __slots__ = ("deferred", "delay", "entered", "task")
-
-    deferred: DeferredSpan
-
-    def __init__(self, task: Any, delay: float) -> None:
-        self.task = task
-        #: Seconds that Dask adds to the times of the run, so that they are the scheduler's.
-        self.delay = delay
-        self.entered = time()
-
-    def start(self) -> float:
-        """When it began, as its thread says, else the task; asked while it runs."""
-        if getattr(thread_state, "key", None) == self.task.key:
-            return max(self.entered, float(thread_state.start_time))
-        return max(self.entered, self.task.start_time or 0.0)
-
-
-def _outcome(run: _Run, event: Any, error: BaseException | None, worker: Any) -> Outcome:
+def _outcome(task: Any, event: Any, error: BaseException | None, delay: float, worker: Any) -> Outcome:
     if isinstance(event, ExecuteFailureEvent):
         failed = TaskError(*error_of(event), event.traceback_text or "")
     elif error is None or isinstance(error, asyncio.CancelledError | GeneratorExit):
@@ -289,11 +319,18 @@ def _outcome(run: _Run, event: Any, error: BaseException | None, worker: Any) ->
     start, stop = getattr(event, "start", None), getattr(event, "stop", None)
     if start is None or stop is None:  # it did not run, was rescheduled, or cancelled
         return Outcome(time(), failed)
-    startstops = [*run.task.startstops, {"action": "compute", "start": start, "stop": stop}]
-    outcome = Outcome(stop - run.delay, failed, thread=worker.threads.get(event.key), startstops=startstops)
+    startstops = [*task.startstops, {"action": "compute", "start": start, "stop": stop}]
+    outcome = Outcome(stop - delay, failed, thread=worker.threads.get(event.key), startstops=startstops)
     if isinstance(event, ExecuteSuccessEvent):
         outcome = outcome._replace(type=event.type, nbytes=event.nbytes)
     return outcome
+
+
+def _undo_call(token: Token[Context], marker: Token[bool], cleared: Token[Any] | None) -> None:
+    detach(token)
+    _in_call.reset(marker)
+    if _annotations is not None and cleared is not None:
+        _annotations.reset(cleared)
 
 
 def _error_of_call(answer: Any, error: BaseException | None) -> TaskError | None:
@@ -309,27 +346,28 @@ def _described(error: BaseException) -> TaskError:
 
 
 class _Contexts:
-    """Contexts of carriers, the latest ones."""
+    """Carriers, and the contexts that they describe; the latest ones."""
 
     def __init__(self, safety: Safety) -> None:
         self._safety = safety
         self._known: OrderedDict[tuple[tuple[str, str], ...], Context] = OrderedDict()
 
-    def of(self, carrier: Any) -> Context:
-        """Return the context that a carrier describes; an empty one if it is no carrier."""
+    def of(self, carrier: Any) -> tuple[Mapping[str, str], Context]:
+        """Return what is a carrier of an annotation, and its context; somebody else's annotation is an empty one."""
+        fields: tuple[tuple[str, str], ...] = ()
         context = _NO_CONTEXT
         with self._safety.guard("carrier"):
-            if not isinstance(carrier, Mapping):  # somebody else's annotation
-                return context
-            fields = tuple((name, value) for name, value in carrier.items() if isinstance(value, str))
+            if isinstance(carrier, Mapping):
+                fields = tuple((name, value) for name, value in carrier.items() if isinstance(value, str))
             if fields in self._known:
                 self._known.move_to_end(fields)
-                return self._known[fields]
-            context = extract(dict(fields), context=Context())
-            self._known[fields] = context
-            if len(self._known) > MAX_CARRIERS:
-                self._known.popitem(last=False)
-        return context
+                context = self._known[fields]
+            elif fields:
+                context = extract(dict(fields), context=Context())
+                self._known[fields] = context
+                if len(self._known) > MAX_CARRIERS:
+                    self._known.popitem(last=False)
+        return dict(fields), context
 
 
 class _Tracers:
@@ -346,11 +384,6 @@ class _Tracers:
         if known is None or known[0] is not provider:
             known = self._of = provider, provider.get_tracer("dask_otel", __version__)
         return known[1]
-
-
-def _report(worker: ref[Any], made: SpanMade) -> None:
-    if (found := worker()) is not None:
-        found.log_event(TOPIC, made.to_event())
 
 
 def _address_and_name(worker: ref[Any]) -> tuple[str | None, str | None]:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status
 
-__all__ = ["ANY", "CHILD", "Budget", "DeferredSpan", "LazySpan", "Maker", "Place"]
+__all__ = ["ANY", "CHILD", "Budget", "DeferredSpan", "LazySpan", "Maker", "Place", "freeze"]
 
 #: What makes a span: any use, also a request for its ids; or only a span below it, and what is recorded on it.
 ANY, CHILD = "any", "child"
@@ -59,17 +59,16 @@ class DeferredSpan:
     Parameters
     ----------
     maker
-        Is let go at the end, with all that it refers to.
+        Is let go once the span is made or frozen.
     """
 
-    __slots__ = ("_end", "_lock", "_maker", "_making", "_real", "place")
+    __slots__ = ("_end", "_lock", "_maker", "_making", "_real")
 
-    def __init__(self, maker: Maker, place: Place) -> None:
-        self.place = place
+    def __init__(self, maker: Maker | None) -> None:
         #: Held by the thread that makes or ends the span.
         self._lock = Lock()
         #: None once the span is made or frozen.
-        self._maker: Maker | None = maker
+        self._maker = maker
         #: The thread that makes the span.
         self._making = 0
         self._real: Span | None = None
@@ -148,13 +147,21 @@ class LazySpan(Span):
 
     Parameters
     ----------
-    when
-        ``ANY`` or ``CHILD``.
+    makes_for_ids
+        Whether a request for its ids makes the real span, as ``ANY`` has it.
     """
 
-    def __init__(self, deferred: DeferredSpan, when: str = ANY) -> None:
-        self._deferred = deferred
-        self._makes_for_ids = when == ANY
+    def __init__(self, place: Place, maker: Maker, makes_for_ids: bool = True) -> None:
+        self._place = place
+        self._maker: Maker | None = maker
+        self._makes_for_ids = makes_for_ids
+        #: What makes the real span, once it is needed; whoever puts it here first does so for all threads.
+        self._parts: dict[str, DeferredSpan] = {}
+
+    @property
+    def _deferred(self) -> DeferredSpan:
+        parts = self._parts
+        return parts.get("deferred") or parts.setdefault("deferred", DeferredSpan(self._maker))
 
     def get_span_context(self) -> SpanContext:
         """Return the ids of the real span, made now if need be, or those of the parent."""
@@ -164,7 +171,7 @@ class LazySpan(Span):
             real = deferred.make()
         else:
             real = deferred.real
-        return deferred.place.context() if real is None else real.get_span_context()
+        return self._place.context() if real is None else real.get_span_context()
 
     def is_recording(self) -> bool:
         """Whether what is recorded now is kept; makes nothing."""
@@ -183,35 +190,51 @@ class LazySpan(Span):
 
     def __getattr__(self, name: str) -> Any:
         # For what OpenTelemetry's API does not name: what only the SDK's spans have, or those of a later API.
-        deferred = self.__dict__.get("_deferred")
-        if deferred is None or name.startswith("__"):  # pickle and copy ask for such names
+        if name.startswith("__") or "_parts" not in self.__dict__:  # pickle and copy ask for such names
             raise AttributeError(name)
+        deferred, place = self._deferred, self._place
         makes = self._makes_for_ids and not name.startswith("_")
         real = deferred.make() if makes else deferred.real
         if hasattr(real, name):
             return getattr(real, name)
         if name in _WITHOUT_SPAN:
-            return _WITHOUT_SPAN[name](deferred)
-        return getattr(NonRecordingSpan(deferred.place.context()), name)
+            return _WITHOUT_SPAN[name](place)
+        return getattr(NonRecordingSpan(place.context()), name)
 
     def __repr__(self) -> str:
         real = self._deferred.real
-        return f"<LazySpan of {self._deferred.place.name!r}: {'not made' if real is None else repr(real)}>"
+        return f"<LazySpan of {self._place.name!r}: {'not made' if real is None else repr(real)}>"
+
+
+#: What is frozen before it was used.
+_FROZEN = DeferredSpan(None)
+
+
+def freeze(span: LazySpan) -> DeferredSpan | None:
+    """Make nothing any more. Does not wait.
+
+    Returns
+    -------
+    What is to end the real span, if there is one, or may be one in a moment.
+    """
+    deferred = span._parts.setdefault("deferred", _FROZEN)
+    span._maker = None
+    return None if deferred is _FROZEN or not deferred.freeze() else deferred
 
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 #: What code may read of the SDK's spans, where there is none: whether a task's span is made must not decide whether the
 #: task fails.
-_WITHOUT_SPAN: dict[str, Callable[[DeferredSpan], Any]] = {
-    "name": lambda deferred: deferred.place.name,
-    "context": lambda deferred: deferred.place.context(),
-    "parent": lambda deferred: deferred.place.context(),
-    "attributes": lambda deferred: _NOTHING,
-    "events": lambda deferred: (),
-    "links": lambda deferred: (),
-    "status": lambda deferred: Status(),
-    "start_time": lambda deferred: None,
-    "end_time": lambda deferred: None,
+_WITHOUT_SPAN: dict[str, Callable[[Place], Any]] = {
+    "name": lambda place: place.name,
+    "context": lambda place: place.context(),
+    "parent": lambda place: place.context(),
+    "attributes": lambda place: _NOTHING,
+    "events": lambda place: (),
+    "links": lambda place: (),
+    "status": lambda place: Status(),
+    "start_time": lambda place: None,
+    "end_time": lambda place: None,
 }
 
 for _name in Span.__abstractmethods__ - vars(LazySpan).keys():  # methods of a later API

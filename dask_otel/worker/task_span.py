@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil, floor
+from time import time
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dask.utils import key_split, typename
-from distributed.utils import key_split_group
+from distributed.utils import key_split_group, thread_state
 from opentelemetry.context import Context
 from opentelemetry.trace import (
     INVALID_SPAN_CONTEXT,
@@ -36,7 +38,7 @@ from ..spantree.events import TaskError, latest_run
 from .lazy_span import Budget
 from .messages import GROUP_FIELD, PARENT_FIELD, SpanMade
 
-__all__ = ["Outcome", "Place", "SpanMaker", "SpanSource", "end_span"]
+__all__ = ["Outcome", "Run", "RunWithMore", "SpanSource", "end_span"]
 
 _SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 _DEFAULT = ("default",)
@@ -44,116 +46,15 @@ _DEFAULT = ("default",)
 Attributes = dict[str, "str | int | float"]
 
 
-class Place:
-    """Where the span of a run is: in which trace, and below which span.
-
-    Made from what a task had when its run began, since Dask changes a task under a run that is cancelled and submitted
-    again. What it says is computed when somebody asks for the first time. It refers to no worker and no task.
-
-    Parameters
-    ----------
-    requested
-        The task's annotation ``span``; None for a task of a default span.
-    carrier
-        The task's annotation ``otel``.
-    base
-        OpenTelemetry's context of the run, without the lazy span.
-    function
-        Name of the method that is called, of an actor.
-    """
-
-    __slots__ = (
-        "_carrier",
-        "_context",
-        "_function",
-        "_redactor",
-        "_requested",
-        "_safety",
-        "base",
-        "dask_span_id",
-        "key",
-    )
-
-    def __init__(
-        self,
-        key: Any,
-        dask_span_id: str,
-        requested: Mapping[str, Any] | None,
-        carrier: Mapping[str, Any],
-        base: Context,
-        redactor: Redactor,
-        safety: Safety,
-        function: str = "",
-    ) -> None:
-        self.key = key
-        self.dask_span_id = dask_span_id
-        self.base = base
-        self._requested = requested
-        self._carrier = carrier
-        self._redactor = redactor
-        self._safety = safety
-        self._function = function
-        self._context: SpanContext | None = None
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Tags of the Dask span, from the root down."""
-        return tuple(map(str, self._requested["name"])) if self._requested else _DEFAULT
-
-    @property
-    def prefix(self) -> str:
-        """Prefix of the task."""
-        return str(key_split(self.key))
-
-    @property
-    def group(self) -> str:
-        """Name of the task's group."""
-        return str(self._carrier.get(GROUP_FIELD) or key_split_group(self.key))
-
-    @property
-    def name(self) -> str:
-        """Name of the span: as the scheduler's task spans have it; of a call, with the method."""
-        name = ""
-        with self._safety.guard("task span (name)"):
-            name = self._redactor.key(self.prefix)
-            if self._function and self._redactor.capture.keys:
-                name = f"{name}.{self._function}"
-        return clean(name, MAX_NAME) or "(no name)"
-
-    def context(self) -> SpanContext:
-        """Context of the parent; invalid if it cannot be known."""
-        if self._context is None:
-            self._context = INVALID_SPAN_CONTEXT
-            with self._safety.guard("task span (parent)"):
-                self._context = self._parent()
-        return self._context
-
-    def _parent(self) -> SpanContext:
-        given = caller_of(str(self._carrier.get(PARENT_FIELD, "")))
-        if given:
-            trace_id, span_id, is_sampled = given
-        else:
-            ids = list(map(str, self._requested["ids"])) if self._requested else [self.dask_span_id]
-            if ids[-1] != self.dask_span_id:  # its root, and so the trace, is not known
-                return INVALID_SPAN_CONTEXT
-            origin = origin_of(ids)
-            trace_id, span_id = origin.trace_id(), group_id(self.dask_span_id, self.group, 0)
-            is_sampled = origin.caller is None or origin.caller.is_sampled
-        # The caller's, if it is the caller's trace.
-        sent = get_current_span(self.base).get_span_context()
-        state = sent.trace_state if sent.trace_id == trace_id else None
-        return SpanContext(trace_id, span_id, True, _SAMPLED if is_sampled else _NOT_SAMPLED, state)
-
-
 class SpanSource:
-    """What the spans of one worker have in common.
+    """What the spans of one worker have in common; it does not keep the worker alive.
 
     Parameters
     ----------
     tracer
         Returns a tracer of the global provider; None if the process has none.
     report
-        Sends a report to the scheduler.
+        Reports a span to the scheduler.
     worker
         Returns address and name of the worker, as far as they are known.
     """
@@ -176,77 +77,174 @@ class SpanSource:
         self.safety = safety
 
 
-class SpanMaker:
-    """Makes the span of one run of a task, or of one call to an actor.
+class Run:
+    """One run of a task, or one call to an actor: where its span is, and how it is made.
+
+    Made from what a task had when its run began, since Dask changes a task under a run that is cancelled and submitted
+    again. What it says is computed when somebody asks for the first time.
 
     Parameters
     ----------
-    start
-        Returns when the run began; seconds since the epoch by this process's clock.
+    annotations
+        Of the task.
     run_id
         Dask's number of the run; None for a call to an actor.
+    task
+        Says when the run began, as long as it lasts; None for a call to an actor.
     """
 
-    __slots__ = ("_place", "_run_id", "_source", "_start")
+    # Few of these are set for a run that uses no OpenTelemetry: it is made for each one.
+    __slots__ = ("_annotations", "_context", "_run_id", "_source", "dask_span_id", "entered", "key", "task")
 
-    def __init__(self, source: SpanSource, place: Place, start: Callable[[], float], run_id: int | None) -> None:
+    #: OpenTelemetry's context of the run, without the lazy span; the fields of the task's annotation ``otel``.
+    base = Context()
+    carrier: Mapping[str, str] = MappingProxyType({})
+    #: Name of the method that is called, of an actor.
+    function = ""
+
+    def __init__(
+        self,
+        source: SpanSource,
+        key: Any,
+        dask_span_id: str,
+        annotations: Mapping[str, Any],
+        run_id: int | None,
+        task: Any,
+    ) -> None:
         self._source = source
-        self._place = place
-        self._start = start
+        self.key = key
+        self.dask_span_id = dask_span_id
+        self._annotations = annotations
         self._run_id = run_id
+        #: Set to None at the end.
+        self.task = task
+        self._context: SpanContext | None = None
+        self.entered = time()
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Tags of the Dask span, from the root down."""
+        requested = self._annotations.get("span")
+        return tuple(map(str, requested["name"])) if requested else _DEFAULT
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of the task."""
+        return str(key_split(self.key))
+
+    @property
+    def group(self) -> str:
+        """Name of the task's group."""
+        return str(self.carrier.get(GROUP_FIELD) or key_split_group(self.key))
+
+    @property
+    def name(self) -> str:
+        """Name of the span: as the scheduler's task spans have it; of a call, with the method."""
+        name, redactor = "", self._source.redactor
+        with self._source.safety.guard("task span (name)"):
+            name = redactor.key(self.prefix)
+            if self.function and redactor.capture.keys:
+                name = f"{name}.{self.function}"
+        return clean(name, MAX_NAME) or "(no name)"
+
+    def context(self) -> SpanContext:
+        """Context of the parent; invalid if it cannot be known."""
+        if self._context is None:
+            context = INVALID_SPAN_CONTEXT
+            with self._source.safety.guard("task span (parent)"):
+                context = self._parent()
+            self._context = context
+        return self._context
+
+    def _parent(self) -> SpanContext:
+        given = caller_of(str(self.carrier.get(PARENT_FIELD, "")))
+        if given:
+            trace_id, span_id, is_sampled = given
+        else:
+            requested = self._annotations.get("span")
+            ids = list(map(str, requested["ids"])) if requested else [self.dask_span_id]
+            if ids[-1] != self.dask_span_id:  # its root, and so the trace, is not known
+                return INVALID_SPAN_CONTEXT
+            origin = origin_of(ids)
+            trace_id, span_id = origin.trace_id(), group_id(self.dask_span_id, self.group, 0)
+            is_sampled = origin.caller is None or origin.caller.is_sampled
+        # The caller's, if it is the caller's trace.
+        sent = get_current_span(self.base).get_span_context()
+        state = sent.trace_state if sent.trace_id == trace_id else None
+        return SpanContext(trace_id, span_id, True, _SAMPLED if is_sampled else _NOT_SAMPLED, state)
 
     def can_record(self) -> bool:
         """Whether there is a provider, and the trace is sampled; the provider's sampler is not asked."""
         source = self._source
         with source.safety.guard("task span"):
-            return source.tracer() is not None and self._place.context().trace_flags.sampled
+            return source.tracer() is not None and self.context().trace_flags.sampled
         return False
 
     def make(self) -> Span | None:
         """Make the span and report it to the scheduler; None if there is to be none."""
-        source, place = self._source, self._place
+        source = self._source
         span = None
         with source.safety.guard("task span"):
-            parent, tracer = place.context(), source.tracer()
+            parent, tracer = self.context(), source.tracer()
             if tracer is None or not parent.trace_flags.sampled or not source.budget.take():
                 return None
+            group = self.group
             span = tracer.start_span(
-                place.name,
-                context=set_span_in_context(NonRecordingSpan(parent), place.base),
+                self.name,
+                context=set_span_in_context(NonRecordingSpan(parent), self.base),
                 kind=SpanKind.CONSUMER,
-                attributes=self._attributes(),
+                attributes=self._attributes(group),
                 start_time=floor(self._start() * 1e6) * 1000,
             )
             own = span.get_span_context()
             if own.trace_flags.sampled:
-                group = place.group
                 source.report(
                     SpanMade(
-                        place.key, self._run_id, place.dask_span_id, group, own.trace_id, own.span_id, parent.span_id
+                        self.key, self._run_id, self.dask_span_id, group, own.trace_id, own.span_id, parent.span_id
                     )
                 )
             else:  # as the provider's sampler decided
                 source.budget.give_back()
         return span
 
-    def _attributes(self) -> Attributes:
-        source, place = self._source, self._place
-        redactor = source.redactor
-        tags = redactor.tags(place.tags)
-        address, name = source.worker()
+    def _start(self) -> float:
+        """When the run began, as its thread says, else the task, else the worker; asked while it lasts."""
+        task = self.task
+        if task is None:
+            return self.entered
+        if getattr(thread_state, "key", None) == self.key:
+            return max(self.entered, float(thread_state.start_time))
+        return max(self.entered, task.start_time or 0.0)
+
+    def _attributes(self, group: str) -> Attributes:
+        redactor = self._source.redactor
+        tags = redactor.tags(self.tags)
+        address, name = self._source.worker()
         values: dict[str, str | int | None] = {
             schema.KIND: schema.ACTOR_CALL if self._run_id is None else schema.TASK,
-            schema.SPAN_ID: place.dask_span_id,
+            schema.SPAN_ID: self.dask_span_id,
             schema.SPAN_PATH: " / ".join(tags),
             schema.SPAN_ROOT: tags[0],
-            schema.TASK_KEY: redactor.key(str(place.key)),
-            schema.GROUP_NAME: redactor.key(place.group),
-            schema.TASK_PREFIX: redactor.key(place.prefix),
+            schema.TASK_KEY: redactor.key(str(self.key)),
+            schema.GROUP_NAME: redactor.key(group),
+            schema.TASK_PREFIX: redactor.key(self.prefix),
             schema.TASK_RUN_ID: self._run_id,
             schema.WORKER_ADDRESS: address,
             schema.WORKER_NAME: name,
         }
         return {attribute: _clean(attribute, value) for attribute, value in values.items() if value is not None}
+
+
+class RunWithMore(Run):
+    """A run of a task with an annotation ``otel``, or a call to an actor."""
+
+    __slots__ = ("base", "carrier", "function")
+
+    def __init__(self, *args: Any, carrier: Mapping[str, str], base: Context, function: str = "") -> None:
+        super().__init__(*args)
+        self.carrier = carrier
+        self.base = base
+        self.function = function
 
 
 class Outcome(NamedTuple):

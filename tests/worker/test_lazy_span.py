@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 
 from dask_otel.worker import lazy_span
-from dask_otel.worker.lazy_span import ANY, CHILD, Budget, DeferredSpan, LazySpan
+from dask_otel.worker.lazy_span import ANY, CHILD, Budget, LazySpan, freeze
 
 PARENT = SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
@@ -63,13 +63,18 @@ class Task:
 
 def lazy(*processors, when=ANY, makes=True):
     task = Task(*processors, makes=makes)
-    deferred = DeferredSpan(task, task)
-    return LazySpan(deferred, when), deferred, task
+    return LazySpan(task, task, when == ANY), task
 
 
-def over(deferred):
+def real(span):
+    """The span that was made, without making one."""
+    return span._deferred.real
+
+
+def over(span):
     """End the run, as ``execution`` does."""
-    if deferred.freeze():
+    deferred = freeze(span)
+    if deferred is not None:
         deferred.end(lambda span: span.end())
 
 
@@ -113,11 +118,11 @@ def shown(span):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_has_the_effect_that_it_has_on_a_span(name):
-    span, deferred, task = lazy()
+    span, task = lazy()
     CALLS[name](span)
     assert task.calls == (name not in QUIET)
     span.set_attribute("last", True)
-    over(deferred)
+    over(span)
     (sent,) = task.sent
     plain = Task()
     other = plain.make()
@@ -132,11 +137,11 @@ def test_a_call_has_the_effect_that_it_has_on_a_span(name):
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("state", ["refused", "over", "ended"])
 def test_no_call_raises_or_makes_anything_without_a_real_span(name, state):
-    span, deferred, task = lazy(makes=state != "refused")
+    span, task = lazy(makes=state != "refused")
     if state == "ended":
         span.set_attribute("a", 0)
     if state != "refused":
-        over(deferred)
+        over(span)
     made = len(task.sent)
     for _ in range(2):
         CALLS[name](span)
@@ -149,7 +154,7 @@ def test_no_call_raises_or_makes_anything_without_a_real_span(name, state):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_only_children_and_what_is_recorded(name):
-    span, _, task = lazy(when=CHILD)
+    span, task = lazy(when=CHILD)
     got = CALLS[name](span)
     assert task.calls == (name in RECORD)
     if name == "get_span_context":
@@ -161,12 +166,12 @@ def test_only_children_and_what_is_recorded(name):
 
 @pytest.mark.parametrize("name", READ)
 def test_what_the_sdks_spans_have_can_be_read_always(name):
-    span, deferred, task = lazy()
+    span, task = lazy()
     getattr(span, name)
     assert task.calls == 1
-    assert getattr(span, name) == getattr(deferred.real, name)
-    refused, _, _ = lazy(makes=False)
-    child, _, task = lazy(when=CHILD)
+    assert getattr(span, name) == getattr(real(span), name)
+    refused, _ = lazy(makes=False)
+    child, task = lazy(when=CHILD)
     for each in (refused, child):
         getattr(each, name)
     assert task.calls == 0
@@ -174,10 +179,10 @@ def test_what_the_sdks_spans_have_can_be_read_always(name):
 
 
 def test_names_of_the_sdk_that_only_a_real_span_has():
-    span, deferred, _ = lazy()
-    assert span.to_json() == deferred.real.to_json()
-    assert span.resource is deferred.real.resource
-    refused, _, _ = lazy(makes=False)
+    span, _ = lazy()
+    assert span.to_json() == real(span).to_json()
+    assert span.resource is real(span).resource
+    refused, _ = lazy(makes=False)
     with pytest.raises(AttributeError):
         refused.to_json()
     for each in (span, refused):
@@ -190,7 +195,7 @@ def test_names_of_the_sdk_that_only_a_real_span_has():
 
 
 def test_asking_for_private_names_makes_nothing():
-    span, _, task = lazy()
+    span, task = lazy()
     for name in ("__deepcopy__", "_attributes", "__wrapped__"):
         assert not hasattr(span, name)
     assert task.calls == 0
@@ -210,21 +215,21 @@ def test_methods_of_a_later_api_are_forwarded(monkeypatch):
     monkeypatch.undo()
     notes, task = [], Task()
     task.make = lambda: SimpleNamespace(add_note=notes.append)
-    span = module["LazySpan"](module["DeferredSpan"](task, task))
+    span = module["LazySpan"](task, task)
     assert isinstance(span, Later)
     span.add_note("x")
     assert notes == ["x"]
 
 
 def test_as_a_context_manager_it_does_not_end():
-    span, deferred, task = lazy()
+    span, task = lazy()
     with span as entered, trace.use_span(span, end_on_exit=True):
         assert entered is span
         assert trace.get_current_span() is span
     assert span.is_recording()
     with pytest.raises(ValueError, match="no"), trace.use_span(span, end_on_exit=True):
         raise ValueError("no")
-    over(deferred)
+    over(span)
     (sent,) = task.sent
     assert [event.name for event in sent.events] == ["exception"]
 
@@ -239,10 +244,10 @@ def test_threads_that_ask_at_once_get_one_span():
 
     with ThreadPoolExecutor(4) as pool:
         for _ in range(100):
-            span, deferred, task = lazy()
+            span, task = lazy()
             ids = {context.span_id for context in pool.map(ask, [span] * 4)}
             assert task.calls == 1
-            assert ids == {deferred.real.get_span_context().span_id}
+            assert ids == {real(span).get_span_context().span_id}
 
 
 class Processor(SpanProcessor):
@@ -258,11 +263,11 @@ class Processor(SpanProcessor):
 
 def test_a_processor_that_asks_for_the_current_span_gets_the_parent():
     got = []
-    span, deferred, task = lazy(Processor(lambda: got.append(trace.get_current_span().get_span_context())))
+    span, task = lazy(Processor(lambda: got.append(trace.get_current_span().get_span_context())))
     with trace.use_span(span):
         own = span.get_span_context()
     assert got == [PARENT]
-    assert own == deferred.real.get_span_context()
+    assert own == real(span).get_span_context()
     assert task.calls == 1
 
 
@@ -273,15 +278,14 @@ def test_others_do_not_wait_for_a_processor_that_blocks():
         entered.set()
         assert go.wait(60)
 
-    span, deferred, task = lazy(Processor(block))
+    span, task = lazy(Processor(block))
     with ThreadPoolExecutor(1) as pool:
         making = pool.submit(span.get_span_context)
         assert entered.wait(60)
         assert span.get_span_context() == PARENT
         # The run ends meanwhile: the thread that makes the span ends it.
-        assert deferred.freeze()
         ends = []
-        deferred.end(lambda real: (ends.append(threading.get_ident()), real.end()))
+        freeze(span).end(lambda real: (ends.append(threading.get_ident()), real.end()))
         assert not task.sent
         go.set()
         own = making.result(60)
@@ -298,27 +302,50 @@ def test_interrupted_while_it_is_made():
         raise KeyboardInterrupt
 
     task.make = make
-    deferred = DeferredSpan(task, task)
-    span = LazySpan(deferred)
+    span = LazySpan(task, task)
     with pytest.raises(KeyboardInterrupt):
         span.set_attribute("a", 1)
     assert span.get_span_context() == PARENT
     assert not span.is_recording()
-    over(deferred)
+    over(span)
 
 
 def test_the_maker_is_let_go():
     for used in (True, False):
-        span, deferred, task = lazy()
-        deferred.place = type("Place", (), {"name": "inc", "context": lambda self: PARENT})()
+        task = Task()
+        span = LazySpan(SimpleNamespace(name="inc", context=lambda: PARENT), task)
         if used:
             span.set_attribute("a", 1)
-        over(deferred)
+        over(span)
         kept = weakref.ref(task)
         del task
         gc.collect()
         assert kept() is None
         assert span.get_span_context().trace_id == PARENT.trace_id
+
+
+@pytest.mark.parametrize("first", ["use", "end"])
+def test_a_use_and_the_end_at_once(first):
+    """Whoever comes first: the span is made and ended, or not made at all."""
+    for _ in range(200):
+        span, task = lazy()
+        barrier = threading.Barrier(2)
+
+        def use(span=span, barrier=barrier):
+            barrier.wait()
+            return span.get_span_context()
+
+        def end(span=span, barrier=barrier):
+            barrier.wait()
+            over(span)
+
+        threads = [threading.Thread(target=each) for each in ((use, end) if first == "use" else (end, use))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(task.sent) == task.calls <= 1
+        assert not span.is_recording()
 
 
 class Life(RuleBasedStateMachine):
@@ -332,7 +359,7 @@ class Life(RuleBasedStateMachine):
     @rule(when=st.sampled_from([ANY, CHILD]), makes=st.booleans())
     def begin(self, when, makes):
         self.when = when
-        self.span, self.deferred, self.task = lazy(when=when, makes=makes)
+        self.span, self.task = lazy(when=when, makes=makes)
 
     @precondition(lambda self: hasattr(self, "span"))
     @rule(name=st.sampled_from(sorted(CALLS)))
@@ -350,18 +377,18 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "span"))
     @rule()
     def end(self):
-        over(self.deferred)
+        over(self.span)
         self.over = True
 
     @invariant()
     def holds(self):
         if not hasattr(self, "span"):
             return
-        assert (self.deferred.real is not None) == self.made
+        assert (real(self.span) is not None) == self.made
         assert self.span.is_recording() == (self.task.makes and not self.over)
         assert len(self.task.sent) == (self.made and self.over)
         if self.made:
-            assert self.span.get_span_context() == self.deferred.real.get_span_context()
+            assert self.span.get_span_context() == real(self.span).get_span_context()
         elif self.when == CHILD or self.over:
             assert self.span.get_span_context() == PARENT
 
