@@ -243,8 +243,12 @@ class TaskSpans:
 
     def _report(self) -> None:
         while self._made:
-            with self.safety.guard("report"):
-                self._worker.log_event(TOPIC, self._made.popleft().to_event())
+            try:
+                # As ``log_event`` does, but for a test whether it can be written, which takes longer than all the rest.
+                event = self._made.popleft().to_event()
+                self._worker.batched_send({"op": "log-event", "topic": TOPIC, "msg": event})
+            except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+                self.safety.caught("report", error)
 
     # Calls to actors
 
@@ -310,20 +314,19 @@ class TaskSpans:
 
 
 def _outcome(task: Any, event: Any, error: BaseException | None, delay: float, worker: Any) -> Outcome:
+    start, stop = getattr(event, "start", None), getattr(event, "stop", None)
+    failed = None
     if isinstance(event, ExecuteFailureEvent):
         failed = TaskError(*error_of(event), event.traceback_text or "")
-    elif error is None or isinstance(error, asyncio.CancelledError | GeneratorExit):
-        failed = None
-    else:
+    elif error is not None and not isinstance(error, asyncio.CancelledError | GeneratorExit):
         failed = _described(error)
-    start, stop = getattr(event, "start", None), getattr(event, "stop", None)
     if start is None or stop is None:  # it did not run, was rescheduled, or cancelled
         return Outcome(time(), failed)
-    startstops = [*task.startstops, {"action": "compute", "start": start, "stop": stop}]
-    outcome = Outcome(stop - delay, failed, thread=worker.threads.get(event.key), startstops=startstops)
+    startstops = (*task.startstops, {"action": "compute", "start": start, "stop": stop})
+    thread = worker.threads.get(event.key)
     if isinstance(event, ExecuteSuccessEvent):
-        outcome = outcome._replace(type=event.type, nbytes=event.nbytes)
-    return outcome
+        return Outcome(stop - delay, None, event.type, event.nbytes, thread, startstops)
+    return Outcome(stop - delay, failed, thread=thread, startstops=startstops)
 
 
 def _undo_call(token: Token[Context], marker: Token[bool], cleared: Token[Any] | None) -> None:
@@ -352,8 +355,8 @@ class _Contexts:
         self._safety = safety
         self._known: OrderedDict[tuple[tuple[str, str], ...], Context] = OrderedDict()
 
-    def of(self, carrier: Any) -> tuple[Mapping[str, str], Context]:
-        """Return what is a carrier of an annotation, and its context; somebody else's annotation is an empty one."""
+    def of(self, carrier: Any) -> tuple[tuple[tuple[str, str], ...], Context]:
+        """Return the fields of a carrier, and its context; somebody else's annotation has none."""
         fields: tuple[tuple[str, str], ...] = ()
         context = _NO_CONTEXT
         with self._safety.guard("carrier"):
@@ -367,7 +370,7 @@ class _Contexts:
                 self._known[fields] = context
                 if len(self._known) > MAX_CARRIERS:
                     self._known.popitem(last=False)
-        return dict(fields), context
+        return fields, context
 
 
 class _Tracers:
@@ -379,9 +382,9 @@ class _Tracers:
     def __call__(self) -> Tracer | None:
         """Return the tracer; None if the process has no provider that makes spans."""
         provider, known = get_tracer_provider(), self._of
-        if isinstance(provider, (ProxyTracerProvider, NoOpTracerProvider)):
-            return None
         if known is None or known[0] is not provider:
+            if isinstance(provider, (ProxyTracerProvider, NoOpTracerProvider)):
+                return None
             known = self._of = provider, provider.get_tracer("dask_otel", __version__)
         return known[1]
 

@@ -90,7 +90,9 @@ class DeferredSpan:
         if self._real is not None or self._maker is None:
             return self._real
         # A span processor may ask for the current span while this one starts.
-        if self._making == get_ident() or not self._lock.acquire(timeout=MAX_WAIT):
+        if self._making == get_ident():
+            return None
+        if not (self._lock.acquire(blocking=False) or self._lock.acquire(timeout=MAX_WAIT)):
             return None
         try:
             if (maker := self._maker) is not None:

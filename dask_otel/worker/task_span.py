@@ -7,9 +7,9 @@ task, whose id every process can compute.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from math import ceil, floor
 from time import time
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dask.utils import key_split, typename
@@ -42,8 +42,25 @@ __all__ = ["Outcome", "Run", "RunWithMore", "SpanSource", "end_span"]
 
 _SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 _DEFAULT = ("default",)
+#: Groups of which is remembered what their spans have in common.
+MAX_KNOWN = 1024
+
 #: Attributes of a span, by name.
 Attributes = dict[str, "str | int | float"]
+
+
+class Common(NamedTuple):
+    """What the spans of the runs of one group have in common."""
+
+    #: Of the parent; invalid if it is not known. And the context that the span is made in.
+    parent: SpanContext
+    context: Context
+    name: str
+    group: str
+    attributes: Attributes
+
+
+_UNKNOWN = Common(INVALID_SPAN_CONTEXT, Context(), "(no name)", "", {})
 
 
 class SpanSource:
@@ -75,6 +92,8 @@ class SpanSource:
         self.budget = budget
         self.redactor = redactor
         self.safety = safety
+        #: By Dask span, group and what else it depends on. Threads add to it.
+        self.known: dict[tuple[Any, ...], Common] = {}
 
 
 class Run:
@@ -94,11 +113,11 @@ class Run:
     """
 
     # Few of these are set for a run that uses no OpenTelemetry: it is made for each one.
-    __slots__ = ("_annotations", "_context", "_run_id", "_source", "dask_span_id", "entered", "key", "task")
+    __slots__ = ("_annotations", "_common", "_run_id", "_source", "dask_span_id", "entered", "key", "task")
 
     #: OpenTelemetry's context of the run, without the lazy span; the fields of the task's annotation ``otel``.
     base = Context()
-    carrier: Mapping[str, str] = MappingProxyType({})
+    carrier: tuple[tuple[str, str], ...] = ()
     #: Name of the method that is called, of an actor.
     function = ""
 
@@ -118,82 +137,41 @@ class Run:
         self._run_id = run_id
         #: Set to None at the end.
         self.task = task
-        self._context: SpanContext | None = None
+        self._common: Common | None = None
         self.entered = time()
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Tags of the Dask span, from the root down."""
-        requested = self._annotations.get("span")
-        return tuple(map(str, requested["name"])) if requested else _DEFAULT
-
-    @property
-    def prefix(self) -> str:
-        """Prefix of the task."""
-        return str(key_split(self.key))
-
-    @property
-    def group(self) -> str:
-        """Name of the task's group."""
-        return str(self.carrier.get(GROUP_FIELD) or key_split_group(self.key))
 
     @property
     def name(self) -> str:
         """Name of the span: as the scheduler's task spans have it; of a call, with the method."""
-        name, redactor = "", self._source.redactor
-        with self._source.safety.guard("task span (name)"):
-            name = redactor.key(self.prefix)
-            if self.function and redactor.capture.keys:
-                name = f"{name}.{self.function}"
-        return clean(name, MAX_NAME) or "(no name)"
+        return self._found().name
 
     def context(self) -> SpanContext:
         """Context of the parent; invalid if it cannot be known."""
-        if self._context is None:
-            context = INVALID_SPAN_CONTEXT
-            with self._source.safety.guard("task span (parent)"):
-                context = self._parent()
-            self._context = context
-        return self._context
-
-    def _parent(self) -> SpanContext:
-        given = caller_of(str(self.carrier.get(PARENT_FIELD, "")))
-        if given:
-            trace_id, span_id, is_sampled = given
-        else:
-            requested = self._annotations.get("span")
-            ids = list(map(str, requested["ids"])) if requested else [self.dask_span_id]
-            if ids[-1] != self.dask_span_id:  # its root, and so the trace, is not known
-                return INVALID_SPAN_CONTEXT
-            origin = origin_of(ids)
-            trace_id, span_id = origin.trace_id(), group_id(self.dask_span_id, self.group, 0)
-            is_sampled = origin.caller is None or origin.caller.is_sampled
-        # The caller's, if it is the caller's trace.
-        sent = get_current_span(self.base).get_span_context()
-        state = sent.trace_state if sent.trace_id == trace_id else None
-        return SpanContext(trace_id, span_id, True, _SAMPLED if is_sampled else _NOT_SAMPLED, state)
+        return self._found().parent
 
     def can_record(self) -> bool:
         """Whether there is a provider, and the trace is sampled; the provider's sampler is not asked."""
-        source = self._source
-        with source.safety.guard("task span"):
-            return source.tracer() is not None and self.context().trace_flags.sampled
+        with self._source.safety.guard("task span"):
+            return self._source.tracer() is not None and self._found().parent.trace_flags.sampled
         return False
 
     def make(self) -> Span | None:
         """Make the span and report it to the scheduler; None if there is to be none."""
-        source = self._source
-        span = None
-        with source.safety.guard("task span"):
-            parent, tracer = self.context(), source.tracer()
+        source, span = self._source, None
+        try:  # half the time of a guard
+            parent, context, name, group, common = self._found()
+            tracer = source.tracer()
             if tracer is None or not parent.trace_flags.sampled or not source.budget.take():
                 return None
-            group = self.group
+            key = source.redactor.key(str(self.key))
+            attributes = common | {schema.TASK_KEY: _clean(schema.TASK_KEY, key)}
+            if self._run_id is not None:
+                attributes[schema.TASK_RUN_ID] = self._run_id
             span = tracer.start_span(
-                self.name,
-                context=set_span_in_context(NonRecordingSpan(parent), self.base),
+                name,
+                context=context,
                 kind=SpanKind.CONSUMER,
-                attributes=self._attributes(group),
+                attributes=attributes,
                 start_time=floor(self._start() * 1e6) * 1000,
             )
             own = span.get_span_context()
@@ -205,6 +183,8 @@ class Run:
                 )
             else:  # as the provider's sampler decided
                 source.budget.give_back()
+        except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+            source.safety.caught("task span", error)
         return span
 
     def _start(self) -> float:
@@ -216,19 +196,62 @@ class Run:
             return max(self.entered, float(thread_state.start_time))
         return max(self.entered, task.start_time or 0.0)
 
-    def _attributes(self, group: str) -> Attributes:
-        redactor = self._source.redactor
-        tags = redactor.tags(self.tags)
+    def _found(self) -> Common:
+        if self._common is None:
+            self._common = _UNKNOWN
+            try:
+                known = self._source.known
+                of = self.dask_span_id, key_split_group(self.key), self.carrier, self.function
+                common = known.get(of)
+                if common is None:
+                    common = self._look_up()
+                    if len(known) >= MAX_KNOWN:
+                        known.clear()
+                    known[of] = common
+                self._common = common
+            except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+                self._source.safety.caught("task span (group)", error)
+        return self._common
+
+    def _look_up(self) -> Common:
+        carrier = dict(self.carrier)
+        group = str(carrier.get(GROUP_FIELD) or key_split_group(self.key))
+        parent = self._parent(group, carrier.get(PARENT_FIELD, ""))
+        context = set_span_in_context(NonRecordingSpan(parent), self.base)
+        redactor, prefix = self._source.redactor, str(key_split(self.key))
+        name = redactor.key(prefix)
+        if self.function and redactor.capture.keys:
+            name = f"{name}.{self.function}"
+        return Common(parent, context, clean(name, MAX_NAME) or "(no name)", group, self._attributes(group, prefix))
+
+    def _parent(self, group: str, given: str) -> SpanContext:
+        caller = caller_of(given)
+        if caller:
+            trace_id, span_id, is_sampled = caller
+        else:
+            requested = self._annotations.get("span")
+            ids = list(map(str, requested["ids"])) if requested else [self.dask_span_id]
+            if ids[-1] != self.dask_span_id:  # its root, and so the trace, is not known
+                return INVALID_SPAN_CONTEXT
+            origin = origin_of(ids)
+            trace_id, span_id = origin.trace_id(), group_id(self.dask_span_id, group, 0)
+            is_sampled = origin.caller is None or origin.caller.is_sampled
+        # The caller's, if it is the caller's trace.
+        sent = get_current_span(self.base).get_span_context()
+        state = sent.trace_state if sent.trace_id == trace_id else None
+        return SpanContext(trace_id, span_id, True, _SAMPLED if is_sampled else _NOT_SAMPLED, state)
+
+    def _attributes(self, group: str, prefix: str) -> Attributes:
+        redactor, requested = self._source.redactor, self._annotations.get("span")
+        tags = redactor.tags(tuple(map(str, requested["name"])) if requested else _DEFAULT)
         address, name = self._source.worker()
-        values: dict[str, str | int | None] = {
+        values: dict[str, str | None] = {
             schema.KIND: schema.ACTOR_CALL if self._run_id is None else schema.TASK,
             schema.SPAN_ID: self.dask_span_id,
             schema.SPAN_PATH: " / ".join(tags),
             schema.SPAN_ROOT: tags[0],
-            schema.TASK_KEY: redactor.key(str(self.key)),
             schema.GROUP_NAME: redactor.key(group),
-            schema.TASK_PREFIX: redactor.key(self.prefix),
-            schema.TASK_RUN_ID: self._run_id,
+            schema.TASK_PREFIX: redactor.key(prefix),
             schema.WORKER_ADDRESS: address,
             schema.WORKER_NAME: name,
         }
@@ -240,7 +263,7 @@ class RunWithMore(Run):
 
     __slots__ = ("base", "carrier", "function")
 
-    def __init__(self, *args: Any, carrier: Mapping[str, str], base: Context, function: str = "") -> None:
+    def __init__(self, *args: Any, carrier: tuple[tuple[str, str], ...], base: Context, function: str = "") -> None:
         super().__init__(*args)
         self.carrier = carrier
         self.base = base
@@ -286,10 +309,15 @@ def _ended(outcome: Outcome, redactor: Redactor) -> Attributes:
         values[schema.OUTPUT_SIZE] = outcome.nbytes
     if outcome.thread is not None:
         values[schema.THREAD_ID] = outcome.thread
-    for each in latest_run(outcome.startstops):
-        name = schema.DURATION(identifier(each["action"]))
+    for each in outcome.startstops if len(outcome.startstops) < 2 else latest_run(outcome.startstops):  # a call less
+        name = _duration(each["action"])
         values[name] = values.get(name, 0.0) + round((each["stop"] - each["start"]) * 1e6) / 1e6
     return values
+
+
+@lru_cache(256)
+def _duration(action: str) -> str:
+    return schema.DURATION(identifier(action))
 
 
 def _record(span: Span, error: TaskError, at: int) -> None:

@@ -790,11 +790,11 @@ FAULTS = [
     (task_span.Run, "_start"),
     (task_span.Run, "_parent"),
     (task_span.Run, "_attributes"),
+    (task_span.Run, "_look_up"),
     (task_span, "group_id"),
     (task_span, "key_split_group"),
     (task_span, "latest_run"),
     (task_span.SpanMade, "to_event"),
-    (Worker, "log_event"),
 ]
 
 
