@@ -793,7 +793,7 @@ FAULTS = [
     (task_span.Run, "_look_up"),
     (task_span, "group_id"),
     (task_span, "key_split_group"),
-    (task_span, "latest_run"),
+    (task_span, "_duration"),
     (task_span.SpanMade, "to_event"),
 ]
 

@@ -1,0 +1,91 @@
+"""How dask-otel gets into a worker: the preload and the plugin, and where it stays quiet."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+import sys
+
+import pytest
+from distributed.utils_test import gen_cluster, inc
+from support.environment import python_path
+from support.inside import Person, provider_of, spans_of
+from support.processes import LOOPBACK, Process, cluster
+
+import dask_otel
+from dask_otel.worker import plugin
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)], config={"distributed.worker.preload": ["dask_otel"]})
+async def test_the_preload(client, scheduler, worker):
+    assert "execute" in vars(worker)
+    with provider_of(Person()) as _:
+        assert await client.submit(inc, 1) == 2
+    assert not spans_of(worker).safety.failures
+    # What a client registers later takes its place.
+    first = worker.plugins["dask-otel"]
+    await client.register_plugin(dask_otel.OTelWorkerPlugin())
+    assert worker.plugins["dask-otel"] is not first
+    assert await client.submit(inc, 2) == 3
+    await worker.close()
+    assert "execute" not in vars(worker)
+
+
+def test_the_plugin_can_be_sent():
+    made = plugin.OTelWorkerPlugin()
+    made._spans = object()  # as it is on a worker
+    copy = pickle.loads(pickle.dumps(made))
+    assert copy._spans is None
+    assert copy.name == "dask-otel"
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_a_broken_opentelemetry_is_one_line(client, scheduler, worker, monkeypatch, caplog):
+    monkeypatch.delitem(sys.modules, "dask_otel.worker.execution", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", None)
+    with caplog.at_level(logging.WARNING):
+        assert await worker.plugin_add(dask_otel.OTelWorkerPlugin()) == {"status": "OK"}
+    (message,) = {each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING}
+    assert "dask-otel is off: cannot import opentelemetry.trace" in message
+    assert "execute" not in vars(worker)
+    assert await client.submit(inc, 1) == 2
+    await worker.plugin_remove("dask-otel")
+
+
+@pytest.mark.parametrize("fault", ["_install", "Safety"])
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_a_fault_in_the_set_up(client, scheduler, worker, monkeypatch, fault):
+    def broken(*args, **kwargs):
+        raise RuntimeError("injected")
+
+    if fault == "_install":
+        monkeypatch.setattr(plugin, "_install", broken)
+    else:
+        monkeypatch.setattr(plugin.config, "load", broken)
+    assert await worker.plugin_add(dask_otel.OTelWorkerPlugin()) == {"status": "OK"}
+    assert await client.submit(inc, 1) == 2
+    assert "execute" not in vars(worker)
+
+
+@pytest.mark.slow
+def test_a_worker_without_a_provider_is_quiet(tmp_path):
+    """Its log has the lines with which Dask says that it loads something, and no other; also with a nanny."""
+    with cluster(tmp_path, env={"OTEL_TRACES_EXPORTER": "none"}, workers=0) as processes:
+        worker = Process(
+            "worker", processes.address, "--preload", "dask_otel", *LOOPBACK, folder=tmp_path,
+            env={"PYTHONPATH": python_path()},
+        )  # fmt: skip
+        try:
+            processes.client.wait_for_workers(1)
+            assert processes.client.gather(processes.client.map(inc, range(10))) == list(range(1, 11))
+        finally:
+            worker.stop()
+    named = {re.sub(".* - INFO - ", "", line) for line in worker.log.splitlines() if re.search("dask.otel", line)}
+    assert named == {
+        "Creating preload: dask_otel",
+        "Import preload module: dask_otel",
+        "Run preload setup: dask_otel",
+        "Starting Worker plugin dask-otel",
+        "Removing Worker plugin dask-otel",
+    }
