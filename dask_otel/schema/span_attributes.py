@@ -79,7 +79,7 @@ def _pattern(name: str, type_: Type, on: Sequence[str], meaning: str, unit: str 
 # fmt: off
 KIND = _attribute("dask.kind", "string", EVERY, meaning=
     "`span` for a segment, `group` for a group span, `task` for a task span, `pending` for a pending span, `actor` for "
-    "a [call to an actor](inside-tasks.md#actors)")
+    "a [call to an actor](inside.md#actors)")
 SPAN_ID = _attribute("dask.span.id", "string", EVERY, meaning="id of the Dask span")
 SPAN_PATH = _attribute("dask.span.path", "string", EVERY, cap=MAX_NAME, meaning=
     "tags of the Dask span from the root down, joined: `Alice's workflow / data load`")

@@ -425,6 +425,62 @@ async def test_a_worker_that_closes_ends_the_spans_of_its_coroutines(person, cli
     future.release()
 
 
+@spanned(nthreads=[("127.0.0.1", 1)])
+async def test_a_worker_that_closes_ends_the_spans_of_threads_that_run_on(person, client, scheduler, worker):
+    """Dask cancels ``execute``, which gives no event then."""
+    with events("entered", "go") as (entered, go):
+        future = client.submit(hold, "entered", "go", key="work")
+        await asyncio.to_thread(entered.wait, 60)
+        await worker.close(executor_wait=False)
+        (task,) = person.tasks()
+        assert (task.name, task.status, "dask.task.type" in task.attributes) == ("work", "Unset", False)
+        go.set()
+        await asyncio.to_thread(person.exporter.wait, lambda spans: len(spans) == 3)
+    assert {each.parent_id for each in person.spans if each is not task} >= {task.span_id}
+    future.release()
+
+
+@spanned(nthreads=[("127.0.0.1", 1)])
+async def test_a_worker_that_fails_hard_ends_the_span(person, client, scheduler, worker, monkeypatch):
+    """An exception out of ``execute`` closes the worker; the status of the span says so."""
+    spans = spans_of(worker)
+
+    async def execute(*args, **kwargs):
+        child("inner")
+        raise OSError("broken")
+
+    monkeypatch.setattr(spans, "_execute", execute)
+    with pytest.raises(OSError, match="broken"):
+        await worker.execute("work", stimulus_id="test")  # a key that the worker does not know: no span
+    future = client.submit(work, key="work", workers=[worker.address], pure=False)
+    await until(lambda: spans._running == 0 and person.spans)
+    await asyncio.to_thread(spans.stop, 30)
+    await asyncio.to_thread(person.exporter.wait, lambda made: any(each.name == "work" for each in made))
+    (task,) = person.tasks()
+    assert (task.status, task.attributes["error.type"], task.status_message) == ("Error", "OSError", "broken")
+    monkeypatch.undo()
+    future.release()
+    await worker.close()
+
+
+@spanned(nthreads=[("127.0.0.1", 1)])
+async def test_a_task_that_runs_for_long_is_reported_while_it_runs(person, client, scheduler, worker):
+    """And what reports it is in no context of a task."""
+    spans, contexts = spans_of(worker), []
+    report = spans._report
+    spans._report = lambda: (contexts.append(current()), report())
+    with events("entered", "go") as (entered, go):
+        future = client.submit(hold, "entered", "go", key="work")
+        await asyncio.to_thread(entered.wait, 60)
+        await until(lambda: scheduler.get_events("dask-otel"))
+        assert not person.tasks()
+        assert set(map(str, contexts)) == {str(("NonRecordingSpan", {}, {}))}
+        go.set()
+        await future
+    await ended(worker)
+    assert len(scheduler.get_events("dask-otel")) == len(person.tasks()) == 1
+
+
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_cluster_that_is_made_or_scaled_in_a_request(scaled):
     """Its workers' tasks are not in the request (``dask-facts`` 38)."""
