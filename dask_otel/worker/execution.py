@@ -136,6 +136,7 @@ class TaskSpans:
             with self.safety.guard("removing"):
                 undo()
         self._undo.clear()
+        self._report()
         if self._timer is not None and not self._running:
             self._timer.cancel()
             self._timer = None
@@ -205,10 +206,10 @@ class TaskSpans:
     def _end(self, run: Run, span: LazySpan, delay: float, event: Any, error: BaseException | None) -> None:
         try:
             self._running -= 1
-            if self._made:
-                self._report()
             deferred = freeze(span)
             task, run.task = run.task, None
+            if self._made and not isinstance(error, GeneratorExit):  # that comes in any thread
+                self._report()
             if deferred is not None:
                 deferred.end(partial(self._end_later, self._outcome(task, event, error, delay)))
         except Exception as failed:  # noqa: BLE001 -- handed to the one place that catches everything
@@ -304,9 +305,9 @@ class TaskSpans:
             return
         try:
             self._running -= 1
-            if self._made:
-                self._report()
             deferred = freeze(span)
+            if self._made and not isinstance(error, GeneratorExit):
+                self._report()
             if deferred is not None:
                 deferred.end(partial(self._end_later, Outcome(time(), _error_of_call(answer, error))))
         except Exception as failed:  # noqa: BLE001 -- handed to the one place that catches everything

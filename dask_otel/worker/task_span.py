@@ -175,14 +175,15 @@ class Run:
                 start_time=floor(self._start() * 1e6) * 1000,
             )
             own = span.get_span_context()
-            if own.trace_flags.sampled:
+            if own.trace_flags.sampled and span.is_recording():
                 source.report(
                     SpanMade(
                         self.key, self._run_id, self.dask_span_id, group, own.trace_id, own.span_id, parent.span_id
                     )
                 )
-            else:  # as the provider's sampler decided
+            else:  # as the provider's sampler decided, or OTEL_SDK_DISABLED
                 source.budget.give_back()
+                span = span if own.is_valid else None
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             source.safety.caught("task span", error)
         return span
@@ -207,7 +208,8 @@ class Run:
                     common = self._look_up()
                     if len(known) >= MAX_KNOWN:
                         known.clear()
-                    known[of] = common
+                    if common.parent.is_valid:
+                        known[of] = common
                 self._common = common
             except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
                 self._source.safety.caught("task span (group)", error)

@@ -551,6 +551,36 @@ async def test_the_sampler_of_the_process_decides(person, client, scheduler, wor
     assert scheduler.get_events("dask-otel") == ()
 
 
+def disabled():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_SDK_DISABLED", "true")
+        return Person()
+
+
+@spanned(make=disabled, config={"otel.workers.max-rate": 1})
+async def test_a_provider_that_is_switched_off(person, client, scheduler, worker):
+    """It has tracers, whose spans are their parents."""
+    for number in range(3):
+        _, span_id = await client.submit(ids, key=f"ids-{number}")
+        assert groups(scheduler)[span_id] == "group ids"
+        assert await client.submit(work, number, key=f"work-{number}") == number
+    assert person.spans == []
+    assert scheduler.get_events("dask-otel") == ()
+
+
+@spanned()
+async def test_many_groups(person, client, scheduler, worker, monkeypatch):
+    """What is remembered of them is limited."""
+    monkeypatch.setattr(task_span, "MAX_KNOWN", 3)
+    futures = [client.submit(work, key=f"{name}-{number}") for number in range(2) for name in "abcdefgh"]
+    await client.gather(futures)
+    await ended(worker)
+    assert len(spans_of(worker)._source.known) <= 3
+    assert lines(scheduler, person.spans) == [
+        line for name in "abcdefgh" for line in [f"group {name}", *[f"  {name} [task]", "    inner"] * 2]
+    ]
+
+
 @spanned()
 async def test_in_a_callers_trace(person, client, scheduler, worker):
     with inside(request=anchored(5, 6), load="inner"):
