@@ -192,7 +192,7 @@ class LazySpan(Span):
 
     def __getattr__(self, name: str) -> Any:
         # For what OpenTelemetry's API does not name: what only the SDK's spans have, or those of a later API.
-        if name.startswith("__") or "_parts" not in self.__dict__:  # pickle and copy ask for such names
+        if "_parts" not in self.__dict__:  # it is being copied
             raise AttributeError(name)
         deferred, place = self._deferred, self._place
         makes = self._makes_for_ids and not name.startswith("_")

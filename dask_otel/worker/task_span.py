@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from math import ceil, floor
+from math import floor
 from time import time
 from typing import Any, NamedTuple
 
@@ -290,7 +290,7 @@ def end_span(span: Span, outcome: Outcome, redactor: Redactor) -> None:
     """End the span of a run. May raise what a span processor raises, but the span has ended then."""
     # To the next microsecond, as the start to the one before: times of runs are floats, and spans inside the run have
     # exact ones.
-    end = ceil(outcome.stop * 1e6) * 1000
+    end = (floor(outcome.stop * 1e6) + 1) * 1000
     start = getattr(span, "start_time", None)
     if isinstance(start, int):
         end = max(end, start)

@@ -198,6 +198,7 @@ def test_asking_for_private_names_makes_nothing():
     span, task = lazy()
     for name in ("__deepcopy__", "_attributes", "__wrapped__"):
         assert not hasattr(span, name)
+    assert not hasattr(LazySpan.__new__(LazySpan), "anything")
     assert task.calls == 0
     assert repr(span) == "<LazySpan of 'inc': not made>"
 
