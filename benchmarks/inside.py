@@ -2,7 +2,8 @@
 
 **In a loop**, the wrapper runs around an empty ``execute``, and around one that uses the current span. From the latter,
 what the SDK takes for a span with the same attributes is taken off. The tracer provider has no processor: neither
-encoding nor sending is measured, but the thread that ends spans is.
+encoding nor sending is measured. The thread that ends spans does so after the loop: a loop that never waits would
+compete with it for the interpreter lock.
 
 **On a live worker**, in a process of its own, batches of tasks run with the plugin and without it, in turn. Without the
 plugin, tasks have one span or two of their own; with it, one of their own and that of the task. A task that uses no
@@ -29,6 +30,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 from dask_otel import OTelWorkerPlugin
 from dask_otel.privacy import Capture, Redactor
 from dask_otel.safety import Safety
+from dask_otel.worker import ending
 from dask_otel.worker.execution import TaskSpans
 
 LOOPS = 5_000
@@ -98,6 +100,8 @@ def looped(rounds=15):
         if spans:
             await asyncio.to_thread(spans.stop, 60)
         return (process_time() - before) / LOOPS * 1e6
+
+    ending.LINGER = 60.0  # until it is stopped
 
     async def measure():
         workers = [(StandIn(), False), (StandIn(), True), (Using(), True), (WithoutUs(), False)]
