@@ -8,12 +8,14 @@ import re
 import sys
 
 import pytest
+from distributed import span
 from distributed.utils_test import gen_cluster, inc
 from support.environment import python_path
 from support.inside import Person, provider_of, spans_of
 from support.processes import LOOPBACK, Process, cluster
 
 import dask_otel
+from dask_otel.cli.receiver import Receiver
 from dask_otel.worker import plugin
 
 
@@ -66,6 +68,65 @@ async def test_a_fault_in_the_set_up(client, scheduler, worker, monkeypatch, fau
     assert await worker.plugin_add(dask_otel.OTelWorkerPlugin()) == {"status": "OK"}
     assert await client.submit(inc, 1) == 2
     assert "execute" not in vars(worker)
+
+
+#: A person's preload: a provider that sends to the collector, and a task that uses it.
+PROVIDER = """
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+def dask_setup(worker):
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(insecure=True), schedule_delay_millis=200))
+    trace.set_tracer_provider(provider)
+"""
+
+
+def read(x):
+    from opentelemetry import trace
+
+    with trace.get_tracer("person").start_as_current_span("GET"):
+        return x
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nanny", [False, True])
+def test_one_trace_from_scheduler_and_worker(tmp_path, nanny):
+    """Real processes and real OTLP: segment, group, task, and the person's span."""
+    preload = tmp_path / "provider.py"
+    preload.write_text(PROVIDER)
+    options = ("--preload", str(preload), "--preload", "dask_otel", *(() if nanny else ("--no-nanny",)))
+    with Receiver() as receiver:
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoints["grpc"], "OTEL_METRICS_EXPORTER": "none"}
+        env["PYTHONPATH"] = python_path()
+        with cluster(tmp_path, env=env, workers=0) as processes:
+            worker = Process(
+                "worker", processes.address, "--name", "w0", *options, *LOOPBACK, folder=tmp_path,
+                env=env | {"OTEL_SERVICE_NAME": "people"},
+            )  # fmt: skip
+            try:
+                processes.client.wait_for_workers(1)
+                with span("etl") as root, span("load"):
+                    assert processes.client.submit(read, 1, key="read-1").result() == 1
+                trace_id = dask_otel.trace_id(root)
+                spans = receiver.wait(lambda spans: {each.name for each in spans} >= {"etl", "GET"}, timeout=60)
+            finally:
+                worker.stop()
+    names = {each.span_id: each.name for each in spans} | {"": "nobody"}
+    assert {each.trace_id for each in spans} == {trace_id}
+    assert {
+        (each.resource["service.name"], each.attributes.get("dask.kind"), names[each.parent_id], each.name)
+        for each in spans
+    } == {
+        ("dask-scheduler", "group", "load", "read"),
+        ("dask-scheduler", "span", "etl", "load"),
+        ("dask-scheduler", "span", "nobody", "etl"),
+        ("people", "task", "read", "read"),
+        ("people", None, "read", "GET"),
+    }
+    assert len(spans) == 5
 
 
 @pytest.mark.slow
