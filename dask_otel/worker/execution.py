@@ -223,9 +223,10 @@ class TaskSpans:
             return Outcome(time())
 
     def _end_later(self, outcome: Outcome, span: Span) -> None:
-        # This may be a thread of the task's, which has just made the span.
-        with self.safety.guard("end of a task"):
+        try:  # this may be a thread of the task's, which has just made the span
             self._ending.call(partial(end_span, span, outcome, self._redactor))
+        except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+            self.safety.caught("end of a task", error)
 
     # Reports to the scheduler: from the event loop, since to wake it for each would cost more than all the rest
 

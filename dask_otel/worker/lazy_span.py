@@ -124,10 +124,8 @@ class DeferredSpan:
     def _end_real(self) -> None:
         # Whoever releases the lock calls this, so nothing is left undone if the lock is held here.
         while self._end is not None and self._lock.acquire(blocking=False):
-            try:
-                end, self._end = self._end, None
-            finally:
-                self._lock.release()
+            end, self._end = self._end, None
+            self._lock.release()
             if end is not None and self._real is not None:
                 end(self._real)
 
