@@ -125,7 +125,7 @@ def cpu():
 
 
 def provide():
-    """Set a provider whose spans record, and go nowhere."""
+    """Set a provider whose spans record, and are not sent."""
     trace.set_tracer_provider(TracerProvider())
 
 

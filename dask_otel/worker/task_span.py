@@ -73,7 +73,7 @@ class SpanSource:
     report
         Reports a span to the scheduler.
     worker
-        Returns address and name of the worker, as far as they are known.
+        Returns address and name of the worker, each None if it is not known.
     """
 
     def __init__(
