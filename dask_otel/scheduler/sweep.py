@@ -208,7 +208,10 @@ class Sweep:
         for group in list(taken.changes):
             with self._safety.guard("sweep"):
                 # Removed one by one: to free thousands at once would take milliseconds.
-                self._add_change(group, taken.changes.pop(group), now)
+                change = taken.changes.pop(group)
+                for _ in change.count_runs(self._inbox.intervals):
+                    await pace.rest()
+                self._add_change(group, change, now)
             await pace.rest()
         # Claims after changes: the segments that count their tasks are open now.
         for claim in taken.claims:
@@ -233,7 +236,6 @@ class Sweep:
         # Without a span, it is scattered data that no graph has used yet.
         if group.span_id and not self._groups.is_unchanged(group, change):
             self._groups.read_delta(group, change)
-            change.sort_runs(self._inbox.intervals)
             self._cluster_metrics.change(change)
             self._add_span(group.span_id)
             self._span_tree.add_change(change, now)
