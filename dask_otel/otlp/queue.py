@@ -202,9 +202,12 @@ class SpanQueue:
 
     def to_pack(self, keep: int) -> Bundle | None:
         """Return the oldest bundle with records that are not packed, if there are more of these than are to be kept."""
+        self._skip_packed()
+        return self._to_pack[0] if self._to_pack and self.loose > keep else None
+
+    def _skip_packed(self) -> None:
         while self._to_pack and not self._to_pack[0].loose:
             self._to_pack.popleft()
-        return self._to_pack[0] if self._to_pack and self.loose > keep else None
 
     def pack(self, bundle: Bundle, before: Sequence[Record | Packed], packed: Sequence[Packed]) -> None:
         """Put packed records in the place of those of a bundle, if they are still the same."""
@@ -243,6 +246,10 @@ class SpanQueue:
                 self._count(first)
                 if not first.items:
                     self._queue.popleft()
+                elif first.loose:  # some of those that were packed together are left
+                    self._skip_packed()
+                    if not self._to_pack or self._to_pack[0] is not first:
+                        self._to_pack.appendleft(first)
                 break
             batch += first.items
             spans += first.spans

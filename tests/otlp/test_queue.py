@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.memory import FACTORY
 from support.records import group, pending, root_segment, segment, task
@@ -127,6 +127,7 @@ STEPS = st.lists(
 )
 
 
+@example([("put", 0, 2), ("pack", 0), ("take", 1, 1), ("pack", 0)], 3, 50_000)
 @given(STEPS, st.integers(1, 25), st.sampled_from([5_000, 50_000, MANY]))
 def test_nothing_is_lost_without_being_counted(steps, max_spans, max_bytes):
     queue, dropped = waiting(max_spans, max_bytes)
