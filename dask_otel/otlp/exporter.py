@@ -11,7 +11,7 @@ import random
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -101,7 +101,7 @@ FOR_LAST_LINE = 0.2
 #: Seconds from the first snapshot to the second; then twice as long each time, up to the interval.
 FIRST_PAUSE = 1.0
 #: Records that wait as they are; those beyond are packed.
-KEPT_LOOSE = 2000
+KEPT_LOOSE = 200
 #: Finished roots that are remembered.
 MAX_FINISHED = 100
 
@@ -247,9 +247,9 @@ class ExportQueue(ABC):
     def take(self) -> Any:
         """Take out a batch, which is then in flight; empty or None if nothing waits. The caller locks."""
 
-    def pack(self) -> bool:
-        """Make what waits smaller; False if there is nothing to do. Locks."""
-        return False
+    def packing(self) -> Iterator[None]:
+        """Make what waits smaller, if that is much; lazy, each step takes a quarter of a millisecond. Locks."""
+        return iter(())
 
     @abstractmethod
     def export(self, batch: Any, send: Callable[[Any], ExportResult]) -> None:
@@ -312,21 +312,20 @@ class SpanExportQueue(ExportQueue):
         self.in_flight = sum(map(count_of, batch))
         return batch
 
-    def pack(self) -> bool:
-        """Pack some of what waits, if that is much; False if nothing is to be packed."""
-        with self.changed:
-            bundle = self._queue.to_pack(KEPT_LOOSE)
-            items = bundle.items if bundle else ()
-        if bundle is None:
-            return False
-        packed: list[Packed] = []
-        pacer = Pacer()
-        for each in self._packer.pack(items):
-            packed.append(each)
-            pacer.rest()
-        with self.changed:
-            self._queue.pack(bundle, items, packed)
-        return True
+    def packing(self) -> Iterator[None]:
+        """Pack what waits beyond ``KEPT_LOOSE``."""
+        while True:
+            with self.changed:
+                bundle = self._queue.to_pack(KEPT_LOOSE)
+                items = bundle.items if bundle else ()
+            if bundle is None:
+                return
+            packed: list[Packed] = []
+            for each in self._packer.pack(items):
+                packed.append(each)
+                yield
+            with self.changed:
+                self._queue.pack(bundle, items, packed)  # unless another thread was faster
 
     def export(self, batch: list[Record | Packed], send: Callable[[Any], ExportResult]) -> None:
         """Convert and send a batch, and halve it while that may save a part of it."""
@@ -691,9 +690,12 @@ class ExportThread:
             self._changed.wait(left)
 
     def _pack(self) -> None:
+        pacer = Pacer()
         with self._guard():
-            while not self._is_closing and self.queue.pack():
-                pass
+            for _ in self.queue.packing():
+                if self._is_closing:
+                    return
+                pacer.rest()
 
     def _note(self, result: ExportResult) -> None:
         """Note the result of a request, and log what a person should know."""
@@ -848,6 +850,11 @@ class TelemetryOutput:
         for thread in self.span_threads:
             thread.put(list(records))
         return records if self.span_threads else []
+
+    def packing(self) -> Iterator[None]:
+        """Pack what waits for all span threads, if that is much; lazy, each step takes a quarter of a millisecond."""
+        for thread in self.span_threads:
+            yield from thread.queue.packing()
 
     def leave_to(self, heir: Any) -> None:
         """Give spans that cannot be sent until the shutdown ends to another ``TelemetryOutput``; each only once.

@@ -28,6 +28,13 @@ class Output(Protocol):
     def put(self, records: list[Record]) -> list[Record]:
         """Take records that should leave together; return those that are on their way to a backend."""
 
+    def packing(self) -> Iterator[None]:
+        """Make what waits smaller, if that is much; lazy, each step is little work.
+
+        A thread does so, too. But many records come at once: until the thread has packed them, each garbage collection
+        of the interpreter would look at them all.
+        """
+
     def wants_metrics(self, *, last: bool = False) -> bool:
         """Whether it is time for a snapshot, said once.
 
@@ -255,6 +262,9 @@ class Sweep:
                 with self._safety.guard("sink"):  # one that fails must not take the others with it
                     self._cluster_metrics.sent(self._output.put(together))
                 together = []
+                with self._safety.guard("sink"):
+                    for _ in self._output.packing():
+                        await pace.rest()
             await pace.rest()
 
     async def _send_metrics(self, pace: Pace, *, last: bool = False) -> None:
