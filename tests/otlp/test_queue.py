@@ -178,7 +178,7 @@ def test_what_is_packed_leaves_as_it_came(is_packed):
     put(*bundle(1, 70, 40))
     put(root_segment(name="lost", trace_id=7), *bundle(2, 0, 0))  # never together in life
     put(*bundle(3, 40, 0))
-    queue.note_lost([group(trace_id=7)])
+    queue.note_lost({7: 1})
     assert dropped == {"task": 32}
     records = [record for batch in drain(queue, max_spans=50) for record in batch]
     assert [record.name for record in records] == [
