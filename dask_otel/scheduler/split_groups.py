@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from functools import partial
+from functools import partial, wraps
 from itertools import chain
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -220,6 +220,7 @@ class GroupSplitter:
         """Wrap a scheduler's method that makes each task; what it needs are its variables, to be fast."""
         new, before = self.new, self._before
 
+        @wraps(new_task)
         def noted(key: Any, *args: Any, **details: Any) -> Any:
             task = new_task(key, *args, **details)
             try:
