@@ -211,7 +211,7 @@ class Inbox:
         """Make the function that appends a task's transition.
 
         What it needs are its variables, and what a worker reports of a run are its parameters: as a method with a
-        dictionary of details, it took 1.8 µs a task instead of 1.1.
+        dictionary of details, it took 1.8 µs a task instead of 0.8.
         """
         tasks, changes, forgotten = self._tasks, self._changes, self._forgotten
         claimed, provisional = self._claimed, self._provisional
