@@ -34,7 +34,7 @@ class Hooks(BridgePlugin):
         super().__init__()
         self.safety = Safety()
         self.inbox = Inbox(SimpleNamespace(tasks=tasks, workers={}), Clock(), self.safety)
-        self.transition = self.inbox.transition
+        self.transition = self.inbox.make_transition_hook()
 
 
 def worker_state(address):

@@ -21,6 +21,9 @@ class Count:
         self.segments += isinstance(records[-1], SegmentRecord)
         return records
 
+    def packing(self):
+        return ()
+
     def wants_metrics(self, *, last=False):
         return False
 

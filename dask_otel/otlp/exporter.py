@@ -11,7 +11,7 @@ import random
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -47,12 +47,12 @@ from .environment import (
 )
 from .metrics import MetricFactory
 from .misspelt import misspelt
-from .packing import Packed, Packer, count_of, unpacked
+from .packing import Packed, Packer, Place, count_of, kind_of_item, places, records_at, unpacked
 from .queue import RateLimiter, SpanQueue, size_of
 from .recent_runs import RecentRuns, RunId
 from .sampling import Sampling, make_sampler
-from .spans import SpanFactory, SpanForm, error_description, kind_of
-from .transport import ExportResult, Paced, Pacer, RetryDecision, Sender, import_exporters, make_senders, shut_down
+from .spans import KINDS, SpanFactory, SpanForm, error_description, kind_of
+from .transport import ExportResult, Pacer, RetryDecision, Sender, import_exporters, make_senders, shut_down
 
 __all__ = [
     "DISABLED",
@@ -101,7 +101,7 @@ FOR_LAST_LINE = 0.2
 #: Seconds from the first snapshot to the second; then twice as long each time, up to the interval.
 FIRST_PAUSE = 1.0
 #: Records that wait as they are; those beyond are packed.
-KEPT_LOOSE = 2000
+KEPT_LOOSE = 200
 #: Finished roots that are remembered.
 MAX_FINISHED = 100
 
@@ -247,9 +247,9 @@ class ExportQueue(ABC):
     def take(self) -> Any:
         """Take out a batch, which is then in flight; empty or None if nothing waits. The caller locks."""
 
-    def pack(self) -> bool:
-        """Make what waits smaller; False if there is nothing to do. Locks."""
-        return False
+    def packing(self) -> Iterator[None]:
+        """Make what waits smaller, if that is much; lazy, each step takes a quarter of a millisecond. Locks."""
+        return iter(())
 
     @abstractmethod
     def export(self, batch: Any, send: Callable[[Any], ExportResult]) -> None:
@@ -312,45 +312,44 @@ class SpanExportQueue(ExportQueue):
         self.in_flight = sum(map(count_of, batch))
         return batch
 
-    def pack(self) -> bool:
-        """Pack some of what waits, if that is much; False if nothing is to be packed."""
-        with self.changed:
-            bundle = self._queue.to_pack(KEPT_LOOSE)
-            items = bundle.items if bundle else ()
-        if bundle is None:
-            return False
-        packed: list[Packed] = []
-        pacer = Pacer()
-        for each in self._packer.pack(items):
-            packed.append(each)
-            pacer.rest()
-        with self.changed:
-            self._queue.pack(bundle, items, packed)
-        return True
+    def packing(self) -> Iterator[None]:
+        """Pack what waits beyond ``KEPT_LOOSE``."""
+        while True:
+            with self.changed:
+                bundle = self._queue.to_pack(KEPT_LOOSE)
+                items = bundle.items if bundle else ()
+            if bundle is None:
+                return
+            packed: list[Packed] = []
+            for each in self._packer.pack(items):
+                packed.append(each)
+                yield
+            with self.changed:
+                self._queue.pack(bundle, items, packed)  # unless another thread was faster
 
     def export(self, batch: list[Record | Packed], send: Callable[[Any], ExportResult]) -> None:
         """Convert and send a batch, and halve it while that may save a part of it."""
-        parts = [self._convert(unpacked(batch))]
+        parts = [self._convert(batch)]
         requests = 0
         while parts:
             part = parts.pop()
             if not part:
                 continue
-            records = [record for record, _ in part]
+            sent = [place for place, _ in part]
             result = send(self._form.request(span for _, span in part))
             requests += 1
             is_about_spans = result.decision in (RetryDecision.TOO_LARGE, RetryDecision.INVALID)
             if result.decision is RetryDecision.SENT:
-                self._count_sent(records, result.rejected)
+                self._count_sent(sent, result.rejected)
             elif is_about_spans and len(part) > 1 and requests < MAX_REQUESTS:
                 half = len(part) // 2
                 parts += [part[half:], part[:half]]
             else:
-                self._lose(records, _REASONS[result.decision])
+                self._lose(sent, _REASONS[result.decision])
 
     def drop(self, batch: list[Record | Packed], reason: str) -> None:
         """Count the records that are still in flight, the last ones, as dropped."""
-        self._lose(unpacked(batch)[-self.in_flight :], reason)
+        self._lose(places(batch)[-self.in_flight :], reason)
 
     def status(self) -> dict[str, Any]:
         """Return counts of spans."""
@@ -376,15 +375,22 @@ class SpanExportQueue(ExportQueue):
             + (f"; last error: {last_error}" if last_error else ""),
         )
 
-    def _convert(self, batch: list[Record]) -> list[tuple[Record, Any]]:
-        """Make spans. A record that cannot be converted costs at most its attributes."""
+    def _convert(self, batch: list[Record | Packed]) -> list[tuple[Place, Any]]:
+        """Make spans. A record that cannot be converted costs at most its attributes.
+
+        The records of a batch are unpacked some at a time, and let go: with hundreds of them in memory while the
+        request is sent, there would soon be enough for a full garbage collection.
+        """
         spans = []
-        for record in Paced(batch):
-            span = self._span_of(record)
-            if span:
-                spans.append((record, span))
-            else:
-                self._lose([record], "fault")
+        pacer = Pacer()
+        for item in batch:
+            for number, record in enumerate(unpacked([item])):
+                pacer.rest()
+                place, span = Place(item, number), self._span_of(record)
+                if span:
+                    spans.append((place, span))
+                else:
+                    self._lose([place], "fault")
         return spans
 
     def _span_of(self, record: Record) -> Any:
@@ -393,33 +399,38 @@ class SpanExportQueue(ExportQueue):
                 return make(record)
         return None
 
-    def _count_sent(self, records: list[Record], rejected: int) -> None:
+    def _count_sent(self, sent: list[Place], rejected: int) -> None:
         """Count records that have arrived, of which the collector may have rejected some, unknown which."""
-        kinds = Counter(map(kind_of, records))
-        lost = min(rejected, len(records))
-        if 0 < lost < len(records) and len(kinds) > 1:
-            kinds = Counter({"unknown": len(records)})
+        kinds = _kinds(sent)
+        lost = min(rejected, len(sent))
+        if 0 < lost < len(sent) and len(kinds) > 1:
+            kinds = Counter({"unknown": len(sent)})
         with self.changed:
-            self.in_flight -= len(records)
+            self.in_flight -= len(sent)
             for kind, count in kinds.items():
                 gone = min(lost, count)
                 self.sent[kind] += count - gone
                 if gone:
                     self.dropped[kind, "rejected"] += gone
 
-    def _lose(self, records: list[Record], reason: str) -> None:
+    def _lose(self, lost: list[Place], reason: str) -> None:
         heir = self.heir if reason == "shutdown" else None
         with self.changed:
-            self.in_flight -= len(records)
+            self.in_flight -= len(lost)
             if heir is None:
-                self._queue.note_lost(records)
-                self._count_dropped(reason, Counter(map(kind_of, records)))
-        if heir and records:
-            heir(records)
+                self._queue.note_lost(Counter(item.trace_id for item, _ in lost))
+                self._count_dropped(reason, _kinds(lost))
+        if heir and lost:
+            heir(records_at(lost))
 
     def _count_dropped(self, reason: str, kinds: Counter[str]) -> None:
         for kind, count in kinds.items():
             self.dropped[kind, reason] += count
+
+
+def _kinds(places: Iterable[Place]) -> Counter[str]:
+    """Count records by kind."""
+    return Counter(KINDS[kind_of_item(item)] for item, _ in places)
 
 
 class MetricExportQueue(ExportQueue):
@@ -691,9 +702,12 @@ class ExportThread:
             self._changed.wait(left)
 
     def _pack(self) -> None:
+        pacer = Pacer()
         with self._guard():
-            while not self._is_closing and self.queue.pack():
-                pass
+            for _ in self.queue.packing():
+                if self._is_closing:
+                    return
+                pacer.rest()
 
     def _note(self, result: ExportResult) -> None:
         """Note the result of a request, and log what a person should know."""
@@ -848,6 +862,11 @@ class TelemetryOutput:
         for thread in self.span_threads:
             thread.put(list(records))
         return records if self.span_threads else []
+
+    def packing(self) -> Iterator[None]:
+        """Pack what waits for all span threads, if that is much; lazy, each step takes a quarter of a millisecond."""
+        for thread in self.span_threads:
+            yield from thread.queue.packing()
 
     def leave_to(self, heir: Any) -> None:
         """Give spans that cannot be sent until the shutdown ends to another ``TelemetryOutput``; each only once.

@@ -11,11 +11,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..spantree.records import Record, SegmentRecord
 
-__all__ = ["AT_ONCE", "Packed", "Packer", "count_of", "unpacked"]
+__all__ = ["AT_ONCE", "Packed", "Packer", "Place", "count_of", "kind_of_item", "places", "records_at", "unpacked"]
 
 #: Records that are packed together: it takes a quarter of a millisecond, with the interpreter lock held.
 AT_ONCE = 32
@@ -72,6 +72,36 @@ class Packed:
             segment = records[0]
             return [replace(segment, **{name: getattr(segment, name) + more for name, more in self._added.items()})]
         return records
+
+
+class Place(NamedTuple):
+    """Where a record is, for what does not need the record itself."""
+
+    item: Record | Packed
+    #: Of the record among those of the item.
+    number: int
+
+
+def places(items: Iterable[Record | Packed]) -> list[Place]:
+    """Return the places of all records, in their order."""
+    return [Place(item, number) for item in items for number in range(count_of(item))]
+
+
+def records_at(places: Iterable[Place]) -> list[Record]:
+    """Return the records at some places; quick if those of one item follow one another."""
+    records: list[Record] = []
+    last: Record | Packed | None = None
+    inside: list[Record] = []
+    for item, number in places:
+        if item is not last:
+            last, inside = item, unpacked([item])
+        records.append(inside[number])
+    return records
+
+
+def kind_of_item(item: Record | Packed) -> type[Record]:
+    """Return the class of the records."""
+    return item.kind if isinstance(item, Packed) else type(item)
 
 
 def count_of(item: Record | Packed) -> int:

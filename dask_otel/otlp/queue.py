@@ -6,7 +6,7 @@ What is worth least is dropped first: task spans, group spans, then segments.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from time import monotonic
@@ -14,7 +14,7 @@ from typing import Any
 
 from ..spantree.counts import Tally
 from ..spantree.records import GroupRecord, Record, SegmentRecord, TaskRecord
-from .packing import AT_ONCE, Packed, count_of, unpacked
+from .packing import AT_ONCE, Packed, count_of, kind_of_item, unpacked
 from .spans import KINDS
 
 __all__ = ["Bundle", "RateLimiter", "SpanQueue", "size_of"]
@@ -92,7 +92,7 @@ class Bundle:
 
     def has(self, kind: type[Record]) -> bool:
         """Whether records of a kind are in it."""
-        return any(_kind(item) is kind for item in self.items)
+        return any(kind_of_item(item) is kind for item in self.items)
 
     def give_up(self, kind: type[Record], spans: float = inf, size: float = inf) -> int:
         """Take out records of a kind until so many, and bytes, are gone, and count them on their segment.
@@ -104,12 +104,12 @@ class Bundle:
         kept: list[Record | Packed] = []
         before, enough = self.spans, self.size - size
         for item in self.items:
-            if _kind(item) is kind and (before - self.spans < spans or self.size > enough):
+            if kind_of_item(item) is kind and (before - self.spans < spans or self.size > enough):
                 self._measure(item, -1)
             else:
                 kept.append(item)
         count = before - self.spans
-        if count and kept and _kind(kept[-1]) is SegmentRecord:
+        if count and kept and kind_of_item(kept[-1]) is SegmentRecord:
             # A copy: another exporter may have it too.
             kept[-1] = _adding(kept[-1], **{"dropped_tasks" if kind is TaskRecord else "dropped_groups": count})
         self.items = kept
@@ -139,10 +139,6 @@ class Bundle:
                 break
         self.items = list(rest)
         return part
-
-
-def _kind(item: Record | Packed) -> type[Record]:
-    return item.kind if isinstance(item, Packed) else type(item)
 
 
 def _wire(item: Record | Packed) -> int:
@@ -202,9 +198,12 @@ class SpanQueue:
 
     def to_pack(self, keep: int) -> Bundle | None:
         """Return the oldest bundle with records that are not packed, if there are more of these than are to be kept."""
+        self._skip_packed()
+        return self._to_pack[0] if self._to_pack and self.loose > keep else None
+
+    def _skip_packed(self) -> None:
         while self._to_pack and not self._to_pack[0].loose:
             self._to_pack.popleft()
-        return self._to_pack[0] if self._to_pack and self.loose > keep else None
 
     def pack(self, bundle: Bundle, before: Sequence[Record | Packed], packed: Sequence[Packed]) -> None:
         """Put packed records in the place of those of a bundle, if they are still the same."""
@@ -213,10 +212,10 @@ class SpanQueue:
             bundle.replace(packed)
             self._count(bundle)
 
-    def note_lost(self, items: Iterable[Record | Packed]) -> None:
-        """Have the top segments of traces that are still to leave count these records as dropped."""
-        for item in items:
-            self._uncounted[item.trace_id] = self._uncounted.get(item.trace_id, 0) + count_of(item)
+    def note_lost(self, losses: Mapping[int, int]) -> None:
+        """Have the top segments of traces that are still to leave count records as dropped; so many by trace."""
+        for trace_id, count in losses.items():
+            self._uncounted[trace_id] = self._uncounted.get(trace_id, 0) + count
         while len(self._uncounted) > MAX_TRACES:
             del self._uncounted[next(iter(self._uncounted))]
 
@@ -225,7 +224,7 @@ class SpanQueue:
         return [self._with_losses(item) for item in self._take(max_spans, max_bytes)]
 
     def _with_losses(self, item: Record | Packed) -> Record | Packed:
-        if self._uncounted and _kind(item) is SegmentRecord and item.is_top:
+        if self._uncounted and kind_of_item(item) is SegmentRecord and item.is_top:
             lost = self._uncounted.pop(item.trace_id, 0)
             return _adding(item, dropped_spans=lost) if lost else item
         return item
@@ -243,6 +242,10 @@ class SpanQueue:
                 self._count(first)
                 if not first.items:
                     self._queue.popleft()
+                elif first.loose:  # some of those that were packed together are left
+                    self._skip_packed()
+                    if not self._to_pack or self._to_pack[0] is not first:
+                        self._to_pack.appendleft(first)
                 break
             batch += first.items
             spans += first.spans
@@ -281,9 +284,11 @@ class SpanQueue:
                     bundles.popleft()
         while self._queue and self._is_too_much():
             bundle = self._queue.popleft()
+            lost: Counter[int] = Counter()
             for item in bundle.items:
-                gone[KINDS[_kind(item)]] += count_of(item)
-            self.note_lost(bundle.items)
+                gone[KINDS[kind_of_item(item)]] += count_of(item)
+                lost[item.trace_id] += count_of(item)
+            self.note_lost(lost)
             self._forget(bundle)
         self._dropped(+gone)
 

@@ -51,6 +51,8 @@ KINDS: dict[type[Record], str] = {
     TaskRecord: schema.TASK,
     PendingRecord: schema.PENDING,
 }
+#: OTLP's ints have 64 bits.
+_LEAST, _GREATEST = -(2**63), 2**63 - 1
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSET = Status(StatusCode.UNSET)
 
@@ -484,7 +486,13 @@ def _sdk_attributes(bounded: Bounded) -> BoundedAttributes:
 
 def cleaned(values: Attributes, longest: int | None = None) -> Attributes:
     """Return attributes with valid texts, cut to the caps of the schema and to ``longest`` characters."""
-    return {_name(name): _clean(name, value, longest) for name, value in values.items()}
+    return {
+        # Most values are numbers; to ask here takes a third of the time of a call.
+        _name(name): value
+        if type(value) is float or (type(value) is int and _LEAST <= value <= _GREATEST)
+        else _clean(name, value, longest)
+        for name, value in values.items()
+    }
 
 
 @lru_cache(4096)
@@ -495,14 +503,12 @@ def _name(name: str) -> str:
 def _clean(
     name: str, value: str | bool | int | float | list[str], longest: int | None
 ) -> str | bool | int | float | list[str]:
-    if isinstance(value, float):
-        return value
     if isinstance(value, str):
         known = schema.ATTRIBUTES.get(name)
         return clean(value, known.cap if known else MAX_VALUE)[:longest]
     if isinstance(value, list):
         return [item[:longest] for item in clean_items(value)]
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # OTLP's ints have 64 bits
+    if isinstance(value, int) and not _LEAST <= value <= _GREATEST:
         return float(value)
     return value
 

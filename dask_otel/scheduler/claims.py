@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..spantree.counts import FirstError, Load
@@ -69,7 +69,7 @@ class Claims:
         state: str,
         task: Any,
         outcome: str | None,
-        details: Mapping[str, Any],
+        startstops: Sequence[Mapping[str, Any]] | None,
         *,
         asked_again: bool,
     ) -> None:
@@ -95,7 +95,7 @@ class Claims:
             if state == "processing" and not claim.began:
                 claim.began = self._clock.now()
             if outcome:
-                self._end(claim, task, outcome, details)
+                self._end(claim, task, outcome, startstops)
         if state in ("memory", "erred") or outcome in ("cancelled", "abandoned"):
             claimed.waiting = frozenset()
         elif state == "forgotten":
@@ -118,11 +118,11 @@ class Claims:
             claim.count("erred" if task.exception_blame is task else "upstream_failed")
             claim.error = claim.error or FirstError(*error_of(task.exception_blame))
 
-    def _end(self, claim: Claim, task: Any, outcome: str, details: Mapping[str, Any]) -> None:
+    def _end(self, claim: Claim, task: Any, outcome: str, startstops: Sequence[Mapping[str, Any]] | None) -> None:
         claim.count(outcome)
         if outcome == "lost" and task.has_lost_dependencies:
             claim.lost_for_good += 1
-        for run in latest_run(details.get("startstops")):
+        for run in latest_run(startstops):
             claim.hull(self._clock.of_dask(run["start"]), self._clock.of_dask(run["stop"]))
         if outcome != "completed":
             claim.last_event = self._clock.now()

@@ -10,7 +10,7 @@ from distributed.metrics import time
 __all__ = ["Clock", "Pace", "Unpaced"]
 
 #: A sweep gives the event loop back after at most this many seconds.
-SLICE = 0.0015
+SLICE = 0.0007
 #: Seconds. An adjustment of the system's clock moves it back by less than this between two readings.
 LEAST_STEP = 0.25
 

@@ -87,7 +87,7 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
                 )
                 self._started_with = values
                 _bridges[scheduler] = ref(self._bridge)
-                self.transition = self._bridge.inbox.transition  # type: ignore[method-assign]
+                self.transition = self._bridge.inbox.make_transition_hook()  # type: ignore[method-assign]
                 with safety.guard("page"):
                     self.started(scheduler, self._bridge)
         if self._bridge is None:
@@ -132,7 +132,7 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
             self.__dict__.pop("transition", None)
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any) -> None:
-        """Do nothing; while the bridge is on, ``Inbox.transition`` replaces this method and saves a call."""
+        """Do nothing; while the bridge is on, a function of the inbox takes the place of this method."""
 
     def update_graph(self, scheduler: Any, *, tasks: Any, annotations: Any, stimulus_id: str, **kwargs: Any) -> None:
         """Append a graph to the inbox; called by Dask when it has been taken in."""

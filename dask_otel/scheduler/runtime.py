@@ -50,7 +50,7 @@ MOMENT = 0.2
 #: Workers of which metrics are requested at a time.
 ASKED_AT_A_TIME = 100
 #: The part of the time that sweeps may take, and by how many times the interval is longer then at most.
-MAX_SHARE = 0.01
+MAX_SHARE = 1 / 300
 MAX_STRETCH = 5
 #: Open roots in the status.
 MAX_ROOTS = 100

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from functools import partial
+from functools import partial, wraps
 from itertools import chain
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -120,7 +120,7 @@ class GroupSplitter:
         self._shows_tags = True
         self._splits = False
         #: Keys of tasks that the graph which is being taken in has made.
-        self.new: set[Any] = set()
+        self.new: set[Any] = set()  # stays the same object, as ``_before`` does
         #: What the groups of these tasks depended on before.
         self._before: dict[Any, set[Any]] = {}
         self._computation: Any = None
@@ -144,7 +144,7 @@ class GroupSplitter:
         """
         self._safety, self._shows_tags, self._splits = safety, shows_tags, True
         if not self._stop_noting:
-            self._stop_noting = self._wrap(new_task=self._note_new_task)
+            self._stop_noting = [wrap(self._scheduler, "new_task", self._noting(self._scheduler.new_task))]
 
     def remove(self) -> None:
         """Split no more. Groups that are split stay so, hence Dask's decisions about them keep their wrappers."""
@@ -202,8 +202,8 @@ class GroupSplitter:
 
     def taken_in(self) -> None:
         """Forget which tasks are new: they have been filed."""
-        self.new = set()
-        self._before = {}
+        self.new.clear()
+        self._before.clear()
         self._computation = None
         self._stand_ins.clear()
 
@@ -216,16 +216,23 @@ class GroupSplitter:
             for name, wrapper in wrappers.items()
         ]
 
-    def _note_new_task(self, new_task: Callable[..., Any], key: Any, *args: Any, **details: Any) -> Any:
-        task = new_task(key, *args, **details)
-        try:
-            if task.group in self._before and details.get("computation") is not None:  # nearly all tasks
-                self.new.add(key)
-            else:
-                self._note(task, details.get("computation"))
-        except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
-            self._safety.caught("new_task hook", error)
-        return task
+    def _noting(self, new_task: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a scheduler's method that makes each task; what it needs are its variables, to be fast."""
+        new, before = self.new, self._before
+
+        @wraps(new_task)
+        def noted(key: Any, *args: Any, **details: Any) -> Any:
+            task = new_task(key, *args, **details)
+            try:
+                if task.group in before and details.get("computation") is not None:  # nearly all tasks
+                    new.add(key)
+                else:
+                    self._note(task, details.get("computation"))
+            except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+                self._safety.caught("new_task hook", error)
+            return task
+
+        return noted
 
     def _note(self, task: Any, computation: Any) -> None:
         group = task.group

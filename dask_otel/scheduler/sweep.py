@@ -28,6 +28,13 @@ class Output(Protocol):
     def put(self, records: list[Record]) -> list[Record]:
         """Take records that should leave together; return those that are on their way to a backend."""
 
+    def packing(self) -> Iterator[None]:
+        """Make what waits smaller, if that is much; lazy, each step is little work.
+
+        A thread does so, too. But many records come at once: until the thread has packed them, each garbage collection
+        of the interpreter would look at them all.
+        """
+
     def wants_metrics(self, *, last: bool = False) -> bool:
         """Whether it is time for a snapshot, said once.
 
@@ -208,7 +215,10 @@ class Sweep:
         for group in list(taken.changes):
             with self._safety.guard("sweep"):
                 # Removed one by one: to free thousands at once would take milliseconds.
-                self._add_change(group, taken.changes.pop(group), now)
+                change = taken.changes.pop(group)
+                for _ in change.count_runs(self._inbox.intervals):
+                    await pace.rest()
+                self._add_change(group, change, now)
             await pace.rest()
         # Claims after changes: the segments that count their tasks are open now.
         for claim in taken.claims:
@@ -233,7 +243,6 @@ class Sweep:
         # Without a span, it is scattered data that no graph has used yet.
         if group.span_id and not self._groups.is_unchanged(group, change):
             self._groups.read_delta(group, change)
-            change.sort_runs(self._inbox.intervals)
             self._cluster_metrics.change(change)
             self._add_span(group.span_id)
             self._span_tree.add_change(change, now)
@@ -253,6 +262,9 @@ class Sweep:
                 with self._safety.guard("sink"):  # one that fails must not take the others with it
                     self._cluster_metrics.sent(self._output.put(together))
                 together = []
+                with self._safety.guard("sink"):
+                    for _ in self._output.packing():
+                        await pace.rest()
             await pace.rest()
 
     async def _send_metrics(self, pace: Pace, *, last: bool = False) -> None:

@@ -7,8 +7,9 @@ ratios doubles: TraceQL's literals match only their own type.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from .limits import (
@@ -299,7 +300,8 @@ ERROR_WHERE = _attribute("dask_otel.error.where", "string", [METRIC], max_values
 # fmt: on
 
 
-def identifier(text: object) -> str:
+@lru_cache(4096, typed=True)
+def identifier(text: Hashable) -> str:
     """Return ``text`` as part of an attribute's name: only ``[a-z0-9_]``."""
     return re.sub(r"[^a-z0-9]+", "_", str(text).lower()).strip("_")[:64] or "unnamed"
 

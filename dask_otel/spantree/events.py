@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -29,6 +29,10 @@ __all__ = [
     "TaskRun",
     "latest_run",
 ]
+
+
+#: Runs that are counted in one step.
+AT_ONCE = 500
 
 
 class TaskError(NamedTuple):
@@ -215,13 +219,11 @@ class Change(Tally):
         "buckets",
         "dependencies",
         "failed",
-        "intervals",
         "load",
         "name",
         "picks",
         "prefix",
         "provisional",
-        "ran",
         "retried_error",
         "runs",
         "sent_to",
@@ -229,6 +231,7 @@ class Change(Tally):
         "slow",
         "span_id",
         "types",
+        "uncounted",
         "unfinished",
     )
 
@@ -241,11 +244,9 @@ class Change(Tally):
         self.active = False
         #: Of each run that is not counted yet, three values: seconds of compute or None, worker, type of the result. A
         #: look-up for each run by itself takes a microsecond: what it looks at is in no cache then.
-        self.ran: list[Any] = []
+        self.uncounted: list[Any] = []
         #: Number of runs by bucket of compute time, see ``buckets``.
         self.buckets: dict[int, int] = {}
-        #: The same by interval, until ``sort_runs``.
-        self.intervals: defaultdict[int, int] = defaultdict(int)
         #: Number of runs by bar of a histogram of compute times, without those that failed; and of those, with the
         #: seconds that they computed, by type of error.
         self.runs: dict[int, int] = {}
@@ -270,6 +271,26 @@ class Change(Tally):
         #: Unfinished tasks of the group now.
         self.unfinished = 0
 
+    def ran(self, startstops: Sequence[Mapping[str, Any]] | None, worker: str | None, type_: str | None) -> float:
+        """Append a run as a worker reported it; return the seconds that it computed."""
+        seconds = None
+        for step in startstops if startstops and len(startstops) == 1 else latest_run(startstops):  # a call less
+            start, stop = step["start"], step["stop"]
+            if start < self.run_start or not self.run_start:
+                self.run_start = start
+            if stop > self.run_stop:
+                self.run_stop = stop
+            if step["action"] == "compute":
+                seconds = stop - start
+        self.uncounted += (seconds, worker, type_)
+        return seconds or 0.0
+
+    def pick_slow(self, run: PickedRun) -> float:
+        """Keep a run if it is among the slowest; return the seconds that the next one must take to be among them."""
+        self.picks = self.picks or Picks()
+        self.picks.add_slow(run)
+        return self.picks.threshold
+
     def run_failed(self, error: str, interval: int, seconds: float) -> None:
         """Mark a run that has been counted in an interval as failed."""
         if error not in self.failed and len(self.failed) >= MAX_ERROR_TYPES:
@@ -278,34 +299,26 @@ class Change(Tally):
         counts[interval] = counts.get(interval, 0) + 1
         self.failed[error] = counts, total + seconds
 
-    def count_runs(self, ends: Sequence[float]) -> None:
-        """Count the runs that hooks have appended.
-
-        Parameters
-        ----------
-        ends
-            As ``Intervals.ends``.
-        """
-        values = iter(self.ran)
-        workers, types = self.workers, self.types
-        for seconds, worker, type_ in zip(values, values, values, strict=True):
-            if seconds is not None:
-                self.intervals[bisect_left(ends, seconds)] += 1
-            if worker:
-                workers[worker] = workers.get(worker, 0.0) + (seconds or 0.0)
-            if type_:
-                types[type_] += 1
-        self.ran = []
-
-    def sort_runs(self, intervals: Intervals) -> None:
-        """Count the runs, and sort them by interval into buckets and bars."""
-        self.count_runs(intervals.ends)
+    def count_runs(self, intervals: Intervals) -> Iterator[None]:
+        """Count the runs that hooks have appended, by bucket and bar, type and worker; lazy, in steps of 0.2 ms."""
+        uncounted, self.uncounted = self.uncounted, []
+        workers, types, ends = self.workers, self.types, intervals.ends
+        numbers: defaultdict[int, int] = defaultdict(int)
+        for begin in range(0, len(uncounted), 3 * AT_ONCE):
+            values = iter(uncounted[begin : begin + 3 * AT_ONCE])
+            for seconds, worker, type_ in zip(values, values, values, strict=True):
+                if seconds is not None:
+                    numbers[bisect_left(ends, seconds)] += 1
+                if worker:
+                    workers[worker] = workers.get(worker, 0.0) + (seconds or 0.0)
+                if type_:
+                    types[type_] += 1
+            yield
         buckets, runs = self.buckets, self.runs
-        for number, count in self.intervals.items():
+        for number, count in numbers.items():
             bucket, bar = intervals.buckets[number], intervals.bars[number]
             buckets[bucket] = buckets.get(bucket, 0) + count
             runs[bar] = runs.get(bar, 0) + count
-        self.intervals = defaultdict(int)
         for error, (counts, total) in self.failed.items():
             bars: dict[int, int] = {}
             for number, count in counts.items():

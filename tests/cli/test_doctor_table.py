@@ -24,7 +24,7 @@ from urllib.request import urlopen
 import pytest
 from support.environment import environment
 from support.misbehaving import Hangs, Misbehaving, Says, Strict
-from support.processes import cluster
+from support.processes import cluster, our_errors
 from support.proxy import Proxy
 from support.standard import make_certificates
 from support.wire import Wire
@@ -317,7 +317,7 @@ def test_a_backend_for_traces_only_is_no_fault(tmp_path, protocol):
     assert any(line.startswith("· metrics, exporter otlp") and "takes no metrics" in line for line in lines)
     assert "takes no metrics, reported once" in html
     assert 'class="bad"' not in html
-    assert "WARNING" not in log
+    assert "dask_otel - WARNING" not in log
     assert log.count("takes no metrics") == 1
 
 
@@ -332,8 +332,9 @@ def test_a_scheduler_that_sends_nothing_is_no_fault(tmp_path):
     assert lines[:2] == ["✓ is on", "· no spans are sent, as configured there; its page /otel/ shows the runs"]
     assert 'class="bad"' not in html
     assert "is on and sends nothing, as configured" in log
-    assert "WARNING" not in log
-    assert "ERROR" not in log
+    # Dask itself warns, now and then, of a heartbeat that it reads after the worker has left.
+    assert "dask_otel - WARNING" not in log
+    assert our_errors(log) == []
 
 
 def test_a_misspelt_variable_is_in_the_scheduler_s_log_once(tmp_path):

@@ -45,8 +45,7 @@ class Driven:
         for error, each in [(None, each) for each in seconds] + list(errors):
             bucket = histogram([each], TASK_DURATION.bounds).index(1)
             interval = bisect_left(intervals.ends, each)
-            change.intervals[interval] = change.intervals.get(interval, 0) + 1
-            change.workers["w"] = change.workers.get("w", 0.0) + each
+            change.uncounted += (each, "w", None)
             if error:
                 change.run_failed(error, interval, each)
                 change.count("erred")
@@ -58,7 +57,8 @@ class Driven:
         for outcome in outcomes:
             change.count(outcome)
             self.sums[outcome] += 1
-        change.sort_runs(intervals)
+        for _ in change.count_runs(intervals):
+            pass
         self.recorder.change(change)
 
     def root(self, name, seconds, result, *, shown=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.memory import FACTORY
 from support.records import group, pending, root_segment, segment, task
@@ -127,6 +127,7 @@ STEPS = st.lists(
 )
 
 
+@example([("put", 0, 2), ("pack", 0), ("take", 1, 1), ("pack", 0)], 3, 50_000)
 @given(STEPS, st.integers(1, 25), st.sampled_from([5_000, 50_000, MANY]))
 def test_nothing_is_lost_without_being_counted(steps, max_spans, max_bytes):
     queue, dropped = waiting(max_spans, max_bytes)
@@ -177,7 +178,7 @@ def test_what_is_packed_leaves_as_it_came(is_packed):
     put(*bundle(1, 70, 40))
     put(root_segment(name="lost", trace_id=7), *bundle(2, 0, 0))  # never together in life
     put(*bundle(3, 40, 0))
-    queue.note_lost([group(trace_id=7)])
+    queue.note_lost({7: 1})
     assert dropped == {"task": 32}
     records = [record for batch in drain(queue, max_spans=50) for record in batch]
     assert [record.name for record in records] == [

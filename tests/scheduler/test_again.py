@@ -18,6 +18,7 @@ from support.task_groups import check_groups, check_spans
 from support.trees import check_shape, check_sums
 
 import dask_otel
+from dask_otel.scheduler import split_groups
 from dask_otel.scheduler.inbox import HeartbeatTap
 from dask_otel.scheduler.split_groups import GroupSplitter
 from dask_otel.scheduler.submissions import Submissions
@@ -34,15 +35,21 @@ def layers(scheduler):
         ("new_task", scheduler.new_task, ""),
     ):
         found[name] = 0
-        while isinstance(owner(method), (HeartbeatTap, Submissions, GroupSplitter)):
+        while isinstance(owner(method), (HeartbeatTap, Submissions)) or is_splitters(method):
             found[name] += 1
-            method = method.args[0] if isinstance(method, partial) else getattr(owner(method), inner)
+            method = getattr(method, "__wrapped__", None) or getattr(owner(method), inner)
     return found
 
 
 def owner(method):
     """Whose method it is, also if some of its arguments are given."""
     return getattr(method.func if isinstance(method, partial) else method, "__self__", None)
+
+
+def is_splitters(method):
+    """Whether it is a wrapper of a ``GroupSplitter``."""
+    is_function = hasattr(method, "__wrapped__") and method.__code__.co_filename == split_groups.__file__
+    return is_function or isinstance(owner(method), GroupSplitter)
 
 
 def sweeps():
@@ -82,7 +89,7 @@ async def test_groups_that_are_split_stay_so_for_the_next_bridge(client, schedul
             await wait(futures)
 
     def wrapped():
-        return {name for name, value in vars(scheduler).items() if isinstance(owner(value), GroupSplitter)}
+        return {name for name, value in vars(scheduler).items() if is_splitters(value)}
 
     methods = {"new_task", "is_rootish", "decide_worker_rootish_queuing_disabled"}
     first, second = MemoryPlugin(), MemoryPlugin()

@@ -55,7 +55,7 @@ EXPECTED = (210, TypeError, 211, [1, 2, 3, 4, 5])
 
 #: What fails, and where the bridge counts it.
 FAULTS = {
-    "scheduler.inbox.Inbox._ran": "transition hook",
+    "spantree.events.Change.ran": "transition hook",
     "scheduler.inbox.Inbox._erred": "transition hook",
     "scheduler.submissions.Submissions.taken_in": "update_graph hook",
     "scheduler.submissions.Submissions.logged": "log_event hook",
@@ -65,6 +65,7 @@ FAULTS = {
     "scheduler.inbox.Inbox.take": "sweep",
     "spantree.timing.Heartbeats.beat": "sweep",
     "spantree.timing.Heartbeats.left": "sweep",
+    "spantree.events.Change.count_runs": "sweep",
     "scheduler.task_groups.TaskGroupReader.read_delta": "sweep",
     "scheduler.task_groups.TaskGroupReader.forget_gone": "sweep",
     "scheduler.sweep.span_info": "sweep",
@@ -77,10 +78,12 @@ FAULTS = {
     "scheduler.sweep.Sweep.close": "closing",
     "scheduler.inbox.HeartbeatTap.remove": "closing",
     "otlp.exporter.TelemetryOutput.put": "sink",
+    "otlp.exporter.TelemetryOutput.packing": "sink",
     "otlp.exporter.TelemetryOutput.close_spans": "closing",
     "otlp.exporter.TelemetryOutput.close_metrics": "closing",
     "otlp.queue.SpanQueue.put": "sink",
     "otlp.queue.SpanQueue.take": "exporter thread",
+    "otlp.exporter.unpacked": "exporter memory",
     "otlp.spans.SpanFactory._identified": "conversion",
     "otlp.exporter.SpanExportQueue.export": "exporter memory",
     "metrics.recorder.Recorder.begin_sweep": "metrics",

@@ -28,7 +28,7 @@ class KeepingSink:
         self.snapshots: list[Snapshot] = []
         self.is_due = True
         self._arrived = asyncio.Event()
-        self.put, self.exporters = sink.put, sink.exporters
+        self.put, self.packing, self.exporters = sink.put, sink.packing, sink.exporters
         self.close, self.close_spans, self.close_metrics = sink.close, sink.close_spans, sink.close_metrics
 
     def wants_metrics(self, *, last: bool = False) -> bool:

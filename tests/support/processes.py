@@ -22,6 +22,19 @@ FAST = {
     "DASK_OTEL__SWEEP_INTERVAL": "100ms",
     "DASK_LOGGING__DISTRIBUTED": "info",
 }
+#: Where an entry of a log begins. A traceback is an entry of its own: the line before it may be about something else.
+_ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d |Traceback )", re.MULTILINE)
+_ERROR = re.compile(r"Traceback |.* - (?:ERROR|CRITICAL) - ")
+#: In each line that dask-otel logs, each warning that it gives and each traceback through its code.
+OURS = re.compile(r"dask_otel|dask-otel[ :]")
+
+
+def our_errors(log: str) -> list[str]:
+    """Return the errors in a log of Dask's that dask-otel has logged, and the tracebacks with a line of its code.
+
+    Dask logs others on a busy machine, e.g. the traceback of a connection that was closed while it was sending.
+    """
+    return [entry for entry in _ENTRY.split(log) if _ERROR.match(entry) and "dask_otel" in entry]
 
 
 class Process:
