@@ -13,7 +13,16 @@ from .identity import client_names
 from .schema import ERROR_TYPE, SPAN_ROOT, TASK_PREFIX
 from .spantree.counts import FirstError
 from .spantree.events import SpanInfo, TaskError, TaskRun
-from .spantree.records import ENDS, Failure, GroupRecord, PendingRecord, Record, SegmentRecord, TaskRecord
+from .spantree.records import (
+    ENDS,
+    Failure,
+    GroupRecord,
+    PendingRecord,
+    Record,
+    SegmentRecord,
+    StandInRecord,
+    TaskRecord,
+)
 
 __all__ = ["Capture", "Redactor"]
 
@@ -85,6 +94,8 @@ class Redactor:
                 changes |= {"name": self.key(record.name), "group": self.key(record.group)}
         elif isinstance(record, TaskRecord):
             changes |= {"name": self.key(record.name), "run": self._run(record.run)}
+        elif isinstance(record, StandInRecord):
+            changes |= {"name": self.key(record.name), "group": self.key(record.group)}
         elif isinstance(record, PendingRecord):
             changes["name"] = f"{self.tags(record.span.tags)[-1]} (running)"
             changes["active"] = tuple(map(self.tags, record.active))

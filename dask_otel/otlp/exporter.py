@@ -863,6 +863,12 @@ class TelemetryOutput:
             thread.put(list(records))
         return records if self.span_threads else []
 
+    @property
+    def sampler(self) -> Callable[..., bool] | None:
+        """Return what decides which traces are sent; None if their callers alone do."""
+        sampling = self._sampling
+        return (lambda *trace: sampling.decide(*trace).takes) if sampling.has_sampler else None
+
     def packing(self) -> Iterator[None]:
         """Pack what waits for all span threads, if that is much; lazy, each step takes a quarter of a millisecond."""
         for thread in self.span_threads:

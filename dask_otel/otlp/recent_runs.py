@@ -17,7 +17,7 @@ from .. import schema
 from ..privacy import Redactor
 from ..safety import Safety
 from ..schema import MAX_LINKS, MAX_NAME, clean, shorten
-from ..spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord
+from ..spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord, StandInRecord
 from .queue import size_of
 from .spans import attributes, cleaned, error_description, exception_event, identity, kind_of
 from .transport import Paced
@@ -144,7 +144,7 @@ class RecentRuns:
 
     def add(self, records: Sequence[Record]) -> None:
         """Take records that leave together: groups and tasks, then their segment. Call it on the event loop."""
-        if not isinstance(records[-1], PendingRecord):
+        if not isinstance(records[-1], PendingRecord | StandInRecord):
             with self._safety.guard("page"):
                 self._add(records)
 

@@ -105,7 +105,7 @@ _TAKEN, _LEFT_OUT = Decided(takes=True), Decided(takes=False)
 
 
 class Sampling:
-    """Decides once per trace, when its first span is about to leave: by its id, caller and name.
+    """Decides once per trace, when its first tasks arrive or its first span leaves: by its id, caller and name.
 
     Callers in one trace need not agree on whether it is sampled: the decision is for the cluster's spans below one.
 
@@ -125,16 +125,25 @@ class Sampling:
         #: plain dict allows; nobody else may iterate over it.
         self._decisions: dict[tuple[int, Caller | None], Decided] = {}
 
+    @property
+    def has_sampler(self) -> bool:
+        """Whether anything but the caller of a trace decides."""
+        return self._sampler is not None
+
     def decided(self, record: Record) -> Decided:
         """What was decided of the trace of a record."""
+        return self.decide(record.trace_id, record.caller, record.span.tags, record.top.tags)
+
+    def decide(self, trace_id: int, caller: Caller | None, tags: tuple[str, ...], top: tuple[str, ...]) -> Decided:
+        """Decide of a trace, once, by the tags of one of its Dask spans and of the one at its top."""
         if self._sampler is None:
-            return _TAKEN if record.caller is None or record.caller.is_sampled else _LEFT_OUT
-        key = record.trace_id, record.caller
+            return _TAKEN if caller is None or caller.is_sampled else _LEFT_OUT
+        key = trace_id, caller
         decided = self._decisions.get(key)
         if decided is None:
             decided = _TAKEN  # if the sampler fails
             with self._safety.guard("sampler"):
-                decided = self._decide(self._sampler, record)
+                decided = self._ask(self._sampler, trace_id, caller, tags, top)
             self._decisions[key] = decided
             if len(self._decisions) > MAX_REMEMBERED:
                 del self._decisions[next(iter(self._decisions))]
@@ -144,15 +153,22 @@ class Sampling:
         """What was decided of the trace of a record that is sent, if it is remembered; for other threads."""
         return self._decisions.get((record.trace_id, record.caller), _TAKEN)
 
-    def _decide(self, sampler: Sampler, record: Record) -> Decided:
-        root, name = self._shown(record.span.tags)[0], self._shown(record.top.tags)[-1]
+    def _ask(
+        self,
+        sampler: Sampler,
+        trace_id: int,
+        caller: Caller | None,
+        tags: tuple[str, ...],
+        top: tuple[str, ...],
+    ) -> Decided:
+        root, name = self._shown(tags)[0], self._shown(top)[-1]
         # Not None: that would be whatever span is current here.
         context, kind = Context(), SpanKind.INTERNAL
-        if record.caller:
-            caller = NonRecordingSpan(caller_context(record.caller))
-            context, kind = set_span_in_context(caller, context), SpanKind.SERVER
+        if caller:
+            context = set_span_in_context(NonRecordingSpan(caller_context(caller)), context)
+            kind = SpanKind.SERVER
         attributes = {SPAN_ROOT: clean(root, MAX_NAME)}
-        result = sampler.should_sample(context, record.trace_id, clean(name, MAX_NAME), kind, attributes)
+        result = sampler.should_sample(context, trace_id, clean(name, MAX_NAME), kind, attributes)
         takes = result.decision is Decision.RECORD_AND_SAMPLE
         return Decided(takes, dict(result.attributes or {}), result.trace_state)
 

@@ -23,7 +23,16 @@ from ..identity import client_names
 from ..schema import MAX_LINKS, MAX_NAME, MAX_SPAN_ACTIVITIES, MAX_VALUE, clean, clean_items, identifier
 from ..spantree.counts import Tally, quantile
 from ..spantree.events import Metrics
-from ..spantree.records import Failure, GroupRecord, PendingRecord, Record, SegmentRecord, TaskRecord
+from ..spantree.records import (
+    Failure,
+    GroupRecord,
+    ParentGroupRecord,
+    PendingRecord,
+    Record,
+    SegmentRecord,
+    StandInRecord,
+    TaskRecord,
+)
 from ..spantree.records import Link as RecordLink
 from .sampling import Decided, caller_context
 
@@ -48,6 +57,8 @@ Attributes = dict[str, "str | bool | int | float | list[str]"]
 KINDS: dict[type[Record], str] = {
     SegmentRecord: schema.SEGMENT,
     GroupRecord: schema.GROUP,
+    ParentGroupRecord: schema.GROUP,
+    StandInRecord: schema.GROUP,
     TaskRecord: schema.TASK,
     PendingRecord: schema.PENDING,
 }
@@ -243,6 +254,8 @@ def attributes(record: Record) -> Attributes:
         return _group(record)
     if isinstance(record, TaskRecord):
         return _task(record)
+    if isinstance(record, StandInRecord):
+        return identity(record) | {schema.GROUP_NAME: record.group, schema.TASK_PREFIX: record.name}
     return _pending(record) if isinstance(record, PendingRecord) else identity(record)
 
 

@@ -1,4 +1,4 @@
-"""What the bridge needs of ``distributed``, and how it wraps methods of Dask's objects.
+"""What the bridge needs of ``distributed``, and how it listens to methods of Dask's objects.
 
 Much of it is not public, so it is checked before anything is touched. If a new ``distributed`` renames a hook or an
 attribute, it must be changed here: ``NEEDED`` lists them all.
@@ -14,9 +14,10 @@ from typing import Any
 
 import distributed
 
+from ..patching import wrap
 from ..safety import Safety, log
 
-__all__ = ["NEEDED", "NEEDED_TO_SPLIT", "Tap", "can_split", "can_work", "missing", "wrap"]
+__all__ = ["NEEDED", "NEEDED_TO_SPLIT", "Tap", "can_split", "can_work", "missing"]
 
 #: Attributes by class.
 NEEDED = {
@@ -166,23 +167,3 @@ class Tap:
     @abstractmethod
     def _called(self, *args: Any, **details: Any) -> Any:
         """Call the original, and note the call while listening."""
-
-
-def wrap(target: Any, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
-    """Replace a method of one object, never of a class, by a wrapper.
-
-    Returns
-    -------
-    A function that restores what was there before, unless somebody has wrapped the wrapper since.
-    """
-    before = vars(target).get(name)
-    setattr(target, name, wrapper)
-
-    def undo() -> None:
-        if vars(target).get(name) == wrapper:
-            if before is None:
-                delattr(target, name)
-            else:
-                setattr(target, name, before)
-
-    return undo

@@ -13,10 +13,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from dask.utils import key_split
+
+from ..messages import SpanMade
 from ..safety import Safety
 from ..schema import MAX_ERRED, MAX_TRACEBACK, Metric
 from ..spantree.counts import FirstError, Intervals
-from ..spantree.events import Change, Claim, Graph, PickedRun, Picks, TaskError, latest_run
+from ..spantree.events import Change, Claim, Graph, PickedRun, Picks, TaskError, WorkerSpan, latest_run
 from .claims import Claims
 from .compat import Tap
 from .outcomes import ASKED_FOR, RETRY, UNFINISHED, error_of, outcome_of_release
@@ -73,6 +76,8 @@ class Taken(NamedTuple):
     graphs: list[Graph]
     #: Spans that submissions named, and when.
     requested: list[tuple[RequestedSpan, float]]
+    #: Parents of spans that workers have made; a set in order of insertion.
+    worker_spans: dict[WorkerSpan, None]
     workers: list[WorkerEvent]
     #: Number of heartbeats by worker, without workers that left since.
     heartbeats: dict[str, int]
@@ -120,6 +125,8 @@ class Inbox:
         self._claimed = self.claims.keys
         #: Keys of tasks that had finished and run again because their results are gone.
         self._provisional: set[Any] = set()
+        #: Runs whose spans workers have made, while their tasks are processing: keys and numbers of runs.
+        self._with_span: dict[Any, int] = {}
         #: What a worker reports of a failed run, while Dask processes it: a retry's transition does not have it.
         self.failed_run: FailedRun | None = None
         #: Called in the hook when a worker joins or leaves (``joined``, ``left``) or sends a ``heartbeat``.
@@ -132,6 +139,7 @@ class Inbox:
     def _begin(self) -> None:
         self._graphs: list[Graph] = []
         self._requested: dict[str, tuple[RequestedSpan, float]] = {}
+        self._worker_spans: dict[WorkerSpan, None] = {}
         self._worker_events: list[WorkerEvent] = []
         self._heartbeats: defaultdict[str, int] = defaultdict(int)
         self._metrics: defaultdict[tuple[Any, ...], list[float]] = defaultdict(list)
@@ -145,6 +153,7 @@ class Inbox:
             self.claims.take(),
             self._graphs,
             list(self._requested.values()),
+            self._worker_spans,
             self._worker_events,
             self._heartbeats,
             self._metrics,
@@ -176,6 +185,14 @@ class Inbox:
     def request(self, span: RequestedSpan, since: float) -> None:
         """Append a span that a submission named."""
         self._requested.setdefault(span.id, (span, since))
+
+    def span_made(self, made: SpanMade) -> None:
+        """Append a span that a worker has made. Clients can log such an event, too."""
+        task = self._tasks.get(made.key)
+        if task is not None and task.run_id == made.run_id and task.state == "processing":
+            self._with_span[made.key] = task.run_id
+        prefix = str(key_split(made.key))
+        self._worker_spans[WorkerSpan(made.dask_span_id, made.group, prefix, made.trace_id, made.parent_id)] = None
 
     def count(self, metric: Metric, value: object = None) -> None:
         """Count one, for a metric with at most one attribute."""
@@ -214,7 +231,7 @@ class Inbox:
         dictionary of details, it took 1.8 µs a task instead of 0.8.
         """
         tasks, changes, forgotten = self._tasks, self._changes, self._forgotten
-        claimed, provisional = self._claimed, self._provisional
+        claimed, provisional, with_span = self._claimed, self._provisional, self._with_span
 
         def transition(
             key: Any,
@@ -270,6 +287,8 @@ class Inbox:
                 elif finish == "erred":
                     run = self._run(key, task, 0.0, startstops, worker, thread, typename, nbytes)
                     outcome = self._erred(start, task, change, run, details)
+                if with_span and start == "processing":
+                    with_span.pop(key, None)
                 if claimed and key in claimed:
                     retry = finish == "waiting" and stimulus_id.startswith(RETRY)
                     self.claims.follow(key, finish, task, outcome, startstops, asked_again=retry)
@@ -302,7 +321,9 @@ class Inbox:
                 if each["action"] == "compute":
                     seconds = each["stop"] - each["start"]
                     change.run_failed(error.type, bisect_left(self._ends, seconds), seconds)
-            self._pick_erred(change, run, error, details.get("traceback_text") or "")
+            # Else the worker is gone, and its span with it.
+            is_reported = bool(run.startstops) or details.get("exception_text") is not None
+            self._pick_erred(change, run, error, details.get("traceback_text") or "", is_reported=is_reported)
         else:  # it depends on a task that erred
             outcome = "upstream_failed"
             error = change.error or FirstError(*error_of(blame))  # read once for all that depend on it
@@ -333,8 +354,13 @@ class Inbox:
         if recomputed:
             change.count("recomputed")
 
-    def _pick_erred(self, change: Change, run: PickedRun, error: FirstError, traceback: str) -> None:
+    def _pick_erred(
+        self, change: Change, run: PickedRun, error: FirstError, traceback: str, *, is_reported: bool
+    ) -> None:
         change.picks = change.picks or Picks()
+        if run.has_span and is_reported:
+            change.erred_with_span += 1
+            return
         if len(change.picks.erred) >= MAX_ERRED:
             return
         if len(traceback) > MAX_TRACEBACK:
@@ -372,6 +398,7 @@ class Inbox:
             type_,
             nbytes,
             self._clock.offset,
+            bool(self._with_span) and self._with_span.get(key) == task.run_id,
         )
 
 

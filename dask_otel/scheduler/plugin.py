@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, ref
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
+from ..messages import TOPIC, SpanMade
 from ..safety import Safety, why_off
 from ..schema import GRAPH_UPDATES, WORKER_ADDED, WORKER_REMOVED
 from .compat import can_work
@@ -141,9 +142,17 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
                 self._bridge.submissions.taken_in(tasks, annotations, stimulus_id)
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Append how long a graph took, or that it failed, and why a worker left; called by Dask with every event."""
+        """Append how long a graph took, or that it failed, why a worker left, and spans of workers.
+
+        Called by Dask with every event.
+        """
         if self._bridge and isinstance(msg, dict):
             with self._bridge.safety.guard("log_event hook"):
+                if topic == TOPIC:
+                    made = SpanMade.from_event(msg)
+                    if made:
+                        self._bridge.inbox.span_made(made)
+                    return
                 action = msg.get("action")
                 if not isinstance(action, str):  # anybody can log anything
                     return

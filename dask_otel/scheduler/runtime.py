@@ -35,6 +35,7 @@ from .pace import Clock
 from .split_groups import splitter_of
 from .submissions import Submissions
 from .sweep import Output, Sweep
+from .task_parents import TaskParents
 
 __all__ = ["BridgeSettings", "SchedulerBridge"]
 
@@ -111,11 +112,14 @@ class SchedulerBridge:
             slow_from=_slow_from(settings.span_tree),
             bounds=settings.metrics.task_bounds,
         )
+        splitter = splitter_of(scheduler) if can_split() else None
+        spans = scheduler.extensions["spans"].spans
         self.submissions = Submissions(
             scheduler,
             self.inbox,
             settings.annotations,
-            splitter_of(scheduler) if can_split() else None,
+            splitter,
+            TaskParents(spans, self.span_tree, splitter, output.sampler, self.clock),
             splits=settings.split_groups,
             shows_tags=settings.tags_in_group_names,
             clock=self.clock,

@@ -22,8 +22,8 @@ from weakref import WeakKeyDictionary, ref
 from distributed.scheduler import TaskGroup
 
 from ..identity import segment_id
+from ..patching import wrap
 from ..safety import Safety
-from .compat import wrap
 from .inbox import NOBODY, RequestedSpan
 
 __all__ = ["GroupSplitter", "Misplaced", "splitter_of"]
@@ -160,6 +160,11 @@ class GroupSplitter:
         whole = self._by_name.get(group.name) if self._by_name else None
         part = whole.parts.get(span_id) if whole is not None else None
         return part is not None and part is not group and self._is_alive(part)
+
+    def is_part_of(self, group: Any) -> bool:
+        """Whether a group was split from another one, and so has another name than its tasks' keys say."""
+        whole = self._members.get(group) if self._members else None
+        return whole is not None and whole.original is not group
 
     def split(self, misplaced: Collection[Misplaced], touched: Iterable[Any]) -> list[Misplaced]:
         """Move tasks to parts of their groups; to be called for each graph, before Dask files its tasks.

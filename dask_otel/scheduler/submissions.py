@@ -17,13 +17,14 @@ from uuid import uuid4
 
 from dask.utils import key_split
 
+from ..patching import clear_annotations, wrap
 from ..safety import Safety
 from ..schema import MAX_ANNOTATION_VALUES
 from ..spantree.events import Graph
-from .compat import wrap
 from .inbox import NOBODY, Inbox, RequestedSpan
 from .pace import Clock
 from .split_groups import GroupSplitter, Misplaced
+from .task_parents import TaskParents
 
 __all__ = ["Submissions"]
 
@@ -51,6 +52,8 @@ class Submission:
     submitter: Any
     collections: tuple[str, ...]
     code: tuple[str, int] | None = None
+    #: Keys of new tasks, while the graph is taken in.
+    new: Collection[Any] = ()
     #: Number of new tasks for each group of the graph's tasks and their inputs.
     groups: dict[Any, int] = field(default_factory=dict)
     #: Keys of tasks that another span counts, and the span that requests them.
@@ -66,6 +69,8 @@ class Submissions:
         Names of the Dask annotations that may be shown.
     splitter
         Knows which tasks are new, and moves tasks to groups of their own; None if Dask lacks what it needs.
+    parents
+        Writes into new tasks what their workers cannot compute.
     splits
         Whether it may move tasks; else they stay where Dask puts them.
     """
@@ -76,6 +81,7 @@ class Submissions:
         inbox: Inbox,
         annotations: Iterable[str],
         splitter: GroupSplitter | None,
+        parents: TaskParents,
         *,
         splits: bool,
         shows_tags: bool,
@@ -87,6 +93,7 @@ class Submissions:
         self._extension = scheduler.extensions["spans"]
         self._annotations = tuple(annotations)
         self._splitter = splitter
+        self._parents = parents
         self._splits = splits
         self._shows_tags = shows_tags
         self._clock = clock
@@ -126,21 +133,28 @@ class Submissions:
         if self._listening:
             with self._safety.guard("update-graph hook"):
                 _current.set(_submission(message, self._clock.now()))
+                # Layers that are made meanwhile would get the annotations of whoever made the cluster.
+                clear_annotations()
         try:
             return await self._handler(*args, **message)
         finally:
             _current.set(None)
 
     def _observe_tasks(self, tasks: Any, *args: Any, **details: Any) -> Any:
-        if self._listening:
+        submission = _current.get() if self._listening else None
+        if submission and isinstance(tasks, Collection):  # else reading would use it up
             with self._safety.guard("observe_tasks hook"):
-                submission = _current.get()
-                if submission and isinstance(tasks, Collection):  # else reading would use it up
-                    self._read(submission, tasks, **details)
-            if self._splitter:
+                self._read(submission, tasks, **details)
+        try:
+            return self._observe(tasks, *args, **details)
+        finally:
+            if submission and submission.new:
+                with self._safety.guard("parents of tasks"):
+                    self._parents.write(tasks, submission.groups, submission.new)
+                submission.new = ()
+            if self._listening and self._splitter:
                 with self._safety.guard("observe_tasks hook"):
                     self._splitter.taken_in()
-        return self._observe(tasks, *args, **details)
 
     def _read(self, submission: Submission, tasks: Collection[Any], *, code: Any = (), **details: Any) -> None:
         """Record which span each task requests, before Dask overwrites it, and move new tasks where they belong."""
@@ -150,6 +164,7 @@ class Submissions:
         splitter = self._splitter if self._splits else None
         if splitter and submission.submitter is not None and (leaked := self._leaked(submission)):
             _clear(submission, tasks, leaked, new)
+        submission.new = new
         around = submission.requested.id if submission.requested else NOBODY
         homes: dict[Any, tuple[Any, Any]] = {}
         misplaced: dict[tuple[Any, Any], Misplaced] = {}

@@ -13,11 +13,12 @@ from ..metrics.snapshot import ExporterCounts, Snapshot
 from ..safety import Safety
 from ..spantree.events import Change, Claim, Metrics
 from ..spantree.lifecycle import SpanTree
-from ..spantree.records import PendingRecord, Record, SegmentRecord
+from ..spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord, StandInRecord
 from .cluster import ClusterMetrics, in_parts
 from .inbox import Inbox, RequestedSpan
 from .pace import Clock, Pace, Unpaced
 from .task_groups import TaskGroupReader, requested_spans, span_info
+from .task_parents import Sampler
 
 __all__ = ["Output", "Sweep"]
 
@@ -27,6 +28,10 @@ class Output(Protocol):
 
     def put(self, records: list[Record]) -> list[Record]:
         """Take records that should leave together; return those that are on their way to a backend."""
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """What decides which traces are sent; None if their callers alone do."""
 
     def packing(self) -> Iterator[None]:
         """Make what waits smaller, if that is much; lazy, each step is little work.
@@ -220,6 +225,13 @@ class Sweep:
                     await pace.rest()
                 self._add_change(group, change, now)
             await pace.rest()
+        # After changes: the group is known now. Before anything is closed: the parent is to be sent.
+        for made in taken.worker_spans:
+            if made.span_id in self._spans:
+                with self._safety.guard("sweep"):
+                    self._add_span(made.span_id)
+                    self._span_tree.add_worker_span(made, now)
+            await pace.rest()
         # Claims after changes: the segments that count their tasks are open now.
         for claim in taken.claims:
             with self._safety.guard("sweep"):
@@ -258,14 +270,24 @@ class Sweep:
         for record in records:
             if record:
                 together.append(record)
-            if isinstance(record, (SegmentRecord, PendingRecord)):  # the last of what leaves together
+            # The last of what leaves together, or what leaves alone.
+            if isinstance(record, (SegmentRecord, PendingRecord, StandInRecord)):
                 with self._safety.guard("sink"):  # one that fails must not take the others with it
-                    self._cluster_metrics.sent(self._output.put(together))
+                    sent = self._output.put(together)
+                    self._cluster_metrics.sent(sent)
+                    if 0 < len(sent) < len(together):  # beyond the rate limit
+                        self._note_given_up(together, sent)
                 together = []
                 with self._safety.guard("sink"):
                     for _ in self._output.packing():
                         await pace.rest()
             await pace.rest()
+
+    def _note_given_up(self, records: list[Record], sent: list[Record]) -> None:
+        kept = set(map(id, sent))
+        for record in records:
+            if isinstance(record, GroupRecord) and id(record) not in kept:
+                self._span_tree.given_up(record)
 
     async def _send_metrics(self, pace: Pace, *, last: bool = False) -> None:
         with self._safety.guard("metrics"):

@@ -27,6 +27,7 @@ __all__ = [
     "SpanInfo",
     "TaskError",
     "TaskRun",
+    "WorkerSpan",
     "latest_run",
 ]
 
@@ -66,6 +67,8 @@ class TaskRun(NamedTuple):
     type: str | None
     nbytes: int | None
     error: TaskError | None
+    #: Whether its worker has made its span.
+    has_span: bool = False
 
     def described(self) -> TaskRun:
         """Return all that its span says."""
@@ -101,6 +104,8 @@ class PickedRun(NamedTuple):
     nbytes: int | None
     #: Seconds to add to these times, see ``scheduler.pace.Clock``.
     clock_offset: float = 0.0
+    #: Whether its worker has made its span.
+    has_span: bool = False
 
     def described(self, error: TaskError | None = None) -> TaskRun:
         """Return all that its span says."""
@@ -125,7 +130,20 @@ class PickedRun(NamedTuple):
             type=self.type,
             nbytes=self.nbytes,
             error=error,
+            has_span=self.has_span,
         )
+
+
+class WorkerSpan(NamedTuple):
+    """A worker has made spans of tasks of one group."""
+
+    #: Id of the Dask span.
+    span_id: str
+    group: str
+    prefix: str
+    #: Of their parent.
+    trace_id: int
+    parent_id: int
 
 
 class Picks:
@@ -218,6 +236,7 @@ class Change(Tally):
         "began",
         "buckets",
         "dependencies",
+        "erred_with_span",
         "failed",
         "load",
         "name",
@@ -257,6 +276,8 @@ class Change(Tally):
         self.retried_error: FirstError | None = None
         #: Addresses of workers that were given tasks; a set in order of insertion.
         self.sent_to: dict[str, None] = {}
+        #: Number of failed runs whose spans workers have made.
+        self.erred_with_span = 0
         #: Runs worth a span, and the seconds that one must take to be among them.
         self.picks: Picks | None = None
         self.slow = -1.0

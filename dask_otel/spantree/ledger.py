@@ -54,7 +54,9 @@ class GroupLedger:
     __slots__ = (
         "buckets",
         "dependencies",
+        "erred_with_span",
         "folded",
+        "is_parent",
         "name",
         "number",
         "picks",
@@ -83,8 +85,11 @@ class GroupLedger:
         self.picks: Picks | None = None
         self.retried_error: FirstError | None = None
         self.unfinished = 0
-        #: A span that has left links to it.
+        #: Number of failed runs whose spans workers have made.
+        self.erred_with_span = 0
+        #: A span that has left links to it, or spans of workers are below it.
         self.pinned = False
+        self.is_parent = False
         #: For how many folded groups it stands.
         self.folded = 0
 
@@ -104,6 +109,7 @@ class GroupLedger:
         """Add what a sweep saw of this group, or of one that is folded into it."""
         self.tally.add(change)
         self.retried_error = self.retried_error or change.retried_error
+        self.erred_with_span += change.erred_with_span
         if change.buckets or change.types or change.picks:
             self._add_details(change.buckets, change.types, change.picks)
         if not self.folded:
@@ -127,6 +133,7 @@ class GroupLedger:
         self.since = min(self.since, group.since)
         self.tally.add(group.tally)
         self.retried_error = self.retried_error or group.retried_error
+        self.erred_with_span += group.erred_with_span
         self._add_details(group.buckets, group.types, group.picks)
         if self.picks:
             self.picks.add_outliers(group.outliers())
@@ -252,7 +259,7 @@ class Ledger:
             yield self.others
 
     def pin(self, name: str, budget: Budget) -> bool:
-        """Reserve a span for a group, if the budget allows: another span links to it."""
+        """Reserve a span for a group, if the budget allows: another span links to it, or is below it."""
         group = self.groups[name]
         if not group.pinned and budget.groups_beside(self.pinned):
             group.pinned = True

@@ -11,17 +11,29 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from .events import Change, Claim, Dependency, Graph, Metrics, SpanInfo
+from ..identity import group_id, segment_id
+from .events import Change, Claim, Dependency, Graph, Metrics, SpanInfo, WorkerSpan
 from .ledger import Ledger
-from .records import Record, RootRuns
+from .records import GroupRecord, Record, RootRuns, StandInRecord
 from .timing import Heartbeats, Threads
-from .to_records import Level, SpanTreeSettings, close_segment, fold_for_closing, fold_some, open_records, pending_span
+from .to_records import (
+    Level,
+    SpanTreeSettings,
+    close_segment,
+    fold,
+    fold_for_closing,
+    fold_some,
+    open_records,
+    pending_span,
+)
 from .tree import MAX_SEGMENTS, NO_LOAD, Forest, Node, Segment, sum_open
 
 __all__ = ["AwaitedMetrics", "Progress", "SpanTree", "open_runs", "trace_of"]
 
 #: Open segments that are looked at in one step: most are not due, which takes less time than a step.
 LOOKS_AT_ONCE = 100
+#: Groups of a Dask span whose group spans are sent because spans of workers are below them.
+MAX_PARENTS = 10_000
 #: Outcomes of runs that end without a report of their worker, whose metrics arrive all the same.
 _WORDLESS = ("retried", "rescheduled", "cancelled", "abandoned")
 
@@ -148,6 +160,8 @@ class SpanTree:
         self.roots = RootRuns()
         #: Seconds to subtract from times that leave, see ``scheduler.pace.Clock``.
         self._offset = 0.0
+        #: Spans in the place of group spans, to be sent by the next ``advance``: parents, names of groups, and when.
+        self._stand_ins: list[tuple[Node, WorkerSpan, int | None, float]] = []
 
     # Input
 
@@ -213,6 +227,59 @@ class SpanTree:
         if graph.failure:
             self.forest.touch(node, None, NO_LOAD, now)
 
+    def add_worker_span(self, made: WorkerSpan, now: float) -> None:
+        """Have the parent of spans of workers sent, whatever else is left out; their Dask span must be known.
+
+        The parent is a segment that ``parent_segment`` has named, or the first group span of their group. In the place
+        of a group span that is not sent, or no more, a span without numbers is.
+        """
+        node, name = self.forest.nodes[made.span_id], made.group
+        if node.segment and node.segment.id == made.parent_id:
+            node.segment.is_parent = True
+            return
+        first = node.origin.trace_id(), group_id(node.info.id, name, 0)
+        # Group spans of number 0 are an earlier bridge's, if there was one.
+        if node.first_number or (made.trace_id, made.parent_id) != first or (node.parents and name in node.parents):
+            return
+        node.parents = node.parents or set()
+        if len(node.parents) >= MAX_PARENTS:
+            return
+        node.parents.add(name)
+        if not node.segment and not node.previous:
+            self.forest.open_segment(node, now, now)
+        if not self._keep_group(node, name, made.trace_id):
+            self._add_stand_in(node, made, now)
+
+    def parent_segment(self, span_id: str, enqueued: float) -> tuple[int, int] | None:
+        """Return which segment is to be the parent of the spans of new tasks, if it is not the span of their group.
+
+        Workers can compute the id of a group's first group span. It is the parent unless it is in another trace, or an
+        earlier bridge may have sent it.
+
+        Parameters
+        ----------
+        enqueued
+            When the Dask span appeared: it may not be known yet.
+
+        Returns
+        -------
+        Number of the trace, and of the segment.
+        """
+        node = self.forest.nodes.get(span_id)
+        if node is None:
+            first_number = self.forest.first_number_of(enqueued)
+            return (0, first_number) if first_number else None
+        if node.first_number or node.root.trace_number:
+            return node.root.trace_number, node.next_number
+        return None
+
+    def given_up(self, record: GroupRecord) -> None:
+        """Note that a group span was not sent."""
+        node = self.forest.nodes.get(record.span.id)
+        if node and record.span_id == group_id(record.span.id, record.group, 0):
+            node.unsent_groups = node.unsent_groups or set()
+            node.unsent_groups.add(record.group)
+
     def add_worker_event(self, kind: str, worker: str) -> Iterator[None]:
         """Record that a worker ``joined`` or ``left``; lazy, each step is little work.
 
@@ -243,6 +310,7 @@ class SpanTree:
             Seconds to subtract from all times of records.
         """
         self._offset = clock_offset
+        yield from self._send_stand_ins()
         yield from self.forest.drop_notes()
         yield from self._account(now)
         earliest = now
@@ -293,6 +361,7 @@ class SpanTree:
             Result of what is not done: ``interrupted`` if the cluster closes, ``unfinished`` if the work goes on.
         """
         self._offset = clock_offset
+        yield from self._send_stand_ins()
         yield from self._account(now)
         for node in sorted(self.forest.held, key=lambda node: node.ledger.since if node.ledger else now):
             # Without a segment before, all its work was done before the span tree was there, or never.
@@ -356,12 +425,68 @@ class SpanTree:
         above = node.parent
         if above and above.segment and above.ledger:
             above.segment.enclose(record.start, record.end)
+            above.segment.is_parent |= segment.is_parent
             above.ledger.add_child(ledger, lambda span_id: self.forest.is_inside(span_id, above))
         if node.load == NO_LOAD:
             node.load = NO_LOAD
-        if level > Level.NOTHING:
+        if level > Level.NOTHING or segment.is_parent:
             yield from inside
             yield record
+
+    def _keep_group(self, node: Node, name: str, trace_id: int) -> bool:
+        """Ensure that a group's first group span is sent; return whether it is, or was."""
+        segment, ledger = node.segment, node.ledger
+        if node.group_numbers.get(name, 0) == 0:  # it was folded, or nothing was counted for the group yet
+            node.group_numbers[name] = 1
+            return False
+        group = ledger.groups.get(name) if ledger else None
+        if group is None or group.number:
+            was_sent = not node.unsent_groups or name not in node.unsent_groups
+            return was_sent and self._level_of(node) >= Level.GROUPS
+        if not segment or not ledger or segment.trace_id != trace_id:
+            return False
+        if ledger.pin(name, segment.budget):
+            group.is_parent = segment.is_parent = True
+            return True
+        fold(node, ledger, group, node.next_number)
+        node.group_numbers[name] = 1
+        return False
+
+    def _add_stand_in(self, node: Node, made: WorkerSpan, now: float) -> None:
+        segment = node.segment
+        parent_id: int | None
+        if segment and segment.trace_id == made.trace_id:
+            segment.is_parent = True
+            parent_id, at = segment.id, segment.start
+        elif self._level_of(node) == Level.NOTHING:  # no segment has been sent
+            parent_id, at = None, now
+        elif node.previous and node.previous[0] == made.trace_id:
+            parent_id, at = node.previous[1], node.previous_end
+        else:
+            parent_id, at = segment_id(node.info.id, node.first_number), max(node.info.enqueued, self.forest.born)
+        self._stand_ins.append((node, made, parent_id, at))
+
+    def _send_stand_ins(self) -> Iterator[Record]:
+        stand_ins, self._stand_ins = self._stand_ins, []
+        for node, made, parent_id, at in stand_ins:
+            at -= self._offset
+            if node.segment and node.segment.id == parent_id:
+                node.segment.enclose(at, at)
+            top = node.top
+            yield StandInRecord(
+                span=node.info,
+                top=top.info,
+                caller=top.caller,
+                trace_id=made.trace_id,
+                span_id=made.parent_id,
+                parent_id=parent_id,
+                name=made.prefix,
+                start=at,
+                end=at,
+                links=(),
+                failure=None,
+                group=made.group,
+            )
 
     def _cut(self, root: Node, now: float) -> Iterator[Record | None]:
         """Close a tree that has grown too old, and go on in the next segments with what is unfinished."""

@@ -18,11 +18,13 @@ __all__ = [
     "Failure",
     "GroupRecord",
     "Link",
+    "ParentGroupRecord",
     "PendingRecord",
     "Record",
     "RootRun",
     "RootRuns",
     "SegmentRecord",
+    "StandInRecord",
     "TaskRecord",
 ]
 
@@ -113,6 +115,21 @@ class GroupRecord(Record):
     truncated_tasks: int
     #: Of the first run that failed and was retried.
     retried_error: FirstError | None = None
+
+
+@dataclass(slots=True)
+class ParentGroupRecord(GroupRecord):
+    """A group span that is the parent of spans of workers: it is sent though others are left out."""
+
+
+@dataclass(slots=True)
+class StandInRecord(Record):
+    """A span in the place of a group span that is not sent, since spans of workers have it for their parent.
+
+    It has no numbers: those of the group are in other spans.
+    """
+
+    group: str
 
 
 @dataclass(slots=True)

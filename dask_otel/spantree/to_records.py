@@ -6,7 +6,7 @@ of a closed segment becomes part of its record, and nothing changes it any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from heapq import heappush, heappushpop
@@ -17,7 +17,17 @@ from ..identity import group_id, others_id, pending_id, task_id
 from .counts import FirstError, Tally, sum_into
 from .events import Dependency, Metrics, PickedRun, TaskRun
 from .ledger import UNFINISHED, Budget, GroupLedger, Ledger
-from .records import ENDS, Failure, GroupRecord, Link, PendingRecord, Record, SegmentRecord, TaskRecord
+from .records import (
+    ENDS,
+    Failure,
+    GroupRecord,
+    Link,
+    ParentGroupRecord,
+    PendingRecord,
+    Record,
+    SegmentRecord,
+    TaskRecord,
+)
 from .timing import Threads, fit
 from .tree import MAX_SEGMENTS, Node, Segment, sum_open
 
@@ -26,6 +36,7 @@ __all__ = [
     "SpanTreeSettings",
     "close_segment",
     "failure_of_group",
+    "fold",
     "fold_for_closing",
     "fold_some",
     "open_records",
@@ -77,7 +88,7 @@ def fold_some(node: Node, ledger: Ledger, most: int) -> None:
     excess = min(most, FOLDED_AT_ONCE)
     if len(ledger.foldable) >= most + excess:
         for group, worth in sorted(ledger.foldable.items(), key=itemgetter(1))[:excess]:
-            _fold(node, ledger, group, node.next_number)
+            fold(node, ledger, group, node.next_number)
             ledger.least_worth = worth
 
 
@@ -94,12 +105,13 @@ def fold_for_closing(node: Node, segment: Segment, ledger: Ledger) -> Iterator[N
         if len(kept) < keep:
             heappush(kept, entry)
         else:
-            _fold(node, ledger, heappushpop(kept, entry)[2], segment.number)
+            fold(node, ledger, heappushpop(kept, entry)[2], segment.number)
         yield
     segment.budget.groups -= len(ledger.groups) - ledger.pinned
 
 
-def _fold(node: Node, ledger: Ledger, group: GroupLedger, number: int) -> None:
+def fold(node: Node, ledger: Ledger, group: GroupLedger, number: int) -> None:
+    """Count a group among the folded ones of a segment; ``number`` is that of the segment."""
     ledger.fold(group, number)
     node.withdraw_group(group)
 
@@ -122,12 +134,13 @@ def pick_runs(
             budget.erred -= len(erred)
             chosen[group.key] = [("erred", run) for run in erred]
             outliers = group.outliers()
-            slow += [(run, group.key, "outlier") for run in outliers]
+            slow += [(run, group.key, "outlier") for run in outliers if not run.has_span]
             if most_slowest:
                 shown = set(map(id, outliers))
                 others = [run for run in group.picks.slowest if id(run) not in shown]
                 others.sort(key=lambda run: -run.seconds)
-                slow += [(run, group.key, "slowest") for run in others[: max(0, most_slowest - len(outliers))]]
+                others = others[: max(0, most_slowest - len(outliers))]
+                slow += [(run, group.key, "slowest") for run in others if not run.has_span]
     slow.sort(key=lambda pick: -pick[0].seconds)
     for run, key, reason in slow[: max(0, budget.slowest)]:
         chosen[key].append((reason, run))
@@ -218,7 +231,7 @@ def close_segment(
     runs = pick_runs(ledger, segment.budget, slowest_tasks) if level >= Level.TASKS else {}
     ledger.truncated_tasks += sum(_truncated(group, runs) for group in ledger.all_groups())
     if level < Level.GROUPS:
-        ledger.truncated_groups += len(ledger.groups)
+        ledger.truncated_groups += sum(not group.is_parent for group in ledger.groups.values())
     record = _segment(node, segment, ledger, now, offset, stopped, threads)
 
     def find_here(to: Dependency) -> tuple[int, int] | None:
@@ -227,8 +240,9 @@ def close_segment(
         return find(to)
 
     if level < Level.GROUPS:
-        return record, iter(())
-    return record, _inside(record, ledger, offset, runs, find_here)
+        parents = [group for group in ledger.groups.values() if group.is_parent]
+        return record, _inside(record, ledger, parents, offset, runs, lambda to: None)
+    return record, _inside(record, ledger, ledger.all_groups(), offset, runs, find_here)
 
 
 #: Seconds of a run after which it sends another pending span; later, one an hour.
@@ -302,7 +316,7 @@ def open_records(top: Node, now: float, offset: float, threads: Threads, level: 
         # What is left is shared by the groups after this one, each of which may have failed in another way.
         erred = group.picks.erred[: max(1, room // (len(groups) - number))] if group.picks and room else []
         room -= len(erred)
-        truncated = group.tally.outcomes.get("erred", 0) - len(erred)
+        truncated = group.tally.outcomes.get("erred", 0) - len(erred) - group.erred_with_span
         made = _group(record, group, {}, offset, truncated, lambda to: None)
         yield made, bool(group.unfinished)
         for run in erred:
@@ -365,9 +379,11 @@ def _segment(
     )
 
 
-def _inside(segment: SegmentRecord, ledger: Ledger, offset: float, runs: Runs, find: Find) -> Iterator[Record]:
+def _inside(
+    segment: SegmentRecord, ledger: Ledger, groups: Iterable[GroupLedger], offset: float, runs: Runs, find: Find
+) -> Iterator[Record]:
     """Make the records of groups and tasks."""
-    for group in ledger.all_groups():
+    for group in groups:
         alone = not group.folded and ledger.prefixes[group.prefix] == 1
         metrics = ledger.metrics_by_prefix.get(group.prefix, {}) if alone else None
         record = _group(segment, group, metrics, offset, _truncated(group, runs), find)
@@ -383,7 +399,8 @@ def _group(
     found = (find(dependency) for dependency in dependencies)
     start, end = _group_times(group, segment, offset)
     span_id = segment.span.id
-    return GroupRecord(
+    kind = ParentGroupRecord if group.is_parent else GroupRecord
+    return kind(
         span=segment.span,
         top=segment.top,
         caller=segment.caller,
@@ -429,7 +446,7 @@ def _task(group: GroupRecord, run: TaskRun, offset: float, reason: str) -> TaskR
 def _truncated(group: GroupLedger, runs: Runs) -> int:
     """Count the failed tasks that get no span."""
     shown = sum(reason == "erred" for reason, _ in runs.get(group.key, ()))
-    return group.tally.outcomes.get("erred", 0) - shown
+    return group.tally.outcomes.get("erred", 0) - shown - group.erred_with_span
 
 
 def _end(node: Node, segment: Segment, tally: Tally, elsewhere: Tally | None, now: float, stopped: str) -> float:

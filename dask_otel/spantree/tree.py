@@ -34,6 +34,7 @@ class Segment:
         "enclosed_until",
         "has_wordless_runs",
         "id",
+        "is_parent",
         "last_change",
         "number",
         "others_at_start",
@@ -84,6 +85,8 @@ class Segment:
         self.overdue: dict[str, float] = {}
         #: Whether a run has ended without a report of its worker; its metrics arrive all the same.
         self.has_wordless_runs = False
+        #: Whether spans of workers are below it: it is sent though others are left out.
+        self.is_parent = False
         #: Thread-seconds used by other roots, as known when the segment began and when it last changed.
         self.others_at_start = self.others_now = others
         #: What happened since the wall time was last accounted for.
@@ -130,12 +133,14 @@ class Node:
         "load",
         "next_number",
         "parent",
+        "parents",
         "previous",
         "previous_end",
         "root",
         "segment",
         "title",
         "trace_number",
+        "unsent_groups",
     )
 
     def __init__(self, info: SpanInfo, parent: Node | None, first_number: int = 0) -> None:
@@ -160,6 +165,10 @@ class Node:
         self.group_numbers: dict[str, int] = {}
         #: By group name, the trace of its last group span; only for default roots that have rolled over.
         self.group_traces: dict[str, int] | None = None
+        #: Names of groups of which spans of workers have the first group span for a parent: it is sent.
+        self.parents: set[str] | None = None
+        #: Names of groups whose first group span was given up.
+        self.unsent_groups: set[str] | None = None
         #: How many traces this root has filled.
         self.trace_number = 0
         #: Busy thread-seconds of this root's tree, so far.
@@ -176,6 +185,14 @@ class Node:
     def origin(self) -> Origin:
         """What decides in which trace it is; made when it is needed, since there may be many nodes at rest."""
         return Origin(self.root.info.id, self.caller)
+
+    @property
+    def top(self) -> Node:
+        """The top of the trace of its segments."""
+        if self.segment:
+            return self.segment.top
+        trace_id = self.origin.trace_id()
+        return [node for node in self.lineage() if node.origin.trace_id() == trace_id][-1]
 
     def lineage(self) -> Iterator[Node]:
         """This node and its ancestors, from here up."""
@@ -376,8 +393,11 @@ class Forest:
 
     def add(self, info: SpanInfo) -> None:
         """Add a Dask span; its parent must be known."""
-        first_number = self._first_number if info.enqueued < self.born else 0
-        self._asked.keep(self.nodes.get(info.id) or self._add(info, first_number))
+        self._asked.keep(self.nodes.get(info.id) or self._add(info, self.first_number_of(info.enqueued)))
+
+    def first_number_of(self, enqueued: float) -> int:
+        """Where to begin to number the segments and groups of a span that appeared at some time."""
+        return self._first_number if enqueued < self.born else 0
 
     def add_requested(self, info: SpanInfo, now: float) -> None:
         """Add a span that was requested and that Dask has not made; its parent must be known."""

@@ -20,7 +20,6 @@ from traceback import format_tb
 from typing import Any
 from weakref import ref
 
-import dask.base
 from distributed.worker_state_machine import ExecuteFailureEvent, ExecuteSuccessEvent, TaskState
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.propagate import extract
@@ -35,14 +34,14 @@ from opentelemetry.trace import (
 )
 
 from .. import __version__
+from ..messages import ANNOTATION, TOPIC, SpanMade
+from ..patching import ANNOTATIONS, clear_annotations, wrap
 from ..privacy import Redactor
 from ..safety import Safety
-from ..scheduler.compat import wrap
 from ..scheduler.outcomes import error_of, first_error
 from ..spantree.events import TaskError
 from .ending import EndingThread
 from .lazy_span import ANY, Budget, LazySpan, freeze
-from .messages import ANNOTATION, TOPIC, SpanMade
 from .task_span import Outcome, Run, RunWithMore, SpanSource, end_span
 
 __all__ = ["TaskSpans", "missing"]
@@ -58,8 +57,6 @@ _NOTHING: Mapping[str, Any] = {}
 _NO_CONTEXT = Context()
 #: Key of the current span in a context.
 (_SPAN,) = set_span_in_context(INVALID_SPAN, Context())
-#: Dask's annotations, which it has no function to clear; None if a version of Dask keeps them elsewhere.
-_annotations: ContextVar[Any] | None = getattr(dask.base, "_annotations", None)
 #: Whether the running code is in a call to an actor.
 _in_call: ContextVar[bool] = ContextVar("dask_otel_actor_call", default=False)
 
@@ -72,7 +69,7 @@ def missing(worker: Any) -> list[str]:
         "Worker.state.tasks": isinstance(getattr(state, "tasks", None), Mapping),
         "Worker.scheduler_delay": hasattr(worker, "scheduler_delay"),
         "Worker.threads": hasattr(worker, "threads"),
-        "dask.base._annotations": isinstance(_annotations, ContextVar),
+        "dask.base._annotations": isinstance(ANNOTATIONS, ContextVar),
     }
     needed |= {f"TaskState.{name}": hasattr(TaskState, name) for name in _OF_TASKS}
     return [name for name, is_there in needed.items() if not is_there]
@@ -173,8 +170,7 @@ class TaskSpans:
         The run, its lazy span, and the seconds that Dask will add to its times, so that they are the scheduler's. None
         if the task gets no span.
         """
-        if _annotations is not None and _annotations.get() is not None:
-            _annotations.set(None)  # those of whoever ran last in this context; Dask sets the task's own
+        clear_annotations()  # those of whoever ran last in this context; Dask sets the task's own
         task = self._tasks.get(key)
         if task is None:
             attach(_NO_CONTEXT)
@@ -292,7 +288,7 @@ class TaskSpans:
             if self._timer is None:
                 self._set_timer()
         marker = _in_call.set(True)
-        cleared = _annotations.set(None) if _annotations is not None else None
+        cleared = ANNOTATIONS.set(None) if ANNOTATIONS is not None else None
         token = attach(context)
         self._running += span is not None
         return span, partial(_undo_call, token, marker, cleared)
@@ -334,8 +330,8 @@ def _outcome(task: Any, event: Any, error: BaseException | None, delay: float, w
 def _undo_call(token: Token[Context], marker: Token[bool], cleared: Token[Any] | None) -> None:
     detach(token)
     _in_call.reset(marker)
-    if _annotations is not None and cleared is not None:
-        _annotations.reset(cleared)
+    if ANNOTATIONS is not None and cleared is not None:
+        ANNOTATIONS.reset(cleared)
 
 
 def _error_of_call(answer: Any, error: BaseException | None) -> TaskError | None:

@@ -31,12 +31,12 @@ from opentelemetry.trace import (
 
 from .. import schema
 from ..identity import caller_of, group_id, origin_of
+from ..messages import GROUP_FIELD, PARENT_FIELD, SpanMade
 from ..privacy import Redactor
 from ..safety import Safety
 from ..schema import MAX_NAME, clean, identifier
 from ..spantree.events import TaskError, latest_run
 from .lazy_span import Budget
-from .messages import GROUP_FIELD, PARENT_FIELD, SpanMade
 
 __all__ = ["Outcome", "Run", "RunWithMore", "SpanSource", "end_span"]
 

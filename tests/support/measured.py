@@ -42,6 +42,10 @@ class KeepingSink:
     def is_away(self) -> bool:
         return self._sink.is_away
 
+    @property
+    def sampler(self) -> Any:
+        return self._sink.sampler
+
     async def until(self, condition: Callable[[Snapshot], Any]) -> Snapshot:
         """Return the first snapshot from now on of which something holds."""
         while True:

@@ -25,8 +25,8 @@ from support.inside import Person, ended, groups, lines, provider_of, shared, sp
 
 import dask_otel
 from dask_otel.identity import group_id
+from dask_otel.messages import SpanMade
 from dask_otel.worker import execution, lazy_span, task_span
-from dask_otel.worker.messages import SpanMade
 from dask_otel.worker.plugin import OTelWorkerPlugin
 
 

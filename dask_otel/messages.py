@@ -6,7 +6,8 @@ while a stream message of a name that the scheduler does not know would end the 
 
 **From the scheduler.** A task's annotation ``ANNOTATION`` holds what the client's propagators wrote into it
 (``traceparent``, ``baggage`` …), and may hold two fields of the scheduler's, where it knows better than the worker:
-``PARENT_FIELD`` and ``GROUP_FIELD``.
+``PARENT_FIELD`` and ``GROUP_FIELD``. They are about this task: whoever passes the annotation on to other tasks leaves
+them out.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ ANNOTATION = "otel"
 PARENT_FIELD = "dask-parent"
 #: In that annotation, the name of the task's group, if it is not that of the task's key.
 GROUP_FIELD = "dask-group"
+
+#: Types of Dask's keys.
+_KEYS = (str, bytes, int, float, tuple)
 
 #: Topic of the events.
 TOPIC = "dask-otel"
@@ -61,9 +65,13 @@ class SpanMade(NamedTuple):
         try:
             if event["action"] != "span-made":
                 return None
+            key, run_id = event["key"], event["run-id"]
+            hash(key)
+            if not isinstance(key, _KEYS) or type(run_id) not in (int, type(None)):
+                return None
             return cls(
-                event["key"],
-                event["run-id"],
+                key,
+                run_id,
                 str(event["dask-span-id"]),
                 str(event["group"]),
                 *(int(event[f"{name}-id"], 16) for name in ("trace", "span", "parent")),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_otel.worker.messages import SpanMade
+from dask_otel.messages import SpanMade
 
 KEYS = st.recursive(
     st.one_of(st.text(), st.binary(), st.integers(-(2**63), 2**63), st.floats(allow_nan=False)),

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dask_otel.scheduler.compat import wrap
+from dask_otel.patching import wrap
 
 
 class Target:
