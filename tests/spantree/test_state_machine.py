@@ -15,6 +15,7 @@ from support.model_data import AGAIN, STATES, Group, Task
 from support.model_world import World
 
 from dask_otel.spantree.events import Dependency, Graph
+from dask_otel.spantree.to_records import Level
 
 #: Runs longer, and differently each time, with so many examples.
 EXAMPLES = os.environ.get("DASK_OTEL_TEST_EXAMPLES")
@@ -52,10 +53,11 @@ class Machine(RuleBasedStateMachine):
         max_segment=seconds([3.0, 20.0, 60.0, 3600.0]),
         pending_span_after=seconds([2.0, 10.0, 4000.0]),
         max_groups=st.integers(1, 3),
+        level=st.sampled_from([Level.TASKS, Level.TASKS, Level.SPANS]),
         spans=st.sampled_from(SOME_SPANS),
     )
-    def begin(self, spans: list[tuple[str, str | None]], max_groups: int, **times: float) -> None:
-        self.world = World(self.cluster, max_groups, times)
+    def begin(self, spans: list[tuple[str, str | None]], max_groups: int, level: Level, **times: float) -> None:
+        self.world = World(self.cluster, max_groups, level, times)
         for tag, above in spans:
             self.cluster.add_span(tag, above)
         self.world.worker("joins", "w0")
@@ -175,6 +177,17 @@ class Machine(RuleBasedStateMachine):
     def everything_ends(self, w: str) -> None:
         self._run(self.cluster.tasks(*STATES), "completed", 0.2, w)
         self.sweep(8, 5.0, True, False)
+
+    @have_unfinished
+    @rule(i=some, n=st.integers(1, 3), is_new=st.booleans())
+    def workers_make_spans(self, i: int, n: int, is_new: bool) -> None:
+        for task in self._tasks(i, *STATES)[:n]:
+            self.cluster.make_span(self.world.span_tree, task.group, is_new=is_new)
+
+    @have_results
+    @rule(i=some)
+    def a_call_to_an_actor(self, i: int) -> None:
+        self.cluster.make_span(self.world.span_tree, self._tasks(i, "memory")[0].group, is_new=False)
 
     # Workers and time
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 
+from dask_otel.identity import group_id, origin_of, segment_id
 from dask_otel.spantree.counts import FirstError, Load
-from dask_otel.spantree.events import Change, Claim, Graph, Picks, SpanInfo, TaskError, TaskRun
+from dask_otel.spantree.events import Change, Claim, Graph, Picks, SpanInfo, TaskError, TaskRun, WorkerSpan
 from dask_otel.spantree.ledger import GroupLedger
 from dask_otel.spantree.lifecycle import SpanTree
 
@@ -30,6 +31,9 @@ class Cluster:
         self.claims: dict[tuple[str, str], Claim] = {}
         self.graphs: list[Graph] = []
         self.metrics: dict[str, Counter[tuple[object, ...]]] = {}
+        #: Spans that workers have made, and the trace and span ids of all their parents.
+        self.worker_spans: list[WorkerSpan] = []
+        self.parents: set[tuple[int, int]] = set()
         #: Unfinished tasks of each span, as told.
         self.unfinished: Counter[str] = Counter()
         #: Ids of segments that have been open, and of those that were told of a run.
@@ -129,6 +133,21 @@ class Cluster:
         if not task.is_unfinished:
             task.requesting = ()
 
+    def make_span(self, span_tree: SpanTree, group: Group, *, is_new: bool) -> None:
+        """A worker makes the span of a task, which is new, or has what an earlier trace would have."""
+        info = self.spans[group.span_id]
+        ids = [info.id]
+        while (above := self.spans[ids[0]].parent_id) is not None:
+            ids.insert(0, above)
+        origin = origin_of(ids)
+        at = span_tree.parent_segment(info.id, info.enqueued) if is_new else None
+        if at:
+            parent = origin.trace_id(at[0]), segment_id(info.id, at[1])
+        else:
+            parent = origin.trace_id(), group_id(info.id, group.name, 0)
+        self.parents.add(parent)
+        self.worker_spans.append(WorkerSpan(info.id, group.name, group.name.partition("-")[0], *parent))
+
     def release(self, task: Task) -> None:
         """Nobody needs the result any more that was to be computed again."""
         task.provisional = False
@@ -194,6 +213,7 @@ class Cluster:
         claims, self.claims = self.claims, {}
         graphs, self.graphs = self.graphs, []
         metrics, self.metrics = self.metrics, {}
+        worker_spans, self.worker_spans = self.worker_spans, []
         meanwhile()
         for graph in graphs:
             self._learn(span_tree, graph.span_id)
@@ -212,6 +232,9 @@ class Cluster:
             span_tree.add_change(latch.change, self.now)
             self._check_picks(span_tree, group, latch)
             self._expect(span_tree, group.span_id, latch.change.load, ran)
+        for made in worker_spans:
+            self._learn(span_tree, made.span_id)
+            span_tree.add_worker_span(made, self.now)
         for claim in claims.values():
             self._learn(span_tree, claim.requesting, claim.owning)
             told = account(claim.requesting)

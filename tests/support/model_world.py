@@ -9,7 +9,7 @@ from unittest import mock
 
 from dask_otel.spantree.ledger import Budget
 from dask_otel.spantree.lifecycle import SpanTree
-from dask_otel.spantree.to_records import SpanTreeSettings
+from dask_otel.spantree.to_records import Level, SpanTreeSettings
 
 from .model_cluster import Cluster
 from .model_oracle import Oracle
@@ -25,10 +25,10 @@ def _nothing() -> None:
 class World:
     """Does what ``scheduler/sweep.py`` does, and has everything checked that comes out."""
 
-    def __init__(self, cluster: Cluster, max_groups: int, times: Mapping[str, float]) -> None:
+    def __init__(self, cluster: Cluster, max_groups: int, level: Level, times: Mapping[str, float]) -> None:
         self.cluster = cluster
-        self.span_tree = SpanTree(cluster.now, 2, SpanTreeSettings(max_groups=max_groups, **times))
-        self.oracle = Oracle(cluster, max_groups, BUDGET)
+        self.span_tree = SpanTree(cluster.now, 2, SpanTreeSettings(max_groups=max_groups, level=level, **times))
+        self.oracle = Oracle(cluster, max_groups, BUDGET, level)
         self.workers: set[str] = set()
         #: Workers that joined or left since the last sweep; of one that left, how many heartbeats came before.
         self.events: list[tuple[str, str, int]] = []
