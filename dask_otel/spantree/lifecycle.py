@@ -443,7 +443,10 @@ class SpanTree:
         if group is None or group.number:
             was_sent = not node.unsent_groups or name not in node.unsent_groups
             return was_sent and self._level_of(node) >= Level.GROUPS
-        if not segment or not ledger or segment.trace_id != trace_id:
+        if not segment or not ledger:  # only held; nobody knows when it will be sent
+            group.number, node.group_numbers[name] = 1, 2
+            return False
+        if segment.trace_id != trace_id:
             return False
         if ledger.pin(name, segment.budget):
             group.is_parent = segment.is_parent = True

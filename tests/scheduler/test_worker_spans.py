@@ -209,12 +209,12 @@ async def test_the_rate_limit(person, plugin, client, scheduler, worker):
         await client.submit(work, key="load-1")
     assert shape(await everything(person, plugin, worker)) == [
         "etl [span]",
-        "  load [group]",
-        *TASK,
         "  store [group]",
         "    ~store [task]",
         "      ~inner",
         "etl [span]",
+        "  load [group]",
+        *TASK,
     ]
 
 

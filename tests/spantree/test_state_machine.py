@@ -179,15 +179,15 @@ class Machine(RuleBasedStateMachine):
         self.sweep(8, 5.0, True, False)
 
     @have_unfinished
-    @rule(i=some, n=st.integers(1, 3), is_new=st.booleans())
-    def workers_make_spans(self, i: int, n: int, is_new: bool) -> None:
+    @rule(i=some, n=st.integers(1, 3))
+    def workers_make_spans(self, i: int, n: int) -> None:
         for task in self._tasks(i, *STATES)[:n]:
-            self.cluster.make_span(self.world.span_tree, task.group, is_new=is_new)
+            self.cluster.make_span(task)
 
     @have_results
     @rule(i=some)
     def a_call_to_an_actor(self, i: int) -> None:
-        self.cluster.make_span(self.world.span_tree, self._tasks(i, "memory")[0].group, is_new=False)
+        self.cluster.make_span(self._tasks(i, "memory")[0])
 
     # Workers and time
 

@@ -40,6 +40,8 @@ class Cluster:
         self.opened: set[int] = set()
         self.lasting: set[int] = set()
         self._numbers = count(1)
+        #: Set once there is one.
+        self.span_tree: SpanTree | None = None
 
     # What happens
 
@@ -59,7 +61,7 @@ class Cluster:
 
     def enter(self, group: Group, state: str) -> Task:
         """A new task."""
-        task = Task(group, state, self.now)
+        task = Task(group, state, self.now, parent=self._parent(group))
         group.tasks.append(task)
         group.totals["tasks"] += 1
         self.touch(group).change.active = True
@@ -133,20 +135,23 @@ class Cluster:
         if not task.is_unfinished:
             task.requesting = ()
 
-    def make_span(self, span_tree: SpanTree, group: Group, *, is_new: bool) -> None:
-        """A worker makes the span of a task, which is new, or has what an earlier trace would have."""
+    def make_span(self, task: Task) -> None:
+        """A worker makes the span of a run, or of a call to an actor."""
+        group = task.group
+        self.parents.add(task.parent)
+        self.worker_spans.append(WorkerSpan(group.span_id, group.name, group.name.partition("-")[0], *task.parent))
+
+    def _parent(self, group: Group) -> tuple[int, int]:
+        """What a worker computes, or the scheduler writes into a new task."""
         info = self.spans[group.span_id]
         ids = [info.id]
         while (above := self.spans[ids[0]].parent_id) is not None:
             ids.insert(0, above)
         origin = origin_of(ids)
-        at = span_tree.parent_segment(info.id, info.enqueued) if is_new else None
+        at = self.span_tree.parent_segment(info.id, info.enqueued) if self.span_tree else None
         if at:
-            parent = origin.trace_id(at[0]), segment_id(info.id, at[1])
-        else:
-            parent = origin.trace_id(), group_id(info.id, group.name, 0)
-        self.parents.add(parent)
-        self.worker_spans.append(WorkerSpan(info.id, group.name, group.name.partition("-")[0], *parent))
+            return origin.trace_id(at[0]), segment_id(info.id, at[1])
+        return origin.trace_id(), group_id(info.id, group.name, 0)
 
     def release(self, task: Task) -> None:
         """Nobody needs the result any more that was to be computed again."""

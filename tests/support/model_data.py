@@ -97,6 +97,8 @@ class Task:
     #: Other spans than its own that requested it, and for which it has not ended yet.
     requesting: tuple[str, ...] = ()
     provisional: bool = False
+    #: Trace and span id of the parent that the span of a run has.
+    parent: tuple[int, int] = (0, 0)
 
     @property
     def is_unfinished(self) -> bool:

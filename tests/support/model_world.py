@@ -28,6 +28,7 @@ class World:
     def __init__(self, cluster: Cluster, max_groups: int, level: Level, times: Mapping[str, float]) -> None:
         self.cluster = cluster
         self.span_tree = SpanTree(cluster.now, 2, SpanTreeSettings(max_groups=max_groups, level=level, **times))
+        cluster.span_tree = self.span_tree
         self.oracle = Oracle(cluster, max_groups, BUDGET, level)
         self.workers: set[str] = set()
         #: Workers that joined or left since the last sweep; of one that left, how many heartbeats came before.
