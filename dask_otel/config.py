@@ -80,6 +80,7 @@ class Settings:
     default_spans: str
     max_rate: int
     page_runs: int
+    worker_plugin: bool
     worker_spans: str
     worker_max_rate: int
     excluded_metrics: frozenset[str]
@@ -139,6 +140,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         default_spans=get("traces.default-spans", _one_of("full", "segments", "off")),
         max_rate=get("traces.max-rate", _whole(0, 10**9)),
         page_runs=get("page.runs", _whole(0, MAX_PAGE_RUNS)),
+        worker_plugin=get("workers.plugin", _boolean),
         worker_spans=get("workers.spans", _one_of("any", "child")),
         worker_max_rate=get("workers.max-rate", _whole(0, 10**9)),
         excluded_metrics=get("metrics.exclude", _names_of(METRICS, "metrics")),

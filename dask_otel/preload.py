@@ -241,6 +241,7 @@ class OTelPlugin(BridgePlugin):
             shutdown_timeout=settings.shutdown_timeout,
             annotations=settings.annotations,
             split_groups=settings.split_groups,
+            gives_worker_plugin=settings.worker_plugin,
             tags_in_group_names=settings.capture["tags"],
             span_tree=SpanTreeSettings(
                 idle_timeout=settings.idle_timeout,

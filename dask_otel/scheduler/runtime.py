@@ -36,6 +36,7 @@ from .split_groups import splitter_of
 from .submissions import Submissions
 from .sweep import Output, Sweep
 from .task_parents import TaskParents
+from .worker_plugin import WorkerPluginHandout
 
 __all__ = ["BridgeSettings", "SchedulerBridge"]
 
@@ -53,6 +54,8 @@ ASKED_AT_A_TIME = 100
 #: The part of the time that sweeps may take, and by how many times the interval is longer then at most.
 MAX_SHARE = 1 / 300
 MAX_STRETCH = 5
+#: Why a bridge ends that takes nothing back from workers.
+_CLOSES, _LOOP_ENDS = "the scheduler closes", "the event loop ends"
 #: Open roots in the status.
 MAX_ROOTS = 100
 #: The clock of all bridges of this process: the system's clock is the same for all.
@@ -70,6 +73,8 @@ class BridgeSettings:
     #: Whether each task counts in the span in which it was requested, and whether Dask may show that span's tags.
     split_groups: bool = True
     tags_in_group_names: bool = True
+    #: Whether all workers get ``OTelWorkerPlugin``.
+    gives_worker_plugin: bool = False
     span_tree: SpanTreeSettings = field(default_factory=SpanTreeSettings)
     metrics: MetricSettings = field(default_factory=MetricSettings)
 
@@ -146,6 +151,10 @@ class SchedulerBridge:
         for tap in self._taps:
             tap.install()
         self._sweeping = asyncio.create_task(self._sweep_regularly(), name="dask-otel sweep")
+        self._handout: WorkerPluginHandout | None = None
+        if settings.gives_worker_plugin:
+            self._handout = WorkerPluginHandout(scheduler, safety)
+            self._handing_out = asyncio.create_task(self._handout.hand_out(), name="dask-otel worker plugin")
 
     def status(self) -> dict[str, Any]:
         """Return the open roots and the cost of the last sweep; call it on the event loop."""
@@ -163,7 +172,7 @@ class SchedulerBridge:
         """Describe the open runs of a trace as if they ended now, see ``SpanTree.open_records``."""
         return self.span_tree.open_records(trace_id, self.clock.now(), self.clock.offset)
 
-    def close(self, why: str = "the scheduler closes") -> asyncio.Task[None]:
+    def close(self, why: str = _CLOSES) -> asyncio.Task[None]:
         """Stop, wait for the workers' last metrics, send everything; always the same task."""
         if self._closing is None:
             self.why_ended = why
@@ -207,6 +216,9 @@ class SchedulerBridge:
         if not self._loop_ends:
             self._sweeping.cancel()
         self.detach()
+        if self._handout and self.why_ended not in (_CLOSES, _LOOP_ENDS):  # else the workers close, too
+            with self.safety.guard("worker plugin"), suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._handout.take_back(), HURRY)
         with self.safety.guard("closing"):
             self._stopped(self)
         with self.safety.guard("closing"):
@@ -233,7 +245,7 @@ class SchedulerBridge:
         except asyncio.CancelledError:
             if self._closing is None:  # the event loop ends without closing the scheduler; it still waits for this
                 self._loop_ends = True
-                await asyncio.shield(self.close("the event loop ends"))
+                await asyncio.shield(self.close(_LOOP_ENDS))
             raise
         log.info("dask-otel stops: %s", why)
         self.close(why)

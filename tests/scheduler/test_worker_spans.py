@@ -173,6 +173,8 @@ async def test_what_is_folded(person, plugin, client, scheduler, worker):
     """A group that has no span of its own any more has one without numbers in its place."""
     with span("etl"):
         await client.submit(work, key="load")
+        forest = plugin._bridge.span_tree.forest
+        await until(lambda: any(node.segment.is_parent for node in forest.open))
         await client.submit(work, key="store")
         await client.submit(idle, seconds=0.05, key="slow")
     assert shape(await everything(person, plugin, worker), "dask.group.name", "dask.task.count") == [
@@ -355,6 +357,7 @@ async def test_what_anybody_may_log(person, plugin, client, scheduler, worker):
     for event in [*BAD, SpanMade("x", 1, root, "no such group", 1, 2, 3).to_event()] * 20:
         scheduler.log_event(TOPIC, event)
         scheduler.log_event("all", event)
+        scheduler.log_event([TOPIC], event)
     assert shape(await everything(person, plugin, worker)) == ["etl [span]", "  x [group]"]
 
 
