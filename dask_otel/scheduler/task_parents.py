@@ -100,12 +100,12 @@ class TaskParents:
 
     def _parent(self, span: Any) -> str | None:
         """Return the parent of the spans of tasks; None if it is as their workers compute it."""
-        at = self._span_tree.parent_segment(span.id, self._clock.of_dask(span.enqueued))
-        if at is None and self._sampler is None:
-            return None
         lineage = [span]
         while lineage[0].parent:
             lineage.insert(0, lineage[0].parent)
+        at = self._span_tree.parent_segment(span.id, lineage[0].id, self._clock.of_dask(span.enqueued))
+        if at is None and self._sampler is None:
+            return None
         origin = origin_of([each.id for each in lineage])
         trace_number, number = at or (0, 0)
         trace_id = origin.trace_id(trace_number)

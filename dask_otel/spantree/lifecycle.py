@@ -250,7 +250,7 @@ class SpanTree:
         if not self._keep_group(node, name, made.trace_id):
             self._add_stand_in(node, made, now)
 
-    def parent_segment(self, span_id: str, enqueued: float) -> tuple[int, int] | None:
+    def parent_segment(self, span_id: str, root_id: str, enqueued: float) -> tuple[int, int] | None:
         """Return which segment is to be the parent of the spans of new tasks, if it is not the span of their group.
 
         Workers can compute the id of a group's first group span. It is the parent unless it is in another trace, or an
@@ -266,12 +266,12 @@ class SpanTree:
         Number of the trace, and of the segment.
         """
         node = self.forest.nodes.get(span_id)
-        if node is None:
-            first_number = self.forest.first_number_of(enqueued)
-            return (0, first_number) if first_number else None
-        if node.first_number or node.root.trace_number:
-            return node.root.trace_number, node.next_number
-        return None
+        root = node.root if node else self.forest.nodes.get(root_id)
+        trace_number = root.trace_number if root else 0
+        first_number = node.first_number if node else self.forest.first_number_of(enqueued)
+        if not (first_number or trace_number):
+            return None
+        return trace_number, node.next_number if node else first_number
 
     def given_up(self, record: GroupRecord) -> None:
         """Note that a group span was not sent."""

@@ -148,7 +148,7 @@ class Cluster:
         while (above := self.spans[ids[0]].parent_id) is not None:
             ids.insert(0, above)
         origin = origin_of(ids)
-        at = self.span_tree.parent_segment(info.id, info.enqueued) if self.span_tree else None
+        at = self.span_tree.parent_segment(info.id, ids[0], info.enqueued) if self.span_tree else None
         if at:
             return origin.trace_id(at[0]), segment_id(info.id, at[1])
         return origin.trace_id(), group_id(info.id, group.name, 0)
