@@ -277,8 +277,7 @@ class SpanTree:
         """Note that a group span was not sent."""
         node = self.forest.nodes.get(record.span.id)
         if node and record.span_id == group_id(record.span.id, record.group, 0):
-            node.unsent_groups = node.unsent_groups or set()
-            node.unsent_groups.add(record.group)
+            node.note_unsent(record.group)
 
     def add_worker_event(self, kind: str, worker: str) -> Iterator[None]:
         """Record that a worker ``joined`` or ``left``; lazy, each step is little work.

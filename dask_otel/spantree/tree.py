@@ -167,7 +167,7 @@ class Node:
         self.group_traces: dict[str, int] | None = None
         #: Names of groups of which spans of workers have the first group span for a parent: it is sent.
         self.parents: set[str] | None = None
-        #: Names of groups whose first group span was given up.
+        #: Names of groups whose first group span was given up, or is in a later trace than the first.
         self.unsent_groups: set[str] | None = None
         #: How many traces this root has filled.
         self.trace_number = 0
@@ -255,6 +255,13 @@ class Node:
             if group.trace_before is None:
                 group.trace_before = self.group_traces.get(group.name, 0)
             self.group_traces[group.name] = self.root.trace_number
+            if not group.number:
+                self.note_unsent(group.name)
+
+    def note_unsent(self, name: str) -> None:
+        """Note that a group's first group span is not in the first trace."""
+        self.unsent_groups = self.unsent_groups or set()
+        self.unsent_groups.add(name)
 
     def withdraw_group(self, group: GroupLedger) -> None:
         """Take a group's number back: its span will not be sent."""
