@@ -253,7 +253,7 @@ class Inbox:
                         if seconds > change.slow and typename:
                             run = self._run(key, task, seconds, startstops, worker, thread, typename, nbytes)
                             if not startstops:  # its worker had the result already
-                                run = self._now(run)
+                                run = self._placed_now(run)
                             change.slow = max(change.pick_slow(run), self._slow_from)
                         if provisional and key in provisional:
                             self._settle_provisional(key, change, recomputed=True)
@@ -349,10 +349,10 @@ class Inbox:
         if not run.startstops:
             # It failed without running, and may do so again under the same run_id: that of an earlier run, or none.
             self._failures += 1
-            run = self._now(run)._replace(run_id=-self._failures)
+            run = self._placed_now(run)._replace(run_id=-self._failures)
         change.picks.add_erred(run.described(TaskError(*error, traceback)))
 
-    def _now(self, run: PickedRun) -> PickedRun:
+    def _placed_now(self, run: PickedRun) -> PickedRun:
         """Put a run of which the worker reported no times at this moment, for no time."""
         now = self._clock.now()
         return run._replace(startstops=[{"action": "", "start": now, "stop": now}], clock_offset=0.0)
