@@ -105,7 +105,8 @@ def _handshake(address: tuple[str, int], protocols: list[str]) -> str | None:
             socket.create_connection(address, TIMEOUT) as connection,
             context.wrap_socket(connection, server_hostname=address[0]) as wrapped,
         ):
-            return wrapped.selected_alpn_protocol() or ""
+            # Nothing is handshaken, and nothing raised, over a connection that the server has already ended.
+            return wrapped.selected_alpn_protocol() or "" if wrapped.version() else None
     except TimeoutError:
         raise
     except OSError:

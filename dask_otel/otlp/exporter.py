@@ -415,13 +415,14 @@ class SpanExportQueue(ExportQueue):
 
     def _lose(self, lost: list[Place], reason: str) -> None:
         heir = self.heir if reason == "shutdown" else None
+        records = records_at(lost) if heir else []
         with self.changed:
             self.in_flight -= len(lost)
             if heir is None:
                 self._queue.note_lost(Counter(item.trace_id for item, _ in lost))
                 self._count_dropped(reason, _kinds(lost))
-        if heir and lost:
-            heir(records_at(lost))
+        if heir and records:
+            heir(records)
 
     def _count_dropped(self, reason: str, kinds: Counter[str]) -> None:
         for kind, count in kinds.items():

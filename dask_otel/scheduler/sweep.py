@@ -148,7 +148,8 @@ class Sweep:
     def count_until_now(self) -> None:
         """Count everything up to this moment in one step, and no more: another bridge counts what follows.
 
-        It may hold the event loop for longer than a sweep does: 5 µs a group. Call it between two sweeps.
+        It may hold the event loop for longer than a sweep does: 5 µs a group, and 0.4 µs a run that is not counted yet.
+        Call it between two sweeps.
         """
         try:
             self._collect_all(Unpaced()).send(None)

@@ -11,6 +11,7 @@ import json
 import os
 import pty
 import re
+import select
 import socket
 import struct
 import subprocess
@@ -30,6 +31,7 @@ from support.standard import make_certificates
 from support.wire import Wire
 
 from dask_otel.cli.doctor_advice import Failure, advice
+from dask_otel.cli.probe import Listener, what_listens
 from dask_otel.cli.receiver import Receiver
 
 GRPC, HTTP = "grpc", "http/protobuf"
@@ -417,6 +419,22 @@ def test_a_refusal_at_one_address_of_a_host(listening, form, line):
     with Misbehaving(listening) if listening else Wire(DEAD) as server:
         endpoint = form.format(server.endpoint.rpartition(":")[2])
         assert advice(Failure(GRPC, endpoint, message)).startswith(line)
+
+
+def test_a_server_that_ends_connections_at_once(monkeypatch):
+    """It does not speak TLS, though no handshake fails over a connection that has already ended."""
+    create_connection = socket.create_connection
+
+    def connect_and_wait(*args):
+        connection = create_connection(*args)
+        poll = select.poll()
+        poll.register(connection, select.POLLHUP)
+        assert poll.poll(10_000)
+        return connection
+
+    with Wire(DEAD) as server:
+        monkeypatch.setattr(socket, "create_connection", connect_and_wait)
+        assert what_listens(server.endpoint) == Listener()
 
 
 @pytest.mark.parametrize("target", ["http://localhost:1", "dns:localhost:1", "http://127.0.0.1:1"])

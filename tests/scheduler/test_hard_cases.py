@@ -153,6 +153,24 @@ async def test_a_second_bridge_repeats_no_id(client, scheduler, worker):
 
 
 @gen_cluster(**ONE_WORKER)
+async def test_a_worker_that_has_the_result_already_reports_no_times(client, scheduler, worker):
+    """As after a scatter to a worker of which the scheduler has not heard yet."""
+    plugin = MemoryPlugin(slowest_tasks=3)
+    await plugin.add_to(scheduler)
+    with span("root"):
+        worker.update_data({"x": 5}, stimulus_id="scatter")
+        assert await client.submit(inc, 1, key="x") == 5
+    spans = await finished(plugin)
+    assert [(s.name, s.attributes["dask.kind"]) for s in sorted(spans, key=lambda s: s.attributes["dask.kind"])] == [
+        ("x", "group"),
+        ("root", "span"),
+        ("x", "task"),
+    ]
+    assert all(s.attributes["dask.task.completed"] == 1 for s in spans if s.attributes["dask.kind"] != "task")
+    assert not plugin.safety.failures
+
+
+@gen_cluster(**ONE_WORKER)
 async def test_a_start_that_fails_leaves_nothing_behind(client, scheduler, worker):
     with span("root") as root_id:
         future = client.submit(inc, 1, key="x")
