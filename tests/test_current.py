@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import logging.config
+import re
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import dask
 import pytest
@@ -13,6 +17,7 @@ from distributed import span
 from distributed.utils_test import gen_cluster
 from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from support.environment import environment
 from support.inside import Person, ended, shared, spanned
 
 import dask_otel
@@ -137,6 +142,30 @@ def test_the_filter_in_a_logging_configuration(capsys):
         log.handlers.clear()
         log.propagate = True
     assert capsys.readouterr().err == "- - - here\n"
+
+
+@pytest.mark.slow
+def test_the_example_of_a_logging_configuration():
+    """Dask reads it while distributed is being imported."""
+    example = Path(__file__).parents[1] / "examples/logging.yaml"
+    code = "import distributed, logging; logging.getLogger('distributed').warning('here')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment({"DASK_CONFIG": str(example)}), capture_output=True, text=True
+    )
+    assert re.fullmatch(r"\S+ \S+ - distributed - WARNING - \[- -\] here\n", done.stderr)
+
+
+@pytest.mark.slow
+def test_the_example_without_the_package(tmp_path):
+    """What the example warns of."""
+    example = Path(__file__).parents[1] / "examples/logging.yaml"
+    config = tmp_path / "logging.yaml"
+    config.write_text(example.read_text(encoding="utf-8").replace("dask_otel.", "no_such_package."))
+    done = subprocess.run(
+        [sys.executable, "-c", "import distributed"],
+        env=environment({"DASK_CONFIG": str(config)}), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1].startswith("ValueError: Unable to configure filter 'task'")
 
 
 def leaves_a_thread(x):

@@ -175,3 +175,9 @@ def test_log_records_of_tasks(tmp_path, jaeger, victorialogs, server, how):
         assert sorted(each["key"] for each in lines) == sorted(each["dask_key"] for each in records)
     if "span" in lines[0]:
         assert sorted(ids[each["span"]] for each in lines) == tasks
+
+
+def test_log_records_that_are_not_sent_leave_the_console_as_it_is(tmp_path, jaeger, server):
+    env = {"OTEL_PYTHON_LOG_AUTO_INSTRUMENTATION": "false"}
+    with instrumented(tmp_path, jaeger, env) as (_, worker):
+        worker.wait_for(r" - distributed\.worker - INFO - +Registered to:")
