@@ -18,7 +18,8 @@ def log_trace_ids() -> None:
     handler.addFilter(
         dask_otel.TaskFilter()
     )  # on the handler: a logger's filter does not see the records of other loggers
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s trace_id=%(trace_id)s %(dask_key)s %(message)s"))
+    line = "%(asctime)s %(levelname)s trace_id=%(trace_id)s %(dask_key)s %(message)s"
+    handler.setFormatter(logging.Formatter(line))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
 
 
