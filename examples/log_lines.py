@@ -15,9 +15,8 @@ log = logging.getLogger("analysis")
 
 def log_trace_ids() -> None:
     handler = logging.StreamHandler()
-    handler.addFilter(
-        dask_otel.TaskFilter()
-    )  # on the handler: a logger's filter does not see the records of other loggers
+    # On the handler: a logger's filter does not see the records of other loggers.
+    handler.addFilter(dask_otel.TaskFilter())
     line = "%(asctime)s %(levelname)s trace_id=%(trace_id)s %(dask_key)s %(message)s"
     handler.setFormatter(logging.Formatter(line))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
