@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .current import TaskFilter
     from .links import Description, Link
     from .preload import OTelPlugin, OTelWorkerPlugin
 
 __all__ = [
     "OTelPlugin",
     "OTelWorkerPlugin",
+    "TaskFilter",
     "__version__",
     "dask_setup",
     "describe",
@@ -59,17 +61,22 @@ def trace_id(span_ids: str | Sequence[str] | None = None) -> str:
 
     Returns
     -------
-    32 hexadecimal digits.
+    32 hexadecimal digits. Inside a task of a worker with dask-otel, without arguments, the id of the trace of the task:
+    also if the task was requested outside of a span, if its own span is not made, and if the trace is not sampled and
+    so is in no backend. No span is made.
 
     Raises
     ------
     ValueError
         If no id is given and there is no span around the caller.
     """
+    if span_ids is None:
+        here = _trace_here()
+        if here is None:
+            raise ValueError(_NO_SPAN)
+        return f"{here[0]:032x}"
     from .identity import origin_of
 
-    if span_ids is None:
-        span_ids = _span_ids()
     return f"{origin_of([span_ids] if isinstance(span_ids, str) else span_ids).trace_id():032x}"
 
 
@@ -96,15 +103,17 @@ def trace_url(span_ids: str | Sequence[str] | None = None) -> Link | None:
     from .links import Link, scheduler_link
 
     if span_ids is None:
-        ids = _open_span_ids()
-        if not ids:
+        here = _trace_here()
+        if here is None:
             return None
+        trace, last = f"{here[0]:032x}", here[1]
     else:
         ids = [span_ids] if isinstance(span_ids, str) else span_ids
-    if not ids:
-        raise ValueError("no id of a span was given")
+        if not ids:
+            raise ValueError("no id of a span was given")
+        trace, last = trace_id(ids), ids[-1]
     template = trace_url_template()
-    return Link(template.replace("{trace_id}", trace_id(ids))) if template else scheduler_link(ids[-1])
+    return Link(template.replace("{trace_id}", trace)) if template else scheduler_link(last)
 
 
 def describe(span_ids: str | Sequence[str] | None = None, *, client: Any = None) -> Description:
@@ -171,23 +180,30 @@ def show_trace(
     return show(ids, seconds, trace, client)
 
 
+_NO_SPAN = 'no span here: call this inside `with span("name"):`, or give it the id of a root span'
+
+
 def _span_ids() -> Sequence[str]:
-    ids = _open_span_ids()
-    if not ids:
-        raise ValueError('no span here: call this inside `with span("name"):`, or give it the id of a root span')
-    return ids
-
-
-def _open_span_ids() -> Sequence[str]:
-    """Return the ids of the spans around the caller, the outermost first."""
     import dask
 
     annotation = dask.get_annotations().get("span")
-    return [str(each) for each in annotation["ids"]] if annotation else []
+    if not annotation:
+        raise ValueError(_NO_SPAN)
+    return [str(each) for each in annotation["ids"]]
+
+
+def _trace_here() -> tuple[int, str] | None:
+    from .current import trace_here
+
+    return trace_here()
 
 
 def __getattr__(name: str) -> Any:
-    # The plugins need distributed, which this module must not import.
+    # These need distributed, which this module must not import.
+    if name == "TaskFilter":
+        from .current import TaskFilter
+
+        return TaskFilter
     if name in ("OTelPlugin", "OTelWorkerPlugin"):
         from . import preload
 

@@ -1,6 +1,6 @@
 """Log lines with the id of the trace that shows the work: search the backend for it, or search the logs for a trace.
 
-If dask-otel is missing in a process that logs, ModuleNotFoundError there: dask_otel.trace_id() is used. If it is
+If dask-otel is missing in a process that logs, ModuleNotFoundError there: dask_otel.TaskFilter is used. If it is
 missing on the scheduler, log lines have an id, and the backend has no trace with it.
 """
 
@@ -13,21 +13,12 @@ import dask_otel
 log = logging.getLogger("analysis")
 
 
-class TraceId(logging.Filter):
-    """Puts the trace of the Dask span around the logging call on each record, as its attribute trace_id."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        try:
-            record.trace_id = dask_otel.trace_id()
-        except ValueError:  # no Dask span here
-            record.trace_id = "-"
-        return True
-
-
 def log_trace_ids() -> None:
     handler = logging.StreamHandler()
-    handler.addFilter(TraceId())  # on the handler: a logger's filter does not see the records of other loggers
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s trace_id=%(trace_id)s %(message)s"))
+    # On the handler: a logger's filter does not see the records of other loggers.
+    handler.addFilter(dask_otel.TaskFilter())
+    line = "%(asctime)s %(levelname)s trace_id=%(trace_id)s %(dask_key)s %(message)s"
+    handler.setFormatter(logging.Formatter(line))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
 
 

@@ -306,15 +306,8 @@ def test_log_lines(calls):
     assert printed == "6"
     assert tree(spans) == ["total [span]", "  work [group]"]
     (trace_id,) = {each.trace_id for each in spans}
-    assert re.findall(r"INFO trace_id=(\S+) starts$", calls.log, re.MULTILINE) == [trace_id]
-    assert calls.worker.wait_for(r"INFO trace_id=(\S+) sum of 4 numbers\n")[1] == trace_id
-
-
-def test_a_log_line_outside_of_a_dask_span_has_no_id():
-    example = runpy.run_path(str(EXAMPLES / "log_lines.py"))
-    record = example["log"].makeRecord("analysis", 20, "", 0, "", (), None)
-    assert example["TraceId"]().filter(record)
-    assert record.trace_id == "-"
+    assert re.findall(r"INFO trace_id=(\S+) - starts$", calls.log, re.MULTILINE) == [trace_id]
+    assert calls.worker.wait_for(r"INFO trace_id=(\S+) work-\w+ sum of 4 numbers\n")[1] == trace_id
 
 
 @pytest.mark.slow

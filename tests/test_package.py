@@ -24,7 +24,16 @@ RECIPE = ROOT / "packaging/conda/recipe.yaml"
 
 
 def test_public_names():
-    names = ["OTelPlugin", "OTelWorkerPlugin", "__version__", "dask_setup", "describe", "show_trace", "trace_id"]
+    names = [
+        "OTelPlugin",
+        "OTelWorkerPlugin",
+        "TaskFilter",
+        "__version__",
+        "dask_setup",
+        "describe",
+        "show_trace",
+        "trace_id",
+    ]
     names += ["trace_url"]
     assert sorted(dask_otel.__all__) == names
     assert dir(dask_otel) == names
@@ -96,6 +105,7 @@ ALLOWED = {
     "config": {"errors", "schema", "dask", "yaml"},
     "otlp_options": {"errors"},
     "registration": {"links", "otlp_options", "safety", "status", "distributed"},
+    "current": {"identity", "worker", "dask", "distributed", "opentelemetry"},
     "links": {"otlp_options", "status", "dask", "distributed"},
     "worker": {
         "config",
@@ -144,7 +154,7 @@ ALLOWED = {
         "pandas",
         "rich",
     },
-    "__init__": {"config", "identity", "links", "preload", "safety", "dask"},
+    "__init__": {"config", "current", "identity", "links", "preload", "safety", "dask"},
 }
 
 

@@ -42,7 +42,7 @@ from ..scheduler.outcomes import error_of, first_error
 from ..spantree.events import TaskError
 from .ending import EndingThread
 from .lazy_span import ANY, Budget, LazySpan, freeze
-from .task_span import Outcome, Run, RunWithMore, SpanSource, end_span
+from .task_span import RUN, Outcome, Run, RunWithMore, SpanSource, end_span
 
 __all__ = ["TaskSpans", "missing"]
 
@@ -186,11 +186,11 @@ class TaskSpans:
                 self._source, key, dask_span_id, annotations, task.run_id, task, carrier=carrier, base=base
             )
             span = LazySpan(run, run, self._makes_for_ids)
-            context = set_span_in_context(span, base)
+            context = Context(base | {_SPAN: span, RUN: run})
         else:
             run = Run(self._source, key, dask_span_id, annotations, task.run_id, task)
             span = LazySpan(run, run, self._makes_for_ids)
-            context = Context({_SPAN: span})  # as ``set_span_in_context`` makes it, in half the time
+            context = Context({_SPAN: span, RUN: run})  # as ``set_span_in_context`` makes it, in half the time
         begun = run, span, self._worker.scheduler_delay
         if self._timer is None:
             self._set_timer()
@@ -284,7 +284,7 @@ class TaskSpans:
                 carrier=carrier, base=base, function=str(function),
             )  # fmt: skip
             span = LazySpan(run, run, self._makes_for_ids)
-            context = set_span_in_context(span, base)
+            context = Context(base | {_SPAN: span, RUN: run})
             if self._timer is None:
                 self._set_timer()
         marker = _in_call.set(True)

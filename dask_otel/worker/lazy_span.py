@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status
 
-__all__ = ["ANY", "CHILD", "Budget", "DeferredSpan", "LazySpan", "Maker", "Place", "freeze"]
+__all__ = ["ANY", "CHILD", "Budget", "DeferredSpan", "LazySpan", "Maker", "Place", "freeze", "peek"]
 
 #: What makes a span: any use, also a request for its ids; or only a span below it, and what is recorded on it.
 ANY, CHILD = "any", "child"
@@ -204,6 +204,13 @@ class LazySpan(Span):
     def __repr__(self) -> str:
         real = self._deferred.real
         return f"<LazySpan of {self._place.name!r}: {'not made' if real is None else repr(real)}>"
+
+
+def peek(span: LazySpan) -> SpanContext:
+    """Return the ids of the real span if it is made, else those of the parent; makes nothing."""
+    deferred = span._parts.get("deferred")
+    real = None if deferred is None else deferred.real
+    return span._place.context() if real is None else real.get_span_context()
 
 
 #: What is frozen before it was used.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dask.utils import key_split, typename
 from distributed.utils import key_split_group, thread_state
-from opentelemetry.context import Context
+from opentelemetry.context import Context, create_key, get_value
 from opentelemetry.trace import (
     INVALID_SPAN_CONTEXT,
     NonRecordingSpan,
@@ -38,10 +38,12 @@ from ..schema import MAX_NAME, clean, identifier
 from ..spantree.events import TaskError, latest_run
 from .lazy_span import Budget
 
-__all__ = ["Outcome", "Run", "RunWithMore", "SpanSource", "end_span"]
+__all__ = ["RUN", "Outcome", "Run", "RunWithMore", "SpanSource", "current_run", "end_span"]
 
 _SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 _DEFAULT = ("default",)
+#: Key of the run in OpenTelemetry's context, which spans below the span of the run have too.
+RUN = create_key("dask_otel_run")
 #: Groups of which is remembered what their spans have in common.
 MAX_KNOWN = 1024
 
@@ -258,6 +260,12 @@ class Run:
             schema.WORKER_NAME: name,
         }
         return {attribute: _clean(attribute, value) for attribute, value in values.items() if value is not None}
+
+
+def current_run() -> Run | None:
+    """Return the run of a task, or the call to an actor, that the caller is part of; None outside of these."""
+    run = get_value(RUN)
+    return run if isinstance(run, Run) else None
 
 
 class RunWithMore(Run):

@@ -6,6 +6,7 @@ import pytest
 from support.backends import need
 from support.jaeger import OwnJaeger, find_running
 from support.prometheus import Prometheus
+from support.victorialogs import VictoriaLogs
 
 
 @pytest.fixture(scope="session")
@@ -32,5 +33,13 @@ def own_jaeger(tmp_path: Path):
 def prometheus(tmp_path_factory: pytest.TempPathFactory):
     """A Prometheus as the compose file has it."""
     own = Prometheus(need("prometheus"), tmp_path_factory.mktemp("prometheus"))
+    yield own
+    own.stop()
+
+
+@pytest.fixture
+def victorialogs(tmp_path: Path):
+    """A VictoriaLogs without records."""
+    own = VictoriaLogs(need("victoria-logs"), tmp_path)
     yield own
     own.stop()

@@ -38,13 +38,18 @@ def our_errors(log: str) -> list[str]:
 
 
 class Process:
-    """A process and what it logs."""
+    """A process and what it logs; ``before`` is a command that starts another one, such as ``nice``."""
 
     def __init__(
-        self, *arguments: str, folder: Path, env: Mapping[str, str] | None = None, module: str = "dask"
+        self,
+        *arguments: str,
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        module: str = "dask",
+        before: Sequence[str] = (),
     ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [*before, sys.executable, "-m", module, *arguments],
             cwd=folder,
             env=environment(FAST, env or {}),
             stdout=subprocess.PIPE,

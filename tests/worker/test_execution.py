@@ -858,7 +858,6 @@ FAULTS = [
     (execution, "_outcome"),
     (execution, "_error_of_call"),
     (execution, "attach"),
-    (execution, "set_span_in_context"),
     (execution, "Context"),
     (execution, "time"),
     (execution, "LazySpan"),
