@@ -1,14 +1,12 @@
-"""CPU of a worker for the spans of tasks: in a loop, and on a live worker.
+"""CPU of workers and of the scheduler for the spans of tasks.
 
 **In a loop**, the wrapper runs around an empty ``execute``, and around one that uses the current span. From the latter,
 what the SDK takes for a span with the same attributes is taken off. The tracer provider has no processor: neither
-encoding nor sending is measured. The thread that ends spans does so after the loop: a loop that never waits would
-compete with it for the interpreter lock.
+encoding nor sending is measured. Rounds are short and alternate, so that in many of them nothing else runs on the
+processor, and the shortest counts. What Dask needs to write the event about a span and to read it is a row of its own.
 
-**On a live worker**, in a process of its own, batches of tasks run with the plugin and without it, in turn. Without the
-plugin, tasks have one span or two of their own; with it, one of their own and that of the task. A task that uses no
-OpenTelemetry costs less than two batches differ by chance, so the wrapper's own time is measured as well, with a clock
-before and after it, from which that of an empty function in the same place is taken off.
+``inside_worker.py`` and ``inside_scheduler.py`` measure a live worker and a live scheduler. Each value is the median of
+some groups of rounds or batches, with the lowest and the highest.
 """
 
 from __future__ import annotations
@@ -16,33 +14,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-from pathlib import Path
-from time import process_time
+from time import process_time, thread_time
 from types import SimpleNamespace
 
-from distributed import Client, LocalCluster, span
+import inside_scheduler
+import inside_worker
+from distributed.protocol import dumps, loads
 from distributed.worker_state_machine import ExecuteSuccessEvent
+from inside_worker import AT_END, AT_START, PARENT
 from opentelemetry import trace
-from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
-from dask_otel import OTelWorkerPlugin
+from dask_otel.messages import TOPIC, SpanMade
 from dask_otel.privacy import Capture, Redactor
 from dask_otel.safety import Safety
 from dask_otel.worker import ending
 from dask_otel.worker.execution import TaskSpans
 
-LOOPS = 5_000
-TASKS = 1_000
-#: As the span of a task has them, at its start and at its end.
-AT_START = {f"attribute.{number}": "a value of some length" for number in range(10)}
-AT_END = {"type": "int", "size": 28, "thread": 7, "duration": 0.1}
+#: Tasks of a round in a loop; and rounds of a group, of which the shortest counts.
+LOOPS, ROUNDS = 200, 60
 EVENT = ExecuteSuccessEvent(
     key="load-1", run_id=1, value=None, start=1.8e9, stop=1.8e9 + 1, nbytes=28, type=int, stimulus_id=""
-)
-PARENT = set_span_in_context(
-    NonRecordingSpan(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))), Context()
 )
 
 
@@ -87,20 +79,23 @@ class WithoutUs(StandIn):
         return EVENT
 
 
-def looped(rounds=15):
-    """CPU µs of a run, in the shortest of some rounds: bare, wrapped, using the span, with a span of the SDK's."""
+def looped(groups):
+    """CPU µs of a run by group of rounds: bare, wrapped, using the span, with a span of the SDK's."""
 
     async def run(worker, spans):
         async def loop():
             for _ in range(LOOPS):
                 await worker.execute("load-1", stimulus_id="")
 
+        if spans:
+            spans._ending = ending.EndingThread(spans.safety)
         before = process_time()
         await asyncio.create_task(loop())
         if spans:
-            await asyncio.to_thread(spans.stop, 60)
+            spans.stop(60)
         return (process_time() - before) / LOOPS * 1e6
 
+    # A loop that never waits would compete with the thread that ends spans for the interpreter lock.
     ending.LINGER = 60.0  # until it is stopped
 
     async def measure():
@@ -112,129 +107,56 @@ def looped(rounds=15):
                 spans = TaskSpans(worker, spans="any", max_rate=0, redactor=Redactor(Capture()), safety=Safety())
                 spans.install()
             wrapped.append((worker, spans))
-        taken = [[await run(*each) for each in wrapped] for _ in range(rounds)]
+        taken = []
+        for _ in range(groups):
+            rounds = [[await run(*each) for each in wrapped] for _ in range(ROUNDS)]
+            taken.append([min(each) for each in zip(*rounds, strict=True)])
         assert not any(spans.safety.failures for _, spans in wrapped if spans)
-        return [min(each) for each in zip(*taken, strict=True)]
+        return taken
 
     return asyncio.run(measure())
 
 
-def cpu():
-    """CPU seconds of all threads of this process, to the nanosecond."""
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path("/proc/self/task").iterdir()) / 1e9
+def messages(groups):
+    """CPU µs for one event among other messages, by group: to write it, and to read it, without the connection."""
+    made = SpanMade("load-0123456789abcdef", 17, "2b6b8a1c-0f0e-4b8e-9d5c-3c2d1e0f9a8b", "load", *(3 << 60,) * 3)
+    event = {"op": "log-event", "topic": TOPIC, "msg": made.to_event()}
+    other = {"op": "task-finished", "key": "load-0123456789abcdef", "nbytes": 28, "type": b"x" * 100, "thread": 7}
+    without, with_ = [other] * 20, [other, event] * 20
+    steps = [(dumps, without), (dumps, with_), (loads, dumps(without)), (loads, dumps(with_))]
+    taken = []
+    for _ in range(groups):
+        best = [float("inf")] * 4
+        for _ in range(ROUNDS):
+            for number, (step, what) in enumerate(steps):
+                before = thread_time()
+                step(what)
+                best[number] = min(best[number], thread_time() - before)
+        taken.append(((best[1] - best[0]) / 20 * 1e6, (best[3] - best[2]) / 20 * 1e6))
+    return taken
 
 
-def provide():
-    """Set a provider whose spans record, and are not sent."""
-    trace.set_tracer_provider(TracerProvider())
-
-
-def measure():
-    """Measure the wrapper's steps from now on."""
-    from time import perf_counter
-
-    from dask_otel.worker.execution import TaskSpans
-
-    times = TaskSpans.times = {"_begin": [], "_end": []}
-
-    def empty(*args):
-        pass
-
-    def measured(method, taken):
-        def call(*args):
-            before = perf_counter()
-            empty(*args)
-            between = perf_counter()
-            try:
-                return method(*args)
-            finally:
-                taken.append((perf_counter() - between) - (between - before))
-
-        return call
-
-    for name, taken in times.items():
-        setattr(TaskSpans, name, measured(getattr(TaskSpans, name), taken))
-
-
-def own_times():
-    """µs of the wrapper's steps, the median of each."""
-    from dask_otel.worker.execution import TaskSpans
-
-    return sum(statistics.median(each) for each in TaskSpans.times.values()) * 1e6
-
-
-def plain(x):
-    return x
-
-
-def one_span(x):
-    with trace.get_tracer("benchmark").start_as_current_span("inner"):
-        return x
-
-
-def two_spans(x):
-    tracer = trace.get_tracer("benchmark")
-    outer = tracer.start_as_current_span("outer", kind=trace.SpanKind.CONSUMER, attributes=AT_START | AT_END)
-    with outer, tracer.start_as_current_span("inner"):
-        return x
-
-
-def batch(client, function, name):
-    """CPU µs of the worker for each task of a batch."""
-    (before,) = client.run(cpu).values()
-    with span(name):
-        client.gather(client.map(function, range(TASKS), key=[f"task-{name}-{n}" for n in range(TASKS)]))
-    (after,) = client.run(cpu).values()
-    return (after - before) / TASKS * 1e6
-
-
-def live(rounds):
-    """Print what batches on a live worker take."""
-    kinds = {"plain": plain, "one": one_span, "two": two_spans}
-    with_, without = ({kind: [] for kind in kinds} for _ in range(2))
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
-        client.run(provide)
-        for number in range(rounds + 1):
-            for kind, function in kinds.items():
-                for plugin, took in ((True, with_), (False, without)):
-                    if plugin:
-                        client.register_plugin(OTelWorkerPlugin())
-                    micros = batch(client, function, f"{kind}-{number}-{plugin}")
-                    if plugin:
-                        client.unregister_worker_plugin("dask-otel")
-                    if number:  # else it warms up
-                        took[kind].append(micros)
-        client.run(measure)
-        client.register_plugin(OTelWorkerPlugin())
-        batch(client, plain, "measured")
-        (own,) = client.run(own_times).values()
-
-    def difference(one, other):
-        """The median of the differences of pairs, and where half of them lie."""
-        low, middle, high = statistics.quantiles([a - b for a, b in zip(one, other, strict=True)], n=4)
-        return f"{middle:.0f} µs ({low:.0f} … {high:.0f})"
-
-    print(
-        f"on a live worker: {rounds} rounds of {TASKS} tasks; a plain task takes {min(without['plain']):.0f} µs of CPU"
-    )
-    print(f"  a task that uses no OpenTelemetry, by the clock: {own:.1f} µs")
-    print(f"  the same, with dask-otel less without: {difference(with_['plain'], without['plain'])}")
-    print(f"  a task that starts a span, beyond two spans of the SDK: {difference(with_['one'], without['two'])}")
-    print(f"  the same, by the shortest rounds: {min(with_['one']) - min(without['two']):.0f} µs")
+def spread(values):
+    """The median of some groups, the lowest and the highest."""
+    return f"{statistics.median(values):.1f} µs ({min(values):.1f} … {max(values):.1f})"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20, help="batches on a live worker; 0 leaves it out")
-    rounds = parser.parse_args().rounds
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--groups", type=int, default=5, help="of rounds in a loop")
+    parser.add_argument("--batches", type=int, default=20, help="on a live cluster; 0 leaves it out")
+    options = parser.parse_args()
     trace.set_tracer_provider(TracerProvider())
-    bare, unused, used, sdk = looped()
-    print("in a loop")
-    print(f"  a task that uses no OpenTelemetry: {unused - bare:.1f} µs")
-    print(f"  a task that uses the current span: {used - bare:.0f} µs, of which the SDK's span is {sdk - bare:.0f} µs")
-    print(f"  beyond the SDK's span: {used - sdk:.0f} µs")
-    if rounds:
-        live(rounds)
+    taken, (writes, reads) = looped(options.groups), zip(*messages(options.groups), strict=True)
+    print(f"in a loop: {options.groups} groups of {ROUNDS} rounds")
+    print(f"  a task that uses no OpenTelemetry: {spread([unused - bare for bare, unused, _, _ in taken])}")
+    print(f"  a span of the SDK: {spread([sdk - bare for bare, _, _, sdk in taken])}")
+    print(f"  a task that uses the current span, beyond it: {spread([used - sdk for _, _, used, sdk in taken])}")
+    print(f"  Dask, to write the event about a span: {spread(writes)}")
+    print(f"  Dask, to read it: {spread(reads)}")
+    if options.batches:
+        inside_worker.measure(options.batches, spread)
+        inside_scheduler.measure(options.batches, statistics.median(reads))
 
 
 if __name__ == "__main__":
