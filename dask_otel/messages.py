@@ -6,15 +6,17 @@ while a stream message of a name that the scheduler does not know would end the 
 
 **From the scheduler.** A task's annotation ``ANNOTATION`` holds what the client's propagators wrote into it
 (``traceparent``, ``baggage`` …), and may hold two fields of the scheduler's, where it knows better than the worker:
-``PARENT_FIELD`` and ``GROUP_FIELD``. They are about this task: whoever passes the annotation on to other tasks leaves
-them out.
+``PARENT_FIELD`` and ``GROUP_FIELD``. They are about this task and are not passed on to the tasks that it submits.
+
+**Between tasks.** The annotation of what a task submits has its span, if it is made, as ``PARENT_FIELD``. The scheduler
+leaves this where both are in one trace.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["ANNOTATION", "GROUP_FIELD", "PARENT_FIELD", "TOPIC", "SpanMade"]
+__all__ = ["ANNOTATION", "GROUP_FIELD", "OF_ONE_TASK", "PARENT_FIELD", "TOPIC", "SpanMade"]
 
 #: Name of the annotation with the carrier of a task's context.
 ANNOTATION = "otel"
@@ -23,6 +25,8 @@ ANNOTATION = "otel"
 PARENT_FIELD = "dask-parent"
 #: In that annotation, the name of the task's group, if it is not that of the task's key.
 GROUP_FIELD = "dask-group"
+#: Fields that are about one task, not about what it submits.
+OF_ONE_TASK = frozenset((PARENT_FIELD, GROUP_FIELD))
 
 #: Types of Dask's keys.
 _KEYS = (str, bytes, int, float, tuple)

@@ -21,7 +21,7 @@ def clear_annotations() -> None:
 
 
 def wrap(target: Any, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
-    """Replace a method of one object, never of a class, by a wrapper.
+    """Replace a method of an object, or of all objects of a class, by a wrapper.
 
     Returns
     -------

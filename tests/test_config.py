@@ -66,7 +66,7 @@ def test_defaults():
         default_spans="full",
         max_rate=60_000,
         page_runs=20,
-        worker_plugin=False,
+        worker_plugin=True,
         worker_spans="any",
         worker_max_rate=6000,
         excluded_metrics=frozenset(),

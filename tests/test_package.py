@@ -107,7 +107,9 @@ ALLOWED = {
     "registration": {"links", "otlp_options", "safety", "status", "distributed"},
     "current": {"identity", "worker", "dask", "distributed", "opentelemetry"},
     "links": {"otlp_options", "status", "dask", "distributed"},
+    "client": {"patching", "safety", "dask", "distributed"},
     "worker": {
+        "client",
         "config",
         "errors",
         "identity",

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from dask.utils import key_split
 
+from ..messages import ANNOTATION, PARENT_FIELD
 from ..patching import clear_annotations, wrap
 from ..safety import Safety
 from ..schema import MAX_ANNOTATION_VALUES
@@ -50,6 +51,8 @@ class Submission:
     requested: RequestedSpan | None
     #: Key of the task that submits, if Dask knows it: not from coroutines.
     submitter: Any
+    #: Span of that task, as ``PARENT_FIELD`` has it; empty if it has made none.
+    submitter_span: str
     collections: tuple[str, ...]
     code: tuple[str, int] | None = None
     #: Keys of new tasks, while the graph is taken in.
@@ -150,7 +153,7 @@ class Submissions:
         finally:
             if submission and submission.new:
                 with self._safety.guard("parents of tasks"):
-                    self._parents.write(tasks, submission.groups, submission.new)
+                    self._parents.write(tasks, submission.groups, submission.new, submission.submitter_span)
                 submission.new = ()
             if self._listening and self._splitter:
                 with self._safety.guard("observe_tasks hook"):
@@ -337,16 +340,23 @@ def _without(requested: RequestedSpan, leaked: frozenset[str]) -> RequestedSpan 
 
 
 def _submission(message: Mapping[str, Any], now: float) -> Submission:
-    annotation = (message.get("annotations") or {}).get("span")
+    annotations = message.get("annotations") or {}
     collections = (message.get("span_metadata") or {}).get("collections") or ()
     return Submission(
         since=now,
         client=message["client"],
         keys=message["keys"],
-        requested=_requested_span(annotation),
+        requested=_requested_span(annotations.get("span")),
         submitter=message.get("submitting_task"),
+        submitter_span=_field(annotations.get(ANNOTATION), PARENT_FIELD),
         collections=tuple(dict.fromkeys(str(entry["type"]) for entry in collections if "type" in entry)),
     )
+
+
+def _field(carrier: Any, name: str) -> str:
+    """Read a field of an annotation ``otel``; empty if it is not there, or the annotation is somebody else's."""
+    value = carrier.get(name) if isinstance(carrier, Mapping) else None
+    return value if isinstance(value, str) else ""
 
 
 def _requested_span(annotation: Any) -> RequestedSpan | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
-from ..identity import Caller, Origin, origin_of, place, segment_id
+from ..identity import Caller, Origin, caller_of, origin_of, place, segment_id
 from ..messages import ANNOTATION, GROUP_FIELD, PARENT_FIELD
 from ..spantree.lifecycle import SpanTree
 from .pace import Clock
@@ -53,7 +53,7 @@ class TaskParents:
         self._sampler = sampler
         self._clock = clock
 
-    def write(self, tasks: Iterable[Any], groups: Mapping[Any, int], new: Collection[Any]) -> None:
+    def write(self, tasks: Iterable[Any], groups: Mapping[Any, int], new: Collection[Any], submitter: str = "") -> None:
         """Write into those of a graph's tasks that need it, in one pass, once Dask has filed them.
 
         Parameters
@@ -62,11 +62,14 @@ class TaskParents:
             Number of new tasks by ``TaskGroup``.
         new
             Keys of new tasks.
+        submitter
+            Span of the task that submits the graph, as the graph's ``PARENT_FIELD`` has it; empty if it names none.
         """
         parents: dict[str, str | None] = {}
         fields: dict[Any, dict[str, str]] = {}
+        above = caller_of(submitter)
         for group, number in groups.items():
-            if number and (found := self._fields(group, parents)):
+            if number and (found := self._fields(group, parents, above)):
                 fields[group] = found
         if not fields:
             return
@@ -86,35 +89,37 @@ class TaskParents:
                 value = values[id(added), id(sent)] = {**(sent or {}), **added}
             task.annotations[ANNOTATION] = value  # each task has a dict of its own
 
-    def _fields(self, group: Any, parents: dict[str, str | None]) -> dict[str, str]:
+    def _fields(self, group: Any, parents: dict[str, str | None], submitter: Caller | None) -> dict[str, str]:
         span_id = group.span_id
         if not span_id:
             return {}
         if span_id not in parents:
-            parents[span_id] = self._parent(self._spans[span_id])
+            parents[span_id] = self._parent(self._spans[span_id], submitter)
         parent = parents[span_id]
         fields = {} if parent is None else {PARENT_FIELD: parent}
         if self._splitter and self._splitter.is_part_of(group):
             fields[GROUP_FIELD] = str(group.name)
         return fields
 
-    def _parent(self, span: Any) -> str | None:
-        """Return the parent of the spans of tasks; None if it is as their workers compute it."""
+    def _parent(self, span: Any, submitter: Caller | None) -> str | None:
+        """Return the parent of the spans of tasks, empty for the group's; None if it is as their workers see it."""
         lineage = [span]
         while lineage[0].parent:
             lineage.insert(0, lineage[0].parent)
         at = self._span_tree.parent_segment(span.id, lineage[0].id, self._clock.of_dask(span.enqueued))
-        if at is None and self._sampler is None:
+        if at is None and self._sampler is None and submitter is None:
             return None
         origin = origin_of([each.id for each in lineage])
         trace_number, number = at or (0, 0)
         trace_id = origin.trace_id(trace_number)
+        if submitter and submitter.trace_id == trace_id:
+            return None
         as_caller = is_sampled = origin.caller is None or origin.caller.is_sampled
         if self._sampler:
             top = _top(lineage, trace_id, trace_number)
             is_sampled = self._sampler(trace_id, origin.caller, _tags(span), _tags(top))
         if at is None and is_sampled == as_caller:
-            return None
+            return "" if submitter else None
         return f"00-{trace_id:032x}-{segment_id(span.id, number):016x}-{is_sampled:02x}"
 
 

@@ -18,7 +18,7 @@ __all__ = ["WorkerPluginHandout"]
 NAME = "dask-otel"
 _SOURCE = """
 def make(version):
-    from logging import getLogger
+    from logging import INFO, WARNING, getLogger
     from distributed.diagnostics.plugin import WorkerPlugin
 
     class NoPlugin(WorkerPlugin):
@@ -30,9 +30,12 @@ def make(version):
             from dask_otel.worker.plugin import OTelWorkerPlugin
             return OTelWorkerPlugin()
         why = "it has version " + dask_otel.__version__ + ", and its scheduler " + version
+        level = WARNING
     except Exception as error:
+        is_absent = isinstance(error, ImportError) and error.name == "dask_otel"
+        level = INFO if is_absent else WARNING
         why = "cannot import it (" + type(error).__name__ + ": " + str(error) + ")"
-    getLogger("distributed.dask_otel").warning("dask-otel is off in this worker: %s", why)
+    getLogger("distributed.dask_otel").log(level, "dask-otel is off in this worker: %s", why)
     return NoPlugin()
 """
 

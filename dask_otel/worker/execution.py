@@ -34,6 +34,7 @@ from opentelemetry.trace import (
 )
 
 from .. import __version__
+from ..client.submitting import annotate_submissions
 from ..messages import ANNOTATION, TOPIC, SpanMade
 from ..patching import ANNOTATIONS, clear_annotations, wrap
 from ..privacy import Redactor
@@ -42,6 +43,7 @@ from ..scheduler.outcomes import error_of, first_error
 from ..spantree.events import TaskError
 from .ending import EndingThread
 from .lazy_span import ANY, Budget, LazySpan, freeze
+from .nested import carried_on
 from .task_span import RUN, Outcome, Run, RunWithMore, SpanSource, end_span
 
 __all__ = ["TaskSpans", "missing"]
@@ -117,6 +119,7 @@ class TaskSpans:
         self._listening = True
         self._execute = self._worker.execute
         self._undo.append(wrap(self._worker, "execute", self._run_task))
+        self._undo.append(annotate_submissions(carried_on))
         handler, executor = self._worker.handlers.get("actor_execute"), self._worker.executors.get("actor")
         if handler is None or executor is None:  # this version of Dask has other means
             return
@@ -288,10 +291,12 @@ class TaskSpans:
             if self._timer is None:
                 self._set_timer()
         marker = _in_call.set(True)
-        cleared = ANNOTATIONS.set(None) if ANNOTATIONS is not None else None
+        # What a call submits is requested in the Dask span of the actor, as with tasks.
+        opened = {"span": annotations["span"]} if "span" in annotations else None
+        replaced = ANNOTATIONS.set(opened) if ANNOTATIONS is not None else None
         token = attach(context)
         self._running += span is not None
-        return span, partial(_undo_call, token, marker, cleared)
+        return span, partial(_undo_call, token, marker, replaced)
 
     def _end_call(
         self, span: LazySpan | None, answer: Any, error: BaseException | None, undo: Callable[[], None]
@@ -327,11 +332,11 @@ def _outcome(task: Any, event: Any, error: BaseException | None, delay: float, w
     return Outcome(stop - delay, failed, thread=thread, startstops=startstops)
 
 
-def _undo_call(token: Token[Context], marker: Token[bool], cleared: Token[Any] | None) -> None:
+def _undo_call(token: Token[Context], marker: Token[bool], replaced: Token[Any] | None) -> None:
     detach(token)
     _in_call.reset(marker)
-    if ANNOTATIONS is not None and cleared is not None:
-        ANNOTATIONS.reset(cleared)
+    if ANNOTATIONS is not None and replaced is not None:
+        ANNOTATIONS.reset(replaced)
 
 
 def _error_of_call(answer: Any, error: BaseException | None) -> TaskError | None:

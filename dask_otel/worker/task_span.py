@@ -115,7 +115,7 @@ class Run:
     """
 
     # Few of these are set for a run that uses no OpenTelemetry: it is made for each one.
-    __slots__ = ("_annotations", "_common", "_run_id", "_source", "dask_span_id", "entered", "key", "task")
+    __slots__ = ("_annotations", "_common", "_run_id", "_source", "dask_span_id", "entered", "key", "own", "task")
 
     #: OpenTelemetry's context of the run, without the lazy span; the fields of the task's annotation ``otel``.
     base = Context()
@@ -140,6 +140,8 @@ class Run:
         #: Set to None at the end.
         self.task = task
         self._common: Common | None = None
+        #: Context of the span, once it is made and if it is sampled.
+        self.own: SpanContext | None = None
         self.entered = time()
 
     @property
@@ -178,6 +180,7 @@ class Run:
             )
             own = span.get_span_context()
             if own.trace_flags.sampled and span.is_recording():
+                self.own = own
                 source.report(
                     SpanMade(
                         self.key, self._run_id, self.dask_span_id, group, own.trace_id, own.span_id, parent.span_id

@@ -46,7 +46,7 @@ async def test_one_that_a_client_has_registered_since_stays(client, scheduler, w
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
-async def test_not_given_by_default(client, scheduler, worker):
+async def test_not_given(client, scheduler, worker):
     plugin = MemoryPlugin()
     await plugin.add_to(scheduler)
     await client.submit(inc, 1)
@@ -83,7 +83,7 @@ def test_workers_that_cannot_use_it(tmp_path, which):
     for name, text in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text(text)
-    env = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none", "DASK_OTEL__WORKERS__PLUGIN": "true"}
+    env = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}
     with cluster(tmp_path, env=env, workers=0) as processes:
         worker = Process(
             "worker", processes.address, "--no-nanny", *LOOPBACK, folder=tmp_path, env={"PYTHONPATH": str(path)}

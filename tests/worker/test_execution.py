@@ -263,9 +263,7 @@ async def test_nested_clients(person, client, scheduler, *workers):
     assert len({each.trace_id for each in spans}) == 1
     names = {each.span_id: each.name for each in spans}
     assert sorted((names.get(each.parent_id, "group"), each.name) for each in spans) == [
-        ("group", "nested"),
-        ("group", "nested"),
-        ("group", "nested"),
+        ("group", "nested"),  # its submitter had no span yet
         ("group", "outer"),
         ("group", "outer_async"),
         ("nested", "inner"),
@@ -273,6 +271,8 @@ async def test_nested_clients(person, client, scheduler, *workers):
         ("nested", "inner"),
         ("outer", "after"),
         ("outer", "before"),
+        ("outer", "nested"),
+        ("outer", "nested"),
         ("outer_async", "after"),
     ]
 
@@ -969,7 +969,8 @@ async def test_calls_to_an_actor(person, client, scheduler, worker):
     assert await actor.n == 5
     with pytest.raises(ValueError, match="no"):
         await actor.fail()
-    assert await actor.what() == await actor.what_async() == ("LazySpan", {}, {})
+    opened = {"span": {"name": ("etl",), "ids": (root,)}}
+    assert await actor.what() == await actor.what_async() == ("LazySpan", {}, opened)
     await ended(worker)
     assert lines(scheduler, person.spans, "dask.task.key") == [
         "group counter",

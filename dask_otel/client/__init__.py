@@ -1,0 +1,1 @@
+"""What runs in clients: their submissions carry the context of whoever submits."""
