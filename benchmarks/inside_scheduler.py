@@ -131,7 +131,9 @@ def measure(batches, reading):
     sweep = sum(micros * calls for micros, calls in parts["sweep"]) / spans
     total = reading + values["handler"] + sweep
     samples = sorted(ratio(random.choices(pairs, k=len(pairs))) for _ in range(2_000))
-    print(f"on a live scheduler: {batches} batches of {TASKS} tasks, of which {spans / batches:.0f} have a span; as many")
+    print(
+        f"on a live scheduler: {batches} batches of {TASKS} tasks, of which {spans / batches:.0f} have a span; as many"
+    )
     print(f"  without spans, where a task takes {task:.0f} µs of the event loop's CPU time")
     print(f"  Dask, to read the event about a span: {reading:.1f} µs")
     print(f"  its handler: {values['handler']:.1f} µs, of which the hook of the bridge: {values['hook']:.1f} µs")

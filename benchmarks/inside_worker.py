@@ -140,8 +140,7 @@ def measure(batches, spread):
 
     wrapper, making, ending = micros("one", "wrapper"), micros("one", "task"), [each * 1e6 for each in ended["one"]]
     sdk = [
-        (two["task", False] - one["task", False]) * 1e6
-        for one, two in zip(results["one"], results["two"], strict=True)
+        (two["task", False] - one["task", False]) * 1e6 for one, two in zip(results["one"], results["two"], strict=True)
     ]
     beyond = [sum(parts) - each for *parts, each in zip(wrapper, making, ending, sdk, strict=True)]
     print(f"on a live worker: {batches} batches of {TASKS} tasks, the wrapper in every second one")

@@ -14,9 +14,10 @@ leaves this where both are in one trace.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["ANNOTATION", "GROUP_FIELD", "OF_ONE_TASK", "PARENT_FIELD", "TOPIC", "SpanMade"]
+__all__ = ["ACTION", "ANNOTATION", "GROUP_FIELD", "OF_ONE_TASK", "PARENT_FIELD", "TOPIC", "SpanMade"]
 
 #: Name of the annotation with the carrier of a task's context.
 ANNOTATION = "otel"
@@ -33,6 +34,8 @@ _KEYS = (str, bytes, int, float, tuple)
 
 #: Topic of the events.
 TOPIC = "dask-otel"
+#: What the events are about.
+ACTION = "span-made"
 
 
 class SpanMade(NamedTuple):
@@ -53,7 +56,7 @@ class SpanMade(NamedTuple):
     def to_event(self) -> dict[str, Any]:
         """Return the event: what msgpack can write, ids as in W3C trace context."""
         return {
-            "action": "span-made",
+            "action": ACTION,
             "key": self.key,
             "run-id": self.run_id,
             "dask-span-id": self.dask_span_id,
@@ -63,11 +66,16 @@ class SpanMade(NamedTuple):
             "parent-id": f"{self.parent_id:016x}",
         }
 
+    @staticmethod
+    def parent_of(event: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return what identifies the parent in an event, as it is there. Raises KeyError if it is not."""
+        return event["parent-id"], event["trace-id"], event["dask-span-id"], event["group"]
+
     @classmethod
     def from_event(cls, event: Any) -> SpanMade | None:
         """Read an event; None if it is something else: anybody can log anything under any topic."""
         try:
-            if event["action"] != "span-made":
+            if event["action"] != ACTION:
                 return None
             key, run_id = event["key"], event["run-id"]
             hash(key)

@@ -13,13 +13,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dask.utils import key_split
-
-from ..messages import SpanMade
+from ..messages import ACTION, SpanMade
 from ..safety import Safety
 from ..schema import MAX_ERRED, MAX_TRACEBACK, Metric
 from ..spantree.counts import FirstError, Intervals
-from ..spantree.events import Change, Claim, Graph, PickedRun, Picks, TaskError, WorkerSpan, latest_run
+from ..spantree.events import Change, Claim, Graph, PickedRun, Picks, TaskError, latest_run
 from .claims import Claims
 from .compat import Tap
 from .outcomes import ASKED_FOR, RETRY, UNFINISHED, error_of, outcome_of_release
@@ -76,8 +74,8 @@ class Taken(NamedTuple):
     graphs: list[Graph]
     #: Spans that submissions named, and when.
     requested: list[tuple[RequestedSpan, float]]
-    #: Parents of spans that workers have made; a set in order of insertion.
-    worker_spans: dict[WorkerSpan, None]
+    #: Events about spans that workers have made, the first one of each parent; anybody can log such an event.
+    spans_made: list[Mapping[str, Any]]
     workers: list[WorkerEvent]
     #: Number of heartbeats by worker, without workers that left since.
     heartbeats: dict[str, int]
@@ -139,7 +137,7 @@ class Inbox:
     def _begin(self) -> None:
         self._graphs: list[Graph] = []
         self._requested: dict[str, tuple[RequestedSpan, float]] = {}
-        self._worker_spans: dict[WorkerSpan, None] = {}
+        self._spans_made: dict[tuple[Any, ...], Mapping[str, Any]] = {}
         self._worker_events: list[WorkerEvent] = []
         self._heartbeats: defaultdict[str, int] = defaultdict(int)
         self._metrics: defaultdict[tuple[Any, ...], list[float]] = defaultdict(list)
@@ -153,7 +151,7 @@ class Inbox:
             self.claims.take(),
             self._graphs,
             list(self._requested.values()),
-            self._worker_spans,
+            list(self._spans_made.values()),
             self._worker_events,
             self._heartbeats,
             self._metrics,
@@ -186,13 +184,23 @@ class Inbox:
         """Append a span that a submission named."""
         self._requested.setdefault(span.id, (span, since))
 
-    def span_made(self, made: SpanMade) -> None:
-        """Append a span that a worker has made. Clients can log such an event, too."""
-        task = self._tasks.get(made.key)
-        if task is not None and task.run_id == made.run_id and task.state == "processing":
-            self._with_span[made.key] = task.run_id
-        prefix = str(key_split(made.key))
-        self._worker_spans[WorkerSpan(made.dask_span_id, made.group, prefix, made.trace_id, made.parent_id)] = None
+    def span_made(self, event: Mapping[str, Any]) -> None:
+        """Append a span that a worker has made, as the worker reports it.
+
+        The sweep reads the event, once for all spans with the same parent.
+        """
+        try:
+            if event["action"] != ACTION:
+                return
+            key, run_id = event["key"], event["run-id"]
+            task = self._tasks.get(key)
+            if task is not None and task.run_id == run_id and task.state == "processing":
+                self._with_span[key] = task.run_id
+            self._spans_made.setdefault(SpanMade.parent_of(event), event)
+        except (KeyError, TypeError):  # anybody can log anything
+            pass
+        except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+            self._safety.caught("log_event hook", error)
 
     def count(self, metric: Metric, value: object = None) -> None:
         """Count one, for a metric with at most one attribute."""

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, ref
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from ..messages import TOPIC, SpanMade
+from ..messages import TOPIC
 from ..safety import Safety, why_off
 from ..schema import GRAPH_UPDATES, WORKER_ADDED, WORKER_REMOVED
 from .compat import can_work
@@ -147,12 +147,10 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
         Called by Dask with every event.
         """
         if self._bridge and isinstance(msg, dict):
+            if topic == TOPIC:  # without a guard, which would cost as much as the rest
+                self._bridge.inbox.span_made(msg)
+                return
             with self._bridge.safety.guard("log_event hook"):
-                if topic == TOPIC:
-                    made = SpanMade.from_event(msg)
-                    if made:
-                        self._bridge.inbox.span_made(made)
-                    return
                 action = msg.get("action")
                 if not isinstance(action, str):  # anybody can log anything
                     return

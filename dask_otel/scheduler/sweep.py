@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Protocol
 
+from dask.utils import key_split
 from distributed.metrics import time
 
+from ..messages import SpanMade
 from ..metrics.snapshot import ExporterCounts, Snapshot
 from ..safety import Safety
-from ..spantree.events import Change, Claim, Metrics
+from ..spantree.events import Change, Claim, Metrics, WorkerSpan
 from ..spantree.lifecycle import SpanTree
 from ..spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord, StandInRecord
 from .cluster import ClusterMetrics, in_parts
@@ -227,11 +229,14 @@ class Sweep:
                 self._add_change(group, change, now)
             await pace.rest()
         # After changes: the group is known now. Before anything is closed: the parent is to be sent.
-        for made in taken.worker_spans:
-            if made.span_id in self._spans:
-                with self._safety.guard("sweep"):
-                    self._add_span(made.span_id)
-                    self._span_tree.add_worker_span(made, now)
+        for reported in taken.spans_made:
+            with self._safety.guard("sweep"):
+                made = SpanMade.from_event(reported)
+                if made and made.dask_span_id in self._spans:
+                    self._add_span(made.dask_span_id)
+                    prefix = str(key_split(made.key))
+                    worker_span = WorkerSpan(made.dask_span_id, made.group, prefix, made.trace_id, made.parent_id)
+                    self._span_tree.add_worker_span(worker_span, now)
             await pace.rest()
         # Claims after changes: the segments that count their tasks are open now.
         for claim in taken.claims:
