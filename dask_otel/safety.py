@@ -104,13 +104,14 @@ class Safety:
                 MAX_IN_A_ROW,
             )
 
-    def check_streaks(self) -> None:
-        """End the streaks of places that have not failed since the last check."""
+    def check_streaks(self) -> bool:
+        """End the streaks of places that have not failed since the last check; return whether there are others."""
         with self._lock:
             for where, number in self._checked.items():
                 if self._streaks[where] == number:
                     del self._streaks[where]
-            self._checked = dict(self._streaks)
+            self._checked = {where: number for where, number in self._streaks.items() if number}
+            return bool(self._checked)
 
 
 class _Guard(AbstractContextManager[None, bool]):

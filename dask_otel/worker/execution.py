@@ -12,6 +12,7 @@ import asyncio
 import functools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import Context as CopiedContext
 from contextvars import ContextVar, Token, copy_context
 from functools import partial
@@ -97,25 +98,26 @@ class TaskSpans:
         self._ending = EndingThread(safety)
         #: Spans that tasks have made, to be reported. Threads append to it.
         self._made: deque[SpanMade] = deque()
-        #: Tasks and calls that have begun and not ended; while there are any, a timer is set.
-        self._running = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        #: Whether the event loop will call ``_tick``.
+        self._ticks = False
         self._source = SpanSource(
             tracer=_Tracers(),
-            report=self._made.append,
+            report=partial(_call_if_there, ref(self), TaskSpans._span_made),
             worker=partial(_address_and_name, ref(worker)),
             budget=Budget(max_rate),
             redactor=redactor,
             safety=safety,
         )
-        self._contexts = _Contexts(safety)
+        self._contexts = _Contexts(self._caught)
         self._listening = False
         self._execute = worker.execute
         self._actor_execute = worker.handlers.get("actor_execute")
         self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
-        """Begin to listen."""
+        """Begin to listen; called on the event loop of the worker."""
+        self._loop = asyncio.get_running_loop()
         self._listening = True
         self._execute = self._worker.execute
         self._undo.append(wrap(self._worker, "execute", self._run_task))
@@ -137,9 +139,6 @@ class TaskSpans:
                 undo()
         self._undo.clear()
         self._report()
-        if self._timer is not None and not self._running:
-            self._timer.cancel()
-            self._timer = None
 
     def stop(self, timeout: float) -> bool:
         """Wait until the spans of runs that are over have ended; return whether they have. Blocks."""
@@ -154,7 +153,7 @@ class TaskSpans:
             try:
                 run = self._begin(args[0] if args else kwargs["key"])
             except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
-                self.safety.caught("begin of a task", error)
+                self._caught("begin of a task", error)
         if run is None:
             return await self._execute(*args, **kwargs)
         try:
@@ -195,16 +194,12 @@ class TaskSpans:
             span = LazySpan(run, run, self._makes_for_ids)
             context = Context({_SPAN: span, RUN: run})  # as ``set_span_in_context`` makes it, in half the time
         begun = run, span, self._worker.scheduler_delay
-        if self._timer is None:
-            self._set_timer()
         # Not detached: the context is that of this asyncio task. Nothing may fail later, or the span would not end.
         attach(context)
-        self._running += 1
         return begun
 
     def _end(self, run: Run, span: LazySpan, delay: float, event: Any, error: BaseException | None) -> None:
         try:
-            self._running -= 1
             deferred = freeze(span)
             task, run.task = run.task, None
             if self._made and not isinstance(error, GeneratorExit):  # that comes in any thread
@@ -212,35 +207,48 @@ class TaskSpans:
             if deferred is not None:
                 deferred.end(partial(self._end_later, self._outcome(task, event, error, delay)))
         except Exception as failed:  # noqa: BLE001 -- handed to the one place that catches everything
-            self.safety.caught("end of a task", failed)
+            self._caught("end of a task", failed)
 
     def _outcome(self, task: Any, event: Any, error: BaseException | None, delay: float) -> Outcome:
         try:
             return _outcome(task, event, error, delay, self._worker)
         except Exception as failed:  # noqa: BLE001 -- the span ends all the same
-            self.safety.caught("end of a task", failed)
+            self._caught("end of a task", failed)
             return Outcome(time())
 
     def _end_later(self, outcome: Outcome, span: Span) -> None:
         try:  # this may be a thread of the task's, which has just made the span
             self._ending.call(partial(end_span, span, outcome, self._redactor))
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
-            self.safety.caught("end of a task", error)
+            self._caught("end of a task", error)
 
     # Reports to the scheduler: from the event loop, since to wake it for each would cost more than all the rest
 
-    def _set_timer(self) -> None:
-        # In a context of its own: what runs here is of no task.
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(REPORT_AFTER, self._report_running, context=CopiedContext())
+    def _span_made(self, made: SpanMade) -> None:
+        """Have a span reported: before the result of its task, and soon if the task goes on. Called in any thread."""
+        self._made.append(made)
+        self._tick_soon()
 
-    def _report_running(self) -> None:
-        """Report the spans of tasks that go on."""
-        self._timer = None
-        self.safety.check_streaks()
-        self._report()
-        if self._running:
-            self._set_timer()
+    def _tick_soon(self) -> None:
+        loop = self._loop
+        if self._ticks or loop is None:
+            return
+        self._ticks = True
+        with self.safety.guard("timer"), suppress(RuntimeError):  # the loop is closed, and so is the worker
+            # In a context of its own: what runs there is of no task.
+            tick = partial(_call_if_there, ref(self), TaskSpans._tick)
+            loop.call_soon_threadsafe(loop.call_later, REPORT_AFTER, tick, context=CopiedContext())
+
+    def _tick(self) -> None:
+        self._ticks = False  # first: a span that is made from now on may have to wait for the next tick
+        with self.safety.guard("report"):
+            self._report()
+        if self.safety.check_streaks():
+            self._tick_soon()
+
+    def _caught(self, where: str, error: Exception) -> None:
+        self.safety.caught(where, error)
+        self._tick_soon()  # which ends the streak
 
     def _report(self) -> None:
         while self._made:
@@ -249,7 +257,7 @@ class TaskSpans:
                 event = self._made.popleft().to_event()
                 self._worker.batched_send({"op": "log-event", "topic": TOPIC, "msg": event})
             except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
-                self.safety.caught("report", error)
+                self._caught("report", error)
 
     # Calls to actors
 
@@ -261,7 +269,7 @@ class TaskSpans:
         try:
             span, undo = self._begin_call(message)
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
-            self.safety.caught("begin of a call", error)
+            self._caught("begin of a call", error)
         try:
             answer = await handler(*args, **message)
         except BaseException as error:
@@ -288,32 +296,30 @@ class TaskSpans:
             )  # fmt: skip
             span = LazySpan(run, run, self._makes_for_ids)
             context = Context(base | {_SPAN: span, RUN: run})
-            if self._timer is None:
-                self._set_timer()
         marker = _in_call.set(True)
         # What a call submits is requested in the Dask span of the actor, as with tasks.
         opened = {"span": annotations["span"]} if "span" in annotations else None
         replaced = ANNOTATIONS.set(opened) if ANNOTATIONS is not None else None
         token = attach(context)
-        self._running += span is not None
         return span, partial(_undo_call, token, marker, replaced)
 
     def _end_call(
         self, span: LazySpan | None, answer: Any, error: BaseException | None, undo: Callable[[], None]
     ) -> None:
-        with self.safety.guard("end of a call"):
+        try:
             undo()
+        except Exception as failed:  # noqa: BLE001 -- handed to the one place that catches everything
+            self._caught("end of a call", failed)
         if span is None:
             return
         try:
-            self._running -= 1
             deferred = freeze(span)
             if self._made and not isinstance(error, GeneratorExit):
                 self._report()
             if deferred is not None:
                 deferred.end(partial(self._end_later, Outcome(time(), _error_of_call(answer, error))))
         except Exception as failed:  # noqa: BLE001 -- handed to the one place that catches everything
-            self.safety.caught("end of a call", failed)
+            self._caught("end of a call", failed)
 
 
 def _outcome(task: Any, event: Any, error: BaseException | None, delay: float, worker: Any) -> Outcome:
@@ -354,15 +360,15 @@ def _described(error: BaseException) -> TaskError:
 class _Contexts:
     """Carriers, and the contexts that they describe; the latest ones."""
 
-    def __init__(self, safety: Safety) -> None:
-        self._safety = safety
+    def __init__(self, caught: Callable[[str, Exception], None]) -> None:
+        self._caught = caught
         self._known: OrderedDict[tuple[tuple[str, str], ...], Context] = OrderedDict()
 
     def of(self, carrier: Any) -> tuple[tuple[tuple[str, str], ...], Context]:
         """Return the fields of a carrier, and its context; somebody else's annotation has none."""
         fields: tuple[tuple[str, str], ...] = ()
         context = _NO_CONTEXT
-        with self._safety.guard("carrier"):
+        try:
             if isinstance(carrier, Mapping):
                 fields = tuple((name, value) for name, value in carrier.items() if isinstance(value, str))
             if fields in self._known:
@@ -373,6 +379,8 @@ class _Contexts:
                 self._known[fields] = context
                 if len(self._known) > MAX_CARRIERS:
                     self._known.popitem(last=False)
+        except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+            self._caught("carrier", error)
         return fields, context
 
 
@@ -390,6 +398,13 @@ class _Tracers:
                 return None
             known = self._of = provider, provider.get_tracer("dask_otel", __version__)
         return known[1]
+
+
+def _call_if_there(spans: ref[TaskSpans], method: Callable[..., None], *args: Any) -> None:
+    """Call a method; whoever refers to the call does not keep the worker."""
+    found = spans()
+    if found is not None:
+        method(found, *args)
 
 
 def _address_and_name(worker: ref[Any]) -> tuple[str | None, str | None]:

@@ -27,6 +27,8 @@ ANY, CHILD = "any", "child"
 #: Seconds for which a thread waits for another one that makes the span; then it gets the parent's context. A processor
 #: may hold the other thread for as long as it likes, and this thread may be the event loop's.
 MAX_WAIT = 0.05
+#: Key in the ``__dict__`` of a lazy span; whoever sets it first does so for all threads.
+_DEFERRED = "deferred"
 
 
 class Place(Protocol):
@@ -155,13 +157,13 @@ class LazySpan(Span):
         self._place = place
         self._maker: Maker | None = maker
         self._makes_for_ids = makes_for_ids
-        #: What makes the real span, once it is needed; whoever puts it here first does so for all threads.
-        self._parts: dict[str, DeferredSpan] = {}
 
     @property
     def _deferred(self) -> DeferredSpan:
-        parts = self._parts
-        return parts.get("deferred") or parts.setdefault("deferred", DeferredSpan(self._maker))
+        """What makes the real span: from the first use on, the same for all threads."""
+        own = vars(self)
+        deferred: DeferredSpan = own.get(_DEFERRED) or own.setdefault(_DEFERRED, DeferredSpan(self._maker))
+        return deferred
 
     def get_span_context(self) -> SpanContext:
         """Return the ids of the real span, made now if need be, or those of the parent."""
@@ -190,7 +192,7 @@ class LazySpan(Span):
 
     def __getattr__(self, name: str) -> Any:
         # For what OpenTelemetry's API does not name: what only the SDK's spans have, or those of a later API.
-        if "_parts" not in self.__dict__:  # it is being copied
+        if "_place" not in vars(self):  # it is being copied
             raise AttributeError(name)
         deferred, place = self._deferred, self._place
         makes = self._makes_for_ids and not name.startswith("_")
@@ -208,7 +210,7 @@ class LazySpan(Span):
 
 def peek(span: LazySpan) -> SpanContext:
     """Return the ids of the real span if it is made, else those of the parent; makes nothing."""
-    deferred = span._parts.get("deferred")
+    deferred = vars(span).get(_DEFERRED)
     real = None if deferred is None else deferred.real
     return span._place.context() if real is None else real.get_span_context()
 
@@ -224,7 +226,7 @@ def freeze(span: LazySpan) -> DeferredSpan | None:
     -------
     What is to end the real span, if there is one, or may be one in a moment.
     """
-    deferred = span._parts.setdefault("deferred", _FROZEN)
+    deferred: DeferredSpan = vars(span).setdefault(_DEFERRED, _FROZEN)
     span._maker = None
     return None if deferred is _FROZEN or not deferred.freeze() else deferred
 

@@ -26,6 +26,7 @@ from support.inside import Person, ended, groups, lines, provider_of, shared, sp
 import dask_otel
 from dask_otel.identity import group_id
 from dask_otel.messages import SpanMade
+from dask_otel.scheduler.inbox import Inbox
 from dask_otel.worker import execution, lazy_span, task_span
 from dask_otel.worker.plugin import OTelWorkerPlugin
 
@@ -143,7 +144,7 @@ def fail():
 @bridged(slowest_tasks=5)
 async def test_a_span_says_what_the_schedulers_task_span_says(plugin, client, scheduler, *workers, monkeypatch):
     person = Person()
-    monkeypatch.setattr(SpanMade, "from_event", lambda event: None)  # else the scheduler would make none
+    monkeypatch.setattr(Inbox, "span_made", lambda inbox, event: None)  # else the scheduler would make none
     with provider_of(person):
         for worker in workers:
             await worker.plugin_add(OTelWorkerPlugin())
@@ -454,7 +455,7 @@ async def test_a_worker_that_fails_hard_ends_the_span(person, client, scheduler,
     with pytest.raises(OSError, match="broken"):
         await worker.execute("work", stimulus_id="test")  # a key that the worker does not know: no span
     future = client.submit(work, key="work", workers=[worker.address], pure=False)
-    await until(lambda: spans._running == 0 and person.spans)
+    await until(lambda: person.spans)
     await asyncio.to_thread(spans.stop, 30)
     await asyncio.to_thread(person.exporter.wait, lambda made: any(each.name == "work" for each in made))
     (task,) = person.tasks()
@@ -851,7 +852,7 @@ def broken(*args, **kwargs):
 FAULTS = [
     (execution.TaskSpans, "_begin"),
     (execution.TaskSpans, "_begin_call"),
-    (execution.TaskSpans, "_set_timer"),
+    (execution.TaskSpans, "_tick_soon"),
     (execution.TaskSpans, "_report"),
     (execution.TaskSpans, "_outcome"),
     (execution, "_undo_call"),
@@ -932,6 +933,28 @@ async def test_what_fails_again_and_again_is_switched_off(person, client, schedu
     assert spans_of(worker).safety.gave_up
     monkeypatch.undo()
     assert (await client.submit(current))[0] != "LazySpan"
+
+
+@spanned(failures=1)
+async def test_failures_that_are_not_in_a_row_switch_nothing_off(person, client, scheduler, worker, monkeypatch):
+    safety = spans_of(worker).safety
+    monkeypatch.setattr(execution, "LazySpan", broken)
+    for number in range(2):
+        assert len(await client.gather(client.map(inc, range(60), key=f"inc-{number}"))) == 60
+        await until(lambda: not +safety._streaks)
+    assert sum(safety.failures.values()) == 120
+    assert not safety.gave_up
+
+
+@spanned()
+async def test_a_task_without_a_span_sets_no_timer(person, client, scheduler, worker, monkeypatch):
+    asked = []
+    monkeypatch.setattr(execution.TaskSpans, "_tick_soon", lambda spans: asked.append(spans))
+    assert await client.gather(client.map(inc, range(10))) == list(range(1, 11))
+    assert not asked
+    await client.submit(work, 1, key="work")
+    assert asked == [spans_of(worker)]
+    await ended(worker)
 
 
 # Actors
