@@ -27,8 +27,6 @@ ANY, CHILD = "any", "child"
 #: Seconds for which a thread waits for another one that makes the span; then it gets the parent's context. A processor
 #: may hold the other thread for as long as it likes, and this thread may be the event loop's.
 MAX_WAIT = 0.05
-#: Key in the ``__dict__`` of a lazy span; whoever sets it first does so for all threads.
-_DEFERRED = "deferred"
 
 
 class Place(Protocol):
@@ -153,6 +151,9 @@ class LazySpan(Span):
         Whether a request for its ids makes the real span, as ``ANY`` has it.
     """
 
+    #: What makes the real span, from the first use on; whoever sets it first does so for all threads.
+    _used: DeferredSpan | None = None
+
     def __init__(self, place: Place, maker: Maker, makes_for_ids: bool = True) -> None:
         self._place = place
         self._maker: Maker | None = maker
@@ -160,9 +161,10 @@ class LazySpan(Span):
 
     @property
     def _deferred(self) -> DeferredSpan:
-        """What makes the real span: from the first use on, the same for all threads."""
         own = vars(self)
-        deferred: DeferredSpan = own.get(_DEFERRED) or own.setdefault(_DEFERRED, DeferredSpan(self._maker))
+        deferred: DeferredSpan = own.get("_used") or own.setdefault("_used", DeferredSpan(self._maker))
+        if self._maker is None:  # ``freeze`` may have come in between, and found nothing
+            deferred.freeze()
         return deferred
 
     def get_span_context(self) -> SpanContext:
@@ -210,13 +212,8 @@ class LazySpan(Span):
 
 def peek(span: LazySpan) -> SpanContext:
     """Return the ids of the real span if it is made, else those of the parent; makes nothing."""
-    deferred = vars(span).get(_DEFERRED)
-    real = None if deferred is None else deferred.real
+    real = None if span._used is None else span._used.real
     return span._place.context() if real is None else real.get_span_context()
-
-
-#: What is frozen before it was used.
-_FROZEN = DeferredSpan(None)
 
 
 def freeze(span: LazySpan) -> DeferredSpan | None:
@@ -226,9 +223,9 @@ def freeze(span: LazySpan) -> DeferredSpan | None:
     -------
     What is to end the real span, if there is one, or may be one in a moment.
     """
-    deferred: DeferredSpan = vars(span).setdefault(_DEFERRED, _FROZEN)
-    span._maker = None
-    return None if deferred is _FROZEN or not deferred.freeze() else deferred
+    span._maker = None  # first: whoever uses the span from now on freezes it, too
+    deferred = span._used
+    return deferred if deferred is not None and deferred.freeze() else None
 
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})

@@ -297,6 +297,20 @@ def test_others_do_not_wait_for_a_processor_that_blocks():
     assert sent.context == own == span.get_span_context()
 
 
+def test_the_run_ends_while_the_span_is_used_for_the_first_time(monkeypatch):
+    span, task = lazy()
+
+    class Meanwhile(lazy_span.DeferredSpan):
+        def __init__(self, maker):
+            super().__init__(maker)
+            assert freeze(span) is None
+
+    monkeypatch.setattr(lazy_span, "DeferredSpan", Meanwhile)
+    span.set_attribute("a", 1)
+    assert span.get_span_context() == PARENT
+    assert not task.calls
+
+
 def test_interrupted_while_it_is_made():
     """Ctrl-C, or what ends a thread: it reaches the code that asked, and nobody waits for ever."""
     task = Task()
