@@ -15,6 +15,7 @@ class Count:
 
     records = segments = 0
     is_away = False
+    sampler = None
 
     def put(self, records):
         self.records += len(records)

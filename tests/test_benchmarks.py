@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
         "conservation.py",
         "metrics.py",
         "page.py",
-        "inside.py --rounds 0",
+        "inside.py --groups 1 --batches 0",
     ],
 )
 def test_it_runs(command):
