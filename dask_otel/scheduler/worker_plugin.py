@@ -27,11 +27,13 @@ def make(version):
     try:
         import dask_otel
         if dask_otel.__version__ == version:
-            from dask_otel.worker.plugin import OTelWorkerPlugin
-            return OTelWorkerPlugin()
+            # If one is broken, the plugin would log an error; "propagate", about a broken "trace", a traceback.
+            import opentelemetry.trace
+            from dask_otel.worker import execution, plugin
+            return plugin.OTelWorkerPlugin()
         why = "it has version " + dask_otel.__version__ + ", and its scheduler " + version
     except Exception as error:
-        why = "cannot import it (" + type(error).__name__ + ": " + str(error) + ")"
+        why = "cannot import it (" + type(error).__name__ + ": " + " ".join(str(error).split()) + ")"
     getLogger("distributed.dask_otel").warning("dask-otel is off in this worker: %s", why)
     return NoPlugin()
 """
