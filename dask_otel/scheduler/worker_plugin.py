@@ -27,14 +27,16 @@ def make(version):
     try:
         import dask_otel
         if dask_otel.__version__ == version:
-            from dask_otel.worker.plugin import OTelWorkerPlugin
-            return OTelWorkerPlugin()
+            # If one is broken, the plugin would log an error; "propagate", about a broken "trace", a traceback.
+            import opentelemetry.trace
+            from dask_otel.worker import execution, plugin
+            return plugin.OTelWorkerPlugin()
         why = "it has version " + dask_otel.__version__ + ", and its scheduler " + version
         level = WARNING
     except Exception as error:
         is_absent = isinstance(error, ImportError) and error.name == "dask_otel"
         level = INFO if is_absent else WARNING
-        why = "cannot import it (" + type(error).__name__ + ": " + str(error) + ")"
+        why = "cannot import it (" + type(error).__name__ + ": " + " ".join(str(error).split()) + ")"
     getLogger("distributed.dask_otel").log(level, "dask-otel is off in this worker: %s", why)
     return NoPlugin()
 """

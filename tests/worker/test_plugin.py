@@ -11,7 +11,7 @@ import pytest
 from distributed import span
 from distributed.utils_test import gen_cluster, inc
 from support.environment import python_path
-from support.inside import Person, provider_of, spans_of
+from support.inside import PROVIDER, Person, provider_of, spans_of
 from support.processes import LOOPBACK, Process, cluster
 
 import dask_otel
@@ -68,20 +68,6 @@ async def test_a_fault_in_the_set_up(client, scheduler, worker, monkeypatch, fau
     assert await worker.plugin_add(dask_otel.OTelWorkerPlugin()) == {"status": "OK"}
     assert await client.submit(inc, 1) == 2
     assert "execute" not in vars(worker)
-
-
-#: A person's preload: a provider that sends to the collector, and a task that uses it.
-PROVIDER = """
-from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-def dask_setup(worker):
-    provider = TracerProvider()
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(insecure=True), schedule_delay_millis=200))
-    trace.set_tracer_provider(provider)
-"""
 
 
 def read(x):
