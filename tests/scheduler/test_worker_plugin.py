@@ -9,6 +9,7 @@ from operator import neg
 
 import pytest
 from distributed import Worker, span
+from distributed.core import CommClosedError
 from distributed.utils_test import gen_cluster, inc
 from support.both import shape
 from support.clusters import until
@@ -55,6 +56,34 @@ async def test_one_that_a_client_has_registered_since_stays(client, scheduler, w
     await until(lambda: plugin._bridge is None)
     assert has_it(worker)
     assert not plugin.safety.failures
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_one_that_a_client_has_registered_before_stays(client, scheduler, worker):
+    await client.register_plugin(OTelWorkerPlugin())
+    its = scheduler.worker_plugins["dask-otel"]
+    plugin = MemoryPlugin(gives_worker_plugin=True)
+    await plugin.add_to(scheduler)
+    await plugin._bridge._handing_out
+    assert scheduler.worker_plugins["dask-otel"] is its
+    await client.unregister_scheduler_plugin("dask-otel")
+    await until(lambda: plugin._bridge is None)
+    assert has_it(worker)
+    assert not plugin.safety.failures
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_a_worker_that_leaves_while_it_is_given(client, scheduler, worker, monkeypatch):
+    plugin = MemoryPlugin(gives_worker_plugin=True)
+
+    async def broadcast(**message):
+        raise CommClosedError("in test")
+
+    monkeypatch.setattr(scheduler, "broadcast", broadcast)
+    await plugin.add_to(scheduler)
+    await plugin._bridge._handing_out
+    assert not plugin.safety.failures
+    await plugin.before_close()
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
