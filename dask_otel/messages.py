@@ -39,16 +39,16 @@ ACTION = "span-made"
 
 
 class SpanMade(NamedTuple):
-    """A worker has made the span of a run, or of a call to an actor."""
+    """A worker has made the span of a run, or of a call to an actor; or spans are below the parent of one not made."""
 
     #: Of the task; of an actor's call, the actor's.
     key: Any
-    #: Dask's number of the run; None for an actor's call, which is no run.
+    #: Dask's number of the run; None for an actor's call, which is no run, and for a span that is not made.
     run_id: int | None
     #: Id of the Dask span, and name of the group.
     dask_span_id: str
     group: str
-    #: Of the span that was made, and its parent in the same trace.
+    #: Of the span that was made, and its parent in the same trace; of one that is not made, the parent's twice.
     trace_id: int
     span_id: int
     parent_id: int

@@ -39,6 +39,12 @@ class Place(Protocol):
     def context(self) -> SpanContext:
         """Return the context of its parent, always the same. Raises no ``Exception``."""
 
+    def context_in_place(self) -> SpanContext:
+        """Return the same to code that has asked for the span: spans may then be below the parent itself.
+
+        Raises no ``Exception``.
+        """
+
 
 class Maker(Protocol):
     """Makes the real span of a lazy one."""
@@ -173,8 +179,8 @@ class LazySpan(Span):
         # Each log record with correlation asks for the ids, too.
         if self._makes_for_ids or sys._getframe(1).f_code.co_name == "start_span":
             real = deferred.make()
-        else:
-            real = deferred.real
+            return self._place.context_in_place() if real is None else real.get_span_context()
+        real = deferred.real
         return self._place.context() if real is None else real.get_span_context()
 
     def is_recording(self) -> bool:

@@ -73,7 +73,7 @@ class SpanSource:
     tracer
         Returns a tracer of the global provider; None if the process has none.
     report
-        Reports a span to the scheduler.
+        Reports a span to the scheduler, or that spans may be below the parent of one that is not made.
     worker
         Returns address and name of the worker, each None if it is not known.
     """
@@ -96,6 +96,8 @@ class SpanSource:
         self.safety = safety
         #: By Dask span, group and what else it depends on. Threads add to it.
         self.known: dict[tuple[Any, ...], Common] = {}
+        #: Trace and span ids of parents that have been reported. Threads add to it.
+        self.parents: set[tuple[int, int]] = set()
 
 
 class Run:
@@ -152,6 +154,20 @@ class Run:
     def context(self) -> SpanContext:
         """Context of the parent; invalid if it cannot be known."""
         return self._found().parent
+
+    def context_in_place(self) -> SpanContext:
+        """Context of the parent, which is reported: spans of the person's may be below it."""
+        source, found = self._source, self._found()
+        parent = found.parent
+        at = parent.trace_id, parent.span_id
+        if parent.trace_flags.sampled and at not in source.parents:
+            with source.safety.guard("task span"):
+                if source.tracer() is not None:
+                    if len(source.parents) >= MAX_KNOWN:
+                        source.parents.clear()
+                    source.parents.add(at)
+                    source.report(SpanMade(self.key, None, self.dask_span_id, found.group, *at, parent.span_id))
+        return parent
 
     def can_record(self) -> bool:
         """Whether there is a provider, and the trace is sampled; the provider's sampler is not asked."""

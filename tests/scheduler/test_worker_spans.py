@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from contextvars import copy_context
 from functools import partial
 
 import dask
@@ -187,6 +189,47 @@ async def test_what_is_folded(person, plugin, client, scheduler, worker):
         "    ~store [task] dask.group.name=store",
         "      ~inner",
     ]
+
+
+def use_later():
+    """Use no span; what the task has started does, after the end of the run."""
+
+    def go_on():
+        Event("gate").wait()
+        work()
+        Event("done").set()
+
+    threading.Thread(target=copy_context().run, args=(go_on,)).start()
+
+
+@both(level=Level.SPANS)
+async def test_spans_that_a_task_leaves_behind(person, plugin, client, scheduler, worker):
+    """The span of the run is never made; the parent in its place is sent, though nothing runs any more."""
+    with span("etl"):
+        await client.submit(use_later, key="load")
+    await until_sent(plugin, 1)
+    await Event("gate", client=client).set()
+    await Event("done", client=client).wait()
+    await until(lambda: scheduler.get_events(TOPIC))
+    spans = await everything(person, plugin, worker)
+    assert shape(spans) == ["etl [span]", "  load [group]", "    ~inner"]
+
+
+@both(level=Level.SPANS, config={"otel.workers.max-rate": 1})
+async def test_spans_beyond_the_budget_of_a_worker(person, plugin, client, scheduler, worker):
+    """Their parents are sent, each reported once."""
+    with span("etl"):
+        await client.submit(work, key="first")
+        await client.gather(client.map(work, range(5), key="load"))
+    assert shape(await everything(person, plugin, worker)) == [
+        "etl [span]",
+        "  first [group]",
+        "    ~first [task]",
+        "      ~inner",
+        "  load [group]",
+        *["    ~inner"] * 5,
+    ]
+    assert len(scheduler.get_events(TOPIC)) == 2
 
 
 def limit_rate(plugin):
@@ -384,7 +427,11 @@ async def test_a_run_that_goes_on_after_its_task_was_cancelled(person, plugin, c
     await until_sent(plugin, 1)
     await Event("gate", client=client).set()
     await until(lambda: scheduler.get_events(TOPIC))
-    assert shape(await everything(person, plugin, worker)) == ["etl [span]", "  load [group]", *TASK]
+    await until(lambda: not worker.active_keys)
+    await worker.heartbeat()
+    spans = await everything(person, plugin, worker)
+    # The second segment has the metrics of the run.
+    assert shape(spans) == ["etl [span]", "  load [group]", *TASK, "etl [span]"]
 
 
 @both()

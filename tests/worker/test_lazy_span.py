@@ -46,6 +46,9 @@ class Task:
     def context(self):
         return PARENT
 
+    def context_in_place(self):
+        return PARENT
+
     def can_record(self):
         return self.makes
 
@@ -330,7 +333,8 @@ def test_interrupted_while_it_is_made():
 def test_the_maker_is_let_go():
     for used in (True, False):
         task = Task()
-        span = LazySpan(SimpleNamespace(name="inc", context=lambda: PARENT), task)
+        place = SimpleNamespace(name="inc", context=lambda: PARENT, context_in_place=lambda: PARENT)
+        span = LazySpan(place, task)
         if used:
             span.set_attribute("a", 1)
         over(span)
