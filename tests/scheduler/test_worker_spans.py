@@ -364,6 +364,28 @@ async def test_a_sampler_that_takes_what_the_caller_did_not(person, plugin, clie
     ]
 
 
+@pytest.mark.parametrize("sampled", [True, False])
+def test_callers_in_one_trace_that_do_not_agree(sampled):
+    """The outermost decides, for the scheduler and for workers."""
+
+    @both()
+    async def run(person, plugin, client, scheduler, worker):
+        with inside(etl=anchored(1, 8, sampled=sampled), load=anchored(1, 9, sampled=not sampled)):
+            await client.submit(work, key="load")
+        await ended(worker)
+        spans = [*await finished(plugin), *person.spans]
+        names = {each.span_id: each.name for each in spans}
+        assert sorted((each.name, names.get(each.parent_id)) for each in spans) == sampled * [
+            ("etl", None),
+            ("inner", "load"),
+            ("load", "etl"),
+            ("load", "load"),
+            ("load", "load"),
+        ]
+
+    run()
+
+
 @both()
 async def test_what_the_client_sent_stays(person, plugin, client, scheduler, worker):
     carrier = {"baggage": "a=b"}
