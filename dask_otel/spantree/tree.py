@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, takewhile
 from typing import NamedTuple
 
-from ..identity import Caller, Origin, bit_of, caller_of, group_id, others_id, place, segment_id
+from ..identity import Caller, Origin, bit_of, group_id, origin_of, others_id, place, segment_id
 from ..schema import MAX_PROGRESS_SPANS
 from .counts import Load
 from .events import SpanInfo
@@ -147,8 +147,8 @@ class Node:
         self.info = info
         self.parent = parent
         self.root: Node = parent.root if parent else self
-        #: The nearest caller on the way up.
-        self.caller: Caller | None = caller_of(info.id) or (parent.caller if parent else None)
+        #: The caller of its trace, see ``Origin``.
+        self.caller: Caller | None = (parent.origin.below(info.id) if parent else origin_of([info.id])).caller
         #: Number of nodes that have this one for their parent.
         self.children_known = 0
         self.segment: Segment | None = None
@@ -193,7 +193,7 @@ class Node:
         if self.segment:
             return self.segment.top
         trace_id = self.origin.trace_id()
-        return [node for node in self.lineage() if node.origin.trace_id() == trace_id][-1]
+        return list(takewhile(lambda node: node.origin.trace_id() == trace_id, self.lineage()))[-1]
 
     def lineage(self) -> Iterator[Node]:
         """This node and its ancestors, from here up."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from contextvars import copy_context
 from functools import partial
 
 import dask
@@ -264,6 +266,47 @@ async def test_what_is_folded(person, plugin, client, scheduler, worker):
     ]
 
 
+def use_later():
+    """Use no span; what the task has started does, after the end of the run."""
+
+    def go_on():
+        Event("gate").wait()
+        work()
+        Event("done").set()
+
+    threading.Thread(target=copy_context().run, args=(go_on,)).start()
+
+
+@both(level=Level.SPANS)
+async def test_spans_that_a_task_leaves_behind(person, plugin, client, scheduler, worker):
+    """The span of the run is never made; the parent in its place is sent, though nothing runs any more."""
+    with span("etl"):
+        await client.submit(use_later, key="load")
+    await until_sent(plugin, 1)
+    await Event("gate", client=client).set()
+    await Event("done", client=client).wait()
+    await until(lambda: scheduler.get_events(TOPIC))
+    spans = await everything(person, plugin, worker)
+    assert shape(spans) == ["etl [span]", "  load [group]", "    ~inner"]
+
+
+@both(level=Level.SPANS, config={"otel.workers.max-rate": 1})
+async def test_spans_beyond_the_budget_of_a_worker(person, plugin, client, scheduler, worker):
+    """Their parents are sent, each reported once."""
+    with span("etl"):
+        await client.submit(work, key="first")
+        await client.gather(client.map(work, range(5), key="load"))
+    assert shape(await everything(person, plugin, worker)) == [
+        "etl [span]",
+        "  first [group]",
+        "    ~first [task]",
+        "      ~inner",
+        "  load [group]",
+        *["    ~inner"] * 5,
+    ]
+    assert len(scheduler.get_events(TOPIC)) == 2
+
+
 def limit_rate(plugin):
     """Let segments and failed groups pass, and nothing else."""
     connect = plugin.connect
@@ -396,6 +439,28 @@ async def test_a_sampler_that_takes_what_the_caller_did_not(person, plugin, clie
     ]
 
 
+@pytest.mark.parametrize("sampled", [True, False])
+def test_callers_in_one_trace_that_do_not_agree(sampled):
+    """The outermost decides, for the scheduler and for workers."""
+
+    @both()
+    async def run(person, plugin, client, scheduler, worker):
+        with inside(etl=anchored(1, 8, sampled=sampled), load=anchored(1, 9, sampled=not sampled)):
+            await client.submit(work, key="load")
+        await ended(worker)
+        spans = [*await finished(plugin), *person.spans]
+        names = {each.span_id: each.name for each in spans}
+        assert sorted((each.name, names.get(each.parent_id)) for each in spans) == sampled * [
+            ("etl", None),
+            ("inner", "load"),
+            ("load", "etl"),
+            ("load", "load"),
+            ("load", "load"),
+        ]
+
+    run()
+
+
 @both()
 async def test_what_the_client_sent_stays(person, plugin, client, scheduler, worker):
     carrier = {"baggage": "a=b"}
@@ -460,7 +525,11 @@ async def test_a_run_that_goes_on_after_its_task_was_cancelled(person, plugin, c
     await until_sent(plugin, 1)
     await Event("gate", client=client).set()
     await until(lambda: scheduler.get_events(TOPIC))
-    assert shape(await everything(person, plugin, worker)) == ["etl [span]", "  load [group]", *TASK]
+    await until(lambda: not worker.active_keys)
+    await worker.heartbeat()
+    spans = await everything(person, plugin, worker)
+    # The second segment has the metrics of the run.
+    assert shape(spans) == ["etl [span]", "  load [group]", *TASK, "etl [span]"]
 
 
 @both()
@@ -483,12 +552,8 @@ async def test_another_bridge_knows_of_spans_of_tasks_that_go_on(person, plugin,
         await Event("gate", client=client).set()
         await wait(held)
     await ended(worker)
-    runs = [
-        each
-        for each in [*await finished(other), *plugin.exporter.spans(), *person.spans]
-        if "dask.task.key" in each.attributes
-    ]
-    assert [each.attributes["dask.task.key"] for each in runs] == ["held"]
+    spans = [*await finished(other), *plugin.exporter.spans(), *person.spans]
+    assert [each.name for each in spans if each.attributes.get("dask.kind") == "task"] == ["held"]
 
 
 @both()

@@ -1006,7 +1006,7 @@ async def test_a_call_whose_exception_cannot_be_shown(person, client, scheduler,
     await ended(worker)
     assert lines(scheduler, person.spans) == [
         "group counter",
-        "  counter.fail_oddly [actor] Error: Odd: None",
+        "  counter.fail_oddly [actor] Error: Odd: ",
         "    inner",
     ]
 

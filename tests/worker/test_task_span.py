@@ -84,12 +84,10 @@ def test_two_threads_ask_where_it_is(monkeypatch):
 def test_a_parent_that_is_given_out_is_reported_once():
     reported = []
     parts = source(report=reported.append)
-    runs = [
-        Run(parts, f"load-{n}", "b", {"span": {"name": ("etl", "load"), "ids": ("a", "b")}}, n, None) for n in (1, 2)
-    ]
-    parents = {each.given_out() for each in [*runs, *runs]}
-    assert parents == {runs[0].context()}
-    (parent,) = parents
+    annotations = {"span": {"name": ("etl", "load"), "ids": ("a", "b")}}
+    runs = [Run(parts, f"load-{number}", "b", annotations, number, None) for number in (1, 2)]
+    parent = runs[0].context()
+    assert [each.given_out() for each in [*runs, *runs]] == [parent] * 4
     assert reported == [SpanMade("load-1", None, "b", "load", parent.trace_id, 0, parent.span_id)]
 
 
