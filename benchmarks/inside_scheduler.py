@@ -1,8 +1,9 @@
 """CPU of a live scheduler for the spans of workers; ``inside.py`` runs it.
 
 In batches of tasks, a tenth of the tasks have a span, or none has. Clocks on the scheduler measure what handles the
-event about a span: Dask's handler, of which a part is the hook of the bridge; and the sweep. The CPU time of the event
-loop's thread in both kinds of batches is compared, too.
+event about a span: Dask's handler, of which a part is the hook of the bridge; and the sweep. For a task without a span,
+they measure how the bridge decides, for each graph, whether its workers must be sent anything. The CPU time of the
+event loop's thread in both kinds of batches is compared, too.
 
 This file is also the preload of the scheduler that it starts.
 """
@@ -45,11 +46,12 @@ async def dask_setup(scheduler):
 
     def begin():
         plugin = scheduler.plugins["dask-otel"]
-        span_tree = plugin._bridge.sweep._span_tree
+        span_tree, parents = plugin._bridge.sweep._span_tree, plugin._bridge.submissions._parents
         handlers = scheduler.stream_handlers
         handlers["log-event"] = clock("handler", handlers["log-event"], lambda **message: message["topic"] == TOPIC)
         plugin.log_event = clock("hook", plugin.log_event, lambda topic, msg: topic == TOPIC)
         span_tree.add_worker_span = clock("sweep", span_tree.add_worker_span)
+        parents.write = clock("parents", parents.write)
 
     is_new = True
 
@@ -139,4 +141,5 @@ def measure(batches, reading):
     print(f"  its handler: {values['handler']:.1f} µs, of which the hook of the bridge: {values['hook']:.1f} µs")
     print(f"  sweeps: {sweep:.2f} µs")
     print(f"  all of these, for a tenth of the tasks: {total / 10:.2f} µs, {total / 10 / task:.2%} of a task")
+    print(f"  for a task without a span: {values['parents'] / TASKS:.3f} µs")
     print(f"  batches with / without: {ratio(pairs):.4f}, 95 % of samples {samples[50]:.4f} … {samples[-50]:.4f}")

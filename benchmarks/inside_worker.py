@@ -5,7 +5,7 @@ two batches differ by chance, so clocks measure the steps where they run, and me
 interrupted:
 
 - the wrapper, by clocks before and after it, in every second task. The same clocks without a wrapper between them, in
-  the other tasks, are taken off. The wrapper also reports the span;
+  the other tasks, are taken off. The wrapper also reports the span, by a method of Dask's;
 - what a task takes to start and end a span of its own, with the wrapper and without. With the wrapper, the span of the
   task is made meanwhile;
 - the thread that ends spans, by the kernel's counter;
@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from dask_otel import OTelWorkerPlugin
+from dask_otel.messages import TOPIC
 
 __all__ = ["AT_END", "AT_START", "PARENT", "measure", "provide"]
 
@@ -78,7 +79,7 @@ def clock_wrapper(dask_worker):
 
     ending.IDLE = 3600.0  # a thread that ends takes its counter along
     spans = _installed[dask_worker]()
-    with_wrapper, execute = dask_worker.execute, spans._execute
+    with_wrapper, execute, send = dask_worker.execute, spans._execute, dask_worker.batched_send
     inner, number = {}, 0
 
     async def inside(key, *, stimulus_id):
@@ -99,7 +100,13 @@ def clock_wrapper(dask_worker):
         _times["wrapper", is_wrapped].append(began - begin + end - ended)
         return event
 
-    spans._execute, dask_worker.execute = inside, outside
+    def timed_send(message):
+        begin = perf_counter()
+        send(message)
+        if message.get("topic") == TOPIC:
+            _times["send", True].append(perf_counter() - begin)
+
+    spans._execute, dask_worker.execute, dask_worker.batched_send = inside, outside, timed_send
 
 
 async def take():
@@ -139,6 +146,7 @@ def measure(batches, spread):
         return [(each[part, True] - each[part, False]) * 1e6 for each in results[name]]
 
     wrapper, making, ending = micros("one", "wrapper"), micros("one", "task"), [each * 1e6 for each in ended["one"]]
+    sending = [each["send", True] * 1e6 for each in results["one"]]
     sdk = [
         (two["task", False] - one["task", False]) * 1e6 for one, two in zip(results["one"], results["two"], strict=True)
     ]
@@ -148,5 +156,6 @@ def measure(batches, spread):
     print(f"  a span of the SDK: {spread(sdk)}")
     print(f"  a task that starts a span, beyond it: {spread(beyond)}")
     print(f"    the wrapper, and reporting: {spread(wrapper)}")
+    print(f"      of that, Dask's method that sends the event: {spread(sending)}")
     print(f"    making the span: {spread(making)}")
     print(f"    ending it, in the thread for that: {spread(ending)}")
