@@ -61,15 +61,21 @@ def caller_of(span_id: str) -> Caller | None:
 
 
 class Origin(NamedTuple):
-    """What decides in which trace a Dask span is: the nearest caller on the way to its root, else the root's id."""
+    """What decides in which trace a Dask span is, and whether it is sampled.
+
+    This is the nearest caller on the way to its root, else the root's id. Of callers in one trace that follow each
+    other on this way, it is the outermost: the cluster's spans below it are sampled or not as a whole.
+    """
 
     root_id: str
     caller: Caller | None
 
     def below(self, span_id: str) -> Origin:
-        """Return the origin of a child; the same object unless the child is anchored."""
+        """Return the origin of a child; the same object unless the child is in another trace."""
         caller = caller_of(span_id)
-        return Origin(self.root_id, caller) if caller else self
+        if caller is None or (self.caller and caller.trace_id == self.caller.trace_id):
+            return self
+        return Origin(self.root_id, caller)
 
     def trace_id(self, number: int = 0) -> int:
         """128-bit id of the trace; ``number`` as for the function ``trace_id``."""

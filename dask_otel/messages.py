@@ -39,16 +39,16 @@ ACTION = "span-made"
 
 
 class SpanMade(NamedTuple):
-    """A worker has made the span of a run, or of a call to an actor."""
+    """A worker has made the span of a run, or of a call to an actor; or has given out the id of its parent instead."""
 
     #: Of the task; of an actor's call, the actor's.
     key: Any
-    #: Dask's number of the run; None for an actor's call, which is no run.
+    #: Dask's number of the run; None for an actor's call, which is no run, and if no span was made.
     run_id: int | None
     #: Id of the Dask span, and name of the group.
     dask_span_id: str
     group: str
-    #: Of the span that was made, and its parent in the same trace.
+    #: Of the span that was made, 0 if there is none, and its parent in the same trace.
     trace_id: int
     span_id: int
     parent_id: int

@@ -241,7 +241,8 @@ class OTelPlugin(BridgePlugin):
             shutdown_timeout=settings.shutdown_timeout,
             annotations=settings.annotations,
             split_groups=settings.split_groups,
-            gives_worker_plugin=settings.worker_plugin,
+            # Without the scheduler's spans, those of tasks would have no parents.
+            gives_worker_plugin=settings.worker_plugin and bool(sink.status()["exporters"]),
             tags_in_group_names=settings.capture["tags"],
             span_tree=SpanTreeSettings(
                 idle_timeout=settings.idle_timeout,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from datetime import datetime
 
 import dask
 import pytest
-from distributed import Client, LocalCluster, Scheduler, span
+from distributed import Client, Event, LocalCluster, Scheduler, span
 from distributed.utils_test import captured_logger
+from support.both import shape
 from support.processes import LOOPBACK, Process, cluster, our_errors
 from support.trees import check_shape, check_sums, tree
-from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
+from support.workflows import NESTED, NESTED_ATTRIBUTES, nested, request
 
 import dask_otel
 from dask_otel.cli.receiver import Receiver, Span
@@ -51,6 +53,57 @@ def test_over_otlp(receiver, tmp_path, protocol):
     assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
     check_shape(spans)
     check_sums(spans)
+
+
+#: A preload that gives a process a provider which sends each span at its end.
+PEOPLE = """
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(insecure=True)))
+trace.set_tracer_provider(provider)
+"""
+
+
+def test_a_worker_killed_while_a_task_has_spans(receiver, tmp_path):
+    """What its process had sent is in a whole trace, but for the span of the task, which it had not."""
+    (tmp_path / "people.py").write_text(PEOPLE, encoding="utf-8")
+    env = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoints["grpc"], "OTEL_SERVICE_NAME": "people"}
+    scheduler_env = env | {"OTEL_SERVICE_NAME": "dask-scheduler", "DASK_OTEL__TRACES__LEVEL": "spans"}
+    preloads = ("--preload", "dask_otel", "--preload", str(tmp_path / "people.py"))
+    with cluster(tmp_path, env=scheduler_env, workers=0) as processes:
+        client = processes.client
+        worker = Process("worker", processes.address, "--no-nanny", *preloads, *LOOPBACK, folder=tmp_path, env=env)
+        try:
+            with span("etl") as root_id:
+                assert client.submit(request, 1, key="quick").result(timeout=60) == 1
+                future = client.submit(request, 1, "hangs", key="load")
+            Event("hangs").wait(30)
+            receiver.wait(lambda spans: len(spans) >= 3, timeout=30)  # the task, its child, and that of the other
+            while len(reports := client.get_events("dask-otel")) < 2:
+                time.sleep(0.01)
+        finally:
+            worker.kill()
+        future.cancel()
+        receiver.wait_for_trace(dask_otel.trace_id(root_id), timeout=60)
+        spans = receiver.wait(bool, timeout=1)
+    assert shape(spans) == [
+        "etl [span]",
+        "  load [group]",
+        "  quick [group]",
+        "    ~quick [task]",
+        "      ~request",
+    ]
+    lost = reports[-1][1]
+    assert lost["key"] == "load"
+    ids = {each.span_id: each for each in spans}
+    assert [(each.name, each.parent_id) for each in spans if each.parent_id and each.parent_id not in ids] == [
+        ("request", lost["span-id"])
+    ]
+    assert ids[lost["parent-id"]].name == "load"
+    assert {each.trace_id for each in spans} == {dask_otel.trace_id(root_id)}
 
 
 def test_to_the_console(tmp_path):

@@ -162,6 +162,15 @@ class Inbox:
         self._begin()
         return taken
 
+    @property
+    def with_span(self) -> Mapping[Any, int]:
+        """Tasks that are processing and whose workers have made spans: keys, and numbers of their runs."""
+        return self._with_span
+
+    def take_over(self, with_span: Mapping[Any, int]) -> None:
+        """Know of spans that were reported to an earlier bridge."""
+        self._with_span.update(with_span)
+
     def has_change(self, group: Any) -> bool:
         """Whether anything has happened to a ``TaskGroup`` since the last ``take``."""
         return group in self._changes

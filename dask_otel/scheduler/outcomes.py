@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from io import BytesIO
 from typing import Any, NamedTuple
 
+from dask.utils import key_split
+
 __all__ = [
     "ASKED_FOR",
     "CANCELLED",
@@ -26,6 +28,7 @@ __all__ = [
     "first_error",
     "outcome_of_release",
     "pickle_of",
+    "prefix_of",
 ]
 
 #: States of tasks that have not ended, in the order of the fields of ``Load``.
@@ -108,6 +111,14 @@ _EXCEPTION = re.compile(r"\s*(?:[\w.]+\.)?(\w+)\s*\((.*)\)\s*", re.DOTALL)
 _BEGINNING = re.compile(r"\s*(?:[\w.]+\.)?(\w+)\s*\(")
 #: What workers make of a long exception whose type takes other arguments.
 _SHORTENED = re.compile(r"Exception\('Long error message', <class '(?:[^']*\.)?(\w+)'>, ")
+
+
+def prefix_of(key: Any) -> str:
+    """Dask's prefix of a key; empty if it has none: anybody can submit and report any key."""
+    try:
+        return str(key_split(key))
+    except Exception:  # noqa: BLE001 -- Dask's function takes what Dask's own keys are
+        return ""
 
 
 def first_error(text: str | None) -> tuple[str, str]:

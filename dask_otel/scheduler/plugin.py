@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import partial
 from time import time
 from typing import Any
@@ -78,7 +79,7 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
             connected = self.connect(scheduler, safety) if can_work(scheduler) else None
             if connected:
                 self.sink = connected[1]
-                await _make_place(scheduler, self)
+                with_span = await _make_place(scheduler, self)
                 self._bridge = SchedulerBridge(
                     scheduler,
                     safety,
@@ -86,6 +87,7 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
                     is_registered=partial(_is_registered, self, scheduler),
                     stopped=partial(self.stopped, scheduler),
                 )
+                self._bridge.inbox.take_over(with_span)
                 self._started_with = values
                 _bridges[scheduler] = ref(self._bridge)
                 self.transition = self._bridge.inbox.make_transition_hook()  # type: ignore[method-assign]
@@ -182,11 +184,16 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
 _bridges: WeakKeyDictionary[Any, ref[SchedulerBridge]] = WeakKeyDictionary()
 
 
-async def _make_place(scheduler: Any, plugin: BridgePlugin) -> None:
+async def _make_place(scheduler: Any, plugin: BridgePlugin) -> Mapping[Any, int]:
     """End an earlier bridge, and unregister its plugin, so that wrappers do not accumulate.
 
     When this returns, the earlier bridge has counted everything up to that moment.
+
+    Returns
+    -------
+    Its ``Inbox.with_span``.
     """
+    with_span: Mapping[Any, int] = {}
     while earlier := _running(scheduler):
         await earlier.sweep.wait()
         if _running(scheduler) is earlier:  # else another one has taken its place meanwhile
@@ -194,7 +201,9 @@ async def _make_place(scheduler: Any, plugin: BridgePlugin) -> None:
                 if isinstance(each, BridgePlugin) and each is not plugin:
                     plugin._replaced += [task for task in each._replaced if not task.done()]
                     del scheduler.plugins[name]  # Dask would warn that it overwrites one
+            with_span = earlier.inbox.with_span
             plugin._replaced.append(earlier.hand_over(plugin.sink))
+    return with_span
 
 
 def _running(scheduler: Any) -> SchedulerBridge | None:

@@ -28,6 +28,7 @@ from ..spantree.ledger import OUTLIER_SECONDS
 from ..spantree.lifecycle import Progress, SpanTree, open_runs
 from ..spantree.records import Record
 from ..spantree.to_records import Level, SpanTreeSettings
+from ..threads import HURRY, in_thread
 from .cluster import ClusterMetrics, Delay, Departures
 from .compat import can_split
 from .inbox import FailedRunTap, HeartbeatTap, Inbox
@@ -40,8 +41,6 @@ from .worker_plugin import WorkerPluginHandout
 
 __all__ = ["BridgeSettings", "SchedulerBridge"]
 
-#: Seconds for the rest of closing once it has been cancelled, e.g. by a second Ctrl-C.
-HURRY = 2.0
 #: Seconds of the timeout for what follows, at most a fifth: Dask's own closing, and the interpreter's exit. That takes
 #: 0.2 to 0.3 s of CPU time, nearly all of it also without the bridge: 3 s on a machine where it gets a tenth of a core.
 FOR_EXIT = 2.0
@@ -371,36 +370,3 @@ async def ask_for_heartbeats(scheduler: Any, worker: str) -> bool:
     except Exception:  # noqa: BLE001 -- it is gone, or takes no functions (distributed.worker.blocked-handlers)
         return False
     return isinstance(response, dict) and response.get("status") == "OK"
-
-
-async def in_thread(function: Callable[..., None], *arguments: Any) -> bool:
-    """Call a function that blocks in a thread of its own: executors accept nothing when the interpreter exits.
-
-    Returns
-    -------
-    False if the wait was cancelled; then the function may not have ended yet.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: Exception | None) -> None:
-        if not done.done():
-            done.set_exception(error) if error else done.set_result(None)
-
-    def run() -> None:
-        failed: Exception | None = None
-        try:
-            function(*arguments)
-        except Exception as error:  # noqa: BLE001 -- raised again where it is awaited
-            failed = error
-        with suppress(RuntimeError):  # the loop is closed: whoever waited is gone
-            loop.call_soon_threadsafe(settle, failed)
-
-    threading.Thread(target=run, name="dask-otel close", daemon=True).start()
-    try:
-        await asyncio.shield(done)
-    except asyncio.CancelledError:
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait({done}, timeout=HURRY)
-        return False
-    return True

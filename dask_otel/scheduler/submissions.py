@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from dask.utils import key_split
-
 from ..messages import ANNOTATION, PARENT_FIELD
 from ..patching import clear_annotations, wrap
 from ..safety import Safety
 from ..schema import MAX_ANNOTATION_VALUES
 from ..spantree.events import Graph
 from .inbox import NOBODY, Inbox, RequestedSpan
+from .outcomes import prefix_of
 from .pace import Clock
 from .split_groups import GroupSplitter, Misplaced
 from .task_parents import TaskParents
@@ -288,7 +287,7 @@ class Submissions:
                 clients=(submission.client,),
                 collections=submission.collections,
                 failure=status,
-                prefix=next((str(key_split(key)) for key in submission.keys), ""),
+                prefix=next(map(prefix_of, submission.keys), ""),
                 since=submission.since,
                 until=self._clock.now(),
             )

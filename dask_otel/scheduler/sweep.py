@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Protocol
 
-from dask.utils import key_split
 from distributed.metrics import time
 
 from ..messages import SpanMade
@@ -18,6 +17,7 @@ from ..spantree.lifecycle import SpanTree
 from ..spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord, StandInRecord
 from .cluster import ClusterMetrics, in_parts
 from .inbox import Inbox, RequestedSpan
+from .outcomes import prefix_of
 from .pace import Clock, Pace, Unpaced
 from .task_groups import TaskGroupReader, requested_spans, span_info
 from .task_parents import Sampler
@@ -234,7 +234,7 @@ class Sweep:
                 made = SpanMade.from_event(reported)
                 if made and made.dask_span_id in self._spans:
                     self._add_span(made.dask_span_id)
-                    prefix = str(key_split(made.key))
+                    prefix = prefix_of(made.key)
                     worker_span = WorkerSpan(made.dask_span_id, made.group, prefix, made.trace_id, made.parent_id)
                     self._span_tree.add_worker_span(worker_span, now)
             await pace.rest()

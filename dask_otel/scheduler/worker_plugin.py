@@ -7,6 +7,7 @@ is therefore made of its source and of builtins: a worker need not have this pac
 from __future__ import annotations
 
 import pickle
+from contextlib import suppress
 from typing import Any
 
 from .. import __version__
@@ -27,14 +28,16 @@ def make(version):
     try:
         import dask_otel
         if dask_otel.__version__ == version:
-            from dask_otel.worker.plugin import OTelWorkerPlugin
-            return OTelWorkerPlugin()
+            # If one is broken, the plugin would log an error; "propagate", about a broken "trace", a traceback.
+            import opentelemetry.trace
+            from dask_otel.worker import execution, plugin
+            return plugin.OTelWorkerPlugin()
         why = "it has version " + dask_otel.__version__ + ", and its scheduler " + version
         level = WARNING
     except Exception as error:
         is_absent = isinstance(error, ImportError) and error.name == "dask_otel"
         level = INFO if is_absent else WARNING
-        why = "cannot import it (" + type(error).__name__ + ": " + str(error) + ")"
+        why = "cannot import it (" + type(error).__name__ + ": " + " ".join(str(error).split()) + ")"
     getLogger("distributed.dask_otel").log(level, "dask-otel is off in this worker: %s", why)
     return NoPlugin()
 """
@@ -62,12 +65,14 @@ class WorkerPluginHandout:
         self._pickled = pickle.dumps(_Made(), protocol=4)
 
     async def hand_out(self) -> None:
-        """Give the plugin to all workers; those that come later get it when they register."""
-        with self._safety.guard("worker plugin"):
+        """Give the plugin to all workers, unless a client has; those that come later get it when they register."""
+        if self._scheduler.worker_plugins.get(NAME, self._pickled) != self._pickled:  # an earlier bridge's is equal
+            return
+        with self._safety.guard("worker plugin"), suppress(OSError):  # of a worker that is just leaving
             await self._scheduler.register_worker_plugin(None, plugin=self._pickled, name=NAME, idempotent=False)
 
     async def take_back(self) -> None:
         """Take it off all workers, unless somebody has registered another one since."""
-        with self._safety.guard("worker plugin"):
+        with self._safety.guard("worker plugin"), suppress(OSError):
             if self._scheduler.worker_plugins.get(NAME) is self._pickled:
                 await self._scheduler.unregister_worker_plugin(None, name=NAME)

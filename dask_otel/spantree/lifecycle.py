@@ -237,14 +237,17 @@ class SpanTree:
         if node.segment and node.segment.id == made.parent_id:
             node.segment.is_parent = True
             return
+        if self._is_unsent_segment(node, made.parent_id):
+            node.add_parent(str(made.parent_id))
+            self._add_stand_in(node, made, now)
+            return
         first = node.origin.trace_id(), group_id(node.info.id, name, 0)
         # Group spans of number 0 are an earlier bridge's, if there was one.
         if node.first_number or (made.trace_id, made.parent_id) != first or (node.parents and name in node.parents):
             return
-        node.parents = node.parents or set()
-        if len(node.parents) >= MAX_PARENTS:
+        if node.parents and len(node.parents) >= MAX_PARENTS:
             return
-        node.parents.add(name)
+        node.add_parent(name)
         if not node.segment and not node.previous:
             self.forest.open_segment(node, now, now)
         if not self._keep_group(node, name, made.trace_id):
@@ -428,9 +431,17 @@ class SpanTree:
             above.ledger.add_child(ledger, lambda span_id: self.forest.is_inside(span_id, above))
         if node.load == NO_LOAD:
             node.load = NO_LOAD
+        if level == Level.NOTHING and segment.is_parent:
+            node.add_parent(str(segment.id))
         if level > Level.NOTHING or segment.is_parent:
             yield from inside
             yield record
+
+    def _is_unsent_segment(self, node: Node, id_: int) -> bool:
+        """Whether it is the id of a segment that has closed and was left out."""
+        if self._level_of(node) > Level.NOTHING or (node.parents and str(id_) in node.parents):
+            return False
+        return any(id_ == segment_id(node.info.id, number) for number in range(node.first_number, node.next_number))
 
     def _keep_group(self, node: Node, name: str, trace_id: int) -> bool:
         """Ensure that a group's first group span is sent; return whether it is, or was."""

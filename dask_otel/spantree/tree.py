@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, takewhile
 from typing import NamedTuple
 
-from ..identity import Caller, Origin, bit_of, caller_of, group_id, others_id, place, segment_id
+from ..identity import Caller, Origin, bit_of, group_id, origin_of, others_id, place, segment_id
 from ..schema import MAX_PROGRESS_SPANS
 from .counts import Load
 from .events import SpanInfo
@@ -147,8 +147,8 @@ class Node:
         self.info = info
         self.parent = parent
         self.root: Node = parent.root if parent else self
-        #: The nearest caller on the way up.
-        self.caller: Caller | None = caller_of(info.id) or (parent.caller if parent else None)
+        #: The caller of its trace, see ``Origin``.
+        self.caller: Caller | None = (parent.origin.below(info.id) if parent else origin_of([info.id])).caller
         #: Number of nodes that have this one for their parent.
         self.children_known = 0
         self.segment: Segment | None = None
@@ -165,7 +165,8 @@ class Node:
         self.group_numbers: dict[str, int] = {}
         #: By group name, the trace of its last group span; only for default roots that have rolled over.
         self.group_traces: dict[str, int] | None = None
-        #: Names of groups of which spans of workers have the first group span for a parent: it is sent.
+        #: What spans of workers have for a parent, so that it is sent: names of groups, for their first group
+        #: spans, and ids of segments that would have been left out.
         self.parents: set[str] | None = None
         #: Names of groups whose first group span was given up, or is in a later trace than the first.
         self.unsent_groups: set[str] | None = None
@@ -192,7 +193,7 @@ class Node:
         if self.segment:
             return self.segment.top
         trace_id = self.origin.trace_id()
-        return [node for node in self.lineage() if node.origin.trace_id() == trace_id][-1]
+        return list(takewhile(lambda node: node.origin.trace_id() == trace_id, self.lineage()))[-1]
 
     def lineage(self) -> Iterator[Node]:
         """This node and its ancestors, from here up."""
@@ -257,6 +258,11 @@ class Node:
             self.group_traces[group.name] = self.root.trace_number
             if not group.number:
                 self.note_unsent(group.name)
+
+    def add_parent(self, name: str) -> None:
+        """Note that a group's first group span, or a segment, is the parent of spans of workers."""
+        self.parents = self.parents or set()
+        self.parents.add(name)
 
     def note_unsent(self, name: str) -> None:
         """Note that a group's first group span is not in the first trace."""

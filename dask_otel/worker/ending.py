@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
+from time import monotonic
 
 from ..safety import Safety, log
 
@@ -49,10 +50,7 @@ class EndingThread:
             else:
                 self._waiting.append(end)
                 if self._thread is None:
-                    thread = threading.Thread(target=self._run, name="dask-otel task spans", daemon=True)
-                    # Not in the context of a task: instrumented threads take over the context that starts them.
-                    Context().run(thread.start)
-                    self._thread = thread
+                    self._start()
                 elif not self._lingers:
                     self._condition.notify()
                 return
@@ -64,13 +62,23 @@ class EndingThread:
 
     def stop(self, timeout: float) -> bool:
         """Have the thread end once nothing waits; return whether it has in so many seconds. Blocks."""
-        with self._condition:
-            self._stops = True
-            self._condition.notify()
-            thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
-        return thread is None or not thread.is_alive()
+        deadline = monotonic() + timeout
+        while True:
+            with self._condition:
+                self._stops = True
+                self._condition.notify()
+                thread = self._thread  # another one, if a span processor has ended it
+            if thread is None:
+                return True
+            thread.join(max(0.0, deadline - monotonic()))
+            if thread.is_alive():
+                return False
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="dask-otel task spans", daemon=True)
+        # Not in the context of a task: instrumented threads take over the context that starts them.
+        Context().run(thread.start)
+        self._thread = thread
 
     def _run(self) -> None:
         ends: deque[End] = deque()
@@ -83,10 +91,12 @@ class EndingThread:
                     except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
                         self._safety.caught("task span (end)", error)
                     del end  # it refers to a span
-        except BaseException:  # a span processor may end the thread; the next end starts another one
+        except BaseException:  # a span processor may end the thread; then another one goes on
             with self._condition:
                 self._thread = None
                 self._waiting.extendleft(reversed(ends))
+                if self._waiting:
+                    self._start()
             raise
 
     def _collect(self, ends: deque[End]) -> bool:

@@ -45,7 +45,7 @@ from ..spantree.events import TaskError
 from .ending import EndingThread
 from .lazy_span import ANY, Budget, LazySpan, freeze
 from .nested import carried_on
-from .task_span import RUN, Outcome, Run, RunWithMore, SpanSource, end_span
+from .task_span import RUN, Outcome, Run, RunWithMore, SpanSource, end_span, is_short
 
 __all__ = ["TaskSpans", "missing"]
 
@@ -222,6 +222,12 @@ class TaskSpans:
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             self._caught("end of a task", error)
 
+    def _end_call_later(self, stop: float, error: BaseException | None, span: Span) -> None:
+        def end() -> None:
+            end_span(span, Outcome(stop, None if error is None else _described(error)), self._redactor)
+
+        self._ending.call(end)
+
     # Reports to the scheduler: from the event loop, since to wake it for each would cost more than all the rest
 
     def _span_made(self, made: SpanMade) -> None:
@@ -317,7 +323,7 @@ class TaskSpans:
             if self._made and not isinstance(error, GeneratorExit):
                 self._report()
             if deferred is not None:
-                deferred.end(partial(self._end_later, Outcome(time(), _error_of_call(answer, error))))
+                deferred.end(partial(self._end_call_later, time(), _error_of_call(answer, error)))
         except Exception as failed:  # noqa: BLE001 -- handed to the one place that catches everything
             self._caught("end of a call", failed)
 
@@ -345,16 +351,19 @@ def _undo_call(token: Token[Context], marker: Token[bool], replaced: Token[Any] 
         ANNOTATIONS.reset(replaced)
 
 
-def _error_of_call(answer: Any, error: BaseException | None) -> TaskError | None:
+def _error_of_call(answer: Any, error: BaseException | None) -> BaseException | None:
     if error is None and isinstance(answer, Mapping) and answer.get("status") == "error":
         error = getattr(answer.get("exception"), "data", None)
-    if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError | GeneratorExit):
-        return _described(error)
-    return None
+    is_error = isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError | GeneratorExit)
+    return error if is_error else None
 
 
 def _described(error: BaseException) -> TaskError:
-    return TaskError(type(error).__name__, first_error(repr(error))[1], "".join(format_tb(error.__traceback__)))
+    try:
+        text = repr(error)
+    except BaseException:  # noqa: BLE001 -- code of the person's, which may raise anything
+        text = ""
+    return TaskError(type(error).__name__, first_error(text)[1], "".join(format_tb(error.__traceback__)))
 
 
 class _Contexts:
@@ -370,13 +379,15 @@ class _Contexts:
         context = _NO_CONTEXT
         try:
             if isinstance(carrier, Mapping):
-                fields = tuple((name, value) for name, value in carrier.items() if isinstance(value, str))
+                texts = ((name, value) for name, value in carrier.items() if isinstance(name, str))
+                fields = tuple((name, value) for name, value in texts if isinstance(value, str))
             if fields in self._known:
                 self._known.move_to_end(fields)
                 context = self._known[fields]
             elif fields:
                 context = extract(dict(fields), context=Context())
-                self._known[fields] = context
+                if is_short(fields):
+                    self._known[fields] = context
                 if len(self._known) > MAX_CARRIERS:
                     self._known.popitem(last=False)
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
@@ -391,13 +402,24 @@ class _Tracers:
         self._of: tuple[Any, Tracer] | None = None
 
     def __call__(self) -> Tracer | None:
-        """Return the tracer; None if the process has no provider that makes spans."""
+        """Return the tracer; None if the process has no provider that makes spans and sends them."""
         provider, known = get_tracer_provider(), self._of
+        if not _sends(provider):
+            return None
         if known is None or known[0] is not provider:
             if isinstance(provider, (ProxyTracerProvider, NoOpTracerProvider)):
                 return None
             known = self._of = provider, provider.get_tracer("dask_otel", __version__)
         return known[1]
+
+
+def _sends(provider: Any) -> bool:
+    """Whether a provider has span processors: without them, the scheduler's span of a failed task would be missing.
+
+    The SDK has no public name for this. A provider that lacks these attributes sends its spans in its own way.
+    """
+    processors = getattr(getattr(provider, "_active_span_processor", None), "_span_processors", None)
+    return processors is None or len(processors) > 0
 
 
 def _call_if_there(spans: ref[TaskSpans], method: Callable[..., None], *args: Any) -> None:

@@ -39,6 +39,9 @@ class Place(Protocol):
     def context(self) -> SpanContext:
         """Return the context of its parent, always the same. Raises no ``Exception``."""
 
+    def given_out(self) -> SpanContext:
+        """Return it for spans and log records that refer to the parent: it has to be sent. Raises no ``Exception``."""
+
 
 class Maker(Protocol):
     """Makes the real span of a lazy one."""
@@ -62,7 +65,7 @@ class DeferredSpan:
         Is let go once the span is made or frozen.
     """
 
-    __slots__ = ("_end", "_lock", "_maker", "_making", "_real")
+    __slots__ = ("_end", "_lock", "_maker", "_making", "_real", "_waits")
 
     def __init__(self, maker: Maker | None) -> None:
         #: Held by the thread that makes or ends the span.
@@ -71,6 +74,8 @@ class DeferredSpan:
         self._maker = maker
         #: The thread that makes the span.
         self._making = 0
+        #: False once somebody has waited for that thread in vain.
+        self._waits = True
         self._real: Span | None = None
         #: Ends the real span; from the end of the run until it is called.
         self._end: Callable[[Span], None] | None = None
@@ -92,7 +97,8 @@ class DeferredSpan:
         # A span processor may ask for the current span while this one starts.
         if self._making == get_ident():
             return None
-        if not (self._lock.acquire(blocking=False) or self._lock.acquire(timeout=MAX_WAIT)):
+        if not self._lock.acquire(blocking=False) and not (self._waits and self._lock.acquire(timeout=MAX_WAIT)):
+            self._waits = False
             return None
         try:
             if (maker := self._maker) is not None:
@@ -134,7 +140,7 @@ def _forwarded(name: str) -> Any:
     """Make a method that records on the real span."""
 
     def record(self: LazySpan, *args: Any, **kwargs: Any) -> Any:
-        real = self._deferred.make()
+        real = None if self._maker is None else self._deferred.make()  # None once it is frozen
         return None if real is None else getattr(real, name)(*args, **kwargs)
 
     record.__name__ = record.__qualname__ = name
@@ -171,15 +177,12 @@ class LazySpan(Span):
         """Return the ids of the real span, made now if need be, or those of the parent."""
         deferred = self._deferred
         # Each log record with correlation asks for the ids, too.
-        if self._makes_for_ids or sys._getframe(1).f_code.co_name == "start_span":
-            real = deferred.make()
-        else:
-            real = deferred.real
-        return self._place.context() if real is None else real.get_span_context()
+        real = deferred.make() if self._makes_for_ids or _asked_by("start_span") else deferred.real
+        return self._place.given_out() if real is None else real.get_span_context()
 
     def is_recording(self) -> bool:
         """Whether what is recorded now is kept; makes nothing."""
-        return self._deferred.can_record()
+        return self._maker is not None and self._deferred.can_record()
 
     def end(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the span ends when the run does."""
@@ -191,6 +194,10 @@ class LazySpan(Span):
     update_name = _forwarded("update_name")
     set_status = _forwarded("set_status")
     record_exception = _forwarded("record_exception")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are spans that record nothing, with the ids that are known."""
+        return NonRecordingSpan, (peek(self),)
 
     def __getattr__(self, name: str) -> Any:
         # For what OpenTelemetry's API does not name: what only the SDK's spans have, or those of a later API.
@@ -213,7 +220,15 @@ class LazySpan(Span):
 def peek(span: LazySpan) -> SpanContext:
     """Return the ids of the real span if it is made, else those of the parent; makes nothing."""
     real = None if span._used is None else span._used.real
-    return span._place.context() if real is None else real.get_span_context()
+    return span._place.given_out() if real is None else real.get_span_context()
+
+
+def _asked_by(function: str) -> bool:
+    """Whether the caller of the calling method is a function of that name."""
+    try:
+        return sys._getframe(2).f_code.co_name == function
+    except ValueError:  # nobody: a thread that calls this method only
+        return False
 
 
 def freeze(span: LazySpan) -> DeferredSpan | None:
@@ -233,7 +248,7 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 #: task fails.
 _WITHOUT_SPAN: dict[str, Callable[[Place], Any]] = {
     "name": lambda place: place.name,
-    "context": lambda place: place.context(),
+    "context": lambda place: place.given_out(),
     "parent": lambda place: place.context(),
     "attributes": lambda place: _NOTHING,
     "events": lambda place: (),

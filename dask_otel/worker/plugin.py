@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -13,6 +12,7 @@ from .. import config
 from ..errors import SettingError
 from ..privacy import Capture, Redactor
 from ..safety import Safety, import_or_log, log
+from ..threads import in_thread
 
 __all__ = ["OTelWorkerPlugin", "set_up"]
 
@@ -56,7 +56,7 @@ class OTelWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
             with Safety().guard("closing"):
                 spans.remove()
                 if not spans.stop(0.0):
-                    await asyncio.to_thread(spans.stop, MAX_WAIT)
+                    await in_thread(spans.stop, MAX_WAIT)
 
 
 async def set_up(worker: Any) -> None:

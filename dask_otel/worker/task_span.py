@@ -6,6 +6,7 @@ task, whose id every process can compute.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import floor
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from dask.utils import key_split, typename
 from distributed.utils import key_split_group, thread_state
-from opentelemetry.context import Context, create_key, get_value
+from opentelemetry.context import Context, attach, create_key, get_current, get_value
 from opentelemetry.trace import (
     INVALID_SPAN_CONTEXT,
     NonRecordingSpan,
@@ -36,9 +37,9 @@ from ..privacy import Redactor
 from ..safety import Safety
 from ..schema import MAX_NAME, clean, identifier
 from ..spantree.events import TaskError, latest_run
-from .lazy_span import Budget
+from .lazy_span import Budget, LazySpan
 
-__all__ = ["RUN", "Outcome", "Run", "RunWithMore", "SpanSource", "current_run", "end_span"]
+__all__ = ["RUN", "Outcome", "Run", "RunWithMore", "SpanSource", "current_run", "end_span", "is_short"]
 
 _SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 _DEFAULT = ("default",)
@@ -46,6 +47,9 @@ _DEFAULT = ("default",)
 RUN = create_key("dask_otel_run")
 #: Groups of which is remembered what their spans have in common.
 MAX_KNOWN = 1024
+
+#: Characters of a carrier that is remembered, at most.
+MAX_CARRIER = 4096
 
 #: Attributes of a span, by name.
 Attributes = dict[str, "str | int | float"]
@@ -96,6 +100,13 @@ class SpanSource:
         self.safety = safety
         #: By Dask span, group and what else it depends on. Threads add to it.
         self.known: dict[tuple[Any, ...], Common] = {}
+        #: Parents that were given out where no span was made, and reported: ids of trace and span. Threads add to it.
+        self.given_out: set[tuple[int, int]] = set()
+        self._process = os.getpid()
+
+    def is_here(self) -> bool:
+        """Whether this is the worker's process, not one that was forked off it: there, nothing is sent or reported."""
+        return os.getpid() == self._process
 
 
 class Run:
@@ -153,10 +164,26 @@ class Run:
         """Context of the parent; invalid if it cannot be known."""
         return self._found().parent
 
+    def given_out(self) -> SpanContext:
+        """Context of the parent, which is reported to the scheduler the first time."""
+        found, source = self._found(), self._source
+        parent = found.parent
+        key = parent.trace_id, parent.span_id
+        if key not in source.given_out and parent.trace_flags.sampled and source.is_here():
+            if len(source.given_out) >= MAX_KNOWN:
+                source.given_out.clear()
+            source.given_out.add(key)
+            with source.safety.guard("task span"):
+                source.report(
+                    SpanMade(self.key, None, self.dask_span_id, found.group, parent.trace_id, 0, parent.span_id)
+                )
+        return parent
+
     def can_record(self) -> bool:
         """Whether there is a provider, and the trace is sampled; the provider's sampler is not asked."""
         with self._source.safety.guard("task span"):
-            return self._source.tracer() is not None and self._found().parent.trace_flags.sampled
+            source = self._source
+            return source.is_here() and source.tracer() is not None and self._found().parent.trace_flags.sampled
         return False
 
     def make(self) -> Span | None:
@@ -165,7 +192,7 @@ class Run:
         try:  # half the time of a guard
             parent, context, name, group, common = self._found()
             tracer = source.tracer()
-            if tracer is None or not parent.trace_flags.sampled or not source.budget.take():
+            if tracer is None or not parent.trace_flags.sampled or not source.is_here() or not source.budget.take():
                 return None
             key = source.redactor.key(str(self.key))
             attributes = common | {schema.TASK_KEY: _clean(schema.TASK_KEY, key)}
@@ -193,6 +220,10 @@ class Run:
             source.safety.caught("task span", error)
         return span
 
+    def is_here(self) -> bool:
+        """Whether this is the process that runs it."""
+        return self._source.is_here()
+
     def _start(self) -> float:
         """When the run began, as its thread says, else the task, else the worker; asked while it lasts."""
         task = self.task
@@ -203,8 +234,8 @@ class Run:
         return max(self.entered, task.start_time or 0.0)
 
     def _found(self) -> Common:
-        if self._common is None:
-            self._common = _UNKNOWN
+        common = self._common
+        if common is None:
             try:
                 known = self._source.known
                 of = self.dask_span_id, key_split_group(self.key), self.carrier, self.function
@@ -213,12 +244,13 @@ class Run:
                     common = self._look_up()
                     if len(known) >= MAX_KNOWN:
                         known.clear()
-                    if common.parent.is_valid:
+                    if common.parent.is_valid and is_short(self.carrier):
                         known[of] = common
-                self._common = common
             except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+                common = _UNKNOWN
                 self._source.safety.caught("task span (group)", error)
-        return self._common
+            self._common = common  # only now: other threads may ask meanwhile
+        return common
 
     def _look_up(self) -> Common:
         carrier = dict(self.carrier)
@@ -268,7 +300,24 @@ class Run:
 def current_run() -> Run | None:
     """Return the run of a task, or the call to an actor, that the caller is part of; None outside of these."""
     run = get_value(RUN)
-    return run if isinstance(run, Run) else None
+    return run if isinstance(run, Run) and run.is_here() else None
+
+
+def _leave() -> None:
+    """Be in no task, in a process that was forked off inside of one; a process pool keeps the context for ever."""
+    context = get_current()
+    if RUN in context:
+        is_own = not isinstance(get_current_span(), LazySpan)
+        attach(Context({key: value for key, value in context.items() if key != RUN}) if is_own else Context())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave)
+
+
+def is_short(carrier: tuple[tuple[str, str], ...]) -> bool:
+    """Whether what belongs to a carrier may be remembered."""
+    return sum(len(name) + len(value) for name, value in carrier) <= MAX_CARRIER
 
 
 class RunWithMore(Run):

@@ -291,6 +291,39 @@ async def test_a_thread_that_goes_on_after_the_task(person, plugin, client, sche
     ]
 
 
+@both()
+async def test_a_thread_with_opentelemetrys_context_only(person, plugin, client, scheduler, worker):
+    """As in threads that OpenTelemetry instruments: Dask's own part of the context, with the Dask span, is missing."""
+
+    def outer():
+        from opentelemetry import context
+
+        nested, current = get_client(), context.get_current()
+        child("before")
+
+        def inner():
+            token = context.attach(current)
+            nested.submit(leaf, key="leaf").result()
+            context.detach(token)
+
+        thread = threading.Thread(target=inner)
+        thread.start()
+        thread.join()
+
+    with span("etl"):
+        await client.submit(outer, key="outer")
+    assert shape(await everything(person, plugin, worker)) == [
+        "etl [span]",
+        "  outer [group]",
+        "    ~outer [task]",
+        "      ~before",
+        "default: leaf [span]",
+        "  leaf [group]",
+        "    ~leaf [task]",
+        "      ~inner",
+    ]
+
+
 # The client's method
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from contextvars import copy_context
 from functools import partial
 
 import dask
@@ -12,11 +14,13 @@ import pytest
 from distributed import Event, span, wait
 from distributed.utils_test import inc
 from opentelemetry import trace
+from opentelemetry.propagate import inject
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from support.both import Everything, both, everything, shape
 from support.callers import anchored, inside
 from support.clusters import finished, until
-from support.inside import ended
+from support.inside import Person, ended
 
 import dask_otel
 from dask_otel.messages import TOPIC, SpanMade
@@ -168,6 +172,79 @@ def test_what_default_spans_leave_out(default_level):
     run()
 
 
+@both(default_level=Level.NOTHING, max_segment=0.5, idle_timeout=0.2)
+async def test_a_segment_that_was_left_out_before_its_task_used_a_span(person, plugin, client, scheduler, worker):
+    """The default span has filled two traces meanwhile: the parent is a segment in the second one."""
+
+    def traces():
+        return sum(node.trace_number for node in plugin._bridge.span_tree.forest.nodes.values())
+
+    held = client.submit(late, key="held")
+    await until(lambda: traces() == 1)
+    second = client.submit(late, key="second")
+    await until(lambda: traces() == 2)
+    await Event("gate", client=client).set()
+    await client.gather([held, second])
+    spans = await everything(person, plugin, worker)
+    parents = {(each.trace_id, each.span_id): each for each in spans}
+    assert len({(task.trace_id, task.parent_id) for task in person.tasks()} & parents.keys()) == 2
+    assert len({each.trace_id for each in spans}) == 2
+
+
+@both(level=Level.SPANS, config={"otel.workers.max-rate": 1})
+async def test_beyond_the_budget_of_spans(person, plugin, client, scheduler, worker):
+    """What the task starts is below its group, which is sent."""
+    with span("etl"):
+        await client.submit(work, key="first")
+        for key in ("second-1", "second-2"):
+            await client.submit(work, 1, key=key)
+    assert shape(await everything(person, plugin, worker)) == [
+        "etl [span]",
+        "  first [group]",
+        "    ~first [task]",
+        "      ~inner",
+        "  second [group]",
+        "    ~inner",
+        "    ~inner",
+    ]
+
+
+@both(level=Level.SPANS, config={"otel.workers.spans": "child"})
+async def test_ids_of_a_parent_that_go_elsewhere(person, plugin, client, scheduler, worker):
+    """Its group is sent, though no span is below it here."""
+
+    def injects():
+        carrier = {}
+        inject(carrier)
+        return carrier["traceparent"]
+
+    with span("etl"):
+        traceparent = await client.submit(injects, key="calls")
+    spans = await everything(person, plugin, worker)
+    assert shape(spans) == ["etl [span]", "  calls [group]"]
+    assert traceparent.split("-")[2] in {each.span_id for each in spans}
+
+
+@both(make=lambda: SendsNothing())
+async def test_a_provider_that_sends_nothing_makes_no_span(person, plugin, client, scheduler, worker):
+    """As with OTEL_TRACES_EXPORTER=none: the scheduler's span of a failed task is the only one."""
+    with span("etl"):
+        await wait(client.submit(fail, key="load"))
+    assert shape(await everything(person, plugin, worker)) == [
+        "etl [span] Error: ValueError",
+        "  load [group] Error: ValueError",
+        "    load [task] Error: ValueError",
+    ]
+
+
+class SendsNothing(Person):
+    """A person whose provider has no span processor."""
+
+    def __init__(self):
+        super().__init__()
+        self.provider = TracerProvider(shutdown_on_exit=False)
+
+
 @both(max_groups=1)
 async def test_what_is_folded(person, plugin, client, scheduler, worker):
     """A group that has no span of its own any more has one without numbers in its place."""
@@ -187,6 +264,47 @@ async def test_what_is_folded(person, plugin, client, scheduler, worker):
         "    ~store [task] dask.group.name=store",
         "      ~inner",
     ]
+
+
+def use_later():
+    """Use no span; what the task has started does, after the end of the run."""
+
+    def go_on():
+        Event("gate").wait()
+        work()
+        Event("done").set()
+
+    threading.Thread(target=copy_context().run, args=(go_on,)).start()
+
+
+@both(level=Level.SPANS)
+async def test_spans_that_a_task_leaves_behind(person, plugin, client, scheduler, worker):
+    """The span of the run is never made; the parent in its place is sent, though nothing runs any more."""
+    with span("etl"):
+        await client.submit(use_later, key="load")
+    await until_sent(plugin, 1)
+    await Event("gate", client=client).set()
+    await Event("done", client=client).wait()
+    await until(lambda: scheduler.get_events(TOPIC))
+    spans = await everything(person, plugin, worker)
+    assert shape(spans) == ["etl [span]", "  load [group]", "    ~inner"]
+
+
+@both(level=Level.SPANS, config={"otel.workers.max-rate": 1})
+async def test_spans_beyond_the_budget_of_a_worker(person, plugin, client, scheduler, worker):
+    """Their parents are sent, each reported once."""
+    with span("etl"):
+        await client.submit(work, key="first")
+        await client.gather(client.map(work, range(5), key="load"))
+    assert shape(await everything(person, plugin, worker)) == [
+        "etl [span]",
+        "  first [group]",
+        "    ~first [task]",
+        "      ~inner",
+        "  load [group]",
+        *["    ~inner"] * 5,
+    ]
+    assert len(scheduler.get_events(TOPIC)) == 2
 
 
 def limit_rate(plugin):
@@ -321,6 +439,28 @@ async def test_a_sampler_that_takes_what_the_caller_did_not(person, plugin, clie
     ]
 
 
+@pytest.mark.parametrize("sampled", [True, False])
+def test_callers_in_one_trace_that_do_not_agree(sampled):
+    """The outermost decides, for the scheduler and for workers."""
+
+    @both()
+    async def run(person, plugin, client, scheduler, worker):
+        with inside(etl=anchored(1, 8, sampled=sampled), load=anchored(1, 9, sampled=not sampled)):
+            await client.submit(work, key="load")
+        await ended(worker)
+        spans = [*await finished(plugin), *person.spans]
+        names = {each.span_id: each.name for each in spans}
+        assert sorted((each.name, names.get(each.parent_id)) for each in spans) == sampled * [
+            ("etl", None),
+            ("inner", "load"),
+            ("load", "etl"),
+            ("load", "load"),
+            ("load", "load"),
+        ]
+
+    run()
+
+
 @both()
 async def test_what_the_client_sent_stays(person, plugin, client, scheduler, worker):
     carrier = {"baggage": "a=b"}
@@ -346,6 +486,7 @@ BAD += [
     GOOD | {"run-id": [1]},
     GOOD | {"trace-id": "-1"},
     GOOD | {"key": object()},
+    GOOD | {"key": ()},
 ]
 
 
@@ -384,7 +525,35 @@ async def test_a_run_that_goes_on_after_its_task_was_cancelled(person, plugin, c
     await until_sent(plugin, 1)
     await Event("gate", client=client).set()
     await until(lambda: scheduler.get_events(TOPIC))
-    assert shape(await everything(person, plugin, worker)) == ["etl [span]", "  load [group]", *TASK]
+    await until(lambda: not worker.active_keys)
+    await worker.heartbeat()
+    spans = await everything(person, plugin, worker)
+    # The second segment has the metrics of the run.
+    assert shape(spans) == ["etl [span]", "  load [group]", *TASK, "etl [span]"]
+
+
+@both()
+async def test_another_bridge_knows_of_spans_of_tasks_that_go_on(person, plugin, client, scheduler, worker):
+    """The run fails under the second one: it has one span."""
+
+    def fails_late():
+        from scheduler.test_worker_spans import early
+
+        early()
+        raise ValueError
+
+    with span("etl"):
+        held = client.submit(fails_late, key="held")
+        await Event("begun", client=client).wait()
+        await until(lambda: scheduler.get_events(TOPIC))
+        with dask.config.set({"otel.traces.slowest-tasks": 1}):
+            other = type(plugin)()
+            await other.add_to(scheduler)
+        await Event("gate", client=client).set()
+        await wait(held)
+    await ended(worker)
+    spans = [*await finished(other), *plugin.exporter.spans(), *person.spans]
+    assert [each.name for each in spans if each.attributes.get("dask.kind") == "task"] == ["held"]
 
 
 @both()

@@ -26,6 +26,18 @@ from support.memory import MemoryExporter
 #: What functions of tests share with their tests, since workers are in the same process. Functions import it: with
 #: others that they refer to, a copy would come along.
 shared: dict[str, Any] = {}
+#: A person's preload: a provider that sends to the collector.
+PROVIDER = """
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+def dask_setup(worker):
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(insecure=True), schedule_delay_millis=200))
+    trace.set_tracer_provider(provider)
+"""
 #: By scheduler and id of a group span, its group; also groups that are gone.
 _groups: WeakKeyDictionary[Scheduler, dict[str, str]] = WeakKeyDictionary()
 

@@ -38,7 +38,15 @@ def our_errors(log: str) -> list[str]:
 
 
 class Process:
-    """A process and what it logs; ``before`` is a command that starts another one, such as ``nice``."""
+    """A process and what it logs.
+
+    Parameters
+    ----------
+    before
+        A command that starts another one, such as ``nice``.
+    python
+        Interpreter of another environment, as ``support.virtual_envs`` makes them. It imports only what is in there.
+    """
 
     def __init__(
         self,
@@ -47,11 +55,12 @@ class Process:
         env: Mapping[str, str] | None = None,
         module: str = "dask",
         before: Sequence[str] = (),
+        python: str = "",
     ) -> None:
         self._process = subprocess.Popen(
-            [*before, sys.executable, "-m", module, *arguments],
+            [*before, python or sys.executable, "-m", module, *arguments],
             cwd=folder,
-            env=environment(FAST, env or {}),
+            env=environment(FAST, env or {}) | ({"PYTHONPATH": ""} if python else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

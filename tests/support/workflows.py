@@ -105,6 +105,17 @@ def hang(x, first):
     time.sleep(600)
 
 
+def request(x, then=None):
+    """Make a span, and hang after it if there is an event to set."""
+    from opentelemetry import trace
+
+    with trace.get_tracer("people").start_as_current_span("request"):
+        pass
+    if then:
+        hang(x, then)
+    return x
+
+
 def many_at_once(client: Client, groups: int, tasks: int) -> tuple[str, list[Future]]:
     """Run groups of which each does a little every now and then, all at the same time; return the root's id."""
     keys = [(f"work-{group}", number) for number in range(tasks) for group in range(groups)]

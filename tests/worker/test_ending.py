@@ -69,13 +69,11 @@ def test_what_ends_the_thread_does_not_end_the_next(safety):
     def leave():
         raise SystemExit
 
-    thread.call(leave)
-    thread.call(lambda: called.append(1))
-    for each in threads():
-        each.join(30)
-    thread.call(lambda: called.append(2))
+    for number in range(3):
+        thread.call(leave)
+        thread.call(lambda number=number: called.append(number))
     assert thread.stop(30)
-    assert called == [1, 2]
+    assert called == [0, 1, 2]
 
 
 def test_ends_that_wait_are_limited(safety, caplog):

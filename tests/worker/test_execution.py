@@ -132,8 +132,9 @@ async def test_without_a_provider_log_records_are_in_the_trace(person, client, s
     assert trace_id == dask_otel.trace_id(root)
     assert groups(scheduler)[span_id] == "group quiet"
     assert not await client.submit(lambda: trace.get_current_span().is_recording())
-    assert await client.submit(work, 1) == 1
-    assert scheduler.get_events("dask-otel") == ()
+    await until(lambda: scheduler.get_events("dask-otel"))
+    (event,) = scheduler.get_events("dask-otel")  # so that the group's span is sent
+    assert event[1].items() >= {"group": "quiet", "run-id": None, "span-id": "0" * 16, "parent-id": span_id}.items()
 
 
 def fail():
@@ -831,7 +832,11 @@ def _unpickle():
     return Unpickled()
 
 
-@spanned(worker_kwargs={"memory_limit": "200 MiB"}, config={"distributed.worker.memory.target": 1e-9})
+#: All results go to disk; the process itself may have any size.
+TO_DISK = {f"distributed.worker.memory.{name}": False for name in ("spill", "pause", "terminate")}
+
+
+@spanned(worker_kwargs={"memory_limit": "200 MiB"}, config=TO_DISK | {"distributed.worker.memory.target": 1e-9})
 async def test_what_is_read_from_disk_for_a_task_is_in_its_span(person, client, scheduler, worker):
     data = client.submit(Unpickled, key="data")
     await wait(data)
@@ -980,6 +985,30 @@ class Counter:
     def fail(self):
         child("inner")
         raise ValueError("no")
+
+    def fail_oddly(self):
+        child("inner")
+        raise Odd
+
+
+class Odd(Exception):
+    """What it shows itself as is code, which may raise anything."""
+
+    def __repr__(self):
+        raise SystemExit
+
+
+@spanned()
+async def test_a_call_whose_exception_cannot_be_shown(person, client, scheduler, worker):
+    actor = await client.submit(Counter, actor=True, key="counter")
+    with pytest.raises(Odd):
+        await actor.fail_oddly()
+    await ended(worker)
+    assert lines(scheduler, person.spans) == [
+        "group counter",
+        "  counter.fail_oddly [actor] Error: Odd: ",
+        "    inner",
+    ]
 
 
 @spanned()

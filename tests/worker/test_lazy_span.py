@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
 import pickle
@@ -42,8 +43,14 @@ class Task:
         self.tracer = provider.get_tracer("tests")
         self.calls = 0
         self.makes = makes
+        #: How often the id of the parent was given out.
+        self.given = 0
 
     def context(self):
+        return PARENT
+
+    def given_out(self):
+        self.given += 1
         return PARENT
 
     def can_record(self):
@@ -188,8 +195,9 @@ def test_names_of_the_sdk_that_only_a_real_span_has():
     for each in (span, refused):
         with pytest.raises(AttributeError):
             each.anything  # noqa: B018
-        with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
-            pickle.dumps(each)
+        for copied in (pickle.loads(pickle.dumps(each)), copy.deepcopy(each)):
+            assert copied.get_span_context() == each.get_span_context()
+            assert not copied.is_recording()
     span.extra = 1  # as some instrumentations do
     assert span.extra == 1
 
@@ -297,6 +305,64 @@ def test_others_do_not_wait_for_a_processor_that_blocks():
     assert sent.context == own == span.get_span_context()
 
 
+def test_they_wait_for_it_once(monkeypatch):
+    """A coroutine that logs a hundred lines meanwhile would hold the event loop for seconds."""
+    entered, go, waits = threading.Event(), threading.Event(), []
+
+    def block():
+        entered.set()
+        assert go.wait(60)
+
+    class Watched:
+        def __init__(self):
+            self.lock = threading.Lock()
+            self.release, self.locked = self.lock.release, self.lock.locked
+
+        def acquire(self, **how):
+            if "timeout" in how:
+                waits.append(how["timeout"])
+            return self.lock.acquire(**how)
+
+    monkeypatch.setattr(lazy_span, "Lock", Watched)
+    span, task = lazy(Processor(block))
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(span.get_span_context)
+        assert entered.wait(60)
+        for _ in range(100):
+            assert span.get_span_context() == PARENT
+        go.set()
+        assert making.result(60) == span.get_span_context()
+    assert waits == [lazy_span.MAX_WAIT]
+    assert task.given == 100
+
+
+def test_nothing_changes_after_the_run():
+    """Its span ends a moment later, in another thread."""
+    span, task = lazy()
+    span.set_attribute("a", 1)
+    deferred = freeze(span)
+    for call in CALLS.values():
+        call(span)
+    assert not span.is_recording()
+    deferred.end(lambda real: real.end())
+    (sent,) = task.sent
+    assert (sent.name, dict(sent.attributes)) == ("inc", {"dask.kind": "task", "a": 1})
+    assert (sent.events, sent.links, sent.status.status_code) == ((), (), StatusCode.UNSET)
+    assert span.get_span_context() == sent.context
+
+
+def test_asked_by_nobody(monkeypatch):
+    """A thread that calls this method only has no frame above; else the name of the caller decides."""
+
+    def no_frame(depth):
+        raise ValueError("call stack is not deep enough")
+
+    span, task = lazy(when=CHILD)
+    monkeypatch.setattr(lazy_span.sys, "_getframe", no_frame)
+    assert span.get_span_context() == PARENT
+    assert task.calls == 0
+
+
 def test_the_run_ends_while_the_span_is_used_for_the_first_time(monkeypatch):
     span, task = lazy()
 
@@ -330,7 +396,7 @@ def test_interrupted_while_it_is_made():
 def test_the_maker_is_let_go():
     for used in (True, False):
         task = Task()
-        span = LazySpan(SimpleNamespace(name="inc", context=lambda: PARENT), task)
+        span = LazySpan(SimpleNamespace(name="inc", given_out=lambda: PARENT), task)
         if used:
             span.set_attribute("a", 1)
         over(span)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import subprocess
 import sys
 
 import pytest
 from distributed import span
 from distributed.utils_test import gen_cluster, inc
-from support.environment import python_path
-from support.inside import Person, provider_of, spans_of
+from support.environment import environment, python_path
+from support.inside import PROVIDER, Person, provider_of, spans_of
 from support.processes import LOOPBACK, Process, cluster
 
 import dask_otel
@@ -68,20 +69,6 @@ async def test_a_fault_in_the_set_up(client, scheduler, worker, monkeypatch, fau
     assert await worker.plugin_add(dask_otel.OTelWorkerPlugin()) == {"status": "OK"}
     assert await client.submit(inc, 1) == 2
     assert "execute" not in vars(worker)
-
-
-#: A person's preload: a provider that sends to the collector, and a task that uses it.
-PROVIDER = """
-from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-def dask_setup(worker):
-    provider = TracerProvider()
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(insecure=True), schedule_delay_millis=200))
-    trace.set_tracer_provider(provider)
-"""
 
 
 def read(x):
@@ -150,3 +137,31 @@ def test_a_worker_without_a_provider_is_quiet(tmp_path):
         "Starting Worker plugin dask-otel",
         "Removing Worker plugin dask-otel",
     }
+
+
+#: Of a person whose process ends without closing its cluster, soon after a task with a span.
+UNCLOSED = """
+from distributed import Client, LocalCluster
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+import dask_otel
+
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+trace.set_tracer_provider(provider)
+cluster = LocalCluster(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0")
+client = Client(cluster)
+client.register_plugin(dask_otel.OTelWorkerPlugin())
+client.submit(exec, "from opentelemetry import trace; trace.get_current_span().set_attribute('a', 1)").result()
+"""
+
+
+@pytest.mark.slow
+def test_an_interpreter_that_ends_while_the_cluster_is_open():
+    done = subprocess.run(
+        [sys.executable, "-c", UNCLOSED], env=environment({}), capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0
+    assert "dask-otel" not in done.stderr, done.stderr
+    assert '"name": "exec"' in done.stdout

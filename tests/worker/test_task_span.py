@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 from distributed.utils import set_thread_state
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 
 from dask_otel.identity import group_id, trace_id
+from dask_otel.messages import SpanMade
 from dask_otel.privacy import Capture, Redactor
 from dask_otel.safety import Safety
 from dask_otel.worker.lazy_span import Budget
-from dask_otel.worker.task_span import Outcome, Run, SpanSource, end_span
+from dask_otel.worker.task_span import Outcome, Run, RunWithMore, SpanSource, end_span
 
 REDACTOR = Redactor(Capture())
 TRACER = TracerProvider(shutdown_on_exit=False).get_tracer("tests")
@@ -53,6 +57,48 @@ def test_a_task_in_another_span_than_its_annotation_says_is_in_no_trace():
     assert made.context() == INVALID_SPAN_CONTEXT
     assert not made.can_record()
     assert made.make() is None
+
+
+def test_two_threads_ask_where_it_is(monkeypatch):
+    """Neither gets an answer that is not the last."""
+    entered, go = threading.Event(), threading.Event()
+    made = run()
+    look_up = Run._look_up
+
+    def slow(self):
+        if not entered.is_set():
+            entered.set()
+            assert go.wait(60)
+        return look_up(self)
+
+    monkeypatch.setattr(Run, "_look_up", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(made.context)
+        assert entered.wait(60)
+        second = made.context()
+        go.set()
+        assert first.result(60) == second == run().context()
+    assert second.is_valid
+
+
+def test_a_parent_that_is_given_out_is_reported_once():
+    reported = []
+    parts = source(report=reported.append)
+    annotations = {"span": {"name": ("etl", "load"), "ids": ("a", "b")}}
+    runs = [Run(parts, f"load-{number}", "b", annotations, number, None) for number in (1, 2)]
+    parent = runs[0].context()
+    assert [each.given_out() for each in [*runs, *runs]] == [parent] * 4
+    assert reported == [SpanMade("load-1", None, "b", "load", parent.trace_id, 0, parent.span_id)]
+
+
+def test_long_carriers_are_not_remembered():
+    parts = source()
+    annotations = {"span": {"name": ("etl", "load"), "ids": ("a", "b")}}
+    for length in (10, 10_000):
+        carrier = (("baggage", "a=" + "b" * length),)
+        made = RunWithMore(parts, "load-1", "b", annotations, 1, None, carrier=carrier, base=Context())
+        assert made.context().is_valid
+    assert len(parts.known) == 1
 
 
 JUNK = st.recursive(
