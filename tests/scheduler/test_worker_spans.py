@@ -287,6 +287,27 @@ async def test_a_default_root_that_fills_traces(person, plugin, client, schedule
     assert tasks["held"].trace_id == tasks["before"].trace_id != tasks["after"].trace_id
 
 
+@both(max_segment=1.0, idle_timeout=0.2, default_level=Level.NOTHING)
+async def test_a_default_segment_that_was_not_sent(person, plugin, client, scheduler, worker):
+    """It is the parent after a roll-over, and has been cut when the span is made."""
+    forest = plugin._bridge.span_tree.forest
+
+    def traces():
+        return max((node.trace_number for node in forest.nodes.values()), default=0)
+
+    quiet = client.submit(idle, seconds=5, key="quiet")
+    await until(lambda: traces() == 1)
+    held = client.submit(late, key="held")
+    await Event("begun", client=client).wait()
+    assert "dask-parent" in scheduler.tasks["held"].annotations["otel"]
+    await until(lambda: traces() == 2)
+    await Event("gate", client=client).set()
+    await held
+    await quiet.cancel()
+    spans = await everything(person, plugin, worker)
+    assert shape(spans, "dask.task.count") == ["held [group]", "  ~held [task]", "    ~inner"]
+
+
 @both(max_segment=1.0, idle_timeout=0.2, level=Level.SPANS)
 async def test_groups_of_a_trace_that_is_full(person, plugin, client, scheduler, worker):
     """They were left out when it was sent: a span without numbers comes after it."""
