@@ -34,6 +34,8 @@ __all__ = ["AwaitedMetrics", "Progress", "SpanTree", "open_runs", "trace_of"]
 LOOKS_AT_ONCE = 100
 #: Groups of a Dask span whose group spans are sent because spans of workers are below them.
 MAX_PARENTS = 10_000
+#: Segments that were not sent, and of which this is remembered.
+MAX_UNSENT = 1000
 #: Outcomes of runs that end without a report of their worker, whose metrics arrive all the same.
 _WORDLESS = ("retried", "rescheduled", "cancelled", "abandoned")
 
@@ -162,6 +164,8 @@ class SpanTree:
         self._offset = 0.0
         #: Spans in the place of group spans, to be sent by the next ``advance``: parents, names of groups, and when.
         self._stand_ins: list[tuple[Node, WorkerSpan, int | None, float]] = []
+        #: Traces of segments that were not sent, by id; the latest ones.
+        self._unsent: dict[int, int] = {}
 
     # Input
 
@@ -231,14 +235,14 @@ class SpanTree:
         """Have the parent of spans of workers sent, whatever else is left out; their Dask span must be known.
 
         The parent is a segment that ``parent_segment`` has named, or the first group span of their group. In the place
-        of a group span that is not sent, or no more, a span without numbers is.
+        of one that is not sent, or no more, a span without numbers is.
         """
         node, name = self.forest.nodes[made.span_id], made.group
         if node.segment and node.segment.id == made.parent_id:
             node.segment.is_parent = True
             return
-        if self._is_unsent_segment(node, made.parent_id):
-            node.add_parent(str(made.parent_id))
+        if self._unsent.get(made.parent_id) == made.trace_id:
+            del self._unsent[made.parent_id]
             self._add_stand_in(node, made, now)
             return
         first = node.origin.trace_id(), group_id(node.info.id, name, 0)
@@ -431,17 +435,13 @@ class SpanTree:
             above.ledger.add_child(ledger, lambda span_id: self.forest.is_inside(span_id, above))
         if node.load == NO_LOAD:
             node.load = NO_LOAD
-        if level == Level.NOTHING and segment.is_parent:
-            node.add_parent(str(segment.id))
         if level > Level.NOTHING or segment.is_parent:
             yield from inside
             yield record
-
-    def _is_unsent_segment(self, node: Node, id_: int) -> bool:
-        """Whether it is the id of a segment that has closed and was left out."""
-        if self._level_of(node) > Level.NOTHING or (node.parents and str(id_) in node.parents):
-            return False
-        return any(id_ == segment_id(node.info.id, number) for number in range(node.first_number, node.next_number))
+        else:
+            self._unsent[segment.id] = segment.trace_id
+            if len(self._unsent) > MAX_UNSENT:
+                del self._unsent[next(iter(self._unsent))]
 
     def _keep_group(self, node: Node, name: str, trace_id: int) -> bool:
         """Ensure that a group's first group span is sent; return whether it is, or was."""

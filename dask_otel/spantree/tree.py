@@ -165,8 +165,7 @@ class Node:
         self.group_numbers: dict[str, int] = {}
         #: By group name, the trace of its last group span; only for default roots that have rolled over.
         self.group_traces: dict[str, int] | None = None
-        #: What spans of workers have for a parent, so that it is sent: names of groups, for their first group
-        #: spans, and ids of segments that would have been left out.
+        #: Names of groups of which spans of workers have the first group span for a parent: it is sent.
         self.parents: set[str] | None = None
         #: Names of groups whose first group span was given up, or is in a later trace than the first.
         self.unsent_groups: set[str] | None = None
@@ -260,7 +259,7 @@ class Node:
                 self.note_unsent(group.name)
 
     def add_parent(self, name: str) -> None:
-        """Note that a group's first group span, or a segment, is the parent of spans of workers."""
+        """Note that a group's first group span is the parent of spans of workers."""
         self.parents = self.parents or set()
         self.parents.add(name)
 

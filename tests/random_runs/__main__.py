@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import random_runs
 
@@ -17,10 +18,12 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1, help="of the first run; the next has the next number")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--inside", action="store_true", help="with tasks that use OpenTelemetry, over real OTLP")
     arguments = parser.parse_args()
     outcomes = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for outcome in pool.map(run, range(arguments.seed, arguments.seed + arguments.runs)):
+        seeds = range(arguments.seed, arguments.seed + arguments.runs)
+        for outcome in pool.map(partial(run, inside=arguments.inside), seeds):
             print(*outcome.differences, sep="\n", end="\n" if outcome.differences else "", flush=True)  # noqa: T201 -- a command line
             outcomes.append(outcome)
     faults, comparisons = sum(each.faults for each in outcomes), sum(each.comparisons for each in outcomes)
@@ -31,6 +34,13 @@ def main() -> int:
         sum(getattr(each, name) for each in split) for name in ("tasks", "collided", "elsewhere")
     )
     print(f"with split groups: {len(split)} runs, {tasks} tasks, {collided} collided, {elsewhere} requested again")  # noqa: T201
+    if arguments.inside:
+        people, tasks, lost, unreported = (
+            sum(getattr(each, name) for each in outcomes)
+            for name in ("worker_spans", "task_spans", "lost_parents", "unreported")
+        )
+        print(f"from workers: {people} spans, {tasks} of them of tasks; the parents of {lost} were lost with a process")  # noqa: T201
+        print(f"lost with a connection: the reports of {unreported} spans")  # noqa: T201
     return 1 if differences else 0
 
 

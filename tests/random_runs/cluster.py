@@ -8,7 +8,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ import dask
 from distributed import Client, Future, Scheduler, Worker, span
 from distributed.core import Status
 
+from .apart import Apart, busy_keys, heartbeat
 from .tasks import Counting
 
 __all__ = ["Cluster", "Person", "until"]
@@ -50,6 +51,9 @@ class Cluster:
     memory_limit: int
     people: list[Person] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
+    #: Workers in processes of their own, and what starts one; None if a run has none.
+    apart: list[Apart] = field(default_factory=list)
+    start_apart: Callable[[dict[str, Any]], Awaitable[Apart]] | None = None
     #: Annotations of spans that may be entered again, by anybody.
     spans: list[Any] = field(default_factory=list)
     #: Functions that were called for ranges of numbers, with options.
@@ -67,6 +71,22 @@ class Cluster:
             local_directory=tempfile.gettempdir(),
         )
         self.workers.append(await worker)
+
+    async def add_apart(self, rng: random.Random) -> None:
+        """Start a worker in a process of its own."""
+        assert self.start_apart
+        name, nthreads = f"apart {len(self.apart)}", rng.randint(1, 2)
+        options = {"scheduler_ip": self.scheduler.address, "nthreads": nthreads, "memory_limit": self.memory_limit}
+        self.apart.append(await self.start_apart(options | {"name": name}))
+
+    async def run_apart(self, function: Any, **arguments: Any) -> dict[str, Any]:
+        """Call a function in the processes that are there; return what it returned, by address."""
+        addresses = [each.address for each in self.apart if each.address in self.scheduler.workers]
+        if not addresses:
+            return {}
+        run = self.people[0].client.run(function, workers=addresses, on_error="ignore", **arguments)
+        answers: dict[str, Any] = await asyncio.wait_for(run, 30)
+        return answers
 
     @property
     def running(self) -> list[Worker]:
@@ -131,11 +151,18 @@ class Cluster:
             if not await until(lambda: not self._busy(), 20):
                 states = Counter(task.state for task in self.scheduler.tasks.values())
                 raise TimeoutError(f"not at rest: {self._busy()}; {states}")
+            if any((await self.run_apart(busy_keys)).values()):
+                continue
             at_rest = self.scheduler.transition_counter
             await asyncio.sleep(0.1)  # two sweeps: the bridge waits for heartbeats after what it has seen
-            for worker in self.running * 2:
-                if worker.status == Status.running:
-                    await worker.heartbeat()
+            await self.deliver()
+
+    async def deliver(self) -> None:
+        """Have workers deliver all that they know."""
+        for _ in range(2):
+            for worker in self.running:
+                await worker.heartbeat()
+            await self.run_apart(heartbeat)
 
     async def close_workers(self) -> None:
         """Close workers, but don't wait long: one that was stopped before may never have done."""
@@ -149,7 +176,8 @@ class Cluster:
             busy += map(str, [*worker.active_keys, *worker.state.in_flight_tasks])
         if self.scheduler._active_graph_updates:
             busy.append("a graph")
-        if {worker.address for worker in self.running} != set(self.scheduler.workers):
+        here = {worker.address for worker in self.running} | {each.address for each in self.apart if each.is_alive}
+        if here != set(self.scheduler.workers):
             busy.append("a worker that comes or goes")
         return busy
 

@@ -10,6 +10,7 @@ from functools import partial as partial_
 from typing import Any
 
 from distributed import Scheduler
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from support.trees import check_shape, check_sums, children_of
 
 from dask_otel import trace_id
@@ -41,6 +42,12 @@ class Outcome:
     tasks: int = 0
     collided: int = 0
     elsewhere: int = 0
+    #: Spans of workers' processes, and those of runs and calls among them; spans whose parent a process that ended has
+    #: not sent; and spans of runs that were not reported since the worker was losing its connection.
+    worker_spans: int = 0
+    task_spans: int = 0
+    lost_parents: int = 0
+    unreported: int = 0
     differences: list[str] = field(default_factory=list)
 
     def differ(self, path: str, what: str, bridge: object, dask: object) -> None:
@@ -79,31 +86,43 @@ def compare(
     """
     known = scheduler.extensions["spans"].spans
     lineage = recorder.lineage | {id_: tuple(_lineage(span)) for id_, span in known.items()}
-    unsampled = {id_ for id_, ids in lineage.items() if not (plan.always_on or _where(ids)[1])}
+    unsampled = {id_ for id_, ids in lineage.items() if not _is_sampled(ids, plan.sampler)}
     #: Those of which some below are not sent.
     partial = {above for id_ in unsampled for above in lineage[id_]} - unsampled
-    dask = {key: numbers for key, numbers in dask.items() if key[0] not in unsampled}
+    # The bridge makes a span for a graph that failed without one.
+    unsampled_graphs = {
+        each["id"] for each in finished if each["id"] not in lineage and not _is_sampled([each["id"]], plan.sampler)
+    }
+    left_out = _LeftOut.of(plan, known)
+    without_groups = {id_ for id_ in lineage if left_out.lacks_groups(id_)}
+    dask = {key: numbers for key, numbers in dask.items() if key[0] not in unsampled | left_out.spans}
     paths = {each.attributes["dask.span.id"]: each.attributes["dask.span.path"] for each in spans}
     paths = {id_: f"{path} [{id_[:8]}]" for id_, path in paths.items()}
     by_kind = {kind: [s for s in spans if s.attributes["dask.kind"] == kind] for kind in ("span", "group", "task")}
+    # Others are in the place of group spans, for spans of workers.
+    by_kind["group"] = [each for each in by_kind["group"] if "dask.task.count" in each.attributes]
     bridge = bridge_numbers(by_kind["span"] + by_kind["group"])
-    _check_traces(outcome, paths, by_kind["span"], lineage, unsampled, finished)
-    folded = _check_folding(outcome, paths, dask, by_kind["span"], by_kind["group"], partial)
+    _check_traces(
+        outcome, paths, by_kind["span"], lineage, unsampled | unsampled_graphs, None if left_out.spans else finished
+    )
+    folded = _check_folding(outcome, paths, dask, by_kind["span"], by_kind["group"], partial, without_groups)
     for id_, group in sorted(bridge.keys() | dask.keys()):
-        if group and id_ in folded and (id_, group) not in folded[id_]:
+        if id_ in left_out.spans or (group and id_ in folded and (id_, group) not in folded[id_]):
+            continue
+        if group and id_ in without_groups:
             continue
         mine, theirs = bridge.get((id_, group), Counter()), dask.get((id_, group), Counter())
         if group:  # Dask has fine metrics of spans only
             mine = Counter({name: value for name, value in mine.items() if not name.startswith("dask.execute.")})
         outcome.check_numbers(f"{paths.get(id_, id_)} {group}".rstrip(), mine, theirs)
-    # The bridge makes a span for a graph that failed without one.
     unknown = [s for s in by_kind["span"] if s.attributes["dask.span.id"] not in recorder.lineage.keys() | known.keys()]
-    _compare_graphs(outcome, "default", unknown, [recorder.graphs[""]])
+    if not (left_out.spans or unsampled_graphs):
+        _compare_graphs(outcome, "default", unknown, [recorder.graphs[""]])
     failed = [each for each in unknown if "dask.graph.cancelled" not in each.attributes]
     outcome.check("default", "not Error", [each.name for each in failed if each.status != "Error"], [])
-    by_id: dict[str, list[Any]] = {id_: [] for id_ in lineage.keys() - unsampled}
+    by_id: dict[str, list[Any]] = {id_: [] for id_ in lineage.keys() - unsampled - left_out.spans}
     for segment in by_kind["span"]:
-        if segment not in unknown:
+        if segment not in unknown and segment.attributes["dask.span.id"] not in left_out.spans:
             by_id[segment.attributes["dask.span.id"]].append(segment)
     if plan.split_groups:
         _compare_requested(outcome, paths, by_id, recorder, scheduler)
@@ -111,16 +130,62 @@ def compare(
         _compare_elsewhere(outcome, paths.get(id_, id_), id_, segments, lineage, recorder)
     for span in by_kind["span"]:
         _check_segment(outcome, paths[span.attributes["dask.span.id"]], span)
+    without_tasks = {id_ for id_ in lineage if left_out.lacks_tasks(id_)}
     for span in by_kind["group"]:
-        _check_tasks(outcome, paths[span.attributes["dask.span.id"]], span, by_kind["task"])
-    _compare_erred(outcome, paths, by_kind["task"], recorder, folded, unsampled)
-    checks = partial_(check_shape, spans, all_sent=not unsampled), partial_(check_sums, spans, partial)
+        if span.attributes["dask.span.id"] not in without_tasks:
+            _check_tasks(outcome, paths[span.attributes["dask.span.id"]], span, by_kind["task"], recorder)
+    _compare_erred(outcome, paths, by_kind["task"], recorder, folded, unsampled | without_tasks)
+    checks = partial_(check_shape, spans, all_sent=not unsampled), partial_(check_sums, spans, partial | without_groups)
     for check in checks:
         outcome.comparisons += 1
         try:
             check()
         except AssertionError as error:
             outcome.differ("-", check.func.__name__, error, "-")
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """What settings leave out of the traces, unless spans of workers are below it."""
+
+    #: Ids of the spans of work without a span.
+    defaults: Set[str]
+    #: Those of them that are not sent.
+    spans: Set[str]
+    #: Whether groups are left out, and tasks: of these, and of all other spans.
+    groups_of_defaults: bool
+    groups: bool
+    tasks: bool
+
+    @classmethod
+    def of(cls, plan: Plan, known: Mapping[str, Any]) -> _LeftOut:
+        defaults = {id_ for id_, span in known.items() if span.name == ("default",)}
+        if plan.inside is None:
+            return cls(defaults, set(), groups_of_defaults=False, groups=False, tasks=False)
+        level, max_rate, default_spans = plan.inside.level, plan.inside.max_rate, plan.inside.default_spans
+        return cls(
+            defaults,
+            defaults if default_spans == "off" else set(),
+            groups_of_defaults=default_spans != "full",
+            groups=level == "spans" or max_rate > 0,
+            tasks=level != "tasks" or max_rate > 0,
+        )
+
+    def lacks_groups(self, id_: str) -> bool:
+        """Whether groups of a span are left out."""
+        return self.groups or (self.groups_of_defaults and id_ in self.defaults)
+
+    def lacks_tasks(self, id_: str) -> bool:
+        """Whether tasks of a span are left out."""
+        return self.tasks or self.lacks_groups(id_)
+
+
+def _is_sampled(ids: Sequence[str], sampler: str) -> bool:
+    """Whether the scheduler sends a Dask span, by the ids from its root down."""
+    trace, is_sampled, _ = _where(ids)
+    if sampler == "parentbased_traceidratio" and not trace:
+        return TraceIdRatioBased(0.5).should_sample(None, int(trace_id(ids[0]), 16), "").decision.is_sampled()
+    return is_sampled or sampler == "always_on"
 
 
 def _where(ids: Sequence[str]) -> tuple[str, bool, bool]:
@@ -141,9 +206,9 @@ def _check_traces(
     segments: Sequence[Any],
     lineage: Mapping[str, Sequence[str]],
     unsampled: Set[str],
-    finished: Sequence[Mapping[str, Any]],
+    finished: Sequence[Mapping[str, Any]] | None,
 ) -> None:
-    """Check in which trace each segment is, and below what; and which runs the page lists."""
+    """Check in which trace each segment is, and below what; and which runs the page lists, unless some are left out."""
     dask_ids = {(each.trace_id, each.span_id): each.attributes["dask.span.id"] for each in segments}
     tops: Counter[tuple[str, str]] = Counter()
     for segment in segments:
@@ -158,7 +223,7 @@ def _check_traces(
             outcome.check(paths[id_], "parent", segment.parent_id, id_[36:52] if id_.startswith("00-") else "")
         else:
             outcome.check(paths[id_], "parent", dask_ids.get((segment.trace_id, segment.parent_id)), ids[-2])
-    if len(finished) < MAX_FINISHED:
+    if finished is not None and len(finished) < MAX_FINISHED:
         listed = Counter((each["id"], each["trace_id"]) for each in finished if each["trace_id"])
         outcome.check("-", "finished", listed, tops)
         ids_left_out = {each["id"] for each in finished if not each["trace_id"]}
@@ -172,6 +237,7 @@ def _check_folding(
     segments: Sequence[Any],
     groups: Sequence[Any],
     partial: Set[str],
+    without_groups: Set[str],
 ) -> dict[str, set[tuple[str, str]]]:
     """Check how many groups are said to be left out.
 
@@ -183,6 +249,8 @@ def _check_folding(
     shown: dict[str, set[tuple[str, str]]] = {}
     for segment in segments:
         id_ = segment.attributes["dask.span.id"]
+        if id_ in without_groups:
+            continue
         inside = children_of(segment, (*segments, *groups))
         own = [s for s in inside if s.attributes["dask.kind"] == "group"]
         left_out = sum(s.attributes.get("dask.group.folded", 0) for s in own)
@@ -224,13 +292,15 @@ def _compare_requested(
         if life.requested is not None:
             requested.update(life.requested or ("default",))
         elif owner in defaults:
-            requested["default"] += bool(segments[owner])
+            requested["default"] += bool(segments.get(owner))
         elif owner:
             requested.update(_lineage(known[owner]))
     counted: Counter[str] = Counter()
     for id_, each in segments.items():
         counted["default" if id_ in defaults else id_] += sum(s.attributes["dask.task.count"] for s in each)
     for id_ in counted.keys() | {"default"}:
+        if id_ == "default" and not defaults <= segments.keys():
+            continue  # some are left out
         outcome.check(paths.get(id_, id_), "tasks requested", counted[id_], requested[id_])
     outcome.check("-", "tasks outside the span that requested them", recorder.misplaced, [])
     outcome.tasks = sum(life.requested is not None for life in recorder.lives)
@@ -306,8 +376,8 @@ def _check_segment(outcome: Outcome, path: str, segment: Any) -> None:
     outcome.check_numbers(path, Counter({"sum of dask.wall": walls}), Counter({"sum of dask.wall": segment.seconds}))
 
 
-def _check_tasks(outcome: Outcome, path: str, group: Any, tasks: Sequence[Any]) -> None:
-    """What holds of the task spans of every group span."""
+def _check_tasks(outcome: Outcome, path: str, group: Any, tasks: Sequence[Any], recorder: Recorder) -> None:
+    """What holds of the task spans of every group span, besides those that workers have made."""
     name = group.attributes.get("dask.group.name", "other groups")
     children = [task for task in tasks if task.parent_id == group.span_id]
     if "dask.group.folded" not in group.attributes:
@@ -315,9 +385,24 @@ def _check_tasks(outcome: Outcome, path: str, group: Any, tasks: Sequence[Any]) 
         outcome.check(path, "groups of tasks", names - {name}, set())
     picked = Counter(task.attributes["dask.task.picked"] for task in children)
     erred, completed = (group.attributes.get(f"dask.task.{each}", 0) for each in ("erred", "completed"))
-    outcome.check(f"{path} {name}", "spans of erred tasks", picked["erred"], min(_MAX_ERRED, erred))
+    made = _made_by_workers(group, recorder)
     slow = picked["outlier"] + picked["slowest"]
-    outcome.check(f"{path} {name}", "spans of slow tasks", slow, min(_MAX_SLOWEST, completed))
+    for what, number, all_, most, reported in (
+        ("spans of erred tasks", picked["erred"], erred, _MAX_ERRED, made["erred"]),
+        ("spans of slow tasks", slow, completed, _MAX_SLOWEST, made["completed"]),
+    ):
+        least = max(0, min(most, all_) - reported)
+        outcome.check(f"{path} {name}", what, number, min(max(number, least), most, all_))
+
+
+def _made_by_workers(group: Any, recorder: Recorder) -> Counter[str]:
+    """How many spans workers have made of a group's tasks, or all that may be in it, by outcome of the task."""
+    made: Counter[str] = Counter()
+    id_, name = group.attributes["dask.span.id"], group.attributes.get("dask.group.name")
+    for of, counts in recorder.with_span.items():
+        if of.span_id == id_ and name in (None, str(of.name)):
+            made.update(counts)
+    return made
 
 
 def _compare_erred(
@@ -326,9 +411,9 @@ def _compare_erred(
     tasks: Sequence[Any],
     recorder: Recorder,
     folded: Mapping[str, set[tuple[str, str]]],
-    unsampled: Set[str],
+    without_tasks: Set[str],
 ) -> None:
-    """Compare which failed tasks have a span."""
+    """Compare which failed tasks have a span, besides those that workers have made."""
     sent: dict[tuple[str, str], list[str]] = {}
     for task in tasks:
         if task.attributes["dask.task.picked"] == "erred":
@@ -336,9 +421,10 @@ def _compare_erred(
             sent.setdefault(key, []).append(task.attributes["dask.task.key"])
     seen: dict[tuple[str, str], list[str]] = {}
     for group, keys in recorder.erred.items():
-        if group.span_id not in unsampled:
-            seen.setdefault((group.span_id, str(group.name)), []).extend(keys)
+        seen.setdefault((group.span_id, str(group.name)), []).extend(keys)
     for id_, name in sorted(sent.keys() | seen.keys()):
+        if id_ in without_tasks:
+            continue
         shown, keys = sorted(sent.get((id_, name), [])), sorted(seen.get((id_, name), []))
         if id_ in folded and (id_, name) not in folded[id_]:  # so many for all that were folded
             outcome.check(f"{paths.get(id_, id_)} {name}", "erred tasks", set(shown) - set(keys), set())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 
 from distributed import Client
 from distributed.core import Status
@@ -94,6 +96,24 @@ async def kill_workers(cluster: Cluster, person: Person, rng: random.Random) -> 
         person.keep(rng, [future, person.client.submit(tasks.load, future)])
     for _ in range(cluster.scheduler.allowed_failures + 1):
         await _lose_holder(cluster, rng, future.key)
+
+
+async def kill_process(cluster: Cluster, person: Person, rng: random.Random) -> None:
+    """Kill the process of a worker in the middle of tasks; some have made spans, and some of these have been sent."""
+    alive = [each for each in cluster.apart if each.address in cluster.scheduler.workers]
+    if alive:
+        victim = rng.choice(alive)
+        options = {"seconds": rng.choice((0.1, 0.5)), "pure": False}
+        with cluster.inside(rng):
+            key = rng.choice((None, "fit", "scale"))
+            futures = person.client.map(tasks.work, range(4), key=key, workers=[victim.address],
+                                        allow_other_workers=True, **options)  # fmt: skip
+            person.keep(rng, futures)
+        await until(lambda: bool(cluster.scheduler.workers[victim.address].processing), 1)
+        await asyncio.sleep(rng.choice((0.0, 0.02, 0.2, 0.4)))
+        os.kill(victim.process.pid, signal.SIGKILL)
+        await until(lambda: victim.address not in cluster.scheduler.workers, 3)
+    await cluster.add_apart(rng)
 
 
 async def lose_actor(cluster: Cluster, person: Person, rng: random.Random) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
-__all__ = ["FAULTS", "WORK", "Plan", "Step"]
+__all__ = ["FAULTS", "WORK", "Inside", "Plan", "Step"]
 
 #: Functions of the modules ``work`` and ``faults``, as often as they are likely.
 WORK = (
@@ -19,6 +19,8 @@ FAULTS = (
     *("pause_worker", "move", "lose_client", "kill_workers", "unrunnable", "too_large", "shrink", "unreadable"),
     *("lose_actor", "lose_long_running", "restart"),
 )
+#: The fault that only workers in processes of their own can have.
+KILL = "kill_process"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,28 @@ class Step:
     @property
     def is_fault(self) -> bool:
         """Whether something breaks, or is taken back."""
-        return self.name in FAULTS
+        return self.name in FAULTS or self.name == KILL
+
+
+@dataclass(frozen=True)
+class Inside:
+    """How tasks use OpenTelemetry on workers, and what is left out of the traces that they are in."""
+
+    #: Workers in processes of their own, besides those in the process of the run.
+    processes: int
+    #: Whether the scheduler gives the plugin to the workers; else they preload it.
+    is_handed_out: bool
+    #: Settings ``otel.workers.spans`` and ``otel.workers.max-rate``.
+    spans: str
+    worker_max_rate: int
+    #: Of the person's exporter in the workers' processes, and the share of the traces that the person's sampler takes.
+    protocol: str
+    is_batched: bool
+    sampled: float
+    #: Settings of the bridge.
+    level: str
+    default_spans: str
+    max_rate: int
 
 
 @dataclass(frozen=True)
@@ -61,15 +84,18 @@ class Plan:
     sweep_interval: float
     #: Groups of a segment that are shown.
     max_groups: int
-    #: Whether spans of callers that are not sampled are sent, too.
-    always_on: bool
+    #: As ``OTEL_TRACES_SAMPLER`` names it: whether spans of callers that are not sampled are sent, too, and whether all
+    #: spans without a caller are.
+    sampler: str
     split_groups: bool
+    #: None if tasks do not use OpenTelemetry.
+    inside: Inside | None = None
 
     @classmethod
-    def of(cls, seed: int) -> Plan:
-        """Make the plan of a seed."""
+    def of(cls, seed: int, *, inside: bool = False) -> Plan:
+        """Make the plan of a seed, perhaps with tasks that use OpenTelemetry."""
         rng = random.Random(seed)
-        return cls(
+        plan = cls(
             seed=seed,
             people=rng.randint(2, 5),
             workers=rng.randint(2, 4),
@@ -92,6 +118,36 @@ class Plan:
             ),
             sweep_interval=rng.choice((0.05, 0.5)),
             max_groups=rng.choice((1, 3, 500)),
-            always_on=rng.choice((True, False)),
+            sampler=rng.choice(("always_on", "parentbased_always_on")),
             split_groups=rng.random() < 0.8,
         )
+        return plan._inside(random.Random(f"{seed} inside")) if inside else plan
+
+    @property
+    def kills(self) -> int:
+        """How many processes of workers are killed."""
+        return sum(step.name == KILL for step in self.steps)
+
+    def _inside(self, rng: random.Random) -> Plan:
+        """Have tasks use OpenTelemetry, and some workers be killed."""
+        inside = Inside(
+            processes=rng.choice((1, 1, 2)),
+            is_handed_out=rng.random() < 0.5,
+            spans=rng.choice(("any", "any", "child")),
+            worker_max_rate=rng.choice((0, 0, 10)),
+            protocol=rng.choice(("grpc", "http/protobuf")),
+            is_batched=rng.random() < 0.5,
+            sampled=rng.choice((1.0, 1.0, 0.5)),
+            level=rng.choice(("tasks", "tasks", "groups", "spans")),
+            default_spans=rng.choice(("full", "full", "segments", "off")),
+            max_rate=rng.choice((0, 0, 0, 30)),
+        )
+        max_segment = 1.0 if self.max_segment < 1 else self.max_segment  # the setting allows no less
+        sampler = self.sampler
+        if max_segment > 1:  # a default root that continues in other traces has a decision for each
+            sampler = rng.choice((self.sampler, self.sampler, "parentbased_traceidratio"))
+        steps = list(self.steps)
+        for _ in range(rng.randint(1, 3)):
+            at, pause = rng.randint(0, len(steps)), rng.choice((0.0, 0.2))
+            steps.insert(at, Step(KILL, rng.random(), pause, people=1, is_alike=False))
+        return replace(self, inside=inside, max_segment=max_segment, sampler=sampler, steps=tuple(steps))

@@ -11,12 +11,16 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.utils import key_split_group
 
-from .submissions import Ids, Submission, Submissions
+from dask_otel.messages import TOPIC, SpanMade
 
-__all__ = ["Life", "Recorder"]
+from .submissions import Ids, Submission, submission_of
+
+__all__ = ["Id", "Life", "Recorder", "Report"]
 
 _UNFINISHED = ("waiting", "queued", "no-worker", "processing")
 _NOTHING = Submission((), {})
+#: Trace and span id, hexadecimal.
+Id = tuple[str, str]
 #: The graph that is being taken in.
 _current: ContextVar[Submission] = ContextVar("current", default=_NOTHING)
 
@@ -44,20 +48,37 @@ class Life:
         return bool(self.task.group.name != key_split_group(self.task.key))
 
 
+@dataclass(frozen=True)
+class Report:
+    """A worker has reported the span of a run."""
+
+    made: SpanMade
+    #: Address of the worker that runs the task; None if none does by now.
+    worker: str | None
+
+    @property
+    def id(self) -> Id:
+        """Of the span."""
+        return f"{self.made.trace_id:032x}", f"{self.made.span_id:016x}"
+
+    @property
+    def parent(self) -> Id:
+        """Of its parent."""
+        return f"{self.made.trace_id:032x}", f"{self.made.parent_id:016x}"
+
+
 class Recorder(SchedulerPlugin):  # type: ignore[misc]
     """Notes every transition as it comes.
 
     Parameters
     ----------
     submissions
-        None if it does not matter who requested what.
+        Whether clients say in submissions what they request, see ``note_submissions``.
     """
 
     name = "recorder"
 
-    def __init__(
-        self, scheduler: Scheduler, submissions: Submissions | None = None, *, split_groups: bool = True
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, *, submissions: bool = False, split_groups: bool = True) -> None:
         self._scheduler = scheduler
         self._split_groups = split_groups
         #: By id of a span, the key of the task that named it first; None if that was no task, or Dask knows none.
@@ -67,8 +88,17 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
         self.lineage: dict[str, Ids] = {}
         #: How tasks ended, by TaskGroup.
         self.outcomes: dict[Any, Counter[str]] = defaultdict(Counter)
-        #: Keys of tasks that raised, by TaskGroup.
+        #: Keys of tasks that raised, by TaskGroup; without those whose worker has reported the span of the failed run.
         self.erred: dict[Any, list[str]] = defaultdict(list)
+        #: How many tasks that ended have a reported span, by TaskGroup and outcome.
+        self.with_span: dict[Any, Counter[str]] = defaultdict(Counter)
+        self.reports: list[Report] = []
+        #: Addresses of workers that have left.
+        self.left: set[str] = set()
+        #: How runs ended that their worker has ended (``completed`` or ``erred``), and their group, by key and number.
+        self.runs: dict[tuple[str, int], tuple[str, Any]] = {}
+        #: Keys and numbers of runs in ``reports``.
+        self._reported: set[tuple[Any, Any]] = set()
         #: How tasks ended that one span requested and another one counts, by their ids.
         self.elsewhere: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         #: Graphs that were not taken in: ``error`` or ``cancelled``, by span, empty for none.
@@ -93,7 +123,7 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
 
     async def _update_graph(self, *args: Any, **message: Any) -> None:
         if self._submissions:
-            submission = self._submissions.of(message)
+            submission = submission_of(message)
             by = message["submitting_task"]
             for span_id in submission.around:
                 self._named_by.setdefault(span_id, by)
@@ -162,6 +192,13 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Called by Dask for each event."""
+        if topic == TOPIC:
+            made = SpanMade.from_event(msg)
+            assert made
+            task = self._scheduler.tasks.get(made.key)
+            worker = task.processing_on if task and task.run_id == made.run_id else None
+            self.reports.append(Report(made, worker and worker.address))
+            self._reported.add((made.key, made.run_id))
         if topic == "scheduler" and msg.get("action") == "update-graph" and msg["status"] != "OK":
             around = "".join(_current.get().around[-1:])
             self.graphs[around][msg["status"]] += 1
@@ -169,6 +206,10 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
             if msg["status"] == "error":
                 self.must_fail.add(around)
                 self.may_fail.add(around)
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+        """Called by Dask."""
+        self.left.add(worker)
 
     # What came of it
 
@@ -183,9 +224,11 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
         if life.state != finish:
             if finish == "memory" and start != "memory":
                 life.has_completed = True
-                self._ended(life, "completed")
+                self._ended(life, "completed", by_worker=start == "processing")
             elif finish == "erred":
-                self._failed(life, "erred" if task.exception_blame is task else "upstream_failed")
+                # The scheduler's own errors, such as ``KilledWorker``, have no text.
+                by_worker = start == "processing" and task.exception_text is not None
+                self._failed(life, "erred" if task.exception_blame is task else "upstream_failed", by_worker=by_worker)
             elif start in _UNFINISHED and finish in ("released", "forgotten") and _is_given_up(task):
                 self.unclean |= life.requesting | {task.group.span_id}
                 life.claims.clear()
@@ -193,18 +236,25 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
         if finish == "forgotten":
             del self._living[key]
 
-    def _failed(self, life: Life, outcome: str) -> None:
+    def _failed(self, life: Life, outcome: str, *, by_worker: bool) -> None:
         group = life.task.group
-        if outcome == "erred":
+        if outcome == "erred" and not (by_worker and self._has_span(life.task)):
             self.erred[group].append(str(life.task.key))
         failed = life.claims | {group.span_id}  # so every failure is some root's
         self.must_fail |= failed
         self.may_fail |= failed | life.requesting
         self.unclean |= failed | life.requesting
-        self._ended(life, outcome)
+        self._ended(life, outcome, by_worker=by_worker)
 
-    def _ended(self, life: Life, outcome: str) -> None:
-        self.outcomes[life.task.group][outcome] += 1
+    def _has_span(self, task: Any) -> bool:
+        return (task.key, task.run_id) in self._reported
+
+    def _ended(self, life: Life, outcome: str, *, by_worker: bool) -> None:
+        task = life.task
+        self.outcomes[task.group][outcome] += 1
+        if by_worker and outcome != "upstream_failed":
+            self.runs[str(task.key), task.run_id] = outcome, task.group
+            self.with_span[task.group][outcome] += self._has_span(task)
         for span_id in life.claims:
             self.elsewhere[span_id, life.task.group.span_id][outcome] += 1
         life.claims.clear()

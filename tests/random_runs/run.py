@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import multiprocessing
+import os
 import random
 import sys
 import traceback
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
+from functools import partial
 from multiprocessing.connection import Connection
 
 import dask
@@ -17,13 +20,18 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from support.memory import MemoryPlugin
 from support.task_groups import check_groups
 
-from . import faults, work
+from dask_otel.cli.receiver import Receiver
+
+from . import faults, uses, work
 from .accounts import dask_numbers
+from .apart import Spares, send_spans
 from .cluster import Cluster, Person
 from .compare import Outcome, compare
 from .plan import Plan
 from .recorder import Recorder
-from .submissions import Submissions
+from .sending import PEOPLE, SendingPlugin, set_provider, worker_settings
+from .submissions import note_submissions
+from .worker_spans import check_worker_spans
 
 __all__ = ["run"]
 
@@ -34,10 +42,16 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload([__name__])
 
 
-def run(seed: int) -> Outcome:
-    """Carry out the plan of a seed and compare."""
+def run(seed: int, *, inside: bool = False) -> Outcome:
+    """Carry out the plan of a seed and compare.
+
+    Parameters
+    ----------
+    inside
+        Whether tasks use OpenTelemetry, and all spans are sent over OTLP.
+    """
     receive, send = _processes.Pipe(duplex=False)
-    process = _processes.Process(target=_run_apart, args=(seed, send))
+    process = _processes.Process(target=_run_apart, args=(seed, inside, send))
     process.start()
     send.close()
     outcome = Outcome(seed)
@@ -54,10 +68,14 @@ def run(seed: int) -> Outcome:
     return outcome
 
 
-def _run_apart(seed: int, send: Connection) -> None:
+def _run_apart(seed: int, inside: bool, send: Connection) -> None:
     logging.disable(logging.CRITICAL)
+    faulthandler.dump_traceback_later((TIMEOUT + PATIENCE) / 2)
+    plan = Plan.of(seed, inside=inside)
     try:
-        outcome = asyncio.new_event_loop().run_until_complete(asyncio.wait_for(_run(Plan.of(seed)), TIMEOUT))
+        # Before there are any threads.
+        spares = Spares(plan.inside.processes + plan.kills) if plan.inside else None
+        outcome = asyncio.new_event_loop().run_until_complete(asyncio.wait_for(_run(plan, spares), TIMEOUT))
     except Exception as error:
         outcome = Outcome(seed)
         outcome.differ("-", "the run itself", repr(error), "-")
@@ -65,7 +83,7 @@ def _run_apart(seed: int, send: Connection) -> None:
     send.send(outcome)
 
 
-async def _run(plan: Plan) -> Outcome:
+async def _run(plan: Plan, spares: Spares | None) -> Outcome:
     settings = {
         "distributed.comm.timeouts.connect": "3s",
         "distributed.worker.http.routes": [],
@@ -77,8 +95,55 @@ async def _run(plan: Plan) -> Outcome:
         "dataframe.shuffle.method": "p2p",
     }
     dask.config.set(settings)
+    note_submissions()
+    with Receiver() if plan.inside else nullcontext() as receiver:
+        return await _run_on_cluster(plan, spares, receiver)
+
+
+async def _run_on_cluster(plan: Plan, spares: Spares | None, receiver: Receiver | None) -> Outcome:
     outcome = Outcome(plan.seed, faults=sum(step.is_fault for step in plan.steps))
     rng = random.Random(plan.seed)
+    plugin = _sending(plan, receiver) if receiver else _in_memory(plan)
+    async with Scheduler(host="127.0.0.1", port=0, dashboard_address=":0", dashboard=False, validate=True) as scheduler:
+        recorder = Recorder(scheduler, submissions=True, split_groups=plan.split_groups)
+        scheduler.add_plugin(recorder)
+        await scheduler.register_scheduler_plugin(plugin, idempotent=False)
+        async with AsyncExitStack() as stack:
+            cluster = Cluster(scheduler, plan.memory_limit)
+            for _ in range(plan.people):
+                client = Client(scheduler.address, asynchronous=True, set_as_default=False)
+                cluster.people.append(Person(await stack.enter_async_context(client)))
+            for _ in range(plan.workers):
+                await cluster.add_worker(rng)
+            if plan.inside and receiver and spares:
+                message = {"inside": plan.inside, "endpoints": receiver.endpoints, "settings": dask.config.config}
+                cluster.start_apart = partial(spares.start, message)
+                for _ in range(plan.inside.processes):
+                    await cluster.add_apart(rng)
+            await _carry_out(plan, cluster, outcome)
+            await cluster.finish(rng)
+            _check_groups(outcome, scheduler, "the end")
+            sent = await _send_spans(cluster, outcome) if receiver else set()
+            await cluster.deliver()
+            before = dask_numbers(scheduler, recorder)
+            await plugin.before_close()
+            after = dask_numbers(scheduler, recorder)
+            if before != after:
+                outcome.differ("-", "harness: not at rest", "-", "-")
+            spans = receiver.wait(lambda spans: True, timeout=1) if receiver else plugin.exporter.spans()
+            finished = plugin.sink.status()["finished"]
+            own = [each for each in spans if each.resource["service.name"] != PEOPLE]
+            compare(outcome, plan, after, own, finished, recorder, scheduler)
+            if receiver:
+                check_worker_spans(outcome, spans, recorder, sent, cluster)
+            assert plugin.safety is not None
+            for failure, count in plugin.safety.failures.items():
+                outcome.differ("-", f"failed in {failure}", count, "-")
+            await cluster.close_workers()
+    return outcome
+
+
+def _in_memory(plan: Plan) -> MemoryPlugin:
     plugin = MemoryPlugin(
         idle_timeout=plan.idle_timeout,
         max_segment=plan.max_segment,
@@ -87,33 +152,27 @@ async def _run(plan: Plan) -> Outcome:
         sweep_interval=plan.sweep_interval,
         split_groups=plan.split_groups,
     )
-    plugin.sampler = ALWAYS_ON if plan.always_on else None
-    async with Scheduler(host="127.0.0.1", port=0, dashboard_address=":0", dashboard=False, validate=True) as scheduler:
-        recorder = Recorder(scheduler, Submissions(), split_groups=plan.split_groups)
-        scheduler.add_plugin(recorder)
-        await plugin.add_to(scheduler)
-        async with AsyncExitStack() as stack:
-            cluster = Cluster(scheduler, plan.memory_limit)
-            for _ in range(plan.people):
-                client = Client(scheduler.address, asynchronous=True, set_as_default=False)
-                cluster.people.append(Person(await stack.enter_async_context(client)))
-            for _ in range(plan.workers):
-                await cluster.add_worker(rng)
-            await _carry_out(plan, cluster, outcome)
-            await cluster.finish(rng)
-            _check_groups(outcome, scheduler, "the end")
-            before = dask_numbers(scheduler, recorder)
-            await plugin.before_close()
-            after = dask_numbers(scheduler, recorder)
-            if before != after:
-                outcome.differ("-", "harness: not at rest", "-", "-")
-            finished = plugin.output.status()["finished"]
-            compare(outcome, plan, after, plugin.exporter.spans(), finished, recorder, scheduler)
-            assert plugin.safety is not None
-            for failure, count in plugin.safety.failures.items():
-                outcome.differ("-", f"failed in {failure}", count, "-")
-            await cluster.close_workers()
-    return outcome
+    plugin.sampler = ALWAYS_ON if plan.sampler == "always_on" else None
+    return plugin
+
+
+def _sending(plan: Plan, receiver: Receiver) -> SendingPlugin:
+    """Have this process's workers and its scheduler send to a receiver."""
+    assert plan.inside
+    dask.config.set(worker_settings(plan.inside))
+    set_provider(plan.inside, receiver.endpoints, str(os.getpid()))
+    uses.begin()
+    return SendingPlugin(plan, plan.inside, receiver)
+
+
+async def _send_spans(cluster: Cluster, outcome: Outcome) -> set[str]:
+    """Have all spans of workers' processes sent; return those that have, by ``service.instance.id``."""
+    failed = await cluster.run_apart(send_spans)
+    sent = {each.instance for each in cluster.apart if each.address in failed} | {str(os.getpid())}
+    failed |= {each.address: await send_spans(each) for each in cluster.workers if "dask-otel" in each.plugins}
+    for address, what in failed.items():
+        outcome.check(address, "failed in", what, [])
+    return sent
 
 
 async def _carry_out(plan: Plan, cluster: Cluster, outcome: Outcome) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import Context
-from itertools import count
 from typing import Any, NamedTuple
 
 import dask
@@ -12,7 +11,7 @@ from dask._expr import LLGExpr
 from distributed import Client
 from distributed.scheduler import _cull, _materialize_graph
 
-__all__ = ["Ids", "Submission", "Submissions"]
+__all__ = ["Ids", "Submission", "note_submissions", "submission_of"]
 
 #: Ids of a span and those above it, from the root down; empty for no span.
 Ids = tuple[str, ...]
@@ -33,31 +32,28 @@ class Submission(NamedTuple):
         )
 
 
-class Submissions:
-    """Submissions of all clients in this process, those in tasks too.
+def note_submissions() -> None:
+    """Have all clients of this process, those in tasks too, say in each submission what they request.
 
-    ``Client._graph_to_futures`` is where submit, map, compute and persist meet. Each submission carries its number
-    among the metadata for spans, of which Dask reads nothing but the collections.
+    ``Client._graph_to_futures`` is where submit, map, compute and persist meet. The account is sent among the metadata
+    for spans, of which Dask reads nothing but the collections.
     """
+    send = Client._graph_to_futures
 
-    def __init__(self) -> None:
-        self._by_number: dict[int, Submission] = {}
-        numbers = count()
-        send = Client._graph_to_futures
+    def note(client: Client, expr: Any, keys: Any, span_metadata: Any, **options: Any) -> Any:
+        keys = list(keys)
+        around = _ids(dask.get_annotations().get("span"))
+        # As on the scheduler, no span is open where layers are made.
+        submission = Context().run(_read, expr, keys, around)
+        return send(client, expr, keys, {**span_metadata, "submission": submission}, **options)
 
-        def note(client: Client, expr: Any, keys: Any, span_metadata: Any, **options: Any) -> Any:
-            number = next(numbers)
-            keys = list(keys)
-            around = _ids(dask.get_annotations().get("span"))
-            # As on the scheduler, no span is open where layers are made.
-            self._by_number[number] = Context().run(_read, expr, keys, around)
-            return send(client, expr, keys, {**span_metadata, "submission": number}, **options)
+    Client._graph_to_futures = note
 
-        Client._graph_to_futures = note
 
-    def of(self, message: Mapping[str, Any]) -> Submission:
-        """Return what a client's message to the scheduler submits."""
-        return self._by_number[message["span_metadata"]["submission"]]
+def submission_of(message: Mapping[str, Any]) -> Submission:
+    """Return what a client's message to the scheduler submits."""
+    submission: Submission = message["span_metadata"]["submission"]
+    return submission
 
 
 def _read(expr: Any, keys: Any, around: Ids) -> Submission:

@@ -10,3 +10,9 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 17))
 def test_numbers_equal_those_of_dask(seed):
     assert run(seed).differences == []
+
+
+@pytest.mark.parametrize("seed", [103, 105, 106, 114, 121])
+def test_spans_of_workers_are_below_those_of_the_scheduler(seed):
+    """With the levels ``tasks``, ``spans`` and ``groups``, the limits on rates, a sampler, and processes killed."""
+    assert run(seed, inside=True).differences == []

@@ -172,25 +172,6 @@ def test_what_default_spans_leave_out(default_level):
     run()
 
 
-@both(default_level=Level.NOTHING, max_segment=0.5, idle_timeout=0.2)
-async def test_a_segment_that_was_left_out_before_its_task_used_a_span(person, plugin, client, scheduler, worker):
-    """The default span has filled two traces meanwhile: the parent is a segment in the second one."""
-
-    def traces():
-        return sum(node.trace_number for node in plugin._bridge.span_tree.forest.nodes.values())
-
-    held = client.submit(late, key="held")
-    await until(lambda: traces() == 1)
-    second = client.submit(late, key="second")
-    await until(lambda: traces() == 2)
-    await Event("gate", client=client).set()
-    await client.gather([held, second])
-    spans = await everything(person, plugin, worker)
-    parents = {(each.trace_id, each.span_id): each for each in spans}
-    assert len({(task.trace_id, task.parent_id) for task in person.tasks()} & parents.keys()) == 2
-    assert len({each.trace_id for each in spans}) == 2
-
-
 @both(level=Level.SPANS, config={"otel.workers.max-rate": 1})
 async def test_beyond_the_budget_of_spans(person, plugin, client, scheduler, worker):
     """What the task starts is below its group, which is sent."""
@@ -360,6 +341,27 @@ async def test_a_default_root_that_fills_traces(person, plugin, client, schedule
     }
     assert tasks["after"].attributes["dask.group.name"] == "after"
     assert tasks["held"].trace_id == tasks["before"].trace_id != tasks["after"].trace_id
+
+
+@both(max_segment=1.0, idle_timeout=0.2, default_level=Level.NOTHING)
+async def test_a_default_segment_that_was_not_sent(person, plugin, client, scheduler, worker):
+    """It is the parent after a roll-over, and has been cut when the span is made."""
+    forest = plugin._bridge.span_tree.forest
+
+    def traces():
+        return max((node.trace_number for node in forest.nodes.values()), default=0)
+
+    quiet = client.submit(idle, seconds=5, key="quiet")
+    await until(lambda: traces() == 1)
+    held = client.submit(late, key="held")
+    await Event("begun", client=client).wait()
+    assert "dask-parent" in scheduler.tasks["held"].annotations["otel"]
+    await until(lambda: traces() == 2)
+    await Event("gate", client=client).set()
+    await held
+    await quiet.cancel()
+    spans = await everything(person, plugin, worker)
+    assert shape(spans, "dask.task.count") == ["held [group]", "  ~held [task]", "    ~inner"]
 
 
 @both(max_segment=1.0, idle_timeout=0.2, level=Level.SPANS)
