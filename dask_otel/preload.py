@@ -243,6 +243,7 @@ class OTelPlugin(BridgePlugin):
             split_groups=settings.split_groups,
             # Without the scheduler's spans, those of tasks would have no parents.
             gives_worker_plugin=settings.worker_plugin and bool(sink.status()["exporters"]),
+            hidden=tuple(name for name, is_captured in settings.capture.items() if not is_captured),
             tags_in_group_names=settings.capture["tags"],
             span_tree=SpanTreeSettings(
                 idle_timeout=settings.idle_timeout,

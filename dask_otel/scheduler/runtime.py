@@ -74,6 +74,8 @@ class BridgeSettings:
     tags_in_group_names: bool = True
     #: Whether all workers get ``OTelWorkerPlugin``.
     gives_worker_plugin: bool = False
+    #: Names of what ``otel.capture`` excludes.
+    hidden: tuple[str, ...] = ()
     span_tree: SpanTreeSettings = field(default_factory=SpanTreeSettings)
     metrics: MetricSettings = field(default_factory=MetricSettings)
 
@@ -152,7 +154,7 @@ class SchedulerBridge:
         self._sweeping = asyncio.create_task(self._sweep_regularly(), name="dask-otel sweep")
         self._handout: WorkerPluginHandout | None = None
         if settings.gives_worker_plugin:
-            self._handout = WorkerPluginHandout(scheduler, safety)
+            self._handout = WorkerPluginHandout(scheduler, settings.hidden, safety)
             self._handing_out = asyncio.create_task(self._handout.hand_out(), name="dask-otel worker plugin")
 
     def status(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ is therefore made of its source and of builtins: a worker need not have this pac
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +19,7 @@ __all__ = ["WorkerPluginHandout"]
 #: Name under which Dask keeps the plugin; as ``OTelWorkerPlugin.name``.
 NAME = "dask-otel"
 _SOURCE = """
-def make(version):
+def make(version, hidden):
     from logging import INFO, WARNING, getLogger
     from distributed.diagnostics.plugin import WorkerPlugin
 
@@ -31,7 +32,9 @@ def make(version):
             # If one is broken, the plugin would log an error; "propagate", about a broken "trace", a traceback.
             import opentelemetry.trace
             from dask_otel.worker import execution, plugin
-            return plugin.OTelWorkerPlugin()
+            made = plugin.OTelWorkerPlugin()
+            made.hidden = hidden
+            return made
         why = "it has version " + dask_otel.__version__ + ", and its scheduler " + version
         level = WARNING
     except Exception as error:
@@ -43,11 +46,19 @@ def make(version):
 """
 
 
+#: In the pickles of all bridges.
+_MARK = b"def make(version, hidden)"
+
+
 class _Made:
     """Pickles as a call of ``eval``."""
 
+    def __init__(self, hidden: Sequence[str]) -> None:
+        self._hidden = tuple(hidden)
+
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return eval, (f"(lambda names: exec({_SOURCE!r}, names) or names['make']({__version__!r}))({{}})",)
+        call = f"names['make']({__version__!r}, {self._hidden!r})"
+        return eval, (f"(lambda names: exec({_SOURCE!r}, names) or {call})({{}})",)
 
 
 class WorkerPluginHandout:
@@ -57,16 +68,18 @@ class WorkerPluginHandout:
     ----------
     scheduler
         ``distributed.Scheduler``
+    hidden
+        Names of what ``otel.capture`` excludes on the scheduler: workers exclude it too.
     """
 
-    def __init__(self, scheduler: Any, safety: Safety) -> None:
+    def __init__(self, scheduler: Any, hidden: Sequence[str], safety: Safety) -> None:
         self._scheduler = scheduler
         self._safety = safety
-        self._pickled = pickle.dumps(_Made(), protocol=4)
+        self._pickled = pickle.dumps(_Made(hidden), protocol=4)
 
     async def hand_out(self) -> None:
         """Give the plugin to all workers, unless a client has; those that come later get it when they register."""
-        if self._scheduler.worker_plugins.get(NAME, self._pickled) != self._pickled:  # an earlier bridge's is equal
+        if _MARK not in self._scheduler.worker_plugins.get(NAME, _MARK):
             return
         with self._safety.guard("worker plugin"), suppress(OSError):  # of a worker that is just leaving
             await self._scheduler.register_worker_plugin(None, plugin=self._pickled, name=NAME, idempotent=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -31,23 +32,26 @@ class OTelWorkerPlugin(WorkerPlugin):  # type: ignore[misc]
     ``dask worker --preload dask_otel`` does on one. Each worker needs this package. Spans are made with the global
     tracer provider of the worker's process; without one, tasks make none.
 
-    The settings ``otel.workers.*`` and ``otel.capture.*`` are those of the worker's process.
+    The settings ``otel.workers.*`` and ``otel.capture.*`` are those of the worker's process. If the scheduler gives the
+    plugin to its workers, they also exclude what its own ``otel.capture.*`` excludes.
     """
 
     name = "dask-otel"
 
     def __init__(self) -> None:
+        #: Names of what ``otel.capture`` excludes, besides what the settings of the worker's process exclude.
+        self.hidden: Collection[str] = ()
         #: What wraps the worker, once it is set up there.
         self._spans: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_spans": None}
+        return {"_spans": None, "hidden": self.hidden}
 
     def setup(self, worker: Any) -> None:
         """Wrap the worker; called by Dask. Never raises."""
         safety = Safety()
         with safety.guard("start"):
-            self._spans = _install(worker, safety)
+            self._spans = _install(worker, self.hidden, safety)
 
     async def teardown(self, worker: Any) -> None:
         """Undo it, and have the spans of finished runs ended; called by Dask when the worker closes. Never raises."""
@@ -66,7 +70,7 @@ async def set_up(worker: Any) -> None:
         await worker.plugin_add(plugin=OTelWorkerPlugin())
 
 
-def _install(worker: Any, safety: Safety) -> Any:
+def _install(worker: Any, hidden: Collection[str], safety: Safety) -> Any:
     earlier = _installed.get(worker, lambda: None)()
     if earlier is not None:
         earlier.remove()  # two would make two spans for each run
@@ -86,12 +90,13 @@ def _install(worker: Any, safety: Safety) -> Any:
         log.error("dask-otel %s: %s", config.consequence(error), error)
 
     settings = config.load(report)
-    safety.logs_messages = all(settings.capture.values())
+    capture = settings.capture | dict.fromkeys(hidden, False)
+    safety.logs_messages = all(capture.values())
     spans = execution.TaskSpans(
         worker,
         spans=settings.worker_spans,
         max_rate=settings.worker_max_rate,
-        redactor=Redactor(Capture(**settings.capture)),
+        redactor=Redactor(Capture(**capture)),
         safety=safety,
     )
     spans.install()

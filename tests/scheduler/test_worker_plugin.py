@@ -7,13 +7,14 @@ from collections import Counter
 from contextlib import ExitStack
 from operator import neg
 
+import dask
 import pytest
 from distributed import Worker, span
 from distributed.core import CommClosedError
 from distributed.utils_test import gen_cluster, inc
 from support.both import shape
 from support.clusters import until
-from support.inside import PROVIDER
+from support.inside import PROVIDER, spans_of
 from support.memory import MemoryPlugin
 from support.processes import LOOPBACK, Process, cluster
 from support.virtual_envs import PACKAGE, other_python, virtual_env
@@ -44,6 +45,19 @@ async def test_given_and_taken_back(client, scheduler, worker):
         assert "execute" not in vars(worker)
         assert "dask-otel" not in scheduler.worker_plugins
     assert not plugin.safety.failures
+
+
+@gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
+async def test_what_the_scheduler_does_not_capture(client, scheduler, worker):
+    """Workers leave it out, too; and what their own settings exclude."""
+    plugin = MemoryPlugin(gives_worker_plugin=True, hidden=("keys", "tags"))
+    await plugin.add_to(scheduler)
+    with dask.config.set({"otel.capture.message": False}):
+        async with Worker(scheduler.address, nthreads=1) as later:
+            capture = spans_of(later)._redactor.capture
+    left_out = {name for name, is_captured in vars(capture).items() if not is_captured}
+    assert left_out == {"keys", "tags", "message"}
+    await plugin.before_close()
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
