@@ -507,10 +507,11 @@ class SpanTree:
         unfinished = {
             node: (node.ledger, node.segment) for node in nodes if node.ledger and node.segment and node.load.unfinished
         }
+        if root.info.is_default:
+            # In one step with the number of its next segment: ``parent_segment`` may be asked between two steps.
+            root.trace_number += 1
         for node in reversed(nodes):
             yield from self._close(node, now, stopped="unfinished")
-        if root.info.is_default:
-            root.trace_number += 1
         for node in nodes:
             if node in unfinished:
                 closed, before = unfinished[node]

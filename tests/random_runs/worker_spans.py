@@ -133,6 +133,8 @@ def _check_children(outcome: Outcome, spans: Sequence[Any], people: Sequence[Any
         if parent is None or not key:
             continue
         above = parent.attributes
+        if above.get("dask.task.prefix") in ("spawn", "hand_on"):
+            continue  # which may have submitted the task, and so be its parent
         if above.get("dask.kind") == "task":
             outcome.check(_path(span), "task of its parent", above["dask.task.key"], key)
         elif above.get("dask.kind") == "group" and not key.startswith("Counting"):  # the name of an actor's method

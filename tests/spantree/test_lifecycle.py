@@ -534,3 +534,17 @@ def test_a_worker_that_comes_back_under_its_address_owes_for_what_it_runs_then()
     story.pass_time(20)
     (segment,) = segments(story.records)
     assert segment.metrics_complete
+
+
+def test_the_parent_of_new_tasks_while_a_default_root_is_cut():
+    """Tasks may be submitted between two steps of the cut: their segment is named in the trace in which it opens."""
+    story = Story(max_segment=10.0)
+    root = story.span("default")
+    story.change(root, "load", tasks=1, unfinished=1, load=Load(processing=1))
+    named = set()
+    for _ in range(2):
+        story.now += 11.0
+        steps = story.span_tree.advance(story.now)
+        named |= {story.span_tree.parent_segment(root, root, story.now) for _ in steps}
+    assert story.span_tree.forest.nodes[root].segment.trace_id == trace_id(root, 2)
+    assert named == {None, (1, 1), (2, 2)}
