@@ -215,7 +215,7 @@ class Run:
                 )
             else:  # as the provider's sampler decided, or OTEL_SDK_DISABLED
                 source.budget.give_back()
-                span = span if own.is_valid else None
+                span = span if own.is_valid and own.span_id != parent.span_id else None
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             source.safety.caught("task span", error)
         return span
