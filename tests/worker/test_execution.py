@@ -568,9 +568,12 @@ async def test_a_provider_that_is_switched_off(person, client, scheduler, worker
         assert groups(scheduler)[span_id] == "group ids"
         assert await client.submit(work, number, key=f"work-{number}") == number
     assert person.spans == []
-    await until(lambda: len(scheduler.get_events("dask-otel")) == 2)
-    reported = [event for _, event in scheduler.get_events("dask-otel")]
-    assert [(event["group"], event["run-id"]) for event in reported] == [("ids", None), ("work", None)]
+
+    def reported():
+        return {(event["group"], event["run-id"]) for _, event in scheduler.get_events("dask-otel")}
+
+    await until(lambda: len(reported()) == 2)
+    assert reported() == {("ids", None), ("work", None)}
 
 
 @spanned()
