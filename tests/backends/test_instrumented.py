@@ -42,7 +42,7 @@ except PackageNotFoundError:
 @pytest.fixture(scope="module", autouse=True)
 def _instrumentation():
     if INSTRUMENTATION is None:
-        skip("needs opentelemetry-distro and the instrumentations: pip install '.[test]'")
+        skip("needs opentelemetry-distro and the instrumentations: pip install '.[test,instrumented]'")
 
 
 def since(least: str) -> bool:
