@@ -572,8 +572,9 @@ async def test_a_provider_that_is_switched_off(person, client, scheduler, worker
     def reported():
         return {(event["group"], event["run-id"]) for _, event in scheduler.get_events("dask-otel")}
 
-    await until(lambda: len(reported()) == 2)
-    assert reported() == {("ids", None), ("work", None)}
+    await until(reported)
+    # Whether a tracer that is switched off asks for the parent depends on the version.
+    assert reported() <= {("ids", None), ("work", None)}
 
 
 @spanned()
