@@ -14,6 +14,7 @@ from distributed.utils_test import gen_cluster, inc
 from support.environment import environment, python_path
 from support.inside import PROVIDER, Person, provider_of, spans_of
 from support.processes import LOOPBACK, Process, cluster
+from support.workflows import request
 
 import dask_otel
 from dask_otel.cli.receiver import Receiver
@@ -71,13 +72,6 @@ async def test_a_fault_in_the_set_up(client, scheduler, worker, monkeypatch, fau
     assert "execute" not in vars(worker)
 
 
-def read(x):
-    from opentelemetry import trace
-
-    with trace.get_tracer("person").start_as_current_span("GET"):
-        return x
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("nanny", [False, True])
 def test_one_trace_from_scheduler_and_worker(tmp_path, nanny):
@@ -96,9 +90,9 @@ def test_one_trace_from_scheduler_and_worker(tmp_path, nanny):
             try:
                 processes.client.wait_for_workers(1)
                 with span("etl") as root, span("load"):
-                    assert processes.client.submit(read, 1, key="read-1").result() == 1
+                    assert processes.client.submit(request, 1, key="read-1").result() == 1
                 trace_id = dask_otel.trace_id(root)
-                spans = receiver.wait(lambda spans: {each.name for each in spans} >= {"etl", "GET"}, timeout=60)
+                spans = receiver.wait(lambda spans: {each.name for each in spans} >= {"etl", "request"}, timeout=60)
             finally:
                 worker.stop()
     names = {each.span_id: each.name for each in spans} | {"": "nobody"}
@@ -111,7 +105,7 @@ def test_one_trace_from_scheduler_and_worker(tmp_path, nanny):
         ("dask-scheduler", "span", "etl", "load"),
         ("dask-scheduler", "span", "nobody", "etl"),
         ("people", "task", "read", "read"),
-        ("people", None, "read", "GET"),
+        ("people", None, "read", "request"),
     }
     assert len(spans) == 5
 
