@@ -56,6 +56,10 @@ def what_listens(endpoint: str) -> Listener | None:
         socket.create_connection(address, TIMEOUT).close()
     except TimeoutError:
         return Listener(is_connected=False)
+    except ConnectionRefusedError:
+        return None
+    except ConnectionError:  # something listens, and ends connections at once
+        pass
     except OSError:
         return None
     try:

@@ -421,12 +421,19 @@ def test_a_refusal_at_one_address_of_a_host(listening, form, line):
         assert advice(Failure(GRPC, endpoint, message)).startswith(line)
 
 
-def test_a_server_that_ends_connections_at_once(monkeypatch):
-    """It does not speak TLS, though no handshake fails over a connection that has already ended."""
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_server_that_ends_connections_at_once(monkeypatch, at_once):
+    """It does not speak TLS, though no handshake fails over a connection that has already ended.
+
+    The end may come even before ``connect`` has returned, which raises then.
+    """
     create_connection = socket.create_connection
 
     def connect_and_wait(*args):
         connection = create_connection(*args)
+        if at_once:
+            connection.close()
+            raise ConnectionResetError
         poll = select.poll()
         poll.register(connection, select.POLLHUP)
         assert poll.poll(10_000)
