@@ -205,7 +205,8 @@ class TaskSpans:
             if self._made and not isinstance(error, GeneratorExit):  # that comes in any thread
                 self._report()
             if deferred is not None:
-                deferred.end(partial(self._end_later, self._outcome(task, event, error, delay)))
+                outcome = self._outcome(task, event, error, delay)
+                deferred.end(partial(self._end_later, lambda: outcome))
         except Exception as failed:  # noqa: BLE001 -- handed to the one place that catches everything
             self._caught("end of a task", failed)
 
@@ -216,17 +217,11 @@ class TaskSpans:
             self._caught("end of a task", failed)
             return Outcome(time())
 
-    def _end_later(self, outcome: Outcome, span: Span) -> None:
+    def _end_later(self, outcome: Callable[[], Outcome], span: Span) -> None:
         try:  # this may be a thread of the task's, which has just made the span
-            self._ending.call(partial(end_span, span, outcome, self._redactor))
+            self._ending.call(lambda: end_span(span, outcome(), self._redactor))
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             self._caught("end of a task", error)
-
-    def _end_call_later(self, stop: float, error: BaseException | None, span: Span) -> None:
-        def end() -> None:
-            end_span(span, Outcome(stop, None if error is None else _described(error)), self._redactor)
-
-        self._ending.call(end)
 
     # Reports to the scheduler: from the event loop, since to wake it for each would cost more than all the rest
 
@@ -323,7 +318,8 @@ class TaskSpans:
             if self._made and not isinstance(error, GeneratorExit):
                 self._report()
             if deferred is not None:
-                deferred.end(partial(self._end_call_later, time(), _error_of_call(answer, error)))
+                outcome = partial(_outcome_of_call, time(), _error_of_call(answer, error))
+                deferred.end(partial(self._end_later, outcome))
         except Exception as failed:  # noqa: BLE001 -- handed to the one place that catches everything
             self._caught("end of a call", failed)
 
@@ -356,6 +352,10 @@ def _error_of_call(answer: Any, error: BaseException | None) -> BaseException | 
         error = getattr(answer.get("exception"), "data", None)
     is_error = isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError | GeneratorExit)
     return error if is_error else None
+
+
+def _outcome_of_call(stop: float, error: BaseException | None) -> Outcome:
+    return Outcome(stop, None if error is None else _described(error))
 
 
 def _described(error: BaseException) -> TaskError:

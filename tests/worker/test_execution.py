@@ -9,6 +9,7 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 
 import dask
 import pytest
@@ -869,6 +870,7 @@ FAULTS = [
     (execution, "_undo_call"),
     (execution, "_outcome"),
     (execution, "_error_of_call"),
+    (execution, "_outcome_of_call"),
     (execution, "attach"),
     (execution, "Context"),
     (execution, "time"),
@@ -1002,6 +1004,33 @@ class Odd(Exception):
 
     def __repr__(self):
         raise SystemExit
+
+
+@spanned(failures=1)
+async def test_a_thread_that_makes_the_span_while_a_call_ends(person, client, scheduler, worker, monkeypatch):
+    """It hands the end of the span on. If this fails, the code in the thread does not notice."""
+    shared["entered"], go = threading.Event(), threading.Event()
+    make = task_span.Run.make
+
+    def slow(self):
+        shared["entered"].set()
+        assert go.wait(60)
+        return make(self)
+
+    class Starts:
+        def start(self):
+            from support.inside import shared
+
+            shared["thread"] = ThreadPoolExecutor(1).submit(copy_context().run, ids)
+            assert shared["entered"].wait(60)
+
+    monkeypatch.setattr(task_span.Run, "make", slow)
+    actor = await client.submit(Starts, actor=True)
+    await actor.start()
+    monkeypatch.setattr(spans_of(worker)._ending, "call", broken)
+    go.set()
+    assert len(await asyncio.wrap_future(shared.pop("thread"))) == 2
+    shared.clear()
 
 
 @spanned()
