@@ -49,6 +49,8 @@ MAX_WAYS = 100_000
 _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "y", "t"), True) | dict.fromkeys(
     ("false", "no", "off", "0", "n", "f"), False
 )
+#: In place of a time after which something happens.
+_NEVER = ("", "off", "no", "false", "never", "none", "null")
 #: Words in names and values of settings that hide something.
 _HIDING = ("capture", "preset", "strict", "privacy")
 _PASSWORD = re.compile(r"//[^/]*@")
@@ -71,6 +73,8 @@ class Settings:
     split_groups: bool
     sweep_interval: float
     shutdown_timeout: float
+    #: None if spans are kept.
+    forget_spans: float | None
     idle_timeout: float
     max_segment: float
     pending_span_after: float
@@ -83,12 +87,17 @@ class Settings:
     worker_plugin: bool
     worker_spans: str
     worker_max_rate: int
+    client_context: str
+    link_after: float
+    phase_threshold: float
     excluded_metrics: frozenset[str]
     root_names: tuple[tuple[Pattern[str], str], ...]
     task_bounds: tuple[float, ...]
     span_bounds: tuple[float, ...]
     #: Whether each kind of content may be sent and shown, by its name under ``otel.capture``.
     capture: dict[str, bool]
+    #: Whether clients may say who their user is, and on which host; not part of a preset.
+    capture_user: bool
 
 
 def load(complain: Callable[[SettingError], None]) -> Settings:
@@ -122,7 +131,9 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
     for error in (*_REPLACED, *_not_mappings(given), *_unknown(DEFAULTS["otel"], given, "otel"), *_misplaced()):
         report(error)
     is_open = get("capture.preset", _one_of("all", "strict")) == "all"
-    switches = {name: get(f"capture.{name}", _switch) for name in DEFAULTS["otel"]["capture"] if name != "preset"}
+    names = [name for name in DEFAULTS["otel"]["capture"] if name not in ("preset", "user")]
+    switches = {name: get(f"capture.{name}", _switch) for name in names}
+    says_user = get("capture.user", _boolean)
     capture = {name: is_open if is_on is None else is_on for name, is_on in switches.items()}
     return Settings(
         cluster_name=get("cluster-name", _text) or os.environ.get("DASK_GATEWAY_CLUSTER_NAME"),
@@ -131,6 +142,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         split_groups=get("split-groups", _boolean),
         sweep_interval=get("sweep-interval", _duration("10ms", "1m")),
         shutdown_timeout=get("shutdown-timeout", _duration("0s", "10m")),
+        forget_spans=get("forget-spans", _or_never(_duration("5s", "30 days"))),
         idle_timeout=get("traces.idle-timeout", _duration("0s", "1h")),
         max_segment=get("traces.max-segment", _duration("1s", "7 days")),
         pending_span_after=get("traces.pending-span-after", _duration("1s", "7 days")),
@@ -143,11 +155,15 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         worker_plugin=get("workers.plugin", _boolean),
         worker_spans=get("workers.spans", _one_of("any", "child")),
         worker_max_rate=get("workers.max-rate", _whole(0, 10**9)),
+        client_context=get("client.context", _one_of("parent", "link", "none")),
+        link_after=get("client.link-after", _duration("1s", "30 days")),
+        phase_threshold=get("client.phase-threshold", _duration("0s", "1h")),
         excluded_metrics=get("metrics.exclude", _names_of(METRICS, "metrics")),
         root_names=get("metrics.root-names", _patterns),
         task_bounds=get("metrics.task-bounds", _bounds),
         span_bounds=get("metrics.span-bounds", _bounds),
         capture=dict.fromkeys(capture, False) if hide_all else capture,
+        capture_user=says_user and not hide_all,
     )
 
 
@@ -316,7 +332,7 @@ def _one_of(*choices: str) -> Callable[[Any, str], str]:
 
     def parse(value: Any, name: str) -> str:
         # YAML, and Dask in the environment, read ``off`` and ``false`` as a truth value.
-        choice = "off" if value is False else str(value).strip().lower()
+        choice = "off" if value is False else "none" if value is None else str(value).strip().lower()
         if choice not in choices:
             raise SettingError(name, value, "one of " + ", ".join(choices))
         return choice
@@ -366,6 +382,17 @@ def _duration(low: str, high: str) -> Callable[[Any, str], float]:
         return float(seconds)
 
     return parse
+
+
+def _or_never(parse: Callable[[Any, str], float]) -> Callable[[Any, str], float | None]:
+    """A time, or None, which is also written ``off``, ``never`` or nothing."""
+
+    def parse_or_never(value: Any, name: str) -> float | None:
+        if value in (None, False) or (isinstance(value, str) and value.strip().lower() in _NEVER):
+            return None
+        return parse(value, name)
+
+    return parse_or_never
 
 
 def _bounds(value: Any, name: str) -> tuple[float, ...]:

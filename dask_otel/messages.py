@@ -1,4 +1,4 @@
-"""What worker and scheduler write for each other about the spans of tasks; pure.
+"""What clients, workers and the scheduler write for each other about spans; pure.
 
 **From the worker.** It reports a span when it makes it, as an event of the topic ``TOPIC`` on the stream that results
 travel on, and before the task's result. Dask takes in events of any topic: a scheduler without dask-otel ignores them,
@@ -10,6 +10,9 @@ while a stream message of a name that the scheduler does not know would end the 
 
 **Between tasks.** The annotation of what a task submits has its span, if it is made, as ``PARENT_FIELD``. The scheduler
 leaves this where both are in one trace.
+
+**From the client.** Beside the annotation ``ANNOTATION``, a graph's ``span_metadata``, which Dask sends once with each
+graph, may have an entry ``SUBMITTER``: who submits.
 """
 
 from __future__ import annotations
@@ -17,7 +20,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["ACTION", "ANNOTATION", "GROUP_FIELD", "OF_ONE_TASK", "PARENT_FIELD", "TOPIC", "SpanMade"]
+__all__ = [
+    "ACTION",
+    "ANNOTATION",
+    "GROUP_FIELD",
+    "OF_ONE_TASK",
+    "PARENT_FIELD",
+    "SUBMITTER",
+    "TOPIC",
+    "SpanMade",
+    "Submitter",
+]
 
 #: Name of the annotation with the carrier of a task's context.
 ANNOTATION = "otel"
@@ -28,6 +41,9 @@ PARENT_FIELD = "dask-parent"
 GROUP_FIELD = "dask-group"
 #: Fields that are about one task, not about what it submits.
 OF_ONE_TASK = frozenset((PARENT_FIELD, GROUP_FIELD))
+
+#: In the ``span_metadata`` of a graph, what ``Submitter`` writes.
+SUBMITTER = "dask-otel"
 
 #: Types of Dask's keys.
 _KEYS = (str, bytes, int, float, tuple)
@@ -90,3 +106,26 @@ class SpanMade(NamedTuple):
             )
         except (KeyError, TypeError, ValueError):
             return None
+
+
+class Submitter(NamedTuple):
+    """Who submits a graph; what is not known, or not to be recorded, is empty."""
+
+    #: Name of the caller's service, as in its resource attribute ``service.name``.
+    service: str = ""
+    user: str = ""
+    host: str = ""
+
+    def to_metadata(self) -> dict[str, dict[str, str]]:
+        """Return what to add to the ``span_metadata`` of a graph; empty if nothing is known."""
+        known = {name: value for name, value in self._asdict().items() if value}
+        return {SUBMITTER: known} if known else {}
+
+    @classmethod
+    def from_metadata(cls, metadata: Any) -> Submitter:
+        """Read the ``span_metadata`` of a graph, which may be anything: clients of any version send it."""
+        written = metadata.get(SUBMITTER) if isinstance(metadata, Mapping) else None
+        if not isinstance(written, Mapping):
+            return cls()
+        fields = {name: written.get(name) for name in cls._fields}
+        return cls(**{name: value for name, value in fields.items() if isinstance(value, str)})

@@ -57,6 +57,7 @@ def test_defaults():
         split_groups=True,
         sweep_interval=1.0,
         shutdown_timeout=10.0,
+        forget_spans=None,
         idle_timeout=5.0,
         max_segment=3600.0,
         pending_span_after=15.0,
@@ -69,11 +70,15 @@ def test_defaults():
         worker_plugin=True,
         worker_spans="any",
         worker_max_rate=6000,
+        client_context="parent",
+        link_after=43_200.0,
+        phase_threshold=0.05,
         excluded_metrics=frozenset(),
         root_names=(),
         task_bounds=TASK_DURATION.bounds,
         span_bounds=SPAN_DURATION.bounds,
         capture=dict.fromkeys(("message", "traceback", "keys", "tags", "code", "types", "clients"), True),
+        capture_user=False,
     )
 
 
@@ -337,6 +342,9 @@ TEXTS = {
     "null": None,
 }
 LINK = "http://jaeger/{trace_id}"
+#: Of settings that a word can switch off.
+TIMES = {"1h": 3600.0, "90s": 90.0, "5": 5.0} | dict.fromkeys(("", "null", "off", "False", "never", "none"))
+CONTEXTS = {"LINK": "link", "none": "none", "None": "none", "null": "none", "'parent'": "parent"}
 KINDS = [
     ("annotations", "annotations", NAMES),
     ("metrics.exclude", "excluded_metrics", METRICS),
@@ -349,7 +357,10 @@ KINDS = [
     ("traces.max-rate", "max_rate", WHOLE),
     ("capture.keys", "capture", YES | NO),
     ("capture.preset", "capture", {"all": True, "strict": False, "Strict": False}),
+    ("capture.user", "capture_user", YES | NO),
     ("split-groups", "split_groups", YES | NO),
+    ("forget-spans", "forget_spans", TIMES),
+    ("client.context", "client_context", CONTEXTS),
     ("cluster-name", "cluster_name", TEXTS),
     ("trace-url", "trace_url", {LINK: LINK, f" {LINK} ": LINK, "": None, "null": None}),
 ]
@@ -410,7 +421,7 @@ def is_taken(setting, field, value, expected):
     for name in setting.split("."):
         described = described["properties"][name]
     if "enum" in described:  # the schema has each word in one spelling
-        value = "off" if value is False else value.strip().lower()
+        value = "off" if value is False else value.strip().lower() if isinstance(value, str) else value
     jsonschema.validate(json.loads(json.dumps(value, default=list_or_text)), described)
 
 

@@ -1,4 +1,4 @@
-"""What worker and scheduler write for each other."""
+"""What clients, workers and the scheduler write for each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_otel.messages import SpanMade
+from dask_otel.messages import SUBMITTER, SpanMade, Submitter
 
 KEYS = st.recursive(
     st.one_of(st.text(), st.binary(), st.integers(-(2**63), 2**63), st.floats(allow_nan=False)),
@@ -45,3 +45,17 @@ GOOD = SpanMade("inc-1", 1, "span", "inc", 1, 2, 3).to_event()
 )
 def test_what_somebody_else_logs_is_no_report(event):
     assert SpanMade.from_event(event) is None
+
+
+def test_who_submits():
+    alice = Submitter(service="web", user="alice")
+    assert alice.to_metadata() == {SUBMITTER: {"service": "web", "user": "alice"}}
+    assert Submitter.from_metadata({"collections": [], **alice.to_metadata()}) == alice
+    assert Submitter().to_metadata() == {}
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, 1, [], {}, {SUBMITTER: None}, {SUBMITTER: "web"}, {SUBMITTER: {"service": 1, "user": None}}]
+)
+def test_other_metadata_names_nobody(metadata):
+    assert Submitter.from_metadata(metadata) == Submitter()

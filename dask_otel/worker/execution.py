@@ -26,15 +26,10 @@ from opentelemetry.context import Context, attach, detach
 from opentelemetry.propagate import extract
 from opentelemetry.trace import (
     INVALID_SPAN,
-    NoOpTracerProvider,
-    ProxyTracerProvider,
     Span,
-    Tracer,
-    get_tracer_provider,
     set_span_in_context,
 )
 
-from .. import __version__
 from ..client.submitting import annotate_submissions
 from ..messages import ANNOTATION, TOPIC, SpanMade
 from ..patching import ANNOTATIONS, clear_annotations, wrap
@@ -42,6 +37,7 @@ from ..privacy import Redactor
 from ..safety import Safety
 from ..scheduler.outcomes import error_of, first_error
 from ..spantree.events import TaskError
+from ..tracers import GlobalTracer
 from .ending import EndingThread
 from .lazy_span import ANY, Budget, LazySpan, freeze
 from .nested import carried_on
@@ -102,7 +98,7 @@ class TaskSpans:
         #: Whether the event loop will call ``_tick``.
         self._ticks = False
         self._source = SpanSource(
-            tracer=_Tracers(),
+            tracer=GlobalTracer(),
             report=partial(_call_if_there, ref(self), TaskSpans._span_made),
             worker=partial(_address_and_name, ref(worker)),
             budget=Budget(max_rate),
@@ -393,33 +389,6 @@ class _Contexts:
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             self._caught("carrier", error)
         return fields, context
-
-
-class _Tracers:
-    """The tracer of the global provider, which may be set at any time."""
-
-    def __init__(self) -> None:
-        self._of: tuple[Any, Tracer] | None = None
-
-    def __call__(self) -> Tracer | None:
-        """Return the tracer; None if the process has no provider that makes spans and sends them."""
-        provider, known = get_tracer_provider(), self._of
-        if not _sends(provider):
-            return None
-        if known is None or known[0] is not provider:
-            if isinstance(provider, (ProxyTracerProvider, NoOpTracerProvider)):
-                return None
-            known = self._of = provider, provider.get_tracer("dask_otel", __version__)
-        return known[1]
-
-
-def _sends(provider: Any) -> bool:
-    """Whether a provider has span processors: without them, the scheduler's span of a failed task would be missing.
-
-    The SDK has no public name for this. A provider that lacks these attributes sends its spans in its own way.
-    """
-    processors = getattr(getattr(provider, "_active_span_processor", None), "_span_processors", None)
-    return processors is None or len(processors) > 0
 
 
 def _call_if_there(spans: ref[TaskSpans], method: Callable[..., None], *args: Any) -> None:

@@ -25,6 +25,7 @@ from support.clusters import bridged, one_clock, until
 from support.inside import Person, ended, groups, lines, provider_of, shared, spanned, spans_of
 
 import dask_otel
+from dask_otel import tracers
 from dask_otel.identity import group_id
 from dask_otel.messages import SpanMade
 from dask_otel.scheduler.inbox import Inbox
@@ -879,7 +880,7 @@ FAULTS = [
     (execution, "RunWithMore"),
     (execution, "freeze"),
     (execution, "extract"),
-    (execution, "get_tracer_provider"),
+    (tracers, "get_tracer_provider"),
     (execution, "_address_and_name"),
     (execution, "end_span"),
     (execution, "partial"),

@@ -1,0 +1,94 @@
+"""The settings of an instrumented client: ``otel.client.*`` and what ``otel.capture`` excludes.
+
+Each submission asks for them. Reading and checking all settings takes a millisecond, so the result is kept as long as
+what is written there stays the same.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any
+
+import dask
+
+from .. import config
+from ..errors import SettingError
+from ..safety import log
+
+__all__ = ["ClientSettings", "client_settings"]
+
+#: Configurations that are remembered: ``dask.config.set`` may change between two for each request.
+MAX_KNOWN = 16
+#: Parts of ``otel`` that are read here.
+_PARTS = ("client", "capture")
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """Times in seconds."""
+
+    #: ``parent``, ``link`` or ``none``.
+    context: str
+    link_after: float
+    phase_threshold: float
+    #: Whether the user and the host of the client are sent.
+    says_user: bool
+    #: Whether a log may have what exceptions say, which can hold people's data.
+    logs_messages: bool
+
+
+#: What was written when somebody asked last, and what it means.
+_latest: tuple[Any, ClientSettings] | None = None
+#: By the text of what was written.
+_known: OrderedDict[str, ClientSettings] = OrderedDict()
+#: Errors that were logged: each is logged once.
+_reported: set[str] = set()
+#: Re-entrant: a signal handler may submit.
+_lock = RLock()
+
+
+def client_settings() -> ClientSettings:
+    """Return the settings as they are now. What cannot be used has its default, and is logged once."""
+    global _latest
+    written, latest = _written(), _latest
+    if latest is not None and latest[0] == written:
+        return latest[1]
+    text = repr(written)
+    found = _known.get(text) or _load(text)
+    _latest = written, found
+    return found
+
+
+def _written() -> Any:
+    """Return what the settings depend on; a copy, since ``dask.config.set`` changes mappings in place."""
+    given = dask.config.config.get("otel")
+    if not isinstance(given, Mapping):
+        return given
+    return [*given], [[*part.items()] if isinstance(part := given.get(name), Mapping) else part for name in _PARTS]
+
+
+def _load(written: str) -> ClientSettings:
+    settings = config.load(_report)
+    loaded = ClientSettings(
+        context=settings.client_context,
+        link_after=settings.link_after,
+        phase_threshold=settings.phase_threshold,
+        says_user=settings.capture_user,
+        logs_messages=all(settings.capture.values()),
+    )
+    with _lock:
+        _known[written] = loaded
+        if len(_known) > MAX_KNOWN:
+            _known.popitem(last=False)
+    return loaded
+
+
+def _report(error: SettingError) -> None:
+    line = f"dask-otel {config.consequence(error)}: {error}"
+    if line not in _reported:
+        if len(_reported) < 100:
+            _reported.add(line)
+        log.error("%s", line)
