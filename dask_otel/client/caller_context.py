@@ -15,10 +15,10 @@ from typing import Any
 import dask
 from distributed import Client
 
-from ..identity import Caller, caller_of
+from ..identity import caller_of
 from ..messages import ANNOTATION, OF_ONE_TASK, Submitter
 from ..privacy import Capture
-from .callers import Here, carrier_of, find_caller, is_in_task, is_suppressed, periods_of, service_name, tag_of
+from .callers import Caller, Here, carrier_of, find_caller, is_in_task, is_suppressed, periods_of, service_name, tag_of
 from .dask_spans import is_busy, open_span
 from .implicit_spans import implicit_id, link_to_work
 from .settings import ClientSettings, client_settings

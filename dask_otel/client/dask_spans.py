@@ -22,14 +22,13 @@ from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.trace import Span, SpanKind, Tracer, set_span_in_context
 
 from .. import schema
-from ..identity import Caller
 from ..patching import ANNOTATIONS
 from ..privacy import Capture, Redactor
 from ..scheduler.outcomes import described
 from ..schema import MAX_NAME, clean
 from ..tracers import GlobalTracer
 from ..worker.task_span import record_error
-from .callers import Here, find_caller, is_in_task, is_suppressed, periods_of
+from .callers import Caller, Here, find_caller, is_in_task, is_suppressed, periods_of
 from .implicit_spans import link_to_work
 from .settings import ClientSettings, client_settings
 from .submitting import safety
@@ -169,7 +168,7 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
             opened.spans.append(span)
             own = span.get_span_context()
         if span and own and own.is_valid and (not here.caller or own.span_id != here.caller.span_id):
-            caller = Caller(own.trace_id, own.span_id, own.trace_flags.sampled)
+            caller = Caller.of(own)
             context = set_span_in_context(span, context)
             nonce = ""
         else:  # no SDK, or one that is switched off
