@@ -116,7 +116,7 @@ def _placed(
                 linked, period = caller, periods
         elif linked:
             period = 0
-    tag = tag_of(here.span)
+    tag = tag_of(here)
     return ((*tags, tag), (*ids, implicit_id(here, caller, tag, ids, client, period))), linked
 
 

@@ -168,27 +168,39 @@ class _Names:
 _routes, _others = _Names(), _Names()
 
 
-def tag_of(span: Any) -> str:
+def tag_of(here: Here) -> str:
     """Return the tag of the Dask span for a caller: low in cardinality, since Dask keeps each one.
 
-    Parameters
-    ----------
-    span
-        As ``Here.span``. A caller in another process has no name here: the service of this process takes its place.
+    That is the route of a web request, else the name of the span. A caller in another process has no name here: the
+    service of this process takes its place.
     """
+    span = here.span
     if span is None:
         return _tag(service_name() or _program() or NAMELESS, _others)
-    attributes = getattr(span, "attributes", None)
-    attributes = attributes if isinstance(attributes, Mapping) else {}
-    route = attributes.get("http.route")
-    if route and getattr(span, "kind", None) == SpanKind.SERVER:
-        method = attributes.get("http.request.method") or attributes.get("http.method") or ""
-        return _tag(f"{method} {route}".strip(), _routes)
-    scope = getattr(getattr(span, "instrumentation_scope", None), "name", None)
-    function = attributes.get("code.function.name")
-    if scope == "fastapi" and isinstance(function, str):  # all endpoints have one name
-        return _tag(function, _routes)
+    if route := _route(span):
+        return _tag(route, _routes)
+    # FastAPI's own spans inside of a request have one name for all routes.
+    if getattr(getattr(span, "instrumentation_scope", None), "name", None) == "fastapi":
+        for value in here.context.values():
+            if route := _route(getattr(value, "span", None)):
+                return _tag(route, _routes)
+        function = _attributes(span).get("code.function.name")
+        if isinstance(function, str):
+            return _tag(function, _routes)
     return _tag(span.name, _others)
+
+
+def _route(span: Any) -> str:
+    """Return the method and the route of a web server's span; empty if it has none."""
+    attributes = _attributes(span) if getattr(span, "kind", None) == SpanKind.SERVER else {}
+    route = attributes.get("http.route")
+    method = attributes.get("http.request.method") or attributes.get("http.method") or ""
+    return f"{method} {route}".strip() if isinstance(route, str) else ""
+
+
+def _attributes(span: Any) -> Mapping[str, Any]:
+    found = getattr(span, "attributes", None)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _tag(name: str, names: _Names) -> str:
