@@ -14,11 +14,11 @@ from typing import Any
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
 from wrapt import register_post_import_hook
 
-from ..safety import Safety, import_or_log, log
+from .. import instrument, uninstrument
+from ..safety import Safety, log
 
 __all__ = ["DaskInstrumentor"]
 
-_MODULE = "dask_otel.client.instrumentation"
 _safety = Safety()
 
 
@@ -45,11 +45,11 @@ class DaskInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _imported(self, _: Any) -> None:
         with _safety.guard("instrumentor"):
-            if self._is_wanted and (instrumentation := import_or_log(_MODULE)):
-                instrumentation.instrument()
+            if self._is_wanted:
+                instrument()
 
     def _uninstrument(self, **options: Any) -> None:
         with _safety.guard("instrumentor"):
             self._is_wanted = False
-            if instrumentation := sys.modules.get(_MODULE):
-                instrumentation.uninstrument()
+            if "distributed" in sys.modules:
+                uninstrument()
