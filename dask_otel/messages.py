@@ -115,6 +115,8 @@ class Submitter(NamedTuple):
     service: str = ""
     user: str = ""
     host: str = ""
+    #: W3C ``traceparent`` of the span that is to be linked to; empty if the Dask span's id says which span it is below.
+    caller: str = ""
 
     def to_metadata(self) -> dict[str, dict[str, str]]:
         """Return what to add to the ``span_metadata`` of a graph; empty if nothing is known."""
