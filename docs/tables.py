@@ -10,7 +10,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dask_otel import schema
-from dask_otel.schema import ATTRIBUTES, EVERY, GROUP, LINK_TYPES, METRICS, PENDING, PHASE, RESOURCE, SEGMENT, TASK, Attribute
+from dask_otel.schema import (
+    ATTRIBUTES,
+    EVERY,
+    GROUP,
+    LINK_TYPES,
+    METRICS,
+    PENDING,
+    PHASE,
+    RESOURCE,
+    SEGMENT,
+    TASK,
+    Attribute,
+)
 
 PAGES = [Path(__file__).with_name(name) for name in ("attributes.md", "metrics.md")]
 
