@@ -26,6 +26,7 @@ from ..spantree.events import Graph, Phase
 from .inbox import NOBODY, Inbox, RequestedSpan
 from .outcomes import prefix_of
 from .pace import Clock
+from .span_annotations import SharedAnnotations
 from .split_groups import GroupSplitter, Misplaced
 from .task_parents import TaskParents
 
@@ -112,6 +113,7 @@ class Submissions:
         self._phase_threshold = phase_threshold
         self._clock = clock
         self._safety = safety
+        self._shared = SharedAnnotations()
         self._listening = False
         self._handler = scheduler.stream_handlers["update-graph"]
         self._observe = self._extension.observe_tasks
@@ -130,6 +132,8 @@ class Submissions:
             self._splitter.install(self._safety, shows_tags=self._shows_tags)
         self._scheduler.stream_handlers["update-graph"] = self._update_graph
         self._undo = wrap(self._extension, "observe_tasks", self._observe_tasks)
+        with self._safety.guard("annotations of spans"):
+            self._shared.install()
 
     def remove(self) -> None:
         """Stop listening, and give Dask its own methods back, unless somebody wrapped them after us."""
@@ -139,6 +143,8 @@ class Submissions:
         if self._scheduler.stream_handlers["update-graph"] == self._update_graph:
             self._scheduler.stream_handlers["update-graph"] = self._handler
         self._undo()
+        with self._safety.guard("annotations of spans"):
+            self._shared.remove()
         if self._splitter:
             self._splitter.remove()
 
@@ -162,7 +168,7 @@ class Submissions:
             with self._safety.guard("observe_tasks hook"):
                 self._read(submission, tasks, **details)
         try:
-            return self._observe(tasks, *args, **details)
+            return self._shared.call(self._observe, tasks, *args, **details)
         finally:
             if submission and submission.new:
                 with self._safety.guard("parents of tasks"):
