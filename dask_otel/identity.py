@@ -27,6 +27,7 @@ __all__ = [
     "origin_of",
     "others_id",
     "pending_id",
+    "phase_id",
     "place",
     "segment_id",
     "task_id",
@@ -153,6 +154,11 @@ def others_id(span_id: str, number: int) -> int:
 def task_id(span_id: str, key: str, run_id: int) -> int:
     """64-bit id of the OTel span of one run of a task of a Dask span."""
     return _hash(8, b"dask-otel task", span_id, key, str(run_id))
+
+
+def phase_id(span_id: str, number: int, count: int) -> int:
+    """64-bit id of a phase of segment ``number`` of a Dask span, before which ``count`` were sent."""
+    return _hash(8, b"dask-otel phase", span_id, str(number), str(count))
 
 
 def pending_id(span_id: str, number: int, count: int = 0) -> int:

@@ -243,6 +243,7 @@ class OTelPlugin(BridgePlugin):
             shutdown_timeout=settings.shutdown_timeout,
             annotations=settings.annotations,
             split_groups=settings.split_groups,
+            phase_threshold=settings.phase_threshold,
             # Without the scheduler's spans, those of tasks would have no parents.
             gives_worker_plugin=settings.worker_plugin and bool(sink.status()["exporters"]),
             hidden=tuple(name for name, is_captured in settings.capture.items() if not is_captured),

@@ -71,6 +71,8 @@ class BridgeSettings:
     annotations: tuple[str, ...] = ()
     #: Whether each task counts in the span in which it was requested, and whether Dask may show that span's tags.
     split_groups: bool = True
+    #: What takes at least so long to be taken in is a phase.
+    phase_threshold: float = 0.05
     tags_in_group_names: bool = True
     #: Whether all workers get ``OTelWorkerPlugin``.
     gives_worker_plugin: bool = False
@@ -128,6 +130,7 @@ class SchedulerBridge:
             TaskParents(spans, self.span_tree, splitter, output.sampler, self.clock),
             splits=settings.split_groups,
             shows_tags=settings.tags_in_group_names,
+            phase_threshold=settings.phase_threshold,
             clock=self.clock,
             safety=safety,
         )

@@ -226,9 +226,11 @@ class SpanTree:
         if graph.failure:
             self.forest.open_segment(node, graph.since, now)
             node.begin_with(graph.prefix)
+        if graph.phase:
+            self.forest.open_segment(node, graph.phase.start, now, is_early=True)
         self.forest.ledger(node, now).add_graph(graph)
         self.forest.noted[node] = None
-        if graph.failure:
+        if graph.failure or graph.phase:
             self.forest.touch(node, None, NO_LOAD, now)
 
     def add_worker_span(self, made: WorkerSpan, now: float) -> None:

@@ -449,25 +449,33 @@ class Forest:
             self.held[node] = None
         return node.begin_ledger(now)
 
-    def open_segment(self, node: Node, at: float, now: float) -> Segment:
-        """Return a node's open segment; open one that begins at ``at``, and its parents', if there is none."""
+    def open_segment(self, node: Node, at: float, now: float, *, is_early: bool = False) -> Segment:
+        """Return a node's open segment; open one that begins at ``at``, and its parents', if there is none.
+
+        Parameters
+        ----------
+        is_early
+            Whether a first segment may begin before Dask made the span.
+        """
         closed = []
         for each in node.lineage():
             if each.segment:
                 break
             closed.append(each)
         for each in reversed(closed):
-            self._open_one(each, at, now)
+            self._open_one(each, at, now, is_early=is_early)
         for each in closed:
             self._look_at(each)
         assert node.segment
         return node.segment
 
-    def _open_one(self, node: Node, at: float, now: float) -> None:
+    def _open_one(self, node: Node, at: float, now: float, *, is_early: bool) -> None:
         """Open a node's segment; its parent's is open."""
         above = node.parent.segment if node.parent else None
         is_first = node.next_number == node.first_number and node.info.enqueued >= self.born
-        start = max(node.info.enqueued if is_first else at, self.born, node.previous_end)
+        if is_first:
+            at = min(at, node.info.enqueued) if is_early else node.info.enqueued
+        start = max(at, self.born, node.previous_end)
         start = max(min(start, now), above.start if above else 0.0)  # later than now only if the clock was set back
         node.segment = Segment(node, start, self.busy - node.root.busy, self._max_groups)
         node.stamp_groups(node.begin_ledger(start))
