@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from threading import RLock
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from distributed.worker import get_worker
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_current
+from opentelemetry.context import get_current
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, get_current_span, set_span_in_context
 
 from .. import schema
 from ..safety import Safety
 from ..tracers import GlobalTracer
-from ..worker.task_span import RUN
+from .callers import is_in_task, is_suppressed
 from .settings import client_settings
 
 __all__ = ["GATHER", "MAX_PHASE_SPANS", "OPTIMIZE", "SERIALIZE", "SUBMIT", "WAIT", "Kind", "Phase", "Phases"]
@@ -101,13 +100,19 @@ class Phases:
         self._lock = RLock()
         self._sums: WeakKeyDictionary[Span, _Sums] = WeakKeyDictionary()
 
-    def caller(self) -> Span | None:
-        """Return the span whose phases are recorded; None if there is none, or in a task."""
+    def caller(self, client: Any) -> Span | None:
+        """Return the span whose phases are recorded; None if there is none, or in a task.
+
+        Parameters
+        ----------
+        client
+            That is used, or None.
+        """
         context = get_current()
         span = get_current_span(context)
-        if span is INVALID_SPAN or RUN in context or context.get(_SUPPRESS_INSTRUMENTATION_KEY):
+        if span is INVALID_SPAN or is_suppressed(context) or is_in_task(client):
             return None
-        if not span.is_recording() or client_settings().context == "none" or _is_in_task():
+        if not span.is_recording() or client_settings().context == "none":
             return None
         return span
 
@@ -151,12 +156,3 @@ class Phases:
         is_kept = made.is_recording()  # the sampler decides
         made.end(max(phase.end, phase.start))
         return is_kept
-
-
-def _is_in_task() -> bool:
-    """Whether the current context is that of a task, also on workers without our plugin."""
-    try:
-        get_worker()
-    except ValueError:
-        return False
-    return True

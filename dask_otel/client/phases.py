@@ -41,6 +41,8 @@ __all__ = ["install"]
 #: Marks of one thread that no submission has taken: the graph went to another scheduler, or to none.
 MAX_MARKS = 16
 _CLIENT = "distributed.client"
+#: The part of dask-otel that fails, in the log.
+_WHERE = "caller (phases)"
 #: Whose time from ``collections_to_expr`` on is optimisation.
 _SUBMITTERS = {(module, name) for module in ("dask.base", _CLIENT) for name in ("compute", "persist")}
 #: What ``Client.sync`` is given: calls that fetch results, and calls that only wait.
@@ -127,7 +129,7 @@ def _tasks_of(expr: Any) -> int | None:
 def _collecting(phases: Phases, marks: _Marks, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def collections_to_expr(*args: Any, **kwargs: Any) -> Any:
-        with phases.safety.guard("phases"):
+        with phases.safety.guard(_WHERE):
             marks.set(sys._getframe(1))
         return original(*args, **kwargs)
 
@@ -138,7 +140,7 @@ def _serializing(phases: Phases, original: Callable[..., Any]) -> Callable[..., 
     @functools.wraps(original)
     def serialize(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        with phases.safety.guard("phases"):
+        with phases.safety.guard(_WHERE):
             submission = _submission.get()
             if submission is not None:
                 submission.size = sum(map(nbytes, result[1]))
@@ -154,8 +156,8 @@ def _submitting(
     @functools.wraps(original)
     def _graph_to_futures(client: Any, *args: Any, **kwargs: Any) -> Any:
         submission = None
-        with phases.safety.guard("phases"):
-            caller = phases.caller()
+        with phases.safety.guard(_WHERE):
+            caller = phases.caller(client)
             if caller is not None:
                 expr = args[0] if args else kwargs.get("expr")
                 submission = _Submission(caller, marks.take(sys._getframe(1)), _tasks_of(expr))
@@ -168,7 +170,7 @@ def _submitting(
             is_done = True
         finally:
             _submission.reset(token)
-            with phases.safety.guard("phases"):
+            with phases.safety.guard(_WHERE):
                 ended = submission.phases(is_done=is_done, knows_serialize=knows_serialize)
                 phases.record(submission.caller, ended)
         return result
@@ -244,8 +246,8 @@ def _waiting(phases: Phases, original: Callable[..., Any]) -> Callable[..., Any]
     @functools.wraps(original)
     def sync(client: Any, func: Any, *args: Any, **kwargs: Any) -> Any:
         call, fetches, is_async = None, False, False
-        with safety.guard("phases"):
-            caller = phases.caller()
+        with safety.guard(_WHERE):
+            caller = phases.caller(client)
             if caller is not None:
                 waits, fetches = _kind_of(func)
                 if waits:
@@ -299,7 +301,7 @@ def _awaited(phases: Phases, call: _Call, function: Callable[..., Any], fetches:
 
 
 def _finish(phases: Phases, call: _Call, fetches: bool, is_done: bool, result: Any) -> None:
-    with phases.safety.guard("phases"):
+    with phases.safety.guard(_WHERE):
         ended = call.finish(fetches=fetches, is_done=is_done)
         if ended and ended[-1].kind is GATHER and is_done and (size := size_of(result)) is not None:
             sizes = {schema.GATHER_SIZE: size}
@@ -314,13 +316,13 @@ def _waiting_for_all(phases: Phases, original: Callable[..., Awaitable[Any]]) ->
         try:
             return await awaitable
         finally:
-            with phases.safety.guard("phases"):
+            with phases.safety.guard(_WHERE):
                 call.end_wait()
 
     @functools.wraps(original)
     def wait_for_all(*args: Any, **kwargs: Any) -> Awaitable[Any]:
         awaitable, call = original(*args, **kwargs), None
-        with phases.safety.guard("phases"):
+        with phases.safety.guard(_WHERE):
             current = _call.get()
             if current is not None and current.begin_wait():
                 call = current
@@ -362,8 +364,8 @@ def _anext(phases: Phases, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _waiting_call(phases: Phases) -> _Call | None:
-    with phases.safety.guard("phases"):
-        caller = phases.caller()
+    with phases.safety.guard(_WHERE):
+        caller = phases.caller(None)
         return None if caller is None else _Call(caller)
     return None
 
