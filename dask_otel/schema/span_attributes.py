@@ -34,8 +34,8 @@ SEGMENT, GROUP, TASK, PHASE, PENDING = "span", "group", "task", "phase", "pendin
 #: Another value of ``dask.kind``: a call to an actor, with the attributes of a task span but ``dask.task.run_id``.
 ACTOR_CALL = "actor"
 LINK, EXCEPTION, RESOURCE, METRIC = "link", "exception", "resource", "metric"
-#: A span that an instrumented client makes, or on which it sums up what it did.
-CALLER = "caller"
+#: A span that an instrumented client makes, or on which it sums up what it did; and the phase spans below it.
+CALLER, PHASE = "caller", "phase"
 
 EVERY = (SEGMENT, GROUP, TASK, PHASE, PENDING)
 _SUMMED = (SEGMENT, GROUP)
@@ -55,7 +55,7 @@ class Attribute:
     type: Type
     #: Of a number that is no count: ``s``, ``bytes``, ``0…1``.
     unit: str
-    #: Kinds of span, ``link``, ``exception``, ``resource``, ``metric``.
+    #: Kinds of span, ``caller``, ``phase``, ``link``, ``exception``, ``resource``, ``metric``.
     on: tuple[str, ...]
     meaning: str
     #: Bytes of a text; a list has ``MAX_LIST``.
@@ -279,6 +279,27 @@ PROGRESS_COUNT = _attribute("dask.progress.count", "int", [PENDING], meaning=
     "tasks of the run that had been added to the scheduler; absent likewise")
 PROGRESS_RUNNING = _attribute("dask.progress.running", "string[]", [PENDING], meaning=
     f"paths of the spans that had unfinished tasks of their own, at most {MAX_PROGRESS_SPANS}")
+
+PHASE_NAME = _attribute("dask.phase", "string", [PHASE], meaning="`optimize`, `serialize`, `submit`, `wait`, `gather`")
+#: By phase.
+PHASE_TIMES = {
+    phase: _attribute(f"dask.{phase}.time", "double", [CALLER], meaning, unit="s")
+    for phase, meaning in {
+        "optimize": "time to collect and optimise the graphs of collections, until they were submitted",
+        "serialize": "time to make the futures of graphs and to serialise the graphs",
+        "submit": "time to hand the graphs to the connection to the scheduler; not how long sending took",
+        "wait": "time that calls waited until the tasks had ended",
+        "gather": "time that calls took to fetch results after that",
+    }.items()
+}
+SUBMIT_COUNT = _attribute("dask.submit.count", "int", [CALLER], meaning="graphs that were submitted")
+GRAPH_SIZE = _attribute("dask.graph.size", "int", [CALLER, PHASE], unit="bytes", meaning=
+    "size of the serialised graphs; on `serialize` of this graph")
+GRAPH_TASKS = _attribute("dask.graph.tasks", "int", [PHASE], meaning=
+    "on `submit`: tasks of the graph, if it is one of `Client.submit`, `Client.map`, or a dictionary. For collections, "
+    "only the scheduler knows the number")
+GATHER_SIZE = _attribute("dask.gather.size", "int", [CALLER, PHASE], unit="bytes", meaning=
+    "estimated size of the results in memory, [if it is known](#phases-of-the-caller); on `gather` of these results")
 
 EXCEPTION_TYPE = _attribute("exception.type", "string", [EXCEPTION], meaning="type of the exception")
 EXCEPTION_MESSAGE = _attribute("exception.message", "string", [EXCEPTION], meaning="message of the exception")
