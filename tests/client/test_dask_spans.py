@@ -13,7 +13,7 @@ import dask.array as da
 import distributed
 import pytest
 from dask import delayed
-from distributed import Client, get_client, span, wait, worker_client
+from distributed import Client, Scheduler, Worker, get_client, span, wait, worker_client
 from distributed.utils_test import inc
 from opentelemetry import baggage, context, trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -23,6 +23,7 @@ from support.both import both, everything, shape
 from support.callers import instrumented
 from support.clusters import finished
 from support.inside import Person
+from support.memory import MemoryPlugin
 
 import dask_otel
 from dask_otel.client import dask_spans
@@ -95,7 +96,9 @@ async def test_a_dask_span_is_below_the_span_of_the_caller(person, plugin, clien
         "  ~load",
     ]
     callers = [(each.name, each.attributes) for each in person.spans if "dask.kind" not in each.attributes]
-    assert callers == [("inner", {}), ("load", {"dask.span.id": inner}), ("etl", {"dask.span.id": outer})]
+    ids = [(name, attributes.get("dask.span.id")) for name, attributes in callers]
+    assert ids == [("inner", None), ("load", inner), ("etl", outer)]
+    assert all("dask.submit.count" in attributes for name, attributes in callers if name != "inner")
 
 
 class Kinds(SpanProcessor):
@@ -217,6 +220,33 @@ async def test_interleaved_coroutines(person, plugin, client, scheduler, worker)
     ]
 
 
+@both()
+async def test_several_clusters(person, plugin, client, scheduler, worker):
+    """No two schedulers make spans with the same ids."""
+    other = MemoryPlugin()
+    async with (
+        Scheduler(dashboard=False, port=0) as second,
+        Worker(second.address, nthreads=1),
+        Client(second.address, asynchronous=True) as remote_client,
+    ):
+        await other.add_to(second)
+        with span("etl") as outer, span("load"):
+            for each in (client, remote_client):
+                await each.submit(inc, 1, key="x-1")
+                with current("part", context=None):
+                    await each.submit(inc, 1, key="y-1")
+        spans = [*await finished(other), *await everything(person, plugin, worker)]
+    part = ["      part [span]", "        y [group]", "      x [group]"]
+    assert shape(spans) == [
+        "~etl",
+        *["  etl [span]", "    load [span]", *part] * 2,
+        "  ~load",
+        *["    ~part"] * 2,
+    ]
+    assert len({(each.trace_id, each.span_id) for each in spans}) == len(spans)
+    assert [each.id == outer for s in (scheduler, second) for each in s.extensions["spans"].root_spans] == [True, False]
+
+
 # Requests
 
 
@@ -281,7 +311,7 @@ async def test_every_way_to_submit(person, plugin, client, scheduler, worker):
         "    persist [group] dask.task.count=1",
         "    submit [group] dask.task.count=1",
     ]
-    assert request.attributes == {}
+    assert request.attributes["dask.submit.count"] == 5
 
 
 @both()
@@ -375,7 +405,7 @@ async def test_two_clients_under_one_span(person, plugin, client, scheduler, wor
         "  request [span]",
         "    y [group]",
     ]
-    first, second = (each.attributes["dask.span.id"] for each in spans if each.name == "request" and each.attributes)
+    first, second = (each.attributes["dask.span.id"] for each in spans if each.attributes.get("dask.kind") == "span")
     assert second.startswith(first + ";")
 
 

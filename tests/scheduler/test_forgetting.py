@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import dask
-import pytest
-from distributed import span, wait
+from distributed import span
 from distributed.utils_test import inc
 from support.clusters import bridged, until
 

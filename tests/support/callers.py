@@ -24,12 +24,9 @@ def inside(**ids: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def instrumented(**settings: Any) -> Iterator[None]:
-    """Instrument the clients of this process for a while, with settings under ``otel``; nothing of ours may fail.
-
-    Phases have no spans, unless a setting says so: which ones take long is a matter of chance.
-    """
+    """Instrument the clients of this process for a while, with settings under ``otel``; nothing of ours may fail."""
     before = safety.failures
-    given = {"client.phase-threshold": "1h"} | {name.replace("__", "."): value for name, value in settings.items()}
+    given = {name.replace("__", "."): value for name, value in settings.items()}
     with dask.config.set({f"otel.{name.replace('_', '-')}": value for name, value in given.items()}):
         dask_otel.instrument()
         try:
