@@ -273,14 +273,17 @@ def _environment() -> Context:
         latest = propagator, variables, (), _NO_CONTEXT
     values = tuple(map(os.environ.get, latest[1]))
     if values != latest[2]:
-        _latest = *latest[:2], values, _NO_CONTEXT  # a propagator that raises is not asked again
         carrier = {
             # Bytes that are no text, which propagators fail on.
             name: value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             for name, value in zip(latest[1], values, strict=True)
             if value
         }
-        context = propagator.extract(carrier, context=Context(), getter=_getter) if carrier else _NO_CONTEXT
+        try:
+            context = propagator.extract(carrier, context=Context(), getter=_getter) if carrier else _NO_CONTEXT
+        except Exception:
+            _latest = *latest[:2], values, _NO_CONTEXT  # it is not asked again
+            raise
         latest = *latest[:2], values, context
     _latest = latest
     return latest[3]
