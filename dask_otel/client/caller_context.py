@@ -34,6 +34,7 @@ Span = tuple[tuple[str, ...], tuple[str, ...]]
 def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
     """Return what a submission gets of its caller; a source of ``add_to_submissions``."""
     settings = client_settings()
+    safety.logs_messages = settings.capture == Capture()
     if settings.context == "none" and not settings.says_user:
         return NOTHING
     if is_busy() or is_in_task(client):  # first: to ask for the current span of a task would make it
@@ -41,7 +42,6 @@ def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
     here = find_caller()
     if (not here.context and not settings.says_user) or is_suppressed(here.context):
         return NOTHING
-    safety.logs_messages = settings.capture == Capture()
     submitter = Submitter(service_name())
     if settings.says_user:
         submitter = submitter._replace(user=_user(os.getpid()), host=gethostname())

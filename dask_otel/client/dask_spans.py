@@ -173,6 +173,7 @@ def _begin(count: int) -> _Opened | None:
     opened = None
     try:
         settings = client_settings()
+        safety.logs_messages = settings.capture == Capture()
         if settings.context == "none" or _busy.get() or is_in_task():
             return None
         here = find_caller()
