@@ -10,7 +10,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dask_otel import schema
-from dask_otel.schema import ATTRIBUTES, EVERY, GROUP, LINK_TYPES, METRICS, PENDING, RESOURCE, SEGMENT, TASK, Attribute
+from dask_otel.schema import (
+    ATTRIBUTES,
+    CALLER,
+    EVERY,
+    GROUP,
+    LINK_TYPES,
+    METRICS,
+    PENDING,
+    PHASE,
+    RESOURCE,
+    SEGMENT,
+    TASK,
+    Attribute,
+)
 
 PAGES = [Path(__file__).with_name(name) for name in ("attributes.md", "metrics.md")]
 
@@ -84,6 +97,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "pending span": lambda: attributes(lambda each: PENDING in each.on and not _is_on_every(each)),
     "limits": _limits,
     "links": _links,
+    "phase span": lambda: attributes(lambda each: PHASE in each.on),
+    "caller span": lambda: attributes(lambda each: CALLER in each.on and not _is_on_every(each)),
     "metrics": _metrics,
 }
 

@@ -265,12 +265,13 @@ PHASE_TIMES = {
 }
 SUBMIT_COUNT = _attribute("dask.submit.count", "int", [CALLER], meaning="graphs that were submitted")
 GRAPH_SIZE = _attribute("dask.graph.size", "int", [CALLER, PHASE], unit="bytes", meaning=
-    "size of the serialised graphs; on `serialize` of this graph")
+    "size of the serialised graphs; on a span `serialize graph`, of this graph")
 GRAPH_TASKS = _attribute("dask.graph.tasks", "int", [PHASE], meaning=
-    "on `submit`: tasks of the graph, if it is one of `Client.submit`, `Client.map`, or a dictionary. For collections, "
-    "only the scheduler knows the number")
+    "on a span `submit graph`: tasks of the graph, if `Client.submit` or `Client.map` made it, or if it is a dictionary. For "
+    "collections, only the scheduler knows the number")
 GATHER_SIZE = _attribute("dask.gather.size", "int", [CALLER, PHASE], unit="bytes", meaning=
-    "estimated size of the results in memory, [if it is known](#phases-of-the-caller); on `gather` of these results")
+    "size of the results in memory, [if it is known](#phases-of-the-caller); on a span `gather results`, of these "
+    "results")
 
 EXCEPTION_TYPE = _attribute("exception.type", "string", [EXCEPTION], meaning="type of the exception")
 EXCEPTION_MESSAGE = _attribute("exception.message", "string", [EXCEPTION], meaning="message of the exception")
