@@ -98,7 +98,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "limits": _limits,
     "links": _links,
     "phase span": lambda: attributes(lambda each: PHASE in each.on),
-    "caller span": lambda: attributes(lambda each: CALLER in each.on and not _is_on_every(each)),
+    "caller span": lambda: attributes(lambda each: CALLER in each.on and SEGMENT not in each.on),
     "metrics": _metrics,
 }
 

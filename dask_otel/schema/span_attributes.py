@@ -267,8 +267,8 @@ SUBMIT_COUNT = _attribute("dask.submit.count", "int", [CALLER], meaning="graphs 
 GRAPH_SIZE = _attribute("dask.graph.size", "int", [CALLER, PHASE], unit="bytes", meaning=
     "size of the serialised graphs; on a span `serialize graph`, of this graph")
 GRAPH_TASKS = _attribute("dask.graph.tasks", "int", [PHASE], meaning=
-    "on a span `submit graph`: tasks of the graph, if `Client.submit` or `Client.map` made it, or if it is a dictionary. For "
-    "collections, only the scheduler knows the number")
+    "on a span `submit graph`: tasks of the graph, if `Client.submit` or `Client.map` made it, or if it is a "
+    "dictionary. For collections, only the scheduler knows the number")
 GATHER_SIZE = _attribute("dask.gather.size", "int", [CALLER, PHASE], unit="bytes", meaning=
     "size of the results in memory, [if it is known](#phases-of-the-caller); on a span `gather results`, of these "
     "results")
