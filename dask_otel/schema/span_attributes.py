@@ -270,7 +270,7 @@ PHASE_NAME = _attribute("dask.phase", "string", [PHASE, CALLERS_PHASE], meaning=
     "what was done: `take_in`, the scheduler's processing of a graph that a client submitted; on spans of the caller "
     "`optimize`, `serialize`, `submit`, `wait`, `gather`")
 GRAPH_TASK_COUNT = _attribute("dask.graph.task.count", "int", [PHASE, CALLERS_PHASE], meaning=
-    "tasks of the graph; absent if the graph could not be taken in. On a span `submit graph`, only if `Client.submit` or "
+    "tasks of the graph; absent if it could not be taken in. On a span `submit graph`, only if `Client.submit` or "
     "`Client.map` made the graph, or if it is a dictionary: the tasks of collections are known to the scheduler only")
 GRAPH_SIZE = _attribute("dask.graph.size", "int", [PHASE, CALLER, CALLERS_PHASE], unit="bytes", meaning=
     "size of the serialised graph; in the sums of a caller's span, of all of them")

@@ -227,7 +227,7 @@ async def test_several_clusters(person, plugin, client, scheduler, worker):
     """No two schedulers make spans with the same ids."""
     other = MemoryPlugin()
     async with (
-        Scheduler(dashboard=False, port=0) as second,
+        Scheduler(dashboard=False, dashboard_address=":0", port=0) as second,
         Worker(second.address, nthreads=1),
         Client(second.address, asynchronous=True) as remote_client,
     ):

@@ -46,6 +46,8 @@ def test_what_was_not_measured_is_absent():
             graph_failures={},
             truncated_groups=0,
             truncated_tasks=0,
+            truncated_phases=0,
+            submitters={},
         )
     )
     assert set(found) == {
