@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from support.records import RUN, group, pending, segment, task
+from support.records import RUN, group, pending, phase, segment, task
 
 from dask_otel.otlp.spans import attributes, error_description, exception_event
 from dask_otel.schema import MAX_SPAN_ACTIVITIES
@@ -24,7 +24,7 @@ def test_segment():
 
 
 def test_identity_comes_first_because_a_limit_cuts_the_last():
-    for record in (segment(), group(), task(), pending()):
+    for record in (segment(), group(), task(), phase(), pending()):
         assert list(attributes(record))[:4] == ["dask.kind", "dask.span.id", "dask.span.path", "dask.span.root"]
 
 
