@@ -11,11 +11,11 @@ import distributed
 from ..patching import ANNOTATIONS, generator_of, replace_generator
 from ..safety import log
 from . import phases
-from .caller_context import caller_context
+from .caller_context import caller_context, span_ids_here
 from .dask_spans import with_callers_span
 from .submitting import add_to_submissions, can_add, safety
 
-__all__ = ["instrument", "is_instrumented", "uninstrument"]
+__all__ = ["instrument", "is_instrumented", "span_ids_here", "uninstrument"]
 
 #: Re-entrant: a signal handler may get here.
 _lock = RLock()
