@@ -19,6 +19,7 @@ import pytest
 import yaml
 from support.backends import free_port
 from support.environment import environment
+from support.notebooks import shown_below
 from support.processes import PATIENCE, Process, cluster
 from support.trees import tree, trees
 
@@ -78,30 +79,6 @@ def test_mpi(tmp_path):
         env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.stdout.split() == ["3", "True"], done.stderr
-
-
-#: In a process of its own, as Jupyter's event loop would stay open.
-RUN_NOTEBOOK = """
-import json, sys
-
-from nbclient import NotebookClient
-from nbformat.v4 import new_code_cell, new_notebook
-
-notebook = new_notebook(cells=[new_code_cell(cell) for cell in json.loads(sys.argv[1])])
-NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
-print(json.dumps([[output.get("data", output) for output in cell.outputs] for cell in notebook.cells]))
-"""
-
-
-def shown_below(cells, folder, **variables):
-    """Run a notebook in Jupyter's own kernel; return what is shown below each cell, and saved with the notebook."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_NOTEBOOK, json.dumps(cells)],
-        env=environment(variables | {"IPYTHONDIR": str(folder)}),
-        cwd=folder, capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def recipes_for_notebooks():
