@@ -51,6 +51,11 @@ class Caller(NamedTuple):
     #: Whether the caller may have recorded its span.
     is_sampled: bool
 
+    def traceparent(self, nonce: str = "") -> str:
+        """Return its W3C ``traceparent``, followed by ``;`` and the nonce if there is one: an anchored id."""
+        written = f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.is_sampled:02x}"
+        return f"{written};{nonce}" if nonce else written
+
 
 def caller_of(span_id: str) -> Caller | None:
     """Read the caller from an anchored id; None for any other id."""

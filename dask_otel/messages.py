@@ -115,6 +115,8 @@ class Submitter(NamedTuple):
     service: str = ""
     user: str = ""
     host: str = ""
+    #: The caller's span, as a W3C ``traceparent``, if the root is to have a trace of its own that is linked with it.
+    caller: str = ""
 
     def to_metadata(self) -> dict[str, dict[str, str]]:
         """Return what to add to the ``span_metadata`` of a graph; empty if nothing is known."""

@@ -13,9 +13,9 @@ from time import time
 from typing import Any, Literal
 
 import distributed
-from distributed import Scheduler, Worker
+from distributed import Client, Scheduler, Worker
 
-from . import __version__, config
+from . import __version__, config, instrument
 from .errors import SettingError
 from .metrics.series import MetricSettings
 from .otlp_options import OtlpOptions
@@ -39,7 +39,7 @@ _DEFAULT_LEVELS = {"full": Level.TASKS, "segments": Level.SPANS, "off": Level.NO
 
 
 def set_up(server: Any) -> Awaitable[None] | None:
-    """Set up the bridge in a Scheduler, and the spans of tasks in a Worker; in a Nanny or Client, log where it belongs.
+    """Set up the bridge in a Scheduler, the spans of tasks in a Worker, and a Client's process; in a Nanny, log a hint.
 
     Returns
     -------
@@ -47,7 +47,9 @@ def set_up(server: Any) -> Awaitable[None] | None:
     """
     if isinstance(server, Worker):
         return set_up_worker(server)
-    if not isinstance(server, Scheduler):
+    if isinstance(server, Client):
+        instrument()
+    elif not isinstance(server, Scheduler):
         log.info(
             "dask-otel was preloaded in a %s, where it does nothing yet. The scheduler sends the traces and metrics: "
             "start it with --preload dask_otel",

@@ -31,10 +31,11 @@ def test_public_names():
         "__version__",
         "dask_setup",
         "describe",
+        "instrument",
         "show_trace",
         "trace_id",
     ]
-    names += ["trace_url"]
+    names += ["trace_url", "uninstrument"]
     assert sorted(dask_otel.__all__) == names
     assert dir(dask_otel) == names
     assert all(getattr(dask_otel, name) for name in names)
@@ -108,7 +109,7 @@ ALLOWED = {
     "threads": set(),
     "tracers": {"", "opentelemetry"},
     "registration": {"links", "otlp_options", "safety", "status", "distributed"},
-    "current": {"identity", "worker", "dask", "distributed", "opentelemetry"},
+    "current": {"client", "identity", "worker", "dask", "distributed", "opentelemetry"},
     "links": {"otlp_options", "status", "dask", "distributed"},
     "client": {
         "config",
@@ -116,8 +117,13 @@ ALLOWED = {
         "identity",
         "messages",
         "patching",
+        "privacy",
         "safety",
+        "schema",
+        "scheduler",
         "tracers",
+        "worker",
+        "",
         "dask",
         "distributed",
         "opentelemetry",

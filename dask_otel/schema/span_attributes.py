@@ -32,6 +32,8 @@ SEGMENT, GROUP, TASK, PENDING = "span", "group", "task", "pending"
 #: Another value of ``dask.kind``: a call to an actor, with the attributes of a task span but ``dask.task.run_id``.
 ACTOR_CALL = "actor"
 LINK, EXCEPTION, RESOURCE, METRIC = "link", "exception", "resource", "metric"
+#: A span that an instrumented client makes, or on which it sums up what it did.
+CALLER = "caller"
 
 EVERY = (SEGMENT, GROUP, TASK, PENDING)
 _SUMMED = (SEGMENT, GROUP)
@@ -81,12 +83,12 @@ def _pattern(name: str, type_: Type, on: Sequence[str], meaning: str, unit: str 
 KIND = _attribute("dask.kind", "string", EVERY, meaning=
     "`span` for a segment, `group` for a group span, `task` for a task span, `pending` for a pending span, `actor` for "
     "a [call to an actor](inside.md#actors)")
-SPAN_ID = _attribute("dask.span.id", "string", EVERY, meaning="id of the Dask span")
+SPAN_ID = _attribute("dask.span.id", "string", (*EVERY, CALLER), meaning="id of the Dask span")
 SPAN_PATH = _attribute("dask.span.path", "string", EVERY, cap=MAX_NAME, meaning=
     "tags of the Dask span from the root down, joined: `Alice's workflow / data load`")
 SPAN_ROOT = _attribute("dask.span.root", "string", (*EVERY, METRIC), cap=MAX_NAME, max_values=MAX_ROOT_NAMES, meaning=
     "tag of the root span, so that one search finds all spans of a workflow")
-ERROR_TYPE = _attribute("error.type", "string", (*EVERY, METRIC), max_values=MAX_ERROR_TYPES, meaning=
+ERROR_TYPE = _attribute("error.type", "string", (*EVERY, CALLER, METRIC), max_values=MAX_ERROR_TYPES, meaning=
     "type of the first exception, read from its pickle or its `repr` ([how](truth.md#what-became-of-a-task)), or "
     "`_OTHER` if neither contains it. A span with this attribute has the status Error; the status description has the "
     "number of failed tasks and the first message. On a top span whose result is `lost` or `interrupted`, that word")
@@ -131,7 +133,7 @@ SPAN_SEGMENT = _attribute("dask.span.segment", "int", [SEGMENT], meaning=
 SEGMENT_PREVIOUS_ID = _attribute("dask.segment.previous_id", "string", [SEGMENT], meaning=
     "span id of the previous segment of the same Dask span. Only on a segment without parent whose previous segment is "
     "in the same trace; every other segment has a link of type `continues` instead")
-SPAN_RESULT = _attribute("dask.span.result", "string", [SEGMENT, METRIC], meaning=
+SPAN_RESULT = _attribute("dask.span.result", "string", [SEGMENT, CALLER, METRIC], meaning=
     "`success`, `error`, `cancelled`, `lost` (tasks can never run, because scattered data that they need was lost "
     "with its worker), `unfinished` (cut because of `otel.traces.max-segment`, or because dask-otel was registered "
     "again with other settings), `interrupted` (the cluster closed before all tasks had finished)")
@@ -262,6 +264,8 @@ LINK_TYPES = {
     "it",
     "counted_in": "segment → the segment of another trace that counts tasks which this one requested",
     "within": "segment in a caller's trace → the segment of the Dask span around it, see "
+    "[below](#work-in-a-callers-trace)",
+    "work": "caller's span → the first segment of a root Dask span that has a trace of its own, see "
     "[below](#work-in-a-callers-trace)",
 }
 
