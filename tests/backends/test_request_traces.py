@@ -70,6 +70,7 @@ def sends(jaeger, read_server) -> dict[str, str]:
         "OTEL_PYTHON_LOG_AUTO_INSTRUMENTATION": "false",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "READ_URL": read_server.url,
+        "DASK_DISTRIBUTED__CLIENT__PRELOAD": "dask_otel",
         # Whether a step takes long is a matter of chance. Where steps are spans, a test says so.
         "DASK_OTEL__CLIENT__PHASE_THRESHOLD": "1 hour",
     }
@@ -189,7 +190,7 @@ def is_unknown(jaeger, trace_id):
 
 
 def request_trace(name, *below):
-    return ["browser  GET", f"  web  GET {name}", *(f"    {line}" for line in below)]
+    return ["browser  GET", f"  web  {name}", *(f"    {line}" for line in below)]
 
 
 def reads(name, number=1, *, others=()):
@@ -247,7 +248,7 @@ def test_a_dask_span_inside_a_request(jaeger, async_service, browser):
     (answer,) = browser.get(f"{async_service}/parts/one")
     assert answer.content == [answer.trace, 5]
     below = reads("part")
-    trace_of(jaeger, answer.trace, request_trace("/parts/{item}", "web span part", *(f"  {line}" for line in below)))
+    trace_of(jaeger, answer.trace, request_trace("GET /parts/{item}", "web  part", *(f"  {line}" for line in below)))
 
 
 def test_futures_that_another_request_awaits(jaeger, async_service, browser):
@@ -278,7 +279,7 @@ def test_work_in_a_linked_trace(jaeger, async_service, browser):
     ]
     ((linked, segment, _),) = caller.links
     assert linked != answer.trace
-    (root, *_) = trace_of(jaeger, linked, reads("GET /linked/{item}"))
+    (root,) = [each for each in trace_of(jaeger, linked, reads("GET /linked/{item}")) if not each.parent_id]
     assert root.span_id == segment
     assert [each[:2] for each in root.links] == [(answer.trace, caller.span_id)]
 
@@ -378,17 +379,22 @@ def test_a_script(jaeger, tmp_path, address, sends, read_server):
     cases = ["span", "own span", "span inside", "span around"]
     traces = dict(zip(cases, run_script(tmp_path, address, sends, "-c", SCRIPT, *cases, "no span"), strict=True))
     assert len({*traces.values()}) == 4
-    trace_of(jaeger, traces["span"], ["script span report", *indented(*reads("report"))])
+    trace_of(jaeger, traces["span"], ["script  report", *indented(*reads("report"))])
     trace_of(jaeger, traces["own span"], ["script  nightly", *indented(*reads("nightly"))])
-    part = ["script span part", *indented(*reads("part"))]
+    part = ["script  part", *indented(*reads("part"))]
     trace_of(jaeger, traces["span inside"], ["script  request", *indented(*part)])
     trace_of(jaeger, traces["span around"], AROUND)
     (caller,) = [caller for path, caller in read_server.received if path == "/none"]
     trace_of(jaeger, caller.split("-")[1], reads("default: read"))
 
 
+#: Within one trace, the cluster's spans are below each other as Dask's spans are.
 AROUND = [
-    "script span nightly",
+    "script  nightly",
+    "  dask-scheduler span nightly",
+    *(f"    {line}" for line in reads("request") * 2),
+    "  script  request",
+    "  script  request",
 ]
 
 TRACEPARENT = "00-{trace}-00f067aa0ba902b7-01"
