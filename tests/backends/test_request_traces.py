@@ -44,6 +44,7 @@ pytestmark = [pytest.mark.backend, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 COMMAND = str(BIN / "opentelemetry-instrument")
+ASYNC_SERVICE = "support.async_service"
 REQUESTS = 50
 
 
@@ -189,8 +190,12 @@ def is_unknown(jaeger, trace_id):
     return False
 
 
+def indented(*lines, by=2):
+    return [f"{' ' * by}{line}" for line in lines]
+
+
 def request_trace(name, *below):
-    return ["browser  GET", f"  web  {name}", *(f"    {line}" for line in below)]
+    return ["browser  GET", f"  web  {name}", *indented(*below, by=4)]
 
 
 def reads(name, number=1, *, others=()):
@@ -244,11 +249,11 @@ def test_a_request_that_fails(jaeger, async_service, browser):
 
 
 def test_a_dask_span_inside_a_request(jaeger, async_service, browser):
-    """``dask_otel.trace_id()`` in it is the trace of the request."""
+    """``dask_otel.trace_id()`` is the trace of the request, inside of it and outside."""
     (answer,) = browser.get(f"{async_service}/parts/one")
-    assert answer.content == [answer.trace, 5]
+    assert answer.content == [answer.trace, answer.trace, 5]
     below = reads("part")
-    trace_of(jaeger, answer.trace, request_trace("GET /parts/{item}", "web  part", *(f"  {line}" for line in below)))
+    trace_of(jaeger, answer.trace, request_trace("GET /parts/{item}", "web  part", *indented(*below)))
 
 
 def test_futures_that_another_request_awaits(jaeger, async_service, browser):
@@ -323,9 +328,26 @@ def test_requests_in_threads_of_which_the_first_makes_the_client(
     trace_of(jaeger, first.trace, request_trace("GET /first", *reads("GET /first")))
 
 
+def test_the_spans_that_fastapi_makes_itself(jaeger, tmp_path, address, sends, browser):
+    """Where FastAPI has no instrumentation: the current span is one for all routes, below that of the request."""
+    pytest.importorskip("fastapi.telemetry", reason="an older FastAPI makes no spans")
+    without = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "fastapi,asgi"}
+    with service("async_service", tmp_path, address, sends, **without) as url:
+        item, part = browser.get(f"{url}/items/one", f"{url}/parts/one")
+    steps = ["  web  fastapi.dependencies", "  web  fastapi.endpoint", "  web  fastapi.serialization"]
+    name = f"{ASYNC_SERVICE}.items"
+    below = [f"    {line}" for line in reads(name, others=["  dask-scheduler group sum"])]
+    request = ["web  GET /items/{item}", *steps[:2], *below, *steps[2:]]
+    trace_of(jaeger, item.trace, ["browser  GET", *indented(*request)])
+    assert part.content == [part.trace, part.trace, 5]
+    request = ["web  GET /parts/{item}", *steps[:2], "    web  part", *(f"      {line}" for line in reads("part")), *steps[2:]]
+    trace_of(jaeger, part.trace, ["browser  GET", *indented(*request)])
+
+
 #: What a script does, by its argument. Each line of output is the id of a trace.
 SCRIPT = """
 import os, sys
+import httpx
 from distributed import Client, span
 from opentelemetry import trace
 import dask_otel
@@ -355,6 +377,10 @@ with Client() as client:
                 for each in range(2):
                     with tracer.start_as_current_span("request"):
                         client.submit(read, f"{url}around-{each}").result()
+        else:  # the address of a web service
+            with span("caller"):
+                print(dask_otel.trace_id())
+                httpx.get(f"{case}/items/called", timeout=60)
 """
 
 
@@ -368,10 +394,6 @@ def run_script(folder, address, sends, *arguments, **variables):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout.splitlines()
-
-
-def indented(*lines):
-    return [f"  {line}" for line in lines]
 
 
 def test_a_script(jaeger, tmp_path, address, sends, read_server):
@@ -401,11 +423,44 @@ TRACEPARENT = "00-{trace}-00f067aa0ba902b7-01"
 
 
 def test_a_script_that_a_batch_system_starts(jaeger, tmp_path, address, sends):
-    """Its work is below the span whose id is in the environment."""
-    trace = "1" + os.urandom(16).hex()[1:]
-    lines = run_script(
-        tmp_path, address, sends, "-c", SCRIPT, "no span", "span", "own span",
-        TRACEPARENT=TRACEPARENT.format(trace=trace), BAGGAGE="tenant=a",
-    )  # fmt: skip
-    assert lines[0] == trace
-    assert lines[1] != trace  # the script's own span is the top of a trace: OpenTelemetry's SDK reads no environment
+    """Its work is below the span that the environment names; without a span it has the name of the service."""
+    trace, parent = "1" + os.urandom(16).hex()[1:], os.urandom(8).hex()
+    variables = {"TRACEPARENT": f"00-{trace}-{parent}-01", "TRACESTATE": "batch=1", "BAGGAGE": "tenant=a"}
+    cases = ["no span", "span", "own span"]
+    found, own = run_script(tmp_path, address, sends, "-c", SCRIPT, *cases, **variables)
+    assert found == trace
+    expected = ["script  report", *indented(*reads("report")), *reads("script")]
+    trace_of(jaeger, trace, expected, parent)
+    # OpenTelemetry's SDK does not read the environment: a span of the script's own is the top of a trace.
+    assert own != trace
+    trace_of(jaeger, own, ["script  nightly", *indented(*reads("nightly"))])
+
+
+def test_a_request_of_a_script_that_is_in_a_dask_span(jaeger, tmp_path, address, sends, async_service):
+    """The request's work is in another process than the Dask span around the request, and in the same trace."""
+    (trace,) = run_script(tmp_path, address, sends, "-c", SCRIPT, async_service)
+    name = "GET /items/{item}"
+    below = ["script  GET", *indented(f"web  {name}", *indented(*reads(name, others=["  dask-scheduler group sum"])))]
+    trace_of(jaeger, trace, ["script  caller", *indented(*below)])
+
+
+#: Cells of a notebook, whose kernel has OpenTelemetry's SDK as it was started with OpenTelemetry's command.
+CELLS = [
+    "import os, dask_otel; from distributed import Client, span; from support.request_tasks import read",
+    "dask_otel.instrument(); client = Client()",
+    "with span('training'):\n    training = dask_otel.trace_id()\n"
+    "    client.submit(read, os.environ['READ_URL'] + 'notebook').result()",
+    "training",
+    "client.submit(read, os.environ['READ_URL'] + 'later').result()",
+    "client.close()",
+]
+
+
+def test_a_notebook(jaeger, tmp_path, address, sends, read_server):
+    """Each cell with a span is a trace; work without a span is in the cluster's own."""
+    env = sends | {"OTEL_SERVICE_NAME": "notebook", "DASK_SCHEDULER_ADDRESS": address}
+    shown = shown_below(CELLS, tmp_path, COMMAND, **env)
+    trace = shown[3][0]["text/plain"].strip("'")
+    trace_of(jaeger, trace, ["notebook  training", *indented(*reads("training"))])
+    (caller,) = [caller for path, caller in read_server.received if path == "/later"]
+    trace_of(jaeger, caller.split("-")[1], reads("default: read"))

@@ -44,8 +44,9 @@ async def failures(request: Request, item: str) -> None:
 
 @app.get("/parts/{item}")
 async def parts(request: Request, item: str) -> Any:
+    outside = dask_otel.trace_id()
     with span("part"):
-        return dask_otel.trace_id(), await request.app.state.client.submit(read, f"{URL}{item}")
+        return outside, dask_otel.trace_id(), await request.app.state.client.submit(read, f"{URL}{item}")
 
 
 @app.get("/tenants")
