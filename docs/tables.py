@@ -10,7 +10,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dask_otel import schema
-from dask_otel.schema import ATTRIBUTES, EVERY, GROUP, LINK_TYPES, METRICS, PENDING, RESOURCE, SEGMENT, TASK, Attribute
+from dask_otel.schema import (
+    ATTRIBUTES,
+    EVERY,
+    GROUP,
+    LINK_TYPES,
+    METRICS,
+    PENDING,
+    PHASE,
+    RESOURCE,
+    SEGMENT,
+    TASK,
+    Attribute,
+)
 
 PAGES = [Path(__file__).with_name(name) for name in ("attributes.md", "metrics.md")]
 
@@ -40,6 +52,8 @@ def _limits() -> str:
         ("group spans in one segment of a top span and all segments inside it", f"{schema.MAX_GROUP_SPANS:,}"),
         ("spans of failed tasks in these segments together", f"{schema.MAX_ERRED_SPANS:,}"),
         ("spans of slow tasks in these segments together", f"{schema.MAX_SLOWEST_SPANS:,}"),
+        ("spans of phases in a segment", f"{schema.MAX_PHASES:,}"),
+        ("callers that a segment is linked to", f"{schema.MAX_CALLERS:,}"),
         ("links of a span", f"{schema.MAX_LINKS:,}"),
         ("text", f"{schema.MAX_VALUE:,} bytes"),
         ("names", f"{schema.MAX_NAME:,} bytes"),
@@ -81,6 +95,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "segment": lambda: attributes(lambda each: SEGMENT in each.on and GROUP not in each.on),
     "group span": lambda: attributes(lambda each: GROUP in each.on and SEGMENT not in each.on),
     "task span": lambda: attributes(lambda each: TASK in each.on and not _is_on_every(each)),
+    "phase": lambda: attributes(lambda each: PHASE in each.on and not _is_on_every(each)),
     "pending span": lambda: attributes(lambda each: PENDING in each.on and not _is_on_every(each)),
     "limits": _limits,
     "links": _links,

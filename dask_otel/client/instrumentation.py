@@ -10,6 +10,7 @@ import distributed
 
 from ..patching import ANNOTATIONS, generator_of, replace_generator
 from ..safety import log
+from . import phases
 from .caller_context import caller_context
 from .dask_spans import with_callers_span
 from .submitting import add_to_submissions, can_add, safety
@@ -47,6 +48,7 @@ def instrument() -> None:
             return
         _undo.append(replace_generator(distributed.span, with_callers_span(generator)))
         _undo.append(add_to_submissions(caller_context))
+        _undo.append(phases.install(safety))
 
 
 def uninstrument() -> None:
