@@ -6,7 +6,7 @@ The programs and the workers are started by ``opentelemetry-instrument``; nothin
 from __future__ import annotations
 
 import asyncio
-import json
+import io
 import os
 import re
 import subprocess
@@ -14,6 +14,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -25,12 +27,16 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
 from support.backends import free_port, skip
 from support.environment import environment
 from support.http_server import Server, serve
 from support.notebooks import shown_below
 from support.processes import LOOPBACK, PATIENCE, Process, cluster, our_errors
 from support.trees import whole
+
+from dask_otel.cli.waterfall import waterfall
 
 try:
     import httpx
@@ -44,7 +50,6 @@ pytestmark = [pytest.mark.backend, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 COMMAND = str(BIN / "opentelemetry-instrument")
-ASYNC_SERVICE = "support.async_service"
 REQUESTS = 50
 
 
@@ -71,7 +76,6 @@ def sends(jaeger, read_server) -> dict[str, str]:
         "OTEL_PYTHON_LOG_AUTO_INSTRUMENTATION": "false",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "READ_URL": read_server.url,
-        "DASK_DISTRIBUTED__CLIENT__PRELOAD": "dask_otel",
         # Whether a step takes long is a matter of chance. Where steps are spans, a test says so.
         "DASK_OTEL__CLIENT__PHASE_THRESHOLD": "1 hour",
     }
@@ -116,7 +120,8 @@ def service(name: str, folder: Path, address: str, sends: dict[str, str], **vari
         assert process.is_alive
     finally:
         process.stop_or_kill()
-    assert not our_errors(process.log)
+    # A request that fails has its traceback there, with frames of ours; dask-otel itself logs nothing.
+    assert "dask-otel" not in process.log
 
 
 @pytest.fixture(scope="module")
@@ -329,18 +334,19 @@ def test_requests_in_threads_of_which_the_first_makes_the_client(
 
 
 def test_the_spans_that_fastapi_makes_itself(jaeger, tmp_path, address, sends, browser):
-    """Where FastAPI has no instrumentation: the current span is one for all routes, below that of the request."""
+    """Without OpenTelemetry's instrumentation, the current span has one name for all routes; the Dask span has the route."""
     pytest.importorskip("fastapi.telemetry", reason="an older FastAPI makes no spans")
     without = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "fastapi,asgi"}
     with service("async_service", tmp_path, address, sends, **without) as url:
         item, part = browser.get(f"{url}/items/one", f"{url}/parts/one")
     steps = ["  web  fastapi.dependencies", "  web  fastapi.endpoint", "  web  fastapi.serialization"]
-    name = f"{ASYNC_SERVICE}.items"
-    below = [f"    {line}" for line in reads(name, others=["  dask-scheduler group sum"])]
-    request = ["web  GET /items/{item}", *steps[:2], *below, *steps[2:]]
+    name = "GET /items/{item}"
+    below = indented(*reads(name, others=["  dask-scheduler group sum"]), by=4)
+    request = [f"web  {name}", *steps[:2], *below, *steps[2:]]
     trace_of(jaeger, item.trace, ["browser  GET", *indented(*request)])
     assert part.content == [part.trace, part.trace, 5]
-    request = ["web  GET /parts/{item}", *steps[:2], "    web  part", *(f"      {line}" for line in reads("part")), *steps[2:]]
+    below = ["    web  part", *indented(*reads("part"), by=6)]
+    request = ["web  GET /parts/{item}", *steps[:2], *below, *steps[2:]]
     trace_of(jaeger, part.trace, ["browser  GET", *indented(*request)])
 
 
@@ -436,6 +442,53 @@ def test_a_script_that_a_batch_system_starts(jaeger, tmp_path, address, sends):
     trace_of(jaeger, own, ["script  nightly", *indented(*reads("nightly"))])
 
 
+#: Collections that are computed, and futures that are gathered.
+PHASES = """
+import dask
+from distributed import Client, span
+import dask_otel
+
+with Client() as client, span("report"):
+    print(dask_otel.trace_id())
+    loaded = [dask.delayed(abs, pure=True)(-each) for each in range(3)]
+    assert dask.delayed(sum)(loaded).compute() == 3
+    with span("futures"):
+        assert sum(client.gather(client.map(float, range(3)))) == 3
+"""
+
+
+ALL_STEPS = [
+    "script  report",
+    "  script  futures",
+    "    script  gather results",
+    "    script  serialize graph",
+    "    script  submit graph",
+    "    script  wait for results",
+    "  script  gather results",
+    "  script  optimize graph",
+    "  dask-scheduler span report",
+    "    dask-scheduler group abs",
+    "    dask-scheduler span futures",
+    "      dask-scheduler group float",
+    "      dask-scheduler phase take in graph",
+    "    dask-scheduler group sum",
+    "    dask-scheduler phase take in graph",
+    "  script  serialize graph",
+    "  script  submit graph",
+    "  script  wait for results",
+]
+
+
+def test_phases(jaeger, tmp_path, sends):
+    """All steps are spans here, however short: of the program, and of the scheduler."""
+    all_steps = sends | {"DASK_OTEL__CLIENT__PHASE_THRESHOLD": "0s"}
+    with cluster(tmp_path, env=all_steps, workers=1) as processes:
+        (trace,) = run_script(tmp_path, processes.address, all_steps, "-c", PHASES)
+        spans = trace_of(jaeger, trace, ALL_STEPS)
+    attributes = Counter(name for each in spans for name in each.attributes)
+    assert (attributes["dask.graph.size"], attributes["dask.gather.size"]) == (4, 2)
+
+
 def test_a_request_of_a_script_that_is_in_a_dask_span(jaeger, tmp_path, address, sends, async_service):
     """The request's work is in another process than the Dask span around the request, and in the same trace."""
     (trace,) = run_script(tmp_path, address, sends, "-c", SCRIPT, async_service)
@@ -447,7 +500,7 @@ def test_a_request_of_a_script_that_is_in_a_dask_span(jaeger, tmp_path, address,
 #: Cells of a notebook, whose kernel has OpenTelemetry's SDK as it was started with OpenTelemetry's command.
 CELLS = [
     "import os, dask_otel; from distributed import Client, span; from support.request_tasks import read",
-    "dask_otel.instrument(); client = Client()",
+    "client = Client()",
     "with span('training'):\n    training = dask_otel.trace_id()\n"
     "    client.submit(read, os.environ['READ_URL'] + 'notebook').result()",
     "training",
@@ -464,3 +517,46 @@ def test_a_notebook(jaeger, tmp_path, address, sends, read_server):
     trace_of(jaeger, trace, ["notebook  training", *indented(*reads("training"))])
     (caller,) = [caller for path, caller in read_server.received if path == "/later"]
     trace_of(jaeger, caller.split("-")[1], reads("default: read"))
+
+
+PICTURE = ROOT / "docs/request.svg"
+REPORT = [
+    "browser  GET",
+    "  web  GET /report/{id}",
+    "    dask-scheduler span GET /report/{id}",
+    "      dask-scheduler group load",
+    *["        workers task load", "          workers  GET"] * 4,
+    "      dask-scheduler group summarise",
+    "    web  publish",
+    "      dask-scheduler span publish",
+    "        dask-scheduler group store",
+    "          workers task store",
+    "            workers  GET",
+    "      web  wait for results",
+    "    web  wait for results",
+]
+
+
+def test_the_picture_of_the_page(jaeger, tmp_path, address, sends, browser):
+    """``DASK_OTEL_TEST_DRAW=1`` draws it again. The server takes its time, so that waiting is a phase."""
+    with service("async_service", tmp_path, address, sends, DASK_OTEL__CLIENT__PHASE_THRESHOLD="50ms") as url:
+        (answer,) = browser.get(f"{url}/report/7")
+    is_drawn = lambda each: each.attributes.get("dask.phase", "wait") == "wait"  # noqa: E731 -- others may be slow
+    enough = lambda spans: sum(map(is_drawn, sent(spans))) >= len(REPORT)  # noqa: E731
+    spans = [each for each in sent(jaeger.trace(answer.trace, enough)) if is_drawn(each)]
+    assert whole(spans) == REPORT
+    named = [replace(each, name=f"{each.name} · {each.resource['service.name']}") for each in spans]
+    if "DASK_OTEL_TEST_DRAW" in os.environ:
+        draw(named)
+    shown = unescape(" ".join(re.findall(r"<text[^>]*>(.*?)</text>", PICTURE.read_text(encoding="utf-8"))))
+    assert Counter(re.findall(r"[└├]─ (?:◦ )?(.*? · [\w-]+)", shown.replace("\xa0", " "))) == Counter(
+        each.name for each in named if each.parent_id
+    )
+
+
+def draw(spans):
+    console = Console(file=io.StringIO(), record=True, width=100)
+    console.print(waterfall(spans, console.width))
+    # Without the font of another server.
+    form = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    console.save_svg(str(PICTURE), title="GET /report/7", code_format=form, unique_id="request")

@@ -47,7 +47,6 @@ def sends(jaeger) -> dict[str, str]:
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
-        "DASK_DISTRIBUTED__CLIENT__PRELOAD": "dask_otel",
         "DO_NOT_TRACK": "1",
         # Whether a step takes long is a matter of chance.
         "DASK_OTEL__CLIENT__PHASE_THRESHOLD": "1 hour",
@@ -164,6 +163,7 @@ def test_airflow(jaeger, tmp_path, dask_cluster, sends):
     """A task that submits work, and a program in a task, to which a macro hands the trace on."""
     env = sends | {
         "BATCH_JOB": str(EXAMPLES / "batch_job.py"),
+        "DASK_DISTRIBUTED__CLIENT__PRELOAD": "dask_otel",
         "DASK_SCHEDULER_ADDRESS": dask_cluster.address,
         "OTEL_SERVICE_NAME": "airflow",
     }

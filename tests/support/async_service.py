@@ -15,7 +15,7 @@ from distributed import Client, Future, span
 from fastapi import FastAPI, Request
 
 import dask_otel
-from support.request_tasks import fail, read, tenant
+from support.request_tasks import fail, load, read, store, summarise, tenant
 
 URL = os.environ["READ_URL"]
 
@@ -35,6 +35,14 @@ started: dict[str, Future] = {}
 async def items(request: Request, item: str, reads: int = 1) -> int:
     client = request.app.state.client
     return await client.submit(sum, client.map(read, [f"{URL}{item}/{each}" for each in range(reads)]))
+
+
+@app.get("/report/{id}")
+async def report(request: Request, id: int) -> int:
+    client = request.app.state.client
+    size = await client.submit(summarise, client.map(load, [f"{URL}slow/{id}/{each}" for each in range(4)]))
+    with span("publish"):
+        return await client.submit(store, f"{URL}slow/{id}?size={size}")
 
 
 @app.get("/failures/{item}")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from time import sleep
 from typing import NamedTuple
 
 __all__ = ["Received", "Server", "serve"]
@@ -20,7 +21,7 @@ class Received(NamedTuple):
 
 
 class Server:
-    """Answers each request with five bytes, and keeps the requests."""
+    """Answers each request with five bytes, and keeps the requests. Below ``/slow/``, it takes its time."""
 
     def __init__(self) -> None:
         self.received: list[Received] = []
@@ -29,6 +30,8 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 received.append(Received(self.path, self.headers["traceparent"]))
+                if self.path.startswith("/slow/"):
+                    sleep(0.25)
                 self.send_response(200)
                 self.send_header("Content-Length", "5")
                 self.end_headers()

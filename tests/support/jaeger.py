@@ -62,7 +62,6 @@ class Jaeger:
             sleep(0.1)
         raise AssertionError(f"Jaeger has only {[span.name for span in spans]} of trace {trace_id}")
 
-
     def find(self, service: str, enough: Callable[[list[Span]], bool]) -> list[Span]:
         """Ask for the traces of a service until one has enough, and return that one."""
         now = datetime.now(timezone.utc)
@@ -152,7 +151,9 @@ def _spans(answer: dict[str, Any]) -> list[Span]:
                 (link["traceId"], link["spanId"], _values(link.get("attributes", [])).get("dask.link.type", ""))
                 for link in span.get("links", [])
             ),
-            status={None: "Unset", 1: "Ok", "STATUS_CODE_OK": "Ok", 2: "Error", "STATUS_CODE_ERROR": "Error"}[span.get("status", {}).get("code")],
+            status={None: "Unset", 1: "Ok", "STATUS_CODE_OK": "Ok", 2: "Error", "STATUS_CODE_ERROR": "Error"}[
+                span.get("status", {}).get("code")
+            ],
             status_message=span.get("status", {}).get("message", ""),
             resource=_values(by_resource["resource"]["attributes"]),
         )
