@@ -334,7 +334,7 @@ def test_requests_in_threads_of_which_the_first_makes_the_client(
 
 
 def test_the_spans_that_fastapi_makes_itself(jaeger, tmp_path, address, sends, browser):
-    """Without OpenTelemetry's instrumentation, the current span has one name for all routes; the Dask span has the route."""
+    """Without OpenTelemetry's instrumentation, the current span has one name for all routes. Dask's has the route."""
     pytest.importorskip("fastapi.telemetry", reason="an older FastAPI makes no spans")
     without = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "fastapi,asgi"}
     with service("async_service", tmp_path, address, sends, **without) as url:
@@ -549,7 +549,7 @@ def test_the_picture_of_the_page(jaeger, tmp_path, address, sends, browser):
     if "DASK_OTEL_TEST_DRAW" in os.environ:
         draw(named)
     shown = unescape(" ".join(re.findall(r"<text[^>]*>(.*?)</text>", PICTURE.read_text(encoding="utf-8"))))
-    assert Counter(re.findall(r"[└├]─ (?:◦ )?(.*? · [\w-]+)", shown.replace("\xa0", " "))) == Counter(
+    assert Counter(re.findall(r"[└├]─\s+(?:◦\s+)?(.*? · [\w-]+)", shown.replace("\xa0", " "))) == Counter(
         each.name for each in named if each.parent_id
     )
 

@@ -36,6 +36,8 @@ service:
   telemetry: {{metrics: {{level: none}}}}
   pipelines: {{traces: {{receivers: [otlp], exporters: [jaeger_storage_exporter]}}}}
 """
+#: Others than dask-otel also say that all is well.
+_STATUS = {None: "Unset", 1: "Ok", "STATUS_CODE_OK": "Ok", 2: "Error", "STATUS_CODE_ERROR": "Error"}
 
 
 class Jaeger:
@@ -151,9 +153,7 @@ def _spans(answer: dict[str, Any]) -> list[Span]:
                 (link["traceId"], link["spanId"], _values(link.get("attributes", [])).get("dask.link.type", ""))
                 for link in span.get("links", [])
             ),
-            status={None: "Unset", 1: "Ok", "STATUS_CODE_OK": "Ok", 2: "Error", "STATUS_CODE_ERROR": "Error"}[
-                span.get("status", {}).get("code")
-            ],
+            status=_STATUS[span.get("status", {}).get("code")],
             status_message=span.get("status", {}).get("message", ""),
             resource=_values(by_resource["resource"]["attributes"]),
         )

@@ -129,7 +129,7 @@ def _is_additive(name: str) -> bool:
 
 
 def whole(spans: Iterable[Span], parent: str = "") -> list[str]:
-    """Service, kind, name and status of each span, below its parent: all spans of a trace, also those of other programs.
+    """A trace with the spans of all programs: service, kind, name and status of each, below its parent.
 
     Kinds are those of dask-otel; other programs' spans have none.
 
