@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from time import time_ns
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from opentelemetry.trace import (
 )
 
 from ..worker.task_span import current_run
+from .submitting import safety
 
 __all__ = [
     "Caller",
@@ -233,13 +234,21 @@ def carrier_of(context: Context) -> dict[str, str]:
         return {}
     written: dict[Any, Any] = {}
     get_global_textmap().inject(written, context=context)
-    carrier = {name: value for name, value in written.items() if isinstance(name, str) and isinstance(value, str)}
+    carrier = {name: value for name, value in written.items() if _is_text(name) and _is_text(value)}
     if len(carrier) > MAX_FIELDS or sum(map(len, (*carrier, *carrier.values()))) > MAX_CARRIER:
         raise ValueError(
             f"the propagators write {len(carrier):,} fields; more than {MAX_FIELDS} of them, or {MAX_CARRIER:,} "
             "characters, are not sent with tasks"
         )
     return carrier
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text that Dask can send: a task that has anything else would never reach its worker."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:  # a part of a character
+        return False
 
 
 class _EnvironmentGetter(Getter[Mapping[str, str]]):
@@ -265,26 +274,26 @@ _latest: tuple[Any, tuple[str, ...], tuple[str | None, ...], Context] | None = N
 
 
 def _environment() -> Context:
-    """Return the context that the environment describes."""
+    """Return the context that the environment describes; a propagator that fails is not asked again."""
     global _latest
     propagator, latest = get_global_textmap(), _latest
     if latest is None or latest[0] is not propagator:
-        variables = tuple(sorted({_variable(field) for field in _fields(propagator)}))
+        variables: tuple[str, ...] = ()
+        with safety.guard("caller (propagators)"):
+            variables = tuple(sorted({_variable(field) for field in propagator.fields if isinstance(field, str)}))
         latest = propagator, variables, (), _NO_CONTEXT
     values = tuple(map(os.environ.get, latest[1]))
     if values != latest[2]:
-        _latest = *latest[:2], values, _NO_CONTEXT  # a propagator that raises is not asked again
         carrier = {
             # Bytes that are no text, which propagators fail on.
             name: value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             for name, value in zip(latest[1], values, strict=True)
             if value
         }
-        context = propagator.extract(carrier, context=Context(), getter=_getter) if carrier else _NO_CONTEXT
+        context = _NO_CONTEXT
+        if carrier:
+            with safety.guard("caller (propagators)"):
+                context = propagator.extract(carrier, context=Context(), getter=_getter)
         latest = *latest[:2], values, context
     _latest = latest
     return latest[3]
-
-
-def _fields(propagator: Any) -> Iterable[str]:
-    return [field for field in propagator.fields if isinstance(field, str)]

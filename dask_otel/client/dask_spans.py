@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, Token, copy_context
 from functools import lru_cache
 from hashlib import blake2b
 from time import time_ns
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import dask
@@ -35,6 +36,9 @@ from .settings import ClientSettings, client_settings
 from .submitting import safety
 
 __all__ = ["OpenSpan", "is_busy", "open_span", "with_callers_span"]
+
+
+Result = TypeVar("Result")
 
 
 class OpenSpan(NamedTuple):
@@ -63,6 +67,8 @@ class OpenSpan(NamedTuple):
 _OPEN = create_key("dask_otel_open_span")
 #: Whether a caller's span is being made or ended here: span processors may use Dask.
 _busy: ContextVar[bool] = ContextVar("dask_otel_busy", default=False)
+#: The innermost block; only for its tokens, which belong to one context as those of Dask do.
+_entered: ContextVar[Any] = ContextVar("dask_otel_block", default=None)
 _tracer = GlobalTracer()
 
 
@@ -77,20 +83,24 @@ def is_busy() -> bool:
     return _busy.get()
 
 
-def with_callers_span(original: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
+def with_callers_span(
+    original: Callable[..., Iterator[str]], is_on: Callable[[], bool]
+) -> Callable[..., Iterator[str]]:
     """Return what takes the place of the generator function behind ``distributed.span``.
 
     Parameters
     ----------
     original
         The function that was there before, which opens the Dask span.
+    is_on
+        Whether to make spans of the caller: it may still be there, below a patch of somebody else, once it is undone.
     """
     opens = contextmanager(original)
 
     @functools.wraps(original)
     def span(*tags: str) -> Iterator[str]:
         with opens(*tags) as span_id:
-            opened = _begin(len(tags))
+            opened = _begin(len(tags)) if is_on() else None
             if opened is None:
                 yield span_id
                 return
@@ -113,26 +123,49 @@ class _Opened:
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
         self.spans: list[Span] = []
+        self._process = os.getpid()
         #: Of the innermost Dask span.
         self.id = ""
-        #: OpenTelemetry's context, and the one before.
-        self.context = Context()
+        #: OpenTelemetry's context before, and what tells the context apart in which it was left; once it is.
         self.before = Context()
+        self.token: Token[Any] | None = None
+
+    def enter(self, context: Context) -> None:
+        """Make a context of OpenTelemetry's the current one."""
+        self.before = get_current()
+        self.token = _entered.set(self)
+        attach(context)
+
+    def leave(self) -> None:
+        """Put back the context before, whatever the block has left, unless it is left in another context.
+
+        Not by OpenTelemetry's token: it would log an error then.
+        """
+        token, self.token = self.token, None
+        if token is not None:
+            with suppress(ValueError):
+                _entered.reset(token)
+                attach(self.before)
 
     def end(self, error: BaseException | None) -> None:
         """Leave the context if it is still current, and end the spans with what has left the block; never raises."""
         safety.logs_messages = self._capture == Capture()
-        with safety.guard("caller (end of a span)"):
-            # Not by a token: the block may be left in another context, which OpenTelemetry would log as an error.
-            if get_current() is self.context:
-                attach(self.before)
-        token = _busy.set(True)
         try:
-            while self.spans:
-                with safety.guard("caller (end of a span)"):
-                    _end(self.spans.pop(), error, self._capture)
+            with safety.guard("caller (end of a span)"):
+                self.leave()
         finally:
-            _busy.reset(token)
+            self._end_spans(error)
+
+    def _end_spans(self, error: BaseException | None) -> None:
+        """End the innermost span, and then the others, also if something such as Ctrl-C interrupts this."""
+        # In a process that was forked off inside the block, they are the other process's.
+        if not self.spans or self._process != os.getpid():
+            return
+        try:
+            with safety.guard("caller (end of a span)"):
+                _busily(_end, self.spans.pop(), error, self._capture)
+        finally:
+            self._end_spans(error)
 
 
 def _begin(count: int) -> _Opened | None:
@@ -140,21 +173,21 @@ def _begin(count: int) -> _Opened | None:
     opened = None
     try:
         settings = client_settings()
+        safety.logs_messages = settings.capture == Capture()
         if settings.context == "none" or _busy.get() or is_in_task():
             return None
         here = find_caller()
         if is_suppressed(here.context):
             return None
         opened = _Opened(settings.capture)
-        token = _busy.set(True)
-        try:
-            is_open = _open(opened, here, settings, count)
-        finally:
-            _busy.reset(token)
-        if is_open:
+        if _open(opened, here, settings, count):
             return opened
     except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
         safety.caught("caller (begin of a span)", error)
+    except BaseException as error:  # such as Ctrl-C
+        if opened:
+            opened.end(error)
+        raise
     if opened:
         opened.end(None)
     return None
@@ -176,7 +209,7 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
         is_root = not around and number == 0
         span = own = None
         if tracer:
-            span = _start(tracer, redactor, str(tag), context, is_root)
+            span = _busily(_start, tracer, redactor, str(tag), context, is_root)
             opened.spans.append(span)
             own = span.get_span_context()
         if span and own and own.is_valid and (not here.caller or own.span_id != here.caller.span_id):
@@ -194,18 +227,27 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
             linked = caller
         if span and span.is_recording():
             if is_root and is_linked:
-                link_to_work(span, plain_id)
+                with safety.guard("caller (link)"):
+                    link_to_work(span, plain_id)
             span.set_attribute(schema.SPAN_ID, new_ids[-1])
     if caller is None or ANNOTATIONS is None:
         return False
     opened.id = new_ids[-1]
     ids = *around, *new_ids
-    opened.before = get_current()
-    opened.context = Context({**context, _OPEN: OpenSpan(tags, ids, caller, linked, outer.schedulers if outer else [])})
-    attach(opened.context)
+    opened.enter(Context({**context, _OPEN: OpenSpan(tags, ids, caller, linked, outer.schedulers if outer else [])}))
     # Dask itself puts back what was there before.
     ANNOTATIONS.set({**dask.get_annotations(), "span": {"name": tags, "ids": ids}})
     return True
+
+
+def _busily(function: Callable[..., Result], *args: Any) -> Result:
+    """Call what calls the program's span processors; in a context of its own, so that an interrupt leaves no trace."""
+
+    def call() -> Result:
+        _busy.set(True)
+        return function(*args)
+
+    return copy_context().run(call)
 
 
 def _is_linked(here: Here, settings: ClientSettings) -> bool:

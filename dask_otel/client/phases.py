@@ -113,17 +113,20 @@ class _Submission:
         elif knows_serialize:
             # It has failed, before the graph was serialised or while it was; else the phases are not known.
             return out if is_done else [*out, Phase(SERIALIZE, since, now)]
-        tasks = {} if self.tasks is None else {schema.GRAPH_TASKS: self.tasks}
+        tasks = {} if self.tasks is None else {schema.GRAPH_TASK_COUNT: self.tasks}
         return [*out, Phase(SUBMIT, since, now, tasks, {schema.SUBMIT_COUNT: 1} if is_done else {})]
 
 
 _submission: ContextVar[_Submission | None] = ContextVar("dask_otel_submission", default=None)
 
 
-def _tasks_of(expr: Any) -> int | None:
-    """Return the number of tasks of a graph that is a dictionary already; others are not made for this."""
-    graph = expr.operands[0] if type(expr).__name__ == "LLGExpr" else None
-    return len(graph) if type(graph) is dict else None
+def _tasks_of(expr: Any = None, keys: Any = None, *args: Any, **kwargs: Any) -> int | None:
+    """Return the number of tasks of a graph that is there already; others are not made for this."""
+    kind = type(expr).__name__
+    if kind == "LLGExpr":
+        (graph,) = expr.operands
+        return len(graph) if type(graph) is dict else None
+    return len(keys) if kind == "_MapExpr" and isinstance(keys, list) else None
 
 
 def _collecting(phases: Phases, marks: _Marks, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -159,8 +162,7 @@ def _submitting(
         with phases.safety.guard(_WHERE):
             caller = phases.caller(client)
             if caller is not None:
-                expr = args[0] if args else kwargs.get("expr")
-                submission = _Submission(caller, marks.take(sys._getframe(1)), _tasks_of(expr))
+                submission = _Submission(caller, marks.take(sys._getframe(1)), _tasks_of(*args, **kwargs))
         if submission is None:
             return original(client, *args, **kwargs)
         is_done = False
@@ -184,7 +186,7 @@ def _submitting(
 class _Call:
     """One call that waits for tasks, and then fetches their results if it is one of those."""
 
-    __slots__ = ("_ended", "_is_over", "_kind", "_since", "_task", "_was_split", "caller")
+    __slots__ = ("_ended", "_has_failed", "_is_over", "_kind", "_since", "_task", "_was_split", "caller")
 
     def __init__(self, caller: Span) -> None:
         self.caller = caller
@@ -194,7 +196,7 @@ class _Call:
         self._since = time_ns()
         #: Of asyncio, which waits, once it has begun; the tasks that it starts have its context.
         self._task: Any = None
-        self._was_split = False
+        self._was_split = self._has_failed = False
 
     def start(self) -> None:
         """Begin now, not when the call was made."""
@@ -210,13 +212,16 @@ class _Call:
             self._turn(WAIT)
         return True
 
-    def end_wait(self) -> None:
+    def end_wait(self, *, is_done: bool) -> None:
+        """Go on to fetch the results; if waiting has raised, probably not."""
         self._was_split = True
+        self._has_failed = not is_done
         self._turn(GATHER)
 
     def finish(self, *, fetches: bool, is_done: bool) -> list[Phase]:
         """Return the phases; none if Dask has fetched results without a sign of when waiting had ended."""
-        self._turn(self._kind)
+        if is_done or not self._has_failed:
+            self._turn(self._kind)
         self._is_over = True
         return [] if fetches and is_done and not self._was_split else self._ended
 
@@ -285,7 +290,8 @@ def _awaited(phases: Phases, call: _Call, function: Callable[..., Any], fetches:
 
     @functools.wraps(function)
     async def start(*args: Any, **kwargs: Any) -> Any:
-        call.start()
+        with phases.safety.guard(_WHERE):
+            call.start()
         token = _call.set(call if fetches else None)
         done, result = False, None
         try:
@@ -313,11 +319,14 @@ def _waiting_for_all(phases: Phases, original: Callable[..., Awaitable[Any]]) ->
     """Wrap ``distributed.utils.All``."""
 
     async def timed(call: _Call, awaitable: Awaitable[Any]) -> Any:
+        is_done = False
         try:
-            return await awaitable
+            result = await awaitable
+            is_done = True
         finally:
             with phases.safety.guard(_WHERE):
-                call.end_wait()
+                call.end_wait(is_done=is_done)
+        return result
 
     @functools.wraps(original)
     def wait_for_all(*args: Any, **kwargs: Any) -> Awaitable[Any]:

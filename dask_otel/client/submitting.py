@@ -50,6 +50,8 @@ _lock = RLock()
 _sources: list[Source] = []
 #: Unwraps the client's method, while there are sources.
 _undo: list[Callable[[], None]] = []
+#: What the method is wrapped by.
+_wrapper: Any = None
 
 
 def can_add() -> bool:
@@ -66,23 +68,29 @@ def add_to_submissions(source: Source) -> Callable[[], None]:
     -------
     A function that undoes this, to be called once.
     """
+    global _wrapper
     with _lock:
         _sources.append(source)
         if not _undo and can_add():
-            _undo.append(wrap(Client, _METHOD, _with_additions(getattr(Client, _METHOD))))
+            _wrapper = _with_additions(getattr(Client, _METHOD))
+            _undo.append(wrap(Client, _METHOD, _wrapper))
     return partial(_remove, source)
 
 
 def _remove(source: Source) -> None:
+    global _wrapper
     with _lock:
         _sources.remove(source)
         while _undo and not _sources:
+            _wrapper = None
             _undo.pop()()
 
 
 def _with_additions(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def submit(*args: Any, **kwargs: Any) -> Any:
+        if submit is not _wrapper:  # undone, but below a patch of somebody else
+            return original(*args, **kwargs)
         annotations: dict[str, Any] = {}
         try:  # half the time of a guard
             if not _is_recreation(*args, **kwargs):
@@ -94,7 +102,8 @@ def _with_additions(original: Callable[..., Any]) -> Callable[..., Any]:
                     )
                     if addition.span:
                         annotations["span"] = dict(zip(("name", "ids"), addition.span, strict=True))
-                    if addition.metadata and isinstance(kwargs.get(_METADATA), dict):
+                    # Dask takes an entry without this one for none; and fails later if there are others in it.
+                    if addition.metadata and "collections" in (kwargs.get(_METADATA) or ()):
                         kwargs[_METADATA] = {**kwargs[_METADATA], **addition.metadata}
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             annotations.clear()

@@ -35,7 +35,7 @@ SEGMENT, GROUP, TASK, PHASE, PENDING = "span", "group", "task", "phase", "pendin
 ACTOR_CALL = "actor"
 LINK, EXCEPTION, RESOURCE, METRIC = "link", "exception", "resource", "metric"
 #: A span that an instrumented client makes, or on which it sums up what it did; and the phase spans below it.
-CALLER, PHASE = "caller", "phase"
+CALLER, CALLERS_PHASE = "caller", "phase of the caller"
 
 EVERY = (SEGMENT, GROUP, TASK, PHASE, PENDING)
 _SUMMED = (SEGMENT, GROUP)
@@ -55,7 +55,7 @@ class Attribute:
     type: Type
     #: Of a number that is no count: ``s``, ``bytes``, ``0…1``.
     unit: str
-    #: Kinds of span, ``caller``, ``phase``, ``link``, ``exception``, ``resource``, ``metric``.
+    #: Kinds of span, ``caller``, ``phase of the caller``, ``link``, ``exception``, ``resource``, ``metric``.
     on: tuple[str, ...]
     meaning: str
     #: Bytes of a text; a list has ``MAX_LIST``.
@@ -264,14 +264,16 @@ WORKER_ADDRESS = _attribute("dask.worker.address", "string", [TASK], meaning="ad
 WORKER_NAME = _attribute("dask.worker.name", "string", [TASK], meaning="name of that worker")
 THREAD_ID = _attribute("thread.id", "int", [TASK], meaning="id of the thread that ran the task")
 
-#: Value of ``dask.phase``.
+#: Value of ``dask.phase`` on spans of the scheduler.
 TAKE_IN = "take_in"
-PHASE_NAME = _attribute("dask.phase", "string", [PHASE], meaning=
-    "what was done: `take_in`, the scheduler's processing of a graph that a client submitted")
-GRAPH_TASK_COUNT = _attribute("dask.graph.task.count", "int", [PHASE], meaning=
-    "tasks of the graph; absent if the graph could not be taken in")
-GRAPH_SIZE = _attribute("dask.graph.size", "int", [PHASE], unit="bytes", meaning=
-    "size of the graph as the scheduler received it, serialised")
+PHASE_NAME = _attribute("dask.phase", "string", [PHASE, CALLERS_PHASE], meaning=
+    "what was done: `take_in`, the scheduler's processing of a graph that a client submitted; on spans of the caller "
+    "`optimize`, `serialize`, `submit`, `wait`, `gather`")
+GRAPH_TASK_COUNT = _attribute("dask.graph.task.count", "int", [PHASE, CALLERS_PHASE], meaning=
+    "tasks of the graph; absent if it could not be taken in. On a span `submit graph`, only if `Client.submit` or "
+    "`Client.map` made the graph, or if it is a dictionary: the tasks of collections are known to the scheduler only")
+GRAPH_SIZE = _attribute("dask.graph.size", "int", [PHASE, CALLER, CALLERS_PHASE], unit="bytes", meaning=
+    "size of the serialised graph; in the sums of a caller's span, of all of them")
 
 PROGRESS_COMPLETED = _attribute("dask.progress.completed", "int", [PENDING], meaning=
     "tasks of the run that had completed; absent if the run had too many open spans to count them")
@@ -280,8 +282,7 @@ PROGRESS_COUNT = _attribute("dask.progress.count", "int", [PENDING], meaning=
 PROGRESS_RUNNING = _attribute("dask.progress.running", "string[]", [PENDING], meaning=
     f"paths of the spans that had unfinished tasks of their own, at most {MAX_PROGRESS_SPANS}")
 
-PHASE_NAME = _attribute("dask.phase", "string", [PHASE], meaning="`optimize`, `serialize`, `submit`, `wait`, `gather`")
-#: By phase.
+#: By phase of the caller.
 PHASE_TIMES = {
     phase: _attribute(f"dask.{phase}.time", "double", [CALLER], meaning, unit="s")
     for phase, meaning in {
@@ -293,13 +294,9 @@ PHASE_TIMES = {
     }.items()
 }
 SUBMIT_COUNT = _attribute("dask.submit.count", "int", [CALLER], meaning="graphs that were submitted")
-GRAPH_SIZE = _attribute("dask.graph.size", "int", [CALLER, PHASE], unit="bytes", meaning=
-    "size of the serialised graphs; on `serialize` of this graph")
-GRAPH_TASKS = _attribute("dask.graph.tasks", "int", [PHASE], meaning=
-    "on `submit`: tasks of the graph, if it is one of `Client.submit`, `Client.map`, or a dictionary. For collections, "
-    "only the scheduler knows the number")
-GATHER_SIZE = _attribute("dask.gather.size", "int", [CALLER, PHASE], unit="bytes", meaning=
-    "estimated size of the results in memory, [if it is known](#phases-of-the-caller); on `gather` of these results")
+GATHER_SIZE = _attribute("dask.gather.size", "int", [CALLER, CALLERS_PHASE], unit="bytes", meaning=
+    "size of the results in memory, [if it is known](#phases-of-the-caller); on a span `gather results`, of these "
+    "results")
 
 EXCEPTION_TYPE = _attribute("exception.type", "string", [EXCEPTION], meaning="type of the exception")
 EXCEPTION_MESSAGE = _attribute("exception.message", "string", [EXCEPTION], meaning="message of the exception")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import dask.array as da
 import distributed
 import pytest
 from dask import delayed
+from dask._expr import LLGExpr
 from distributed import Client, Scheduler, Worker, get_client, span, wait, worker_client
 from distributed.utils_test import inc
 from opentelemetry import baggage, context, trace
@@ -225,7 +227,7 @@ async def test_several_clusters(person, plugin, client, scheduler, worker):
     """No two schedulers make spans with the same ids."""
     other = MemoryPlugin()
     async with (
-        Scheduler(dashboard=False, port=0) as second,
+        Scheduler(dashboard=False, dashboard_address=":0", port=0) as second,
         Worker(second.address, nthreads=1),
         Client(second.address, asynchronous=True) as remote_client,
     ):
@@ -948,3 +950,119 @@ def test_threads_that_begin_at_once():
             each.join()
     assert len({id_ for id_, _ in found}) == 16
     assert all(id_ == own for id_, own in found)
+
+
+# What reviewers have found
+
+
+@both()
+async def test_a_block_that_leaves_a_context_behind(person, plugin, client, scheduler, worker):
+    with span("x"):
+        context.attach(baggage.set_baggage("tenant", "7"))
+    assert not trace.get_current_span().get_span_context().is_valid
+    await client.submit(inc, 1, key="y-1")
+    assert {each.name for each in scheduler.extensions["spans"].root_spans} == {("default",)}
+
+
+def test_nothing_in_a_task_makes_its_span():
+    @both()
+    async def test(person, plugin, client, scheduler, worker):
+        with current("request"):
+            assert len(await client.submit(dask_otel.trace_id, key="id-1")) == 32
+            assert await client.submit(nested_client, 1, key="outer-1") == 2
+        assert [each.name for each in person.spans] == ["request"]
+
+    test()
+
+
+def pretend(*tags):
+    """Somebody else's patch of ``distributed.span``, above ours."""
+    yield from pretend.below(*tags)
+
+
+def test_undone_below_a_patch_of_somebody_else():
+    cell, original = distributed.span.__closure__[0], inspect.unwrap(Client._graph_to_futures)
+    pretend.below = cell.cell_contents
+    cell.cell_contents = pretend
+
+    @both()
+    async def test(person, plugin, client, scheduler, worker):
+        dask_otel.uninstrument()
+        with span("undone") as id_:
+            assert len(id_) == 36
+        assert not person.spans
+        dask_otel.instrument()
+        with span("once") as id_:
+            await client.submit(inc, 1, key="x-1")
+        assert [(each.name, each.attributes["dask.span.id"]) for each in person.spans] == [("once", id_)]
+
+    try:
+        test()
+    finally:
+        dask_otel.uninstrument()
+        cell.cell_contents = pretend.below.__wrapped__
+    assert Client._graph_to_futures is original
+
+
+@both()
+async def test_a_graph_without_metadata(person, plugin, client, scheduler, worker):
+    """Dask would fail to merge ours with others."""
+    with current("request"):
+        for key in ("x-1", "x-2"):
+            futures = client._graph_to_futures(LLGExpr({key: (inc, 1)}), [key], span_metadata={})
+            assert await futures[key] == 2
+            assert await client.submit(inc, 1, key=f"y-{key}") == 2
+
+
+@pytest.mark.parametrize("mode", ["parent", "link"])
+def test_spans_of_other_makers(mode):
+    class Slotted(trace.NonRecordingSpan):
+        name, start_time, __hash__ = "odd", None, None
+
+        def is_recording(self):
+            return True
+
+        add_link = None
+
+    @both()
+    async def test(person, plugin, client, scheduler, worker):
+        odd = Slotted(trace.SpanContext(7, 8, is_remote=False, trace_flags=trace.TraceFlags(1)))
+        token = context.attach(trace.set_span_in_context(odd))
+        with dask.config.set({"otel.client.context": mode}):
+            await client.submit(inc, 1, key="x-1")
+        context.detach(token)
+        (root,) = scheduler.extensions["spans"].root_spans
+        assert root.name == ("odd",)
+        assert scheduler.tasks == {} or "otel" in scheduler.tasks["x-1"].annotations
+        safety._failures.clear()  # that a link failed
+
+    test()
+
+
+class Interrupts(SpanProcessor):
+    """As a signal handler that raises while a span starts or ends."""
+
+    error = KeyboardInterrupt
+
+    def on_start(self, span, parent_context=None):
+        if span.name == "start":
+            raise self.error
+
+    def on_end(self, span):
+        if span.name == "end":
+            raise self.error
+
+
+def test_interrupts():
+    person = Person(Interrupts())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "_TRACER_PROVIDER", person.provider)
+        for name in ("start", "end"):
+            with pytest.raises(KeyboardInterrupt), span("around", name):
+                pass
+            assert not dask_spans.is_busy()
+            assert context.get_current() == {}
+            assert dask.get_annotations() == {}
+        with span("after") as id_:
+            assert id_ == here()
+    assert [each.name for each in person.spans] == ["around", "around", "after"]
