@@ -199,7 +199,9 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
     tags, ids = tuple(annotation["name"]), tuple(annotation["ids"])
     around = ids[:-count]
     outer = open_span(here.context)
-    if outer and around[: len(outer.ids)] != outer.ids:
+    if outer and not around:  # in a thread that has got OpenTelemetry's context, and not Dask's
+        around, tags = outer.ids, (*outer.tags, *tags)
+    elif outer and around[: len(outer.ids)] != outer.ids:
         outer = None
     caller, linked, context = here.caller, outer.linked if outer else None, here.context
     # A root that is linked, not below its caller; what is in it is in its trace, whatever the setting is by now.

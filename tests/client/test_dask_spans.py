@@ -435,21 +435,26 @@ async def test_threads(person, plugin, client, scheduler, worker):
 
     def with_context(given, key):
         context.attach(given)
-        return submit(key)
+        direct = submit("direct-1")
+        with span("step"):
+            return direct, submit(key)
 
     with ThreadPoolExecutor(1) as pool, current("request"), span("etl"):
         futures = [
             pool.submit(submit, "lost-1").result(),
             pool.submit(contextvars.copy_context().run, submit, "copied-1").result(),
-            pool.submit(contextvars.Context().run, with_context, context.get_current(), "given-1").result(),
+            *pool.submit(contextvars.Context().run, with_context, context.get_current(), "given-1").result(),
         ]
     await client.gather(futures)
     assert shape(await everything(person, plugin, worker)) == [
         "~request",
         "  ~etl",
         "    etl [span]",
+        "      step [span]",
+        "        given [group]",
         "      copied [group]",
-        "      given [group]",
+        "      direct [group]",
+        "    ~step",
         "default: lost [span]",
         "  lost [group]",
     ]
@@ -621,9 +626,7 @@ def nested_client(x):
 
 
 @both()
-async def test_what_comes_from_a_workers_own_client_is_a_tasks(
-    person, plugin, client, scheduler, worker, monkeypatch
-):
+async def test_what_comes_from_a_workers_own_client_is_a_tasks(person, plugin, client, scheduler, worker, monkeypatch):
     """A thread of a task has lost its context; its work is not that of whoever has started the worker."""
     monkeypatch.setenv("TRACEPARENT", ENVIRONMENT)
     async with Client(scheduler.address, asynchronous=True, name="worker") as own:
