@@ -20,14 +20,15 @@ __all__ = [
     "Caller",
     "Origin",
     "Place",
-    "bit_of",
     "caller_of",
     "client_names",
     "group_id",
     "origin_of",
     "others_id",
     "pending_id",
+    "phase_id",
     "place",
+    "places",
     "segment_id",
     "task_id",
     "trace_id",
@@ -50,11 +51,6 @@ class Caller(NamedTuple):
     span_id: int
     #: Whether the caller may have recorded its span.
     is_sampled: bool
-
-    def traceparent(self, nonce: str = "") -> str:
-        """Return its W3C ``traceparent``, followed by ``;`` and the nonce if there is one: an anchored id."""
-        written = f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.is_sampled:02x}"
-        return f"{written};{nonce}" if nonce else written
 
 
 def caller_of(span_id: str) -> Caller | None:
@@ -160,14 +156,20 @@ def task_id(span_id: str, key: str, run_id: int) -> int:
     return _hash(8, b"dask-otel task", span_id, key, str(run_id))
 
 
+def phase_id(span_id: str, number: int, count: int) -> int:
+    """64-bit id of a phase of segment ``number`` of a Dask span, before which ``count`` were sent."""
+    return _hash(8, b"dask-otel phase", span_id, str(number), str(count))
+
+
 def pending_id(span_id: str, number: int, count: int = 0) -> int:
     """64-bit id of a pending span of segment ``number`` of a Dask span, before which ``count`` were sent."""
     return _hash(8, b"dask-otel marker", span_id, str(number), *([str(count)] if count else []))
 
 
-def bit_of(span_id: str, bits: int) -> int:
-    """Place of a span in a set of so many bits."""
-    return _hash(8, b"dask-otel bit", span_id) % bits
+def places(span_id: str, bits: int) -> tuple[int, int, int, int]:
+    """Places of a span in a Bloom filter of so many bits, at most 2³²."""
+    digest = _hash(16, b"dask-otel bit", span_id)
+    return digest % bits, (digest >> 32) % bits, (digest >> 64) % bits, (digest >> 96) % bits
 
 
 def client_names(client_ids: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ from .safety import Safety, import_or_log, log, recent, why_off
 from .scheduler.plugin import BridgePlugin
 from .scheduler.runtime import BridgeSettings, SchedulerBridge
 from .scheduler.sweep import Output
-from .spantree.to_records import Level, SpanTreeSettings
+from .spantree.to_records import KEEP_REQUESTED, Level, SpanTreeSettings
 from .status.handlers import install
 from .status.report import OffReport, StatusReport, destination
 from .worker.plugin import OTelWorkerPlugin
@@ -243,8 +243,10 @@ class OTelPlugin(BridgePlugin):
             shutdown_timeout=settings.shutdown_timeout,
             annotations=settings.annotations,
             split_groups=settings.split_groups,
+            phase_threshold=settings.phase_threshold,
             # Without the scheduler's spans, those of tasks would have no parents.
             gives_worker_plugin=settings.worker_plugin and bool(sink.status()["exporters"]),
+            forget_spans=settings.forget_spans,
             hidden=tuple(name for name, is_captured in settings.capture.items() if not is_captured),
             tags_in_group_names=settings.capture["tags"],
             span_tree=SpanTreeSettings(
@@ -253,6 +255,7 @@ class OTelPlugin(BridgePlugin):
                 pending_span_after=settings.pending_span_after,
                 max_groups=settings.max_groups,
                 slowest_tasks=settings.slowest_tasks,
+                keep_requested=min(settings.forget_spans or KEEP_REQUESTED, KEEP_REQUESTED),
                 level=_LEVELS[settings.level],
                 default_level=_DEFAULT_LEVELS[settings.default_spans],
             ),

@@ -52,7 +52,7 @@ class Capture:
     code: bool = True
     #: Names of types of results and collections, and of exceptions that are not Python's own.
     types: bool = True
-    #: Names of clients, and their ids, which contain them.
+    #: Names of clients, and their ids, which contain them; services, users and hosts that submit.
     clients: bool = True
 
 
@@ -84,6 +84,7 @@ class Redactor:
                 "code": record.code if self.capture.code else None,
                 "collections": record.collections if self.capture.types else (),
                 "clients": self.clients(record.clients),
+                "submitters": record.submitters if self.capture.clients else {},
             }
         elif isinstance(record, GroupRecord):
             changes["types"] = record.types if self.capture.types else {}

@@ -48,8 +48,8 @@ def test_what_somebody_else_logs_is_no_report(event):
 
 
 def test_who_submits():
-    alice = Submitter(service="web", user="alice")
-    assert alice.to_metadata() == {SUBMITTER: {"service": "web", "user": "alice"}}
+    alice = Submitter(service="web", user="alice", caller="traceparent")
+    assert alice.to_metadata() == {SUBMITTER: {"service": "web", "user": "alice", "caller": "traceparent"}}
     assert Submitter.from_metadata({"collections": [], **alice.to_metadata()}) == alice
     assert Submitter().to_metadata() == {}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits
 from support.memory import SCOPE
-from support.records import FAILURE, group, pending, segment, task
+from support.records import FAILURE, group, pending, phase, segment, task
 
 import dask_otel
 from dask_otel.otlp.spans import SpanFactory, attributes, exception_event
@@ -38,11 +38,12 @@ FACTORY = SpanFactory(Resource({}), SCOPE, SpanLimits())
 #: All that can be on a span of each kind.
 RECORDS = {
     "span": [
-        segment(dropped_groups=1, dropped_tasks=1, dropped_spans=1, tally=segment().tally),
+        segment(dropped_groups=1, dropped_tasks=1, dropped_phases=1, dropped_spans=1, tally=segment().tally),
         segment(counted_in=("a", "b"), clients=("Client-a-1", "Client-b-2"), annotations={"team": ("red", "blue")}),
     ],
     "group": [group(), group(metrics=None, retried_error=FirstError("OSError", "away")), group(folded=2)],
     "task": [task()],
+    "phase": [phase()],
     "pending": [replace(pending(), failure=FAILURE)],
 }
 TYPES = {

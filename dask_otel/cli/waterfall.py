@@ -19,7 +19,7 @@ __all__ = ["SINGLE_TASK", "waterfall"]
 SINGLE_TASK = "◦ "
 #: Eighths of a character cell, for the ends of a bar.
 _PARTIAL = " ▏▎▍▌▋▊▉█"
-_COLOURS = {schema.SEGMENT: "cyan", schema.GROUP: "green"}
+_COLOURS = {schema.SEGMENT: "cyan", schema.GROUP: "green", schema.PHASE: "magenta"}
 #: Heads of the columns with numbers; narrow terminals have only the first two.
 _NUMBERS = ("duration", "tasks", "compute", "busy")
 _MIN_BAR, _MAX_BAR = 10, 30

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from getpass import getuser
 from socket import gethostname
@@ -15,10 +16,10 @@ from typing import Any
 import dask
 from distributed import Client
 
-from ..identity import Caller, caller_of
+from ..identity import caller_of
 from ..messages import ANNOTATION, OF_ONE_TASK, Submitter
 from ..privacy import Capture
-from .callers import Here, carrier_of, find_caller, is_in_task, is_suppressed, periods_of, service_name, tag_of
+from .callers import Caller, Here, carrier_of, find_caller, is_in_task, is_suppressed, periods_of, service_name, tag_of
 from .dask_spans import is_busy, open_span
 from .implicit_spans import implicit_id, link_to_work
 from .settings import ClientSettings, client_settings
@@ -48,7 +49,7 @@ def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
         return Addition(metadata=submitter.to_metadata())
     span = None
     if here.caller:
-        span, linked = _placed(here, here.caller, opened.get("span"), settings, client.id)
+        span, linked = _placed(here, here.caller, opened.get("span"), settings, client)
         if linked:
             submitter = submitter._replace(caller=linked.traceparent())
             if span and len(span[1]) == 1 and here.span is not None:
@@ -73,16 +74,15 @@ def span_ids_here() -> Sequence[str]:
     here = find_caller()
     if settings.context == "none" or here.caller is None or is_in_task() or is_suppressed(here.context):
         return ids
-    try:
-        client = Client.current().id
-    except ValueError:
-        client = ""
+    client = None
+    with suppress(ValueError):  # there is none
+        client = Client.current()
     span, _ = _placed(here, here.caller, opened, settings, client)
     return span[1] if span else ids
 
 
 def _placed(
-    here: Here, caller: Caller, opened: Mapping[str, Any] | None, settings: ClientSettings, client: str
+    here: Here, caller: Caller, opened: Mapping[str, Any] | None, settings: ClientSettings, client: Any
 ) -> tuple[Span | None, Caller | None]:
     """Return the Dask span for a submission, and the caller that its root is linked with.
 
@@ -93,7 +93,7 @@ def _placed(
     opened
         Dask's annotation ``span``.
     client
-        Id of the client.
+        Whose submission it is; None if there is no client.
     """
     known = open_span(here.context)
     tags: tuple[str, ...] = ()
@@ -104,10 +104,14 @@ def _placed(
         tags, ids = known.tags, known.ids
     if known and ids[: len(known.ids)] != known.ids:
         known = None
-    linked = known.linked if known else None
+    linked, around = None, ids
+    if known:
+        linked = known.linked
+        scheduler = getattr(client, "_scheduler_identity", {}).get("id", "")
+        around = *known.ids_on(scheduler), *ids[len(known.ids) :]
     nearest = (known.caller if known and known.ids == ids else caller_of(str(ids[-1]))) if ids else None
     if nearest and nearest[:2] == caller[:2]:
-        return (None if opened else (tags, ids)), linked
+        return (None if opened and around == ids else (tags, around)), linked
     period = None
     if caller.is_sampled:
         if not ids:
@@ -116,8 +120,9 @@ def _placed(
                 linked, period = caller, periods
         elif linked:
             period = 0
-    tag = tag_of(here.span)
-    return ((*tags, tag), (*ids, implicit_id(here, caller, tag, ids, client, period))), linked
+    tag = tag_of(here)
+    id_ = implicit_id(here, caller, tag, around, getattr(client, "id", ""), period)
+    return ((*tags, tag), (*around, id_)), linked
 
 
 @cache

@@ -22,15 +22,25 @@ from opentelemetry.trace import (
     INVALID_SPAN,
     SpanContext,
     SpanKind,
+    TraceFlags,
     get_current_span,
     get_tracer_provider,
     set_span_in_context,
 )
 
-from ..identity import Caller
 from ..worker.task_span import current_run
 
-__all__ = ["Here", "carrier_of", "find_caller", "is_in_task", "is_suppressed", "periods_of", "service_name", "tag_of"]
+__all__ = [
+    "Caller",
+    "Here",
+    "carrier_of",
+    "find_caller",
+    "is_in_task",
+    "is_suppressed",
+    "periods_of",
+    "service_name",
+    "tag_of",
+]
 
 #: Names of routes, and of other spans, that become tags of Dask spans; further ones share one tag. Dask's dashboard
 #: and metrics have an entry for each.
@@ -51,6 +61,30 @@ _SUPPRESSED = tuple(
     filter(None, ("suppress_instrumentation", getattr(opentelemetry.context, "_SUPPRESS_INSTRUMENTATION_KEY", None)))
 )
 _NO_CONTEXT = Context()
+
+
+class Caller(NamedTuple):
+    """The span of a caller."""
+
+    trace_id: int
+    span_id: int
+    #: As in W3C trace context.
+    flags: int
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the caller may have recorded it."""
+        return bool(self.flags & TraceFlags.SAMPLED)
+
+    @classmethod
+    def of(cls, context: SpanContext) -> Caller:
+        """Return the caller whose span has this context."""
+        return cls(context.trace_id, context.span_id, context.trace_flags)
+
+    def traceparent(self, nonce: str = "") -> str:
+        """Return the W3C ``traceparent``, followed by ``;`` and the nonce if there is one: an anchored id."""
+        written = f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.flags:02x}"
+        return f"{written};{nonce}" if nonce else written
 
 
 class Here(NamedTuple):
@@ -74,17 +108,13 @@ def find_caller() -> Here:
         found = span.get_span_context()
         if found.is_valid:
             is_local = not found.is_remote and isinstance(getattr(span, "name", None), str)
-            return Here(context, _caller(found), span if is_local else None)
+            return Here(context, Caller.of(found), span if is_local else None)
     environment = _environment()
     if not environment:
         return Here(context, None, None)
     context = Context({**environment, **{key: value for key, value in context.items() if key != _SPAN}})
     found = get_current_span(context).get_span_context()
-    return Here(context, _caller(found) if found.is_valid else None, None, is_environment=True)
-
-
-def _caller(context: SpanContext) -> Caller:
-    return Caller(context.trace_id, context.span_id, context.trace_flags.sampled)
+    return Here(context, Caller.of(found) if found.is_valid else None, None, is_environment=True)
 
 
 def is_suppressed(context: Context) -> bool:
@@ -138,27 +168,39 @@ class _Names:
 _routes, _others = _Names(), _Names()
 
 
-def tag_of(span: Any) -> str:
+def tag_of(here: Here) -> str:
     """Return the tag of the Dask span for a caller: low in cardinality, since Dask keeps each one.
 
-    Parameters
-    ----------
-    span
-        As ``Here.span``. A caller in another process has no name here: the service of this process takes its place.
+    That is the route of a web request, else the name of the span. A caller in another process has no name here: the
+    service of this process takes its place.
     """
+    span = here.span
     if span is None:
         return _tag(service_name() or _program() or NAMELESS, _others)
-    attributes = getattr(span, "attributes", None)
-    attributes = attributes if isinstance(attributes, Mapping) else {}
-    route = attributes.get("http.route")
-    if route and getattr(span, "kind", None) == SpanKind.SERVER:
-        method = attributes.get("http.request.method") or attributes.get("http.method") or ""
-        return _tag(f"{method} {route}".strip(), _routes)
-    scope = getattr(getattr(span, "instrumentation_scope", None), "name", None)
-    function = attributes.get("code.function.name")
-    if scope == "fastapi" and isinstance(function, str):  # all endpoints have one name
-        return _tag(function, _routes)
+    if route := _route(span):
+        return _tag(route, _routes)
+    # FastAPI's own spans inside of a request have one name for all routes.
+    if getattr(getattr(span, "instrumentation_scope", None), "name", None) == "fastapi":
+        for value in here.context.values():
+            if route := _route(getattr(value, "span", None)):
+                return _tag(route, _routes)
+        function = _attributes(span).get("code.function.name")
+        if isinstance(function, str):
+            return _tag(function, _routes)
     return _tag(span.name, _others)
+
+
+def _route(span: Any) -> str:
+    """Return the method and the route of a web server's span; empty if it has none."""
+    attributes = _attributes(span) if getattr(span, "kind", None) == SpanKind.SERVER else {}
+    route = attributes.get("http.route")
+    method = attributes.get("http.request.method") or attributes.get("http.method") or ""
+    return f"{method} {route}".strip() if isinstance(route, str) else ""
+
+
+def _attributes(span: Any) -> Mapping[str, Any]:
+    found = getattr(span, "attributes", None)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _tag(name: str, names: _Names) -> str:

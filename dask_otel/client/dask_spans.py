@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from hashlib import blake2b
 from time import time_ns
 from typing import NamedTuple
 from uuid import uuid4
@@ -22,14 +23,13 @@ from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.trace import Span, SpanKind, Tracer, set_span_in_context
 
 from .. import schema
-from ..identity import Caller
 from ..patching import ANNOTATIONS
 from ..privacy import Capture, Redactor
 from ..scheduler.outcomes import described
 from ..schema import MAX_NAME, clean
 from ..tracers import GlobalTracer
 from ..worker.task_span import record_error
-from .callers import Here, find_caller, is_in_task, is_suppressed, periods_of
+from .callers import Caller, Here, find_caller, is_in_task, is_suppressed, periods_of
 from .implicit_spans import link_to_work
 from .settings import ClientSettings, client_settings
 from .submitting import safety
@@ -46,6 +46,17 @@ class OpenSpan(NamedTuple):
     caller: Caller
     #: The caller's span that the root is linked with; None if the root is in the caller's trace.
     linked: Caller | None
+    #: Id of the scheduler that work inside the root was submitted to first, once there is one.
+    schedulers: list[str]
+
+    def ids_on(self, scheduler: str) -> tuple[str, ...]:
+        """Return the ids for one of several schedulers: each makes spans whose ids depend on these."""
+        if scheduler and not self.schedulers:
+            self.schedulers.append(scheduler)
+        if not scheduler or self.schedulers[0] == scheduler:
+            return self.ids
+        nonce = blake2b(scheduler.encode(), digest_size=8).hexdigest()
+        return tuple(f"{each};{nonce}" for each in self.ids)
 
 
 #: Key of the innermost open Dask span in OpenTelemetry's context: some threads get that context and not Dask's.
@@ -169,7 +180,7 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
             opened.spans.append(span)
             own = span.get_span_context()
         if span and own and own.is_valid and (not here.caller or own.span_id != here.caller.span_id):
-            caller = Caller(own.trace_id, own.span_id, own.trace_flags.sampled)
+            caller = Caller.of(own)
             context = set_span_in_context(span, context)
             nonce = ""
         else:  # no SDK, or one that is switched off
@@ -190,7 +201,7 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
     opened.id = new_ids[-1]
     ids = *around, *new_ids
     opened.before = get_current()
-    opened.context = Context({**context, _OPEN: OpenSpan(tags, ids, caller, linked)})
+    opened.context = Context({**context, _OPEN: OpenSpan(tags, ids, caller, linked, outer.schedulers if outer else [])})
     attach(opened.context)
     # Dask itself puts back what was there before.
     ANNOTATIONS.set({**dask.get_annotations(), "span": {"name": tags, "ids": ids}})

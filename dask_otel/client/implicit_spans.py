@@ -20,8 +20,8 @@ from weakref import WeakKeyDictionary
 from opentelemetry.trace import Span, SpanContext, TraceFlags
 
 from .. import schema
-from ..identity import Caller, origin_of, segment_id
-from .callers import Here
+from ..identity import origin_of, segment_id
+from .callers import Caller, Here
 
 __all__ = ["implicit_id", "link_to_work"]
 

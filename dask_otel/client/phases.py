@@ -113,7 +113,7 @@ class _Submission:
         elif knows_serialize:
             # It has failed, before the graph was serialised or while it was; else the phases are not known.
             return out if is_done else [*out, Phase(SERIALIZE, since, now)]
-        tasks = {} if self.tasks is None else {schema.GRAPH_TASKS: self.tasks}
+        tasks = {} if self.tasks is None else {schema.GRAPH_TASK_COUNT: self.tasks}
         return [*out, Phase(SUBMIT, since, now, tasks, {schema.SUBMIT_COUNT: 1} if is_done else {})]
 
 

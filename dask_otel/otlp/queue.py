@@ -1,6 +1,6 @@
 """Bounds what is exported: the span queue by number and bytes, the rate limiter by spans a minute.
 
-What is worth least is dropped first: task spans, group spans, then segments.
+What is worth least is dropped first: task spans, phases, group spans, then segments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from ..spantree.counts import Tally
-from ..spantree.records import GroupRecord, Record, SegmentRecord, TaskRecord
+from ..spantree.records import GroupRecord, PhaseRecord, Record, SegmentRecord, TaskRecord
 from .packing import AT_ONCE, Packed, count_of, kind_of_item, unpacked
 from .spans import KINDS
 
@@ -23,6 +23,12 @@ __all__ = ["Bundle", "RateLimiter", "SpanQueue", "size_of"]
 ENTRY = 120
 STRING = 60
 RECORD = 700
+#: Kinds of records that are given up before segments, the first of these first; and where their segment counts them.
+GIVEN_UP: dict[type[Record], str] = {
+    TaskRecord: "dropped_tasks",
+    PhaseRecord: "dropped_phases",
+    GroupRecord: "dropped_groups",
+}
 #: Traces whose losses are remembered.
 MAX_TRACES = 1000
 
@@ -45,7 +51,7 @@ def size_of(record: Record) -> int:
         size += _strings_size(record.clients) + _strings_size(record.collections) + _strings_size(record.counted_in)
         if record.elsewhere:
             size += _tally_size(record.elsewhere)
-        for values in record.annotations.values():
+        for values in (*record.annotations.values(), *record.submitters.values()):
             size += _strings_size(values)
     return size
 
@@ -111,7 +117,7 @@ class Bundle:
         count = before - self.spans
         if count and kept and kind_of_item(kept[-1]) is SegmentRecord:
             # A copy: another exporter may have it too.
-            kept[-1] = _adding(kept[-1], **{"dropped_tasks" if kind is TaskRecord else "dropped_groups": count})
+            kept[-1] = _adding(kept[-1], **{GIVEN_UP[kind]: count})
         self.items = kept
         return count
 
@@ -171,12 +177,14 @@ class SpanQueue:
         self.bytes = 0
         #: Of the spans, those that are not packed.
         self.loose = 0
+        #: Number of bundles that were ever added.
+        self.added = 0
         self._dropped = dropped
         self._queue: deque[Bundle] = deque()
         #: Bundles that may not be packed yet, oldest first.
         self._to_pack: deque[Bundle] = deque()
         #: Bundles that may still have records of a kind, oldest first.
-        self._with: dict[type[Record], deque[Bundle]] = {TaskRecord: deque(), GroupRecord: deque()}
+        self._with: dict[type[Record], deque[Bundle]] = {kind: deque() for kind in GIVEN_UP}
         #: By trace, spans that are lost and that no root segment counts yet.
         self._uncounted: dict[int, int] = {}
 
@@ -188,6 +196,7 @@ class SpanQueue:
         """Add records that should leave together; what is worth least is dropped if need be."""
         bundle = Bundle(records)
         self._queue.append(bundle)
+        self.added += 1
         self._to_pack.append(bundle)
         self._count(bundle)
         for kind, bundles in self._with.items():
@@ -195,6 +204,11 @@ class SpanQueue:
                 bundles.append(bundle)
         if self._is_too_much():
             self._make_place()
+
+    @property
+    def removed(self) -> int:
+        """Number of bundles of which nothing is left: the oldest ones that were added."""
+        return self.added - len(self._queue)
 
     def to_pack(self, keep: int) -> Bundle | None:
         """Return the oldest bundle with records that are not packed, if there are more of these than are to be kept."""
@@ -326,6 +340,8 @@ class RateLimiter:
         if count := bundle.give_up(TaskRecord):
             self.given_up["task"] += count
         last = records[-1]
-        if bundle.spans > self._room and isinstance(last, SegmentRecord) and not last.failure:
-            self.given_up["group"] += bundle.give_up(GroupRecord)
+        if isinstance(last, SegmentRecord) and not last.failure:
+            for kind in (PhaseRecord, GroupRecord):
+                if bundle.spans > self._room and (count := bundle.give_up(kind)):
+                    self.given_up[KINDS[kind]] += count
         return unpacked(bundle.items)

@@ -17,7 +17,7 @@ from .. import schema
 from ..privacy import Redactor
 from ..safety import Safety
 from ..schema import MAX_LINKS, MAX_NAME, clean, shorten
-from ..spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord, StandInRecord
+from ..spantree.records import GroupRecord, PendingRecord, PhaseRecord, Record, SegmentRecord, StandInRecord
 from .queue import size_of
 from .spans import attributes, cleaned, error_description, exception_event, identity, kind_of
 from .transport import Paced
@@ -306,14 +306,14 @@ class RecentRuns:
 
 
 #: Kinds of spans, those that are worth most first.
-_KIND_RANKS = {schema.SEGMENT: 1, schema.GROUP: 2, schema.TASK: 3, schema.PENDING: 3}
+_KIND_RANKS = {schema.SEGMENT: 1, schema.PHASE: 2, schema.GROUP: 2, schema.TASK: 3, schema.PENDING: 3}
 
 
 def _rank(record: Record) -> int:
     """0 for what failed, and otherwise the less a record is worth, the more."""
     if record.failure:
         return 0
-    return 1 if isinstance(record, SegmentRecord) else 2 if isinstance(record, GroupRecord) else 3
+    return 1 if isinstance(record, SegmentRecord) else 2 if isinstance(record, GroupRecord | PhaseRecord) else 3
 
 
 def _size(runs: Mapping[Any, _Run]) -> int:

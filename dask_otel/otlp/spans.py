@@ -28,6 +28,7 @@ from ..spantree.records import (
     GroupRecord,
     ParentGroupRecord,
     PendingRecord,
+    PhaseRecord,
     Record,
     SegmentRecord,
     StandInRecord,
@@ -60,6 +61,7 @@ KINDS: dict[type[Record], str] = {
     ParentGroupRecord: schema.GROUP,
     StandInRecord: schema.GROUP,
     TaskRecord: schema.TASK,
+    PhaseRecord: schema.PHASE,
     PendingRecord: schema.PENDING,
 }
 #: OTLP's ints have 64 bits.
@@ -256,6 +258,8 @@ def attributes(record: Record) -> Attributes:
         return _task(record)
     if isinstance(record, StandInRecord):
         return identity(record) | {schema.GROUP_NAME: record.group, schema.TASK_PREFIX: record.name}
+    if isinstance(record, PhaseRecord):
+        return _phase(record)
     return _pending(record) if isinstance(record, PendingRecord) else identity(record)
 
 
@@ -319,8 +323,10 @@ def _segment(record: SegmentRecord) -> Attributes:
         | {
             schema.TRUNCATED_GROUPS: record.truncated_groups,
             schema.TRUNCATED_TASKS: record.truncated_tasks,
+            schema.TRUNCATED_PHASES: record.truncated_phases,
             schema.DROPPED_GROUPS: record.dropped_groups,
             schema.DROPPED_TASKS: record.dropped_tasks,
+            schema.DROPPED_PHASES: record.dropped_phases,
             schema.DROPPED_SPANS: record.dropped_spans,
         }
     )
@@ -334,6 +340,7 @@ def _segment(record: SegmentRecord) -> Attributes:
         out[schema.CLIENT_ID] = _one_or_list(record.clients)
         if names := client_names(record.clients):
             out[schema.CLIENT_NAME] = _one_or_list(names)
+    out |= {schema.SUBMITTERS[what]: _one_or_list(values) for what, values in record.submitters.items()}
     if record.collections:
         out[schema.COLLECTIONS] = list(record.collections)
     if record.code:
@@ -391,6 +398,13 @@ def _task(record: TaskRecord) -> Attributes:
     out |= {name: value for name, value in optional.items() if value is not None}
     out |= _durations(run.durations)
     return out
+
+
+def _phase(record: PhaseRecord) -> Attributes:
+    phase = record.phase
+    out = identity(record) | {schema.PHASE_NAME: schema.TAKE_IN}
+    optional = {schema.GRAPH_TASK_COUNT: phase.tasks, schema.GRAPH_SIZE: phase.size}
+    return out | {name: value for name, value in optional.items() if value is not None}
 
 
 def _pending(record: PendingRecord) -> Attributes:

@@ -15,14 +15,18 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from ..messages import ANNOTATION, PARENT_FIELD
+from distributed.utils import nbytes
+
+from ..identity import Caller, caller_of
+from ..messages import ANNOTATION, PARENT_FIELD, Submitter
 from ..patching import clear_annotations, wrap
 from ..safety import Safety
 from ..schema import MAX_ANNOTATION_VALUES
-from ..spantree.events import Graph
+from ..spantree.events import Graph, Phase
 from .inbox import NOBODY, Inbox, RequestedSpan
 from .outcomes import prefix_of
 from .pace import Clock
+from .span_annotations import SharedAnnotations
 from .split_groups import GroupSplitter, Misplaced
 from .task_parents import TaskParents
 
@@ -44,6 +48,11 @@ class Submission:
 
     since: float
     client: str
+    #: What the client's program says of itself; and the span that submits, if it is to be linked to.
+    described: Mapping[str, str]
+    caller: Caller | None
+    #: Bytes of the serialised graph; None if not known.
+    size: int | None
     #: Keys that the client wants.
     keys: Collection[Any]
     #: The span around the submission.
@@ -75,6 +84,8 @@ class Submissions:
         Writes into new tasks what their workers cannot compute.
     splits
         Whether it may move tasks; else they stay where Dask puts them.
+    phase_threshold
+        Seconds; a graph that takes at least so long to be taken in is a phase of its span.
     """
 
     def __init__(
@@ -87,6 +98,7 @@ class Submissions:
         *,
         splits: bool,
         shows_tags: bool,
+        phase_threshold: float,
         clock: Clock,
         safety: Safety,
     ) -> None:
@@ -98,8 +110,10 @@ class Submissions:
         self._parents = parents
         self._splits = splits
         self._shows_tags = shows_tags
+        self._phase_threshold = phase_threshold
         self._clock = clock
         self._safety = safety
+        self._shared = SharedAnnotations()
         self._listening = False
         self._handler = scheduler.stream_handlers["update-graph"]
         self._observe = self._extension.observe_tasks
@@ -118,6 +132,8 @@ class Submissions:
             self._splitter.install(self._safety, shows_tags=self._shows_tags)
         self._scheduler.stream_handlers["update-graph"] = self._update_graph
         self._undo = wrap(self._extension, "observe_tasks", self._observe_tasks)
+        with self._safety.guard("annotations of spans"):
+            self._shared.install()
 
     def remove(self) -> None:
         """Stop listening, and give Dask its own methods back, unless somebody wrapped them after us."""
@@ -127,6 +143,8 @@ class Submissions:
         if self._scheduler.stream_handlers["update-graph"] == self._update_graph:
             self._scheduler.stream_handlers["update-graph"] = self._handler
         self._undo()
+        with self._safety.guard("annotations of spans"):
+            self._shared.remove()
         if self._splitter:
             self._splitter.remove()
 
@@ -138,7 +156,9 @@ class Submissions:
                 # Layers that are made meanwhile would get the annotations of whoever made the cluster.
                 clear_annotations()
         try:
-            return await self._handler(*args, **message)
+            taking_in = self._handler(*args, **message)
+            message.clear()  # Dask frees the serialised graph as soon as it can
+            return await taking_in
         finally:
             _current.set(None)
 
@@ -148,7 +168,7 @@ class Submissions:
             with self._safety.guard("observe_tasks hook"):
                 self._read(submission, tasks, **details)
         try:
-            return self._observe(tasks, *args, **details)
+            return self._shared.call(self._observe, tasks, *args, **details)
         finally:
             if submission and submission.new:
                 with self._safety.guard("parents of tasks"):
@@ -255,6 +275,8 @@ class Submissions:
             graph = Graph(
                 span_id,
                 clients=(submission.client,),
+                submitter=submission.described,
+                caller=submission.caller,
                 collections=submission.collections,
                 annotations=values.get(span_id, {}),
                 code=submission.code,
@@ -275,21 +297,40 @@ class Submissions:
             if stimulus == event["stimulus_id"]:
                 for span_id, part in parts.items():
                     self._inbox.add_graph(Graph(span_id, seconds=seconds * part))
+                if submission and parts:
+                    self._add_phase(submission, max(parts, key=parts.__getitem__), event["metrics"]["tasks"])
         elif submission:
             self._failed(submission, event["status"])
 
+    def _add_phase(self, submission: Submission, span_id: str, tasks: int) -> None:
+        """Append that a graph took long, for the span that requested it or, without one, for that of most tasks."""
+        phase = self._phase(submission, self._clock.now(), tasks)
+        if phase:
+            self._inbox.add_graph(Graph(submission.requested.id if submission.requested else span_id, phase=phase))
+
+    def _phase(
+        self, submission: Submission, now: float, tasks: int | None = None, *, failed: bool = False
+    ) -> Phase | None:
+        if now - submission.since < self._phase_threshold:
+            return None
+        return Phase(submission.since, now, tasks, submission.size, failed)
+
     def _failed(self, submission: Submission, status: str) -> None:
+        now = self._clock.now()
         span = submission.requested or RequestedSpan(("default",), (str(uuid4()),))
         self._inbox.request(span, submission.since)
         self._inbox.add_graph(
             Graph(
                 span.id,
                 clients=(submission.client,),
+                submitter=submission.described,
+                caller=submission.caller,
                 collections=submission.collections,
                 failure=status,
                 prefix=next(map(prefix_of, submission.keys), ""),
                 since=submission.since,
-                until=self._clock.now(),
+                until=now,
+                phase=self._phase(submission, now, failed=status == "error"),
             )
         )
 
@@ -340,10 +381,19 @@ def _without(requested: RequestedSpan, leaked: frozenset[str]) -> RequestedSpan 
 
 def _submission(message: Mapping[str, Any], now: float) -> Submission:
     annotations = message.get("annotations") or {}
-    collections = (message.get("span_metadata") or {}).get("collections") or ()
+    metadata = message.get("span_metadata")
+    collections = (metadata or {}).get("collections") or ()
+    submitter = Submitter.from_metadata(metadata)
+    described = {"service": submitter.service, "user": submitter.user, "host": submitter.host}
+    caller = caller_of(submitter.caller)
+    frames = getattr(message.get("expr_ser"), "frames", None)
     return Submission(
         since=now,
         client=message["client"],
+        described={what: text for what, text in described.items() if text},
+        # One that is not sampled has no span to link to.
+        caller=caller if caller and caller.is_sampled else None,
+        size=sum(map(nbytes, frames)) if frames is not None else None,
         keys=message["keys"],
         requested=_requested_span(annotations.get("span")),
         submitter=message.get("submitting_task"),

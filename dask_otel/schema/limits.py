@@ -19,6 +19,11 @@ MAX_SPAN_ACTIVITIES = 32
 MAX_DEPENDENCIES = 128
 #: Spans that a pending span names.
 MAX_PROGRESS_SPANS = 32
+#: Services, users and hosts that submitted to a segment, of each; and spans of callers that it links to.
+MAX_SUBMITTERS = 32
+MAX_CALLERS = 8
+#: Spans of phases of a segment.
+MAX_PHASES = 20
 #: Types of results of the span ``other groups``.
 MAX_TYPES = 32
 #: Values of one annotation that one graph may add to a segment.

@@ -19,23 +19,25 @@ from .limits import (
     MAX_ERROR_TYPES,
     MAX_LIST,
     MAX_NAME,
+    MAX_PHASES,
     MAX_PREFIXES,
     MAX_PROGRESS_SPANS,
     MAX_ROOT_NAMES,
     MAX_SPAN_ACTIVITIES,
+    MAX_SUBMITTERS,
     MAX_TRACEBACK,
     MAX_VALUE,
 )
 
 #: Values of ``dask.kind``, and what an attribute can be on besides.
-SEGMENT, GROUP, TASK, PENDING = "span", "group", "task", "pending"
+SEGMENT, GROUP, TASK, PHASE, PENDING = "span", "group", "task", "phase", "pending"
 #: Another value of ``dask.kind``: a call to an actor, with the attributes of a task span but ``dask.task.run_id``.
 ACTOR_CALL = "actor"
 LINK, EXCEPTION, RESOURCE, METRIC = "link", "exception", "resource", "metric"
 #: A span that an instrumented client makes, or on which it sums up what it did; and the phase spans below it.
-CALLER, PHASE = "caller", "phase"
+CALLER, CLIENT_PHASE = "caller", "client phase"
 
-EVERY = (SEGMENT, GROUP, TASK, PENDING)
+EVERY = (SEGMENT, GROUP, TASK, PHASE, PENDING)
 _SUMMED = (SEGMENT, GROUP)
 
 Type = Literal["string", "int", "double", "bool", "string[]", "string or string[]", "double; int for bytes and counts"]
@@ -53,7 +55,7 @@ class Attribute:
     type: Type
     #: Of a number that is no count: ``s``, ``bytes``, ``0…1``.
     unit: str
-    #: Kinds of span, ``caller``, ``phase``, ``link``, ``exception``, ``resource``, ``metric``.
+    #: Kinds of span, ``caller``, ``client phase``, ``link``, ``exception``, ``resource``, ``metric``.
     on: tuple[str, ...]
     meaning: str
     #: Bytes of a text; a list has ``MAX_LIST``.
@@ -81,8 +83,8 @@ def _pattern(name: str, type_: Type, on: Sequence[str], meaning: str, unit: str 
 
 # fmt: off
 KIND = _attribute("dask.kind", "string", EVERY, meaning=
-    "`span` for a segment, `group` for a group span, `task` for a task span, `pending` for a pending span, `actor` for "
-    "a [call to an actor](inside.md#actors)")
+    "`span` for a segment, `group` for a group span, `task` for a task span, `phase` for a [phase](#phases), `pending` "
+    "for a pending span, `actor` for a [call to an actor](inside.md#actors)")
 SPAN_ID = _attribute("dask.span.id", "string", (*EVERY, CALLER), meaning="id of the Dask span")
 SPAN_PATH = _attribute("dask.span.path", "string", EVERY, cap=MAX_NAME, meaning=
     "tags of the Dask span from the root down, joined: `Alice's workflow / data load`")
@@ -158,10 +160,15 @@ GRAPH_FAILURES = {
 TRUNCATED_GROUPS = _attribute("dask.truncated.groups", "int", [SEGMENT], meaning=
     "groups of this segment and the segments below it that have no group span, because they were folded into the span "
     "`other groups` or because of `otel.traces.level`")
+TRUNCATED_PHASES = _attribute("dask.truncated.phases", "int", [SEGMENT], meaning=
+    f"phases of this segment and the segments below it that have no span: beyond {MAX_PHASES} of a segment, or because "
+    "of `otel.traces.level`")
 DROPPED_GROUPS = _attribute("dask.dropped.groups", "int", [SEGMENT], meaning=
     "group spans of this segment that were dropped, because the queue was full or `otel.traces.max-rate` was reached")
 DROPPED_TASKS = _attribute("dask.dropped.tasks", "int", [SEGMENT], meaning=
     "task spans of this segment that were dropped for the same reasons")
+DROPPED_PHASES = _attribute("dask.dropped.phases", "int", [SEGMENT], meaning=
+    "phases of this segment that were dropped for the same reasons")
 DROPPED_SPANS = _attribute("dask.dropped.spans", "int", [SEGMENT], meaning=
     "on segments of top spans: other spans of the trace that were lost before this segment was sent. They are segments "
     "for which the queue had no room, and spans that the collector refused")
@@ -173,7 +180,8 @@ WALL = {
     for part, meaning in {
         "executing": "part of the segment's duration in which a worker had at least one of its tasks. The four parts "
         "sum to the duration. dask-otel notices changes between the other three parts only at its next sweep",
-        "queued": "part in which no worker had a task, but tasks were queued or waited for other tasks",
+        "queued": "part in which no worker had a task, but tasks were queued or waited for other tasks, or a graph was "
+        "[taken in](#phases)",
         "no_worker": "part in which all unfinished tasks waited for a suitable worker",
         "idle": "part in which no task was unfinished: think time",
     }.items()
@@ -197,6 +205,18 @@ METRICS_COMPLETE = _attribute("dask.metrics.complete", "bool", [SEGMENT], meanin
     "the worker had delivered them")
 CLIENT_ID = _attribute("dask.client.id", _ONE_OR_MORE, [SEGMENT], meaning="ids of the clients that submitted")
 CLIENT_NAME = _attribute("dask.client.name", _ONE_OR_MORE, [SEGMENT], meaning="their names, if set: `Client(name=…)`")
+#: By what is known of a submitter.
+SUBMITTERS = {
+    what: _attribute(name, _ONE_OR_MORE, [SEGMENT], meaning)
+    for what, name, meaning in (
+        ("service", "service.peer.name", "on segments of top spans: the service that submitted the work, which is the "
+         "resource attribute `service.name` of the program with the [instrumented client](requests.md#who-asked). This "
+         f"attribute and the next two have up to {MAX_SUBMITTERS} values"),
+        ("user", "dask.client.user", "on segments of top spans: the user that the client's program runs as, if its "
+         "setting `otel.capture.user` is `true`"),
+        ("host", "dask.client.host", "likewise, the host that it runs on"),
+    )
+}
 COLLECTIONS = _attribute("dask.collections", "string[]", [SEGMENT], meaning=
     "types of the collections that were computed")
 ANNOTATION = _pattern("dask.annotation.<name>", _ONE_OR_MORE, [SEGMENT], meaning=
@@ -244,15 +264,19 @@ WORKER_ADDRESS = _attribute("dask.worker.address", "string", [TASK], meaning="ad
 WORKER_NAME = _attribute("dask.worker.name", "string", [TASK], meaning="name of that worker")
 THREAD_ID = _attribute("thread.id", "int", [TASK], meaning="id of the thread that ran the task")
 
-PROGRESS_COMPLETED = _attribute("dask.progress.completed", "int", [PENDING], meaning=
-    "tasks of the run that had completed; absent if the run had too many open spans to count them")
-PROGRESS_COUNT = _attribute("dask.progress.count", "int", [PENDING], meaning=
-    "tasks of the run that had been added to the scheduler; absent likewise")
-PROGRESS_RUNNING = _attribute("dask.progress.running", "string[]", [PENDING], meaning=
-    f"paths of the spans that had unfinished tasks of their own, at most {MAX_PROGRESS_SPANS}")
-
-PHASE_NAME = _attribute("dask.phase", "string", [PHASE], meaning="`optimize`, `serialize`, `submit`, `wait`, `gather`")
-#: By phase.
+#: Value of ``dask.phase``.
+TAKE_IN = "take_in"
+PHASE_NAME = _attribute("dask.phase", "string", [PHASE, CLIENT_PHASE], meaning=
+    "what was done: `take_in`, the scheduler's processing of a graph that a client submitted; in an instrumented "
+    "client, `optimize`, `serialize`, `submit`, `wait` or `gather`")
+GRAPH_TASK_COUNT = _attribute("dask.graph.task.count", "int", [PHASE, CLIENT_PHASE], meaning=
+    "tasks of the graph; absent if the graph could not be taken in. In a client, on `submit` if `Client.submit` or "
+    "`Client.map` made the graph, or if it is a dictionary: only the scheduler knows the number for collections")
+GRAPH_SIZE = _attribute("dask.graph.size", "int", [PHASE, CLIENT_PHASE, CALLER], unit="bytes", meaning=
+    "size of the serialised graph as the scheduler received it; in a client, on `serialize`, as it was made")
+GATHER_SIZE = _attribute("dask.gather.size", "int", [CLIENT_PHASE, CALLER], unit="bytes", meaning=
+    "size of the results in memory, [if it is known](attributes.md#work-of-an-instrumented-client); on `gather`")
+#: Sums on the caller's span; by phase.
 PHASE_TIMES = {
     phase: _attribute(f"dask.{phase}.time", "double", [CALLER], meaning, unit="s")
     for phase, meaning in {
@@ -264,14 +288,13 @@ PHASE_TIMES = {
     }.items()
 }
 SUBMIT_COUNT = _attribute("dask.submit.count", "int", [CALLER], meaning="graphs that were submitted")
-GRAPH_SIZE = _attribute("dask.graph.size", "int", [CALLER, PHASE], unit="bytes", meaning=
-    "size of the serialised graphs; on a span `serialize graph`, of this graph")
-GRAPH_TASKS = _attribute("dask.graph.tasks", "int", [PHASE], meaning=
-    "on a span `submit graph`: tasks of the graph, if `Client.submit` or `Client.map` made it, or if it is a "
-    "dictionary. For collections, only the scheduler knows the number")
-GATHER_SIZE = _attribute("dask.gather.size", "int", [CALLER, PHASE], unit="bytes", meaning=
-    "size of the results in memory, [if it is known](#phases-of-the-caller); on a span `gather results`, of these "
-    "results")
+
+PROGRESS_COMPLETED = _attribute("dask.progress.completed", "int", [PENDING], meaning=
+    "tasks of the run that had completed; absent if the run had too many open spans to count them")
+PROGRESS_COUNT = _attribute("dask.progress.count", "int", [PENDING], meaning=
+    "tasks of the run that had been added to the scheduler; absent likewise")
+PROGRESS_RUNNING = _attribute("dask.progress.running", "string[]", [PENDING], meaning=
+    f"paths of the spans that had unfinished tasks of their own, at most {MAX_PROGRESS_SPANS}")
 
 EXCEPTION_TYPE = _attribute("exception.type", "string", [EXCEPTION], meaning="type of the exception")
 EXCEPTION_MESSAGE = _attribute("exception.message", "string", [EXCEPTION], meaning="message of the exception")
@@ -285,6 +308,8 @@ LINK_TYPES = {
     "continues": "segment → the previous segment of the same Dask span, except where `dask.segment.previous_id` names "
     "it",
     "counted_in": "segment → the segment of another trace that counts tasks which this one requested",
+    "caller": "segment of a top span → the span of the caller that submitted its work, with "
+    "`otel.client.context: link`, see [below](#work-that-is-linked-to-its-caller)",
     "within": "segment in a caller's trace → the segment of the Dask span around it, see "
     "[below](#work-in-a-callers-trace)",
     "work": "caller's span → the first segment of a root Dask span that has a trace of its own, see "

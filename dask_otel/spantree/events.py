@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from ..identity import Caller
 from ..schema import MAX_ERRED, MAX_ERROR_TYPES, MAX_SLOWEST
 from .counts import FirstError, Intervals, Load, Tally, sum_into
 
@@ -22,6 +23,7 @@ __all__ = [
     "Dependency",
     "Graph",
     "Metrics",
+    "Phase",
     "PickedRun",
     "Picks",
     "SpanInfo",
@@ -377,6 +379,19 @@ class Claim(Tally):
         self.load = Load()
 
 
+class Phase(NamedTuple):
+    """The scheduler took a graph in, and that took long."""
+
+    #: When the graph came, and when it had been taken in, or could not be.
+    start: float
+    end: float
+    #: Tasks of the graph, and its size in bytes; None if not known.
+    tasks: int | None = None
+    size: int | None = None
+    #: Whether the graph could not be taken in.
+    failed: bool = False
+
+
 @dataclass(slots=True)
 class Graph:
     """What a submission contained for one Dask span."""
@@ -398,3 +413,9 @@ class Graph:
     prefix: str = ""
     since: float = 0.0
     until: float = 0.0
+    #: By ``service``, ``user``, ``host``, what the submitting program says of itself.
+    submitter: Mapping[str, str] = field(default_factory=dict)
+    #: The span that submitted, if it is to be linked to.
+    caller: Caller | None = None
+    #: None if the graph was taken in quickly.
+    phase: Phase | None = None

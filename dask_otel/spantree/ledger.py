@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple, TypeVar
 
-from ..schema import MAX_ERRED_SPANS, MAX_GROUP_SPANS, MAX_SLOWEST_SPANS, MAX_TYPES
+from ..identity import Caller
+from ..schema import (
+    MAX_CALLERS,
+    MAX_ERRED_SPANS,
+    MAX_GROUP_SPANS,
+    MAX_PHASES,
+    MAX_SLOWEST_SPANS,
+    MAX_SUBMITTERS,
+    MAX_TYPES,
+)
 from .counts import FirstError, Tally, quantile, sum_into
-from .events import Change, Claim, Dependency, Graph, Metrics, PickedRun, Picks, TaskRun
+from .events import Change, Claim, Dependency, Graph, Metrics, Phase, PickedRun, Picks, TaskRun
 
 __all__ = ["OUTLIER_SECONDS", "UNFINISHED", "Budget", "GroupLedger", "Ledger", "UnfinishedGroup", "unfinished_group"]
 
@@ -190,11 +199,18 @@ class Ledger:
         self.counted_in: dict[str, tuple[int, int] | None] = {}
         self.graph_seconds = 0.0
         self.graph_failures: dict[str, int] = {}
+        #: Those that failed, then the longest.
+        self.phases: list[Phase] = []
+        #: Phases of this segment and of closed child segments that have no span.
+        self.truncated_phases = 0
         #: Groups and failed tasks of closed child segments that have no span.
         self.truncated_groups = 0
         self.truncated_tasks = 0
         # Sets in order of insertion
         self.clients: dict[str, None] = {}
+        #: By ``service``, ``user``, ``host``.
+        self.submitters: dict[str, dict[str, None]] = {}
+        self.callers: dict[Caller, None] = {}
         self.collections: dict[str, None] = {}
         self.annotations: dict[str, dict[str, None]] = {}
         self.code: tuple[str, int] | None = None
@@ -304,9 +320,28 @@ class Ledger:
         for name, values in graph.annotations.items():
             self.annotations.setdefault(name, {}).update(dict.fromkeys(values))
         self.code = self.code or graph.code
+        for name, value in graph.submitter.items():
+            self._add_submitters(name, [value])
+        if graph.caller:
+            self._add_callers([graph.caller])
+        if graph.phase:
+            self._add_phase(graph.phase)
         if graph.failure:
             sum_into(self.graph_failures, {graph.failure: 1})
             self.tally.last_event = max(self.tally.last_event, graph.until)
+
+    def _add_submitters(self, name: str, values: Iterable[str]) -> None:
+        _add_some(self.submitters.setdefault(name, {}), values, MAX_SUBMITTERS)
+
+    def _add_callers(self, callers: Iterable[Caller]) -> None:
+        _add_some(self.callers, callers, MAX_CALLERS)
+
+    def _add_phase(self, phase: Phase) -> None:
+        self.phases.append(phase)
+        self.tally.last_event = max(self.tally.last_event, phase.end)
+        if len(self.phases) > MAX_PHASES:
+            self.phases.remove(min(self.phases, key=lambda each: (each.failed, each.end - each.start)))
+            self.truncated_phases += 1
 
     def add_child(self, child: Ledger, is_inside: Callable[[str], bool]) -> None:
         """Add all of a child segment that has closed; ``is_inside``: whether a span is in this one's subtree."""
@@ -316,11 +351,15 @@ class Ledger:
         self.graph_seconds += child.graph_seconds
         self.truncated_groups += child.left_out_groups
         self.truncated_tasks += child.truncated_tasks
+        self.truncated_phases += child.truncated_phases
         sum_into(self.graph_failures, child.graph_failures)
         for owning, tally in child.elsewhere.items():
             if not is_inside(owning):  # else it is counted here
                 _tally(self.elsewhere, owning).add(tally)
         self.clients.update(child.clients)
+        for name, submitters in child.submitters.items():
+            self._add_submitters(name, submitters)
+        self._add_callers(child.callers)
         self.collections.update(child.collections)
         for name, values in child.annotations.items():
             self.annotations.setdefault(name, {}).update(values)
@@ -344,6 +383,13 @@ class Ledger:
     def has_numbers(self) -> bool:
         """Whether anything was counted that a segment must account for."""
         return bool(self.metrics or self.groups or self.others)
+
+
+def _add_some(known: dict[Key, None], more: Iterable[Key], most: int) -> None:
+    """Add to a set in order of insertion while it has fewer than ``most``."""
+    for key in more:
+        if len(known) < most:
+            known[key] = None
 
 
 def _tally(tallies: dict[Key, Tally], key: Key) -> Tally:

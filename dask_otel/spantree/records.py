@@ -6,12 +6,12 @@ Times are seconds since the epoch by the scheduler's clock.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..identity import Caller
 from .counts import FirstError, Tally
-from .events import Metrics, SpanInfo, TaskRun
+from .events import Metrics, Phase, SpanInfo, TaskRun
 
 __all__ = [
     "ENDS",
@@ -20,6 +20,7 @@ __all__ = [
     "Link",
     "ParentGroupRecord",
     "PendingRecord",
+    "PhaseRecord",
     "Record",
     "RootRun",
     "RootRuns",
@@ -30,7 +31,7 @@ __all__ = [
 
 
 class Link(NamedTuple):
-    """A reference to another span; ``kind`` is ``dependency``, ``continues``, ``counted_in`` or ``within``."""
+    """A reference to another span; ``kind`` is one of ``schema.LINK_TYPES``."""
 
     trace_id: int
     span_id: int
@@ -99,6 +100,13 @@ class TaskRecord(Record):
 
 
 @dataclass(slots=True)
+class PhaseRecord(Record):
+    """The scheduler's taking in of a graph, if it took long."""
+
+    phase: Phase
+
+
+@dataclass(slots=True)
 class GroupRecord(Record):
     """A finished group span, or the one that stands for the groups that were folded."""
 
@@ -160,9 +168,13 @@ class SegmentRecord(Record):
     graph_failures: Mapping[str, int]
     truncated_groups: int
     truncated_tasks: int
+    truncated_phases: int = 0
+    #: On a top, by ``service``, ``user``, ``host``: who submitted.
+    submitters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Spans inside this one that were dropped before they were sent: beyond the rate limit or the queue's size.
     dropped_groups: int = 0
     dropped_tasks: int = 0
+    dropped_phases: int = 0
     #: On a top: spans of its trace that were lost before it was sent, and that no other segment counts.
     dropped_spans: int = 0
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from heapq import heappush, heappushpop
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 
-from ..identity import group_id, others_id, pending_id, task_id
+from ..identity import group_id, others_id, pending_id, phase_id, task_id
 from .counts import FirstError, Tally, sum_into
-from .events import Dependency, Metrics, PickedRun, TaskRun
+from .events import Dependency, Metrics, Phase, PickedRun, TaskRun
 from .ledger import UNFINISHED, Budget, GroupLedger, Ledger
 from .records import (
     ENDS,
@@ -24,6 +24,7 @@ from .records import (
     Link,
     ParentGroupRecord,
     PendingRecord,
+    PhaseRecord,
     Record,
     SegmentRecord,
     TaskRecord,
@@ -32,6 +33,7 @@ from .timing import Threads, fit
 from .tree import MAX_SEGMENTS, Node, Segment, sum_open
 
 __all__ = [
+    "KEEP_REQUESTED",
     "Level",
     "SpanTreeSettings",
     "close_segment",
@@ -44,6 +46,10 @@ __all__ = [
     "pick_runs",
     "verdict",
 ]
+
+
+#: Seconds for which a span that was only requested is kept after its last segment: it may request more.
+KEEP_REQUESTED = 3600.0
 
 
 class Level(IntEnum):
@@ -69,6 +75,8 @@ class SpanTreeSettings:
     max_groups: int = 500
     #: How many of the slowest runs of a group get a span though they do not stand out.
     slowest_tasks: int = 0
+    #: For how long a span that was only requested is kept after its last segment.
+    keep_requested: float = KEEP_REQUESTED
     #: What traces show.
     level: Level = Level.TASKS
     #: What those of work without a span show, if that is less.
@@ -199,6 +207,8 @@ def _result(counts: Mapping[str, int], failure: Failure | None, graph_failures: 
     return "success"
 
 
+#: Name of the spans of phases.
+TAKE_IN = "take in graph"
 #: Returns the trace and span id of a group's span.
 Find = Callable[[Dependency], "tuple[int, int] | None"]
 #: Runs that get a span, by group, with the reason.
@@ -232,6 +242,7 @@ def close_segment(
     ledger.truncated_tasks += sum(_truncated(group, runs) for group in ledger.all_groups())
     if level < Level.GROUPS:
         ledger.truncated_groups += sum(not group.is_parent for group in ledger.groups.values())
+        ledger.truncated_phases += len(ledger.phases)
     record = _segment(node, segment, ledger, now, offset, stopped, threads)
 
     def find_here(to: Dependency) -> tuple[int, int] | None:
@@ -242,7 +253,8 @@ def close_segment(
     if level < Level.GROUPS:
         parents = [group for group in ledger.groups.values() if group.is_parent]
         return record, _inside(record, ledger, parents, offset, runs, lambda to: None)
-    return record, _inside(record, ledger, ledger.all_groups(), offset, runs, find_here)
+    inside = _inside(record, ledger, ledger.all_groups(), offset, runs, find_here)
+    return record, chain(_phases(record, ledger.phases, offset), inside)
 
 
 #: Seconds of a run after which it sends another pending span; later, one an hour.
@@ -300,6 +312,7 @@ def open_records(top: Node, now: float, offset: float, threads: Threads, level: 
             if child in sums:
                 sums[node].add(sums[child])
     groups: list[tuple[SegmentRecord, GroupLedger]] = []
+    described: list[tuple[SegmentRecord, list[Phase]]] = []
     for node in nodes[:MAX_OPEN_SEGMENTS]:
         if node.segment and node.ledger:
             stopped = "unfinished" if node.load.unfinished else ""
@@ -308,8 +321,12 @@ def open_records(top: Node, now: float, offset: float, threads: Threads, level: 
             failure = _failure(tally.outcomes, tally.error, 0) or record.failure
             yield replace(record, tally=tally, failure=failure), bool(stopped)
             groups += ((record, group) for group in node.ledger.all_groups())
+            described.append((record, node.ledger.phases))
     if level < Level.GROUPS:
         return
+    for record, phases in described:
+        for phase in _phases(record, phases, offset):
+            yield phase, False
     groups.sort(key=lambda each: (not each[1].tally.failed_tasks, not each[1].unfinished, -each[1].since))
     room = MAX_OPEN_TASKS if level >= Level.TASKS else 0
     for number, (record, group) in enumerate(groups[:MAX_OPEN_GROUPS]):
@@ -329,7 +346,10 @@ def _segment(
     elsewhere = ledger.all_elsewhere()
     # Its children have been sent with the offset of that time.
     end = max(_end(node, segment, ledger.tally, elsewhere, now, stopped) - offset, segment.enclosed_until)
-    links = [Link(*at, "counted_in") for at in ledger.counted_in.values() if at and at[0] != segment.trace_id]
+    is_top = segment.top is node
+    callers = [caller for caller in ledger.callers if is_top and caller.trace_id != segment.trace_id]
+    links = [Link(caller.trace_id, caller.span_id, "caller") for caller in callers]
+    links += [Link(*at, "counted_in") for at in ledger.counted_in.values() if at and at[0] != segment.trace_id]
     above = node.parent.segment if node.parent else None
     if above and above.trace_id != segment.trace_id:
         links.append(Link(above.trace_id, above.id, "within"))
@@ -342,7 +362,7 @@ def _segment(
         else:
             links.append(Link(previous_trace, previous_span, "continues"))
     result, failure = verdict(ledger, elsewhere, stopped if node.load.unfinished else "")
-    if failure is None and result in ENDS and segment.top is node:
+    if failure is None and result in ENDS and is_top:
         lost = ledger.tally.lost_for_good + (elsewhere.lost_for_good if elsewhere else 0)
         failure = Failure(result, "", unfinished=node.load.unfinished + lost)
     return SegmentRecord(
@@ -376,7 +396,29 @@ def _segment(
         graph_failures=ledger.graph_failures,
         truncated_groups=ledger.left_out_groups,
         truncated_tasks=ledger.truncated_tasks,
+        truncated_phases=ledger.truncated_phases,
+        submitters={name: tuple(values) for name, values in ledger.submitters.items()} if is_top else {},
     )
+
+
+def _phases(segment: SegmentRecord, phases: Sequence[Phase], offset: float) -> Iterator[PhaseRecord]:
+    """Make the records of phases."""
+    for number, phase in enumerate(phases):
+        start, end = fit(phase.start - offset, phase.end - offset, segment.start, segment.end)
+        yield PhaseRecord(
+            span=segment.span,
+            top=segment.top,
+            caller=segment.caller,
+            trace_id=segment.trace_id,
+            span_id=phase_id(segment.span.id, segment.number, number),
+            parent_id=segment.span_id,
+            name=TAKE_IN,
+            start=start,
+            end=end,
+            links=(),
+            failure=Failure("_OTHER", "", graphs=1) if phase.failed else None,
+            phase=phase,
+        )
 
 
 def _inside(

@@ -32,7 +32,7 @@ REST = 0.0005
 #: Numbers, addresses and ids in a message.
 _NUMBER = re.compile(r"[0-9a-fA-F]*\d[0-9a-fA-F]*")
 #: Names of kinds of spans on the page.
-_KINDS = {schema.SEGMENT: "span", schema.GROUP: "group", schema.TASK: "task"}
+_KINDS = {schema.SEGMENT: "span", schema.GROUP: "group", schema.TASK: "task", schema.PHASE: "phase"}
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Row:
 
     id: str
     name: str
-    #: ``span``, ``group`` or ``task``; ``more`` for rows that are folded.
+    #: ``span``, ``group``, ``task`` or ``phase``; ``more`` for rows that are folded.
     kind: str
     #: Number of rows around it.
     depth: int
@@ -168,7 +168,7 @@ def waterfall(spans: Sequence[Mapping[str, Any]], show: str = "", until: float =
 
 def _errors(rows: Iterable[Row]) -> tuple[list[FailedLike], int]:
     """Choose failures to show, so that each name and type is among them, and count the names and types left out."""
-    order = {"task": 0, "group": 1, "span": 2}
+    order = {"task": 0, "phase": 1, "group": 1, "span": 2}
     #: By what failed and the type, then by message without numbers. Names of groups often end with a number, too.
     kinds: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
     unseen: dict[str, int] = {}

@@ -310,7 +310,7 @@ async def test_a_span_and_its_sums_are_everything(client, scheduler, *workers):
 async def test_the_number_of_tasks_is_said_where_it_is_known(client, scheduler, *workers):
     with measured() as person, request():
         client.map(inc, range(7))
-    assert dict(named(person, "submit graph").attributes) == {"dask.phase": "submit", "dask.graph.tasks": 7}
+    assert dict(named(person, "submit graph").attributes) == {"dask.phase": "submit", "dask.graph.task.count": 7}
 
 
 @gen_cluster(client=True)

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits
 from support.memory import SCOPE
-from support.records import group, pending, segment, task
+from support.records import group, pending, phase, segment, task
 
 from dask_otel.identity import client_names
 from dask_otel.otlp.spans import SpanFactory
@@ -37,6 +37,7 @@ RECORDS = {
     "group": group(),
     "folded groups": group(name="other groups", group="", folded=3),
     "task": task(),
+    "phase": phase(),
     "pending": pending(),
 }
 

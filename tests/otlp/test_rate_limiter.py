@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.records import group, segment, task
+from support.records import group, phase, segment, task
 
 from dask_otel.otlp import queue as module
 from dask_otel.otlp.queue import RateLimiter
@@ -41,10 +41,23 @@ def test_tasks_go_first_then_groups_of_what_did_not_fail(clock):
     assert volume.given_up == {"task": 12, "group": 3}
 
 
+def test_phases_of_what_did_not_fail_go_before_groups(clock):
+    volume = RateLimiter(per_minute=7)
+    failure = segment().failure
+    with_phases = [phase(name="p1"), phase(name="p2"), *bundle(tasks=0)]
+    assert names(volume.admit(with_phases)) == "gps"  # 6 of 7
+    assert names(volume.admit([phase(name="p"), *bundle(failure, groups=0, tasks=0)])) == "ps"  # kept
+    clock.now = 60.0
+    assert names(volume.admit(bundle(tasks=2, groups=0))) == "st"  # 3 of 6: there was an overdraft of one
+    assert names(volume.admit([*with_phases[:1], *bundle(groups=2, tasks=0)])) == "gs"  # 3 of 3
+    assert names(volume.admit([*with_phases[:1], *bundle(groups=2, tasks=0)])) == "s"
+    assert volume.given_up == {"phase": 2, "group": 2}
+
+
 def test_what_was_given_up_is_said_on_the_segment(clock):
     volume = RateLimiter(per_minute=1)
-    (kept,) = volume.admit(bundle())
-    assert (kept.dropped_tasks, kept.dropped_groups) == (4, 3)
+    (kept,) = volume.admit([phase(), *bundle()])
+    assert (kept.dropped_tasks, kept.dropped_phases, kept.dropped_groups) == (4, 1, 3)
 
 
 def test_the_budget_comes_back_within_a_minute(clock):

@@ -128,6 +128,10 @@ def compare(
         _compare_requested(outcome, paths, by_id, recorder, scheduler)
     for id_, segments in by_id.items():
         _compare_elsewhere(outcome, paths.get(id_, id_), id_, segments, lineage, recorder)
+    if not plan.inside:  # else levels and rates leave some out
+        phases = [each for each in spans if each.attributes["dask.kind"] == "phase"]
+        ids = (by_id.keys() & recorder.lineage.keys()) - partial  # requested ones
+        _compare_phases(outcome, plan, paths, ids, by_id, phases, lineage, recorder)
     for span in by_kind["span"]:
         _check_segment(outcome, paths[span.attributes["dask.span.id"]], span)
     without_tasks = {id_ for id_ in lineage if left_out.lacks_tasks(id_)}
@@ -355,6 +359,26 @@ def _compare_graphs(outcome: Outcome, path: str, segments: Sequence[Any], seen: 
     for status, name in (("error", "failed"), ("cancelled", "cancelled")):
         sent = sum(segment.attributes.get(f"dask.graph.{name}", 0) for segment in segments)
         outcome.check(path, f"dask.graph.{name}", sent, sum(graphs[status] for graphs in seen))
+
+
+def _compare_phases(
+    outcome: Outcome,
+    plan: Plan,
+    paths: Mapping[str, str],
+    ids: Set[str],
+    segments: Mapping[str, Sequence[Any]],
+    phases: Sequence[Any],
+    lineage: Mapping[str, Sequence[str]],
+    recorder: Recorder,
+) -> None:
+    """Compare how many graphs were requested in each span, and those inside it, with the spans of phases."""
+    for id_ in ids:
+        sent = sum(id_ in lineage.get(each.attributes["dask.span.id"], ()) for each in phases)
+        sent += sum(each.attributes.get("dask.truncated.phases", 0) for each in segments[id_])
+        graphs = sum(count for around, count in recorder.graphs_of.items() if id_ in lineage.get(around, ()))
+        # A graph that was requested in no span is shown where most of its tasks are.
+        elsewhere = 0 if plan.phase_threshold else min(max(0, sent - graphs), recorder.graphs_of[""])
+        outcome.check(paths.get(id_, id_), "phases", sent, 0 if plan.phase_threshold else graphs + elsewhere)
 
 
 def _check_segment(outcome: Outcome, path: str, segment: Any) -> None:

@@ -88,6 +88,8 @@ class Plan:
     #: spans without a caller are.
     sampler: str
     split_groups: bool
+    #: Seconds; 0 to have a span for each graph.
+    phase_threshold: float
     #: None if tasks do not use OpenTelemetry.
     inside: Inside | None = None
 
@@ -120,6 +122,7 @@ class Plan:
             max_groups=rng.choice((1, 3, 500)),
             sampler=rng.choice(("always_on", "parentbased_always_on")),
             split_groups=rng.random() < 0.8,
+            phase_threshold=random.Random(f"{seed} phases").choice((0.0, 3600.0)),
         )
         return plan._inside(random.Random(f"{seed} inside")) if inside else plan
 

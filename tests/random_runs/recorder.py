@@ -103,6 +103,8 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
         self.elsewhere: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         #: Graphs that were not taken in: ``error`` or ``cancelled``, by span, empty for none.
         self.graphs: dict[str, Counter[str]] = defaultdict(Counter)
+        #: All graphs, by span, empty for none.
+        self.graphs_of: Counter[str] = Counter()
         self.lives: list[Life] = []
         #: New tasks that are not in the span that requested them, and submissions of tasks outside the task's span.
         self.misplaced: list[str] = []
@@ -199,8 +201,11 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
             worker = task.processing_on if task and task.run_id == made.run_id else None
             self.reports.append(Report(made, worker and worker.address))
             self._reported.add((made.key, made.run_id))
-        if topic == "scheduler" and msg.get("action") == "update-graph" and msg["status"] != "OK":
+        if topic == "scheduler" and msg.get("action") == "update-graph":
             around = "".join(_current.get().around[-1:])
+            self.graphs_of[around] += 1
+            if msg["status"] == "OK":
+                return
             self.graphs[around][msg["status"]] += 1
             self.unclean.add(around)
             if msg["status"] == "error":

@@ -151,6 +151,7 @@ def _in_memory(plan: Plan) -> MemoryPlugin:
         slowest_tasks=5,  # so that the number of spans of tasks is known
         sweep_interval=plan.sweep_interval,
         split_groups=plan.split_groups,
+        phase_threshold=plan.phase_threshold,
     )
     plugin.sampler = ALWAYS_ON if plan.sampler == "always_on" else None
     return plugin

@@ -47,6 +47,7 @@ class SendingPlugin(OTelPlugin):
                 "otel.traces.max-rate": inside.max_rate,
                 "otel.sweep-interval": plan.sweep_interval,
                 "otel.split-groups": plan.split_groups,
+                "otel.client.phase-threshold": plan.phase_threshold,
                 "otel.workers.plugin": inside.is_handed_out,
             }
         )

@@ -9,7 +9,8 @@ from support.story import Story, groups, segments
 from support.trees import check_shape, check_sums, trees
 
 from dask_otel.identity import Caller, trace_id
-from dask_otel.spantree.events import Dependency
+from dask_otel.schema import MAX_CALLERS, MAX_SUBMITTERS
+from dask_otel.spantree.events import Dependency, Graph
 from dask_otel.spantree.ledger import Budget
 from dask_otel.spantree.lifecycle import open_runs, trace_of
 from dask_otel.spantree.records import Link, PendingRecord
@@ -243,3 +244,99 @@ def test_numbers_that_come_late_are_no_run():
     story.close()
     assert [segment.number for segment in segments(story.records)] == [0, 0, 1, 1]
     assert runs(story) == []
+
+
+# Who submitted
+
+
+def submit(story, span_id, caller=None, **submitter):
+    story.span_tree.add_graph(Graph(span_id, submitter=submitter, caller=caller), story.now)
+
+
+def linked(story):
+    """By segment, who submitted, and links to callers."""
+    links = {each.name: [link for link in each.links if link.kind == "caller"] for each in segments(story.records)}
+    return {each.name: (dict(each.submitters), links[each.name]) for each in segments(story.records)}
+
+
+@pytest.mark.parametrize("opens", ["before", "after"])
+def test_the_top_of_a_trace_says_who_submitted(opens):
+    """Also for what is inside it, in whatever trace; each value once."""
+    story = Story()
+    own, called = story.span("a", "b"), story.span("a", "c", id_=anchored(7, 8))
+    if opens == "before":
+        story.begin(own, "work")
+    for span_id, user in ((own, "alice"), (called, "bob"), (called, "bob")):
+        submit(story, span_id, service="web", user=user)
+    if opens == "before":
+        story.finish(own, "work", story.now, story.now + 1)
+    else:
+        story.work(own)
+    story.work(called)
+    traces(story)
+    bobs = {"service": ("web",), "user": ("bob",)}
+    found = linked(story)
+    assert (found["b"], found["c"]) == (({}, []), (bobs, []))
+    assert {what: set(values) for what, values in found["a"][0].items()} == {
+        "service": {"web"},
+        "user": {"alice", "bob"},
+    }
+
+
+@pytest.mark.parametrize("opens", ["before", "after"])
+def test_a_top_is_linked_to_its_callers(opens):
+    story = Story()
+    span = story.span("a", "b")
+    if opens == "before":
+        story.begin(span, "work")
+    for number in (8, 9, 8):
+        submit(story, span, Caller(7, number, is_sampled=True))
+    if opens == "before":
+        story.finish(span, "work", story.now, story.now + 1)
+    else:
+        story.work(span)
+    assert traces(story) == {
+        trace_id("a"): [
+            "a [span] caller -> ? in another trace caller -> ? in another trace",
+            "  b [span]",
+            "    work [group]",
+        ]
+    }
+    assert linked(story) == {"b": ({}, []), "a": ({}, [Link(7, 8, "caller"), Link(7, 9, "caller")])}
+
+
+def test_no_link_into_the_same_trace():
+    story = Story()
+    for span_id in (story.span("a"), story.span("b", id_=anchored(7, 8))):
+        for trace in (trace_id("a"), 7):
+            submit(story, span_id, Caller(trace, 9, is_sampled=True))
+        story.work(span_id)
+    assert traces(story) == {
+        trace_id("a"): ["a [span] caller -> ? in another trace", "  work [group]"],
+        7: ["b [span] caller -> ? in another trace <- caller", "  work [group]"],
+    }
+
+
+def test_what_goes_on_after_a_cut_is_linked_to_what_was_before():
+    story = Story(max_segment=10.0)
+    span = story.span("a")
+    submit(story, span, Caller(7, 8, is_sampled=True), service="web")
+    story.begin(span, "work")
+    story.pass_time(12)
+    story.finish(span, "work", story.now - 1, story.now)
+    traces(story)
+    first, second = segments(story.records)
+    assert [link.kind for link in first.links] == ["caller"]
+    assert (second.links, second.previous_id, dict(second.submitters)) == ((), first.span_id, {})
+
+
+def test_many_submitters_and_callers():
+    story = Story()
+    span = story.span("a")
+    for number in range(100):
+        submit(story, span, Caller(7, 1 + number, is_sampled=True), service=f"s{number}", user="alice")
+    story.work(span)
+    traces(story)
+    submitters, links = linked(story)["a"]
+    assert {what: len(values) for what, values in submitters.items()} == {"service": MAX_SUBMITTERS, "user": 1}
+    assert len(links) == MAX_CALLERS

@@ -27,6 +27,8 @@ from dask_otel.scheduler.runtime import BridgeSettings
 from dask_otel.spantree.to_records import SpanTreeSettings
 
 MIRROR = {field.name for field in fields(SpanTreeSettings)}
+#: Seconds; how long the scheduler takes for a graph is a matter of chance.
+NO_PHASES = 86400.0
 SCOPE = InstrumentationScope("dask_otel", "test")
 #: Makes spans as they are, for tests of the way out.
 FACTORY = SpanFactory(Resource({"service.name": "test"}), SCOPE, SpanLimits())
@@ -95,7 +97,9 @@ class MemoryPlugin(OTelPlugin):
         span_tree = {name: self.settings[name] for name in set(self.settings) & MIRROR}
         bridge = {name: value for name, value in self.settings.items() if name not in MIRROR}
         settings = SpanTreeSettings(**({"idle_timeout": 0.3, "pending_span_after": 86400.0} | span_tree))
-        return BridgeSettings(**({"sweep_interval": 0.05} | bridge), span_tree=settings), self.sink
+        return BridgeSettings(
+            **({"sweep_interval": 0.05, "phase_threshold": NO_PHASES} | bridge), span_tree=settings
+        ), self.sink
 
     async def add_to(self, scheduler: Any) -> None:
         await scheduler.register_scheduler_plugin(self, idempotent=False)

@@ -6,8 +6,16 @@ from typing import Any
 
 from dask_otel.identity import Caller
 from dask_otel.spantree.counts import OUTCOMES, FirstError, Tally
-from dask_otel.spantree.events import SpanInfo, TaskError, TaskRun
-from dask_otel.spantree.records import Failure, GroupRecord, Link, PendingRecord, SegmentRecord, TaskRecord
+from dask_otel.spantree.events import Phase, SpanInfo, TaskError, TaskRun
+from dask_otel.spantree.records import (
+    Failure,
+    GroupRecord,
+    Link,
+    PendingRecord,
+    PhaseRecord,
+    SegmentRecord,
+    TaskRecord,
+)
 
 FAILURE = Failure("ValueError", "boom", erred=2, upstream_failed=2, graphs=1)
 ROOT = SpanInfo("parent", ("Alice's workflow",), None, 99.0)
@@ -63,6 +71,8 @@ def segment(**changes: Any) -> SegmentRecord:
         "graph_failures": {"error": 1, "cancelled": 1},
         "truncated_groups": 3,
         "truncated_tasks": 4,
+        "truncated_phases": 5,
+        "submitters": {"service": ("alice-notebook",), "user": ("alice",), "host": ("alice-laptop",)},
     }
     return SegmentRecord(**(values | changes))
 
@@ -132,6 +142,24 @@ def task(**changes: Any) -> TaskRecord:
         "reason": "erred",
     }
     return TaskRecord(**(values | changes))
+
+
+def phase(**changes: Any) -> PhaseRecord:
+    values: dict[str, Any] = {
+        "span": INFO,
+        "top": ROOT,
+        "caller": None,
+        "trace_id": 1,
+        "span_id": 9,
+        "parent_id": 2,
+        "name": "take in graph",
+        "start": 100.0,
+        "end": 101.0,
+        "links": (),
+        "failure": Failure("_OTHER", "", graphs=1),
+        "phase": Phase(100.0, 101.0, 12, 34_567, failed=True),
+    }
+    return PhaseRecord(**(values | changes))
 
 
 def pending() -> PendingRecord:
