@@ -133,8 +133,8 @@ def is_in_task(client: Any = None) -> bool:
     try:
         get_worker()
     except ValueError:
-        # Threads of a task have no context, but they can only have got the client from their worker.
-        return getattr(client, "name", None) == "worker" and len(getattr(Worker, "_instances", ())) > 0
+        # Threads of a task have no context, but they have got the client from their worker.
+        return client is not None and client in getattr(Worker, "_initialized_clients", ())
     return True
 
 

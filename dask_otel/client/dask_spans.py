@@ -12,12 +12,13 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar, Token, copy_context
+from contextvars import ContextVar, Token
 from functools import lru_cache
 from hashlib import blake2b
 from time import time_ns
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
+from weakref import ref
 
 import dask
 from opentelemetry.context import Context, attach, create_key, get_current
@@ -66,7 +67,7 @@ class OpenSpan(NamedTuple):
 #: Key of the innermost open Dask span in OpenTelemetry's context: some threads get that context and not Dask's.
 _OPEN = create_key("dask_otel_open_span")
 #: Whether a caller's span is being made or ended here: span processors may use Dask.
-_busy: ContextVar[bool] = ContextVar("dask_otel_busy", default=False)
+_busy: ContextVar[Callable[[], _Call | None]] = ContextVar("dask_otel_busy", default=lambda: None)
 #: The innermost block; only for its tokens, which belong to one context as those of Dask do.
 _entered: ContextVar[Any] = ContextVar("dask_otel_block", default=None)
 _tracer = GlobalTracer()
@@ -80,7 +81,7 @@ def open_span(context: Context) -> OpenSpan | None:
 
 def is_busy() -> bool:
     """Whether the running code is called by a tracer of the caller's, for a span that is made or ended here."""
-    return _busy.get()
+    return _busy.get()() is not None
 
 
 def with_callers_span(
@@ -174,7 +175,7 @@ def _begin(count: int) -> _Opened | None:
     try:
         settings = client_settings()
         safety.logs_messages = settings.capture == Capture()
-        if settings.context == "none" or _busy.get() or is_in_task():
+        if settings.context == "none" or is_busy() or is_in_task():
             return None
         here = find_caller()
         if is_suppressed(here.context):
@@ -240,14 +241,18 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
     return True
 
 
+class _Call:
+    """A call of the program's tracer; once nothing refers to it, the call is over, also if it was interrupted."""
+
+
 def _busily(function: Callable[..., Result], *args: Any) -> Result:
-    """Call what calls the program's span processors; in a context of its own, so that an interrupt leaves no trace."""
-
-    def call() -> Result:
-        _busy.set(True)
+    """Call what calls the program's span processors, which may use Dask."""
+    call = _Call()
+    token = _busy.set(ref(call))
+    try:
         return function(*args)
-
-    return copy_context().run(call)
+    finally:
+        _busy.reset(token)
 
 
 def _is_linked(here: Here, settings: ClientSettings) -> bool:

@@ -620,6 +620,19 @@ def nested_client(x):
         return own.submit(inc, x, key="nested-1").result()
 
 
+@both()
+async def test_what_comes_from_a_workers_own_client_is_a_tasks(
+    person, plugin, client, scheduler, worker, monkeypatch
+):
+    """A thread of a task has lost its context; its work is not that of whoever has started the worker."""
+    monkeypatch.setenv("TRACEPARENT", ENVIRONMENT)
+    async with Client(scheduler.address, asynchronous=True, name="worker") as own:
+        await own.submit(inc, 1, key="x-1")
+        Worker._initialized_clients.add(own)  # as the worker does that makes it
+        await own.submit(inc, 2, key="y-1")
+    assert {each.name for each in scheduler.extensions["spans"].root_spans} == {("nightly.py",), ("default",)}
+
+
 @pytest.mark.parametrize("plugin_on_workers", [True, False])
 @pytest.mark.parametrize("function", [nested, nested_coroutine, nested_client])
 def test_what_a_task_submits_is_in_its_dask_span(plugin_on_workers, function):
@@ -1037,6 +1050,34 @@ def test_spans_of_other_makers(mode):
         safety._failures.clear()  # that a link failed
 
     test()
+
+
+class Binds(SpanProcessor):
+    """As processors that put something on log records."""
+
+    bound = contextvars.ContextVar("bound", default="")
+
+    def __init__(self):
+        self.tokens = {}
+
+    def on_start(self, span, parent_context=None):
+        self.tokens[span] = self.bound.set(span.name)
+
+    def on_end(self, span):
+        self.bound.reset(self.tokens.popitem()[1])
+
+
+def test_what_processors_bind_is_there_in_the_block():
+    person = Person(Binds())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "_TRACER_PROVIDER", person.provider)
+        with span("a"):
+            assert Binds.bound.get() == "a"
+            with span("b"):
+                assert Binds.bound.get() == "b"
+            assert Binds.bound.get() == "a"
+        assert Binds.bound.get() == ""
+    assert [each.name for each in person.spans] == ["b", "a"]
 
 
 class Interrupts(SpanProcessor):
