@@ -621,9 +621,7 @@ def nested_client(x):
 
 
 @both()
-async def test_what_comes_from_a_workers_own_client_is_a_tasks(
-    person, plugin, client, scheduler, worker, monkeypatch
-):
+async def test_what_comes_from_a_workers_own_client_is_a_tasks(person, plugin, client, scheduler, worker, monkeypatch):
     """A thread of a task has lost its context; its work is not that of whoever has started the worker."""
     monkeypatch.setenv("TRACEPARENT", ENVIRONMENT)
     async with Client(scheduler.address, asynchronous=True, name="worker") as own:
