@@ -13,7 +13,7 @@ from dask_otel import schema
 from dask_otel.schema import (
     ATTRIBUTES,
     CALLER,
-    CALLERS_PHASE,
+    CLIENT_PHASE,
     EVERY,
     GROUP,
     LINK_TYPES,
@@ -101,7 +101,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pending span": lambda: attributes(lambda each: PENDING in each.on and not _is_on_every(each)),
     "limits": _limits,
     "links": _links,
-    "phase of the caller": lambda: attributes(lambda each: CALLERS_PHASE in each.on),
+    "client phase": lambda: attributes(lambda each: CLIENT_PHASE in each.on),
     "caller span": lambda: attributes(lambda each: CALLER in each.on and SEGMENT not in each.on),
     "metrics": _metrics,
 }

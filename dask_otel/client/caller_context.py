@@ -49,6 +49,9 @@ def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
         return Addition(metadata=submitter.to_metadata())
     span = None
     if here.caller:
+        known = open_span(here.context)
+        if known and not known.schedulers:
+            known.schedulers.append(_scheduler_of(client))
         span, linked = _placed(here, here.caller, opened.get("span"), settings, client)
         if linked:
             submitter = submitter._replace(caller=linked.traceparent())
@@ -110,8 +113,7 @@ def _placed(
     linked, around = None, ids
     if known:
         linked = known.linked
-        scheduler = getattr(client, "_scheduler_identity", {}).get("id", "")
-        around = *known.ids_on(scheduler), *ids[len(known.ids) :]
+        around = *known.ids_on(_scheduler_of(client)), *ids[len(known.ids) :]
     nearest = (known.caller if known and known.ids == ids else caller_of(str(ids[-1]))) if ids else None
     if nearest and nearest[:2] == caller[:2]:
         return (None if opened and around == ids else (tags, around)), linked
@@ -126,6 +128,11 @@ def _placed(
     tag = tag_of(here)
     id_ = implicit_id(here, caller, tag, around, getattr(client, "id", ""), period)
     return ((*tags, tag), (*around, id_)), linked
+
+
+def _scheduler_of(client: Any) -> str:
+    """Return the id of a client's scheduler; empty if it is not known."""
+    return str(getattr(client, "_scheduler_identity", {}).get("id", ""))
 
 
 @cache

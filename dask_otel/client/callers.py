@@ -211,8 +211,11 @@ def _tag(name: str, names: _Names) -> str:
 
 def service_name() -> str:
     """Return the name of this process's service, from its tracer provider or else from the environment; or nothing."""
-    resource = getattr(get_tracer_provider(), "resource", None)
-    found = getattr(resource, "attributes", {}).get("service.name") if resource else os.environ.get("OTEL_SERVICE_NAME")
+    try:
+        resource: Any = getattr(get_tracer_provider(), "resource", None)
+        found = resource.attributes.get("service.name") if resource else os.environ.get("OTEL_SERVICE_NAME")
+    except Exception:  # noqa: BLE001 -- somebody else's provider, for the sake of a name
+        return ""
     # What the SDK writes if nobody has named the service.
     return found if isinstance(found, str) and not found.startswith("unknown_service") else ""
 

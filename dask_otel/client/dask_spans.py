@@ -56,9 +56,7 @@ class OpenSpan(NamedTuple):
 
     def ids_on(self, scheduler: str) -> tuple[str, ...]:
         """Return the ids for one of several schedulers: each makes spans whose ids depend on these."""
-        if scheduler and not self.schedulers:
-            self.schedulers.append(scheduler)
-        if not scheduler or self.schedulers[0] == scheduler:
+        if not scheduler or not self.schedulers or self.schedulers[0] == scheduler:
             return self.ids
         nonce = blake2b(scheduler.encode(), digest_size=8).hexdigest()
         return tuple(f"{each};{nonce}" for each in self.ids)
@@ -151,22 +149,21 @@ class _Opened:
     def end(self, error: BaseException | None) -> None:
         """Leave the context if it is still current, and end the spans with what has left the block; never raises."""
         safety.logs_messages = self._capture == Capture()
+        interrupt: BaseException | None = None
         try:
             with safety.guard("caller (end of a span)"):
                 self.leave()
-        finally:
-            self._end_spans(error)
-
-    def _end_spans(self, error: BaseException | None) -> None:
-        """End the innermost span, and then the others, also if something such as Ctrl-C interrupts this."""
+        except BaseException as raised:  # noqa: BLE001 -- such as Ctrl-C; raised below
+            interrupt = raised
         # In a process that was forked off inside the block, they are the other process's.
-        if not self.spans or self._process != os.getpid():
-            return
-        try:
-            with safety.guard("caller (end of a span)"):
-                _busily(_end, self.spans.pop(), error, self._capture)
-        finally:
-            self._end_spans(error)
+        while self.spans and self._process == os.getpid():
+            try:
+                with safety.guard("caller (end of a span)"):
+                    _busily(_end, self.spans.pop(), error, self._capture)
+            except BaseException as raised:  # noqa: BLE001 -- raised below
+                interrupt = raised
+        if interrupt is not None:
+            raise interrupt
 
 
 def _begin(count: int) -> _Opened | None:
@@ -183,12 +180,13 @@ def _begin(count: int) -> _Opened | None:
         opened = _Opened(settings.capture)
         if _open(opened, here, settings, count):
             return opened
-    except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
-        safety.caught("caller (begin of a span)", error)
-    except BaseException as error:  # such as Ctrl-C
+    except BaseException as error:
         if opened:
-            opened.end(error)
-        raise
+            opened.end(None if isinstance(error, Exception) else error)
+        if not isinstance(error, Exception):  # such as Ctrl-C
+            raise
+        safety.caught("caller (begin of a span)", error)
+        return None
     if opened:
         opened.end(None)
     return None
@@ -199,7 +197,9 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
     tags, ids = tuple(annotation["name"]), tuple(annotation["ids"])
     around = ids[:-count]
     outer = open_span(here.context)
-    if outer and around[: len(outer.ids)] != outer.ids:
+    if outer and not around:  # in a thread that has got OpenTelemetry's context, and not Dask's
+        around, tags = outer.ids, (*outer.tags, *tags)
+    elif outer and around[: len(outer.ids)] != outer.ids:
         outer = None
     caller, linked, context = here.caller, outer.linked if outer else None, here.context
     # A root that is linked, not below its caller; what is in it is in its trace, whatever the setting is by now.
@@ -218,6 +218,8 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
             context = set_span_in_context(span, context)
             nonce = ""
         else:  # no SDK, or one that is switched off
+            if opened.spans and span:
+                opened.spans.pop()  # it may be the current span itself, which is not ours to end
             span, tracer = None, None
             if caller is None:
                 return False

@@ -6,11 +6,12 @@ span. No phase is ever the current span, so no span of anybody else is below one
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from threading import RLock
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from opentelemetry.context import get_current
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, get_current_span, set_span_in_context
@@ -21,7 +22,18 @@ from ..tracers import GlobalTracer
 from .callers import is_in_task, is_suppressed
 from .settings import client_settings
 
-__all__ = ["GATHER", "MAX_PHASE_SPANS", "OPTIMIZE", "SERIALIZE", "SUBMIT", "WAIT", "Kind", "Phase", "Phases"]
+__all__ = [
+    "GATHER",
+    "MAX_PHASE_SPANS",
+    "OPTIMIZE",
+    "SERIALIZE",
+    "SUBMIT",
+    "WAIT",
+    "Kind",
+    "Phase",
+    "Phases",
+    "PhasesCaller",
+]
 
 #: Phase spans below one caller's span; what comes later is summed up.
 MAX_PHASE_SPANS = 100
@@ -58,6 +70,15 @@ class Phase(NamedTuple):
     #: Attributes that only a span of its own has; and those that are summed up where there is none.
     attributes: Mapping[str, int] = _NONE
     sums: Mapping[str, int] = _NONE
+
+
+class PhasesCaller(NamedTuple):
+    """Whose phases they are."""
+
+    #: That was current.
+    span: Span
+    #: Nanoseconds; what takes as long is a span.
+    threshold: float
 
 
 class _Sums:
@@ -97,11 +118,15 @@ class Phases:
     def __init__(self, safety: Safety) -> None:
         self.safety = safety
         self._tracer = GlobalTracer()
+        self._forget()
+        _all.add(self)
+
+    def _forget(self) -> None:
         self._lock = RLock()
         self._sums: WeakKeyDictionary[Span, _Sums] = WeakKeyDictionary()
 
-    def caller(self, client: Any) -> Span | None:
-        """Return the span whose phases are recorded; None if there is none, or in a task.
+    def caller(self, client: Any) -> PhasesCaller | None:
+        """Return whose phases are recorded here; None if there is nobody, or in a task.
 
         Parameters
         ----------
@@ -112,13 +137,14 @@ class Phases:
         span = get_current_span(context)
         if span is INVALID_SPAN or is_suppressed(context) or is_in_task(client):
             return None
-        if not span.is_recording() or client_settings().context == "none":
+        settings = client_settings()
+        if settings.context == "none" or not span.is_recording():
             return None
-        return span
+        return PhasesCaller(span, settings.phase_threshold * 1e9)
 
-    def record(self, span: Span, phases: Iterable[Phase]) -> None:
-        """Record phases of a caller's span that have ended."""
-        threshold = client_settings().phase_threshold * 1e9
+    def record(self, caller: PhasesCaller, phases: Iterable[Phase]) -> None:
+        """Record phases that have ended."""
+        span, threshold = caller
         sums = self._sums_of(span)
         short = [p for p in phases if p.end - p.start < threshold or not self._make_span(span, sums, p)]
         if not short:
@@ -156,3 +182,16 @@ class Phases:
         is_kept = made.is_recording()  # the sampler decides
         made.end(max(phase.end, phase.start))
         return is_kept
+
+
+_all: WeakSet[Phases] = WeakSet()
+
+
+def _renew_locks() -> None:
+    """Have locks that no other thread holds, in a process that was forked off."""
+    for phases in _all:
+        phases._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+import threading
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from threading import RLock
@@ -42,8 +45,26 @@ NOTHING = Addition()
 #: Returns what to add to a submission, given the client and the annotations that are open.
 Source = Callable[[Any, Mapping[str, Any]], Addition]
 
+
+class _ClientSafety(Safety):
+    """Lets pass what a signal handler of the program raises while our code runs, as Celery's does for time limits."""
+
+    def caught(self, where: str, error: Exception) -> None:
+        if _is_of_signal_handler(error):
+            raise error
+        super().caught(where, error)
+
+
+def _is_of_signal_handler(error: Exception) -> bool:
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    handlers = filter(callable, map(signal.getsignal, signal.valid_signals()))
+    codes = {getattr(getattr(each, "__func__", each), "__code__", None) for each in handlers} - {None}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 #: Counts and logs what fails in the clients of this process.
-safety = Safety()
+safety = _ClientSafety()
 #: Re-entrant: a signal handler may get here.
 _lock = RLock()
 #: As often as each was added.

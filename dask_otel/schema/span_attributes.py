@@ -35,7 +35,7 @@ SEGMENT, GROUP, TASK, PHASE, PENDING = "span", "group", "task", "phase", "pendin
 ACTOR_CALL = "actor"
 LINK, EXCEPTION, RESOURCE, METRIC = "link", "exception", "resource", "metric"
 #: A span that an instrumented client makes, or on which it sums up what it did; and the phase spans below it.
-CALLER, CALLERS_PHASE = "caller", "phase of the caller"
+CALLER, CLIENT_PHASE = "caller", "client phase"
 
 EVERY = (SEGMENT, GROUP, TASK, PHASE, PENDING)
 _SUMMED = (SEGMENT, GROUP)
@@ -55,7 +55,7 @@ class Attribute:
     type: Type
     #: Of a number that is no count: ``s``, ``bytes``, ``0…1``.
     unit: str
-    #: Kinds of span, ``caller``, ``phase of the caller``, ``link``, ``exception``, ``resource``, ``metric``.
+    #: Kinds of span, ``caller``, ``client phase``, ``link``, ``exception``, ``resource``, ``metric``.
     on: tuple[str, ...]
     meaning: str
     #: Bytes of a text; a list has ``MAX_LIST``.
@@ -266,23 +266,17 @@ THREAD_ID = _attribute("thread.id", "int", [TASK], meaning="id of the thread tha
 
 #: Value of ``dask.phase`` on spans of the scheduler.
 TAKE_IN = "take_in"
-PHASE_NAME = _attribute("dask.phase", "string", [PHASE, CALLERS_PHASE], meaning=
-    "what was done: `take_in`, the scheduler's processing of a graph that a client submitted; on spans of the caller "
-    "`optimize`, `serialize`, `submit`, `wait`, `gather`")
-GRAPH_TASK_COUNT = _attribute("dask.graph.task.count", "int", [PHASE, CALLERS_PHASE], meaning=
-    "tasks of the graph; absent if it could not be taken in. On a span `submit graph`, only if `Client.submit` or "
-    "`Client.map` made the graph, or if it is a dictionary: the tasks of collections are known to the scheduler only")
-GRAPH_SIZE = _attribute("dask.graph.size", "int", [PHASE, CALLER, CALLERS_PHASE], unit="bytes", meaning=
-    "size of the serialised graph; in the sums of a caller's span, of all of them")
-
-PROGRESS_COMPLETED = _attribute("dask.progress.completed", "int", [PENDING], meaning=
-    "tasks of the run that had completed; absent if the run had too many open spans to count them")
-PROGRESS_COUNT = _attribute("dask.progress.count", "int", [PENDING], meaning=
-    "tasks of the run that had been added to the scheduler; absent likewise")
-PROGRESS_RUNNING = _attribute("dask.progress.running", "string[]", [PENDING], meaning=
-    f"paths of the spans that had unfinished tasks of their own, at most {MAX_PROGRESS_SPANS}")
-
-#: By phase of the caller.
+PHASE_NAME = _attribute("dask.phase", "string", [PHASE, CLIENT_PHASE], meaning=
+    "what was done: `take_in`, the scheduler's processing of a graph that a client submitted; in an instrumented "
+    "client, `optimize`, `serialize`, `submit`, `wait` or `gather`")
+GRAPH_TASK_COUNT = _attribute("dask.graph.task.count", "int", [PHASE, CLIENT_PHASE], meaning=
+    "tasks of the graph; absent if the graph could not be taken in. In a client, on `submit` if `Client.submit` or "
+    "`Client.map` made the graph, or if it is a dictionary: only the scheduler knows the number for collections")
+GRAPH_SIZE = _attribute("dask.graph.size", "int", [PHASE, CLIENT_PHASE, CALLER], unit="bytes", meaning=
+    "size of the serialised graph as the scheduler received it; in a client, on `serialize`, as it was made")
+GATHER_SIZE = _attribute("dask.gather.size", "int", [CLIENT_PHASE, CALLER], unit="bytes", meaning=
+    "size of the results in memory, [if it is known](attributes.md#work-of-an-instrumented-client); on `gather`")
+#: Sums on the caller's span; by phase.
 PHASE_TIMES = {
     phase: _attribute(f"dask.{phase}.time", "double", [CALLER], meaning, unit="s")
     for phase, meaning in {
@@ -294,9 +288,13 @@ PHASE_TIMES = {
     }.items()
 }
 SUBMIT_COUNT = _attribute("dask.submit.count", "int", [CALLER], meaning="graphs that were submitted")
-GATHER_SIZE = _attribute("dask.gather.size", "int", [CALLER, CALLERS_PHASE], unit="bytes", meaning=
-    "size of the results in memory, [if it is known](#phases-of-the-caller); on a span `gather results`, of these "
-    "results")
+
+PROGRESS_COMPLETED = _attribute("dask.progress.completed", "int", [PENDING], meaning=
+    "tasks of the run that had completed; absent if the run had too many open spans to count them")
+PROGRESS_COUNT = _attribute("dask.progress.count", "int", [PENDING], meaning=
+    "tasks of the run that had been added to the scheduler; absent likewise")
+PROGRESS_RUNNING = _attribute("dask.progress.running", "string[]", [PENDING], meaning=
+    f"paths of the spans that had unfinished tasks of their own, at most {MAX_PROGRESS_SPANS}")
 
 EXCEPTION_TYPE = _attribute("exception.type", "string", [EXCEPTION], meaning="type of the exception")
 EXCEPTION_MESSAGE = _attribute("exception.message", "string", [EXCEPTION], meaning="message of the exception")

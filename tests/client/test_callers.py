@@ -27,6 +27,7 @@ def _fresh(monkeypatch):
     monkeypatch.setattr(callers, "_routes", callers._Names())
     monkeypatch.setattr(callers, "_others", callers._Names())
     monkeypatch.setattr(callers, "_latest", None)
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
     monkeypatch.setattr("sys.argv", ["/some/where/nightly.py"])
     propagator = propagate.get_global_textmap()
     yield

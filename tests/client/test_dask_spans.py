@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from support.inside import Person
 from support.memory import MemoryPlugin
 
 import dask_otel
-from dask_otel.client import dask_spans
+from dask_otel.client import callers, dask_spans
 from dask_otel.client.submitting import safety
 from dask_otel.identity import segment_id, trace_id
 
@@ -233,6 +234,8 @@ async def test_several_clusters(person, plugin, client, scheduler, worker):
     ):
         await other.add_to(second)
         with span("etl") as outer, span("load"):
+            with remote_client.as_current():
+                assert dask_otel.trace_id() == outer[3:35]  # to ask decides nothing
             for each in (client, remote_client):
                 await each.submit(inc, 1, key="x-1")
                 with current("part", context=None):
@@ -435,21 +438,26 @@ async def test_threads(person, plugin, client, scheduler, worker):
 
     def with_context(given, key):
         context.attach(given)
-        return submit(key)
+        direct = submit("direct-1")
+        with span("step"):
+            return direct, submit(key)
 
     with ThreadPoolExecutor(1) as pool, current("request"), span("etl"):
         futures = [
             pool.submit(submit, "lost-1").result(),
             pool.submit(contextvars.copy_context().run, submit, "copied-1").result(),
-            pool.submit(contextvars.Context().run, with_context, context.get_current(), "given-1").result(),
+            *pool.submit(contextvars.Context().run, with_context, context.get_current(), "given-1").result(),
         ]
     await client.gather(futures)
     assert shape(await everything(person, plugin, worker)) == [
         "~request",
         "  ~etl",
         "    etl [span]",
+        "      step [span]",
+        "        given [group]",
         "      copied [group]",
-        "      given [group]",
+        "      direct [group]",
+        "    ~step",
         "default: lost [span]",
         "  lost [group]",
     ]
@@ -1076,6 +1084,75 @@ def test_what_processors_bind_is_there_in_the_block():
             assert Binds.bound.get() == "a"
         assert Binds.bound.get() == ""
     assert [each.name for each in person.spans] == ["b", "a"]
+
+
+def test_a_thousand_tags():
+    person = Person()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "_TRACER_PROVIDER", person.provider)
+        with span(*["t"] * 1500):
+            pass
+    assert len(person.spans) == 1500
+
+
+class Returns(trace.Tracer):
+    """Gives out the current span."""
+
+    def start_span(self, *args, **kwargs):
+        return trace.get_current_span()
+
+    def start_as_current_span(self, *args, **kwargs):
+        raise NotImplementedError
+
+
+@both()
+async def test_a_tracer_that_gives_out_the_current_span(person, plugin, client, scheduler, worker, monkeypatch):
+    with current("request") as request:
+        monkeypatch.setattr(dask_spans, "_tracer", lambda: Returns())
+        with span("etl") as id_:
+            assert id_.startswith(here() + ";")
+        assert request.is_recording()
+
+
+def test_a_provider_with_an_odd_resource(monkeypatch):
+    class Odd(TracerProvider):
+        resource = None
+
+        def __getattribute__(self, name):
+            if name == "resource":
+                raise RuntimeError(name)
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", Odd(shutdown_on_exit=False))
+    assert callers.service_name() == ""
+
+
+def test_what_a_signal_handler_raises_is_the_programs():
+    """As Celery's limit of the time of a task."""
+
+    class TimeLimitError(Exception):
+        pass
+
+    def limit(*args):
+        raise TimeLimitError
+
+    class Slow(SpanProcessor):
+        def on_start(self, span, parent_context=None):
+            signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, limit)
+    failures = safety.failures.total()
+    try:
+        person = Person(Slow())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trace, "_TRACER_PROVIDER", person.provider)
+            with pytest.raises(TimeLimitError), span("x"):
+                pass
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert safety.failures.total() == failures
+    assert dask.get_annotations() == {}
+    assert context.get_current() == {}
 
 
 class Interrupts(SpanProcessor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -689,6 +690,25 @@ async def test_sums_push_out_no_attribute_of_a_person(client, scheduler, *worker
         with request():
             await client.submit(inc, 2)
     assert [set(each.attributes) for each in person.spans] == [{"mine"}, SUMS]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_that_is_forked_off_while_a_phase_is_recorded():
+    """The lock that another thread has then is nobody's there."""
+    recorder = phase_spans.Phases(Safety())
+    with provider_of(program := Program()), program.provider.get_tracer("own").start_as_current_span("request"):
+        caller = recorder.caller(None)
+        phase = phase_spans.Phase(phase_spans.WAIT, 0, 1)
+        recorder.record(caller, [phase])
+        with recorder._sums[caller.span].lock, recorder._lock:
+            child = os.fork()
+            if not child:
+                thread = threading.Thread(target=recorder.record, args=(caller, [phase]), daemon=True)
+                thread.start()
+                thread.join(20)
+                os._exit(thread.is_alive())
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # Failures of ours

@@ -20,8 +20,6 @@ LOOPBACK = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
 FAST = {
     "DASK_OTEL__TRACES__IDLE_TIMEOUT": "500ms",
     "DASK_OTEL__SWEEP_INTERVAL": "100ms",
-    # Which graphs take long is a matter of chance.
-    "DASK_OTEL__CLIENT__PHASE_THRESHOLD": "1h",
     "DASK_LOGGING__DISTRIBUTED": "info",
 }
 #: Where an entry of a log begins. A traceback is an entry of its own: the line before it may be about something else.
