@@ -135,7 +135,7 @@ class Phases:
         """
         context = get_current()
         span = get_current_span(context)
-        if span is INVALID_SPAN or is_suppressed(context) or is_in_task(client):
+        if span is INVALID_SPAN or is_suppressed(context) or is_in_task():
             return None
         settings = client_settings()
         if settings.context == "none" or not span.is_recording():
