@@ -6,6 +6,7 @@ ImportError in a preload module would stop the scheduler.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,11 @@ __all__ = [
     "__version__",
     "dask_setup",
     "describe",
+    "instrument",
     "show_trace",
     "trace_id",
     "trace_url",
+    "uninstrument",
 ]
 
 __version__ = "0.1.0"
@@ -48,6 +51,29 @@ def dask_setup(server: Any) -> Any:
         if preload:
             return preload.set_up(server)
     return None
+
+
+def instrument() -> None:
+    """Instrument the Dask clients of this process: one trace leads from the program's spans to the cluster's.
+
+    Spans of Dask, ``with distributed.span("name"):``, are also spans of the program's own tracer provider, and work
+    that is submitted while a span of OpenTelemetry is current belongs to that span. Calling it again does nothing.
+    Where something that it needs is missing or broken, the log says so, and nothing changes. Never raises.
+
+    The setting ``otel.client.context`` says whether the cluster's spans are in the trace of the program.
+    """
+    from .safety import import_or_log
+
+    module = import_or_log("dask_otel.client.instrumentation")
+    if module:
+        module.instrument()
+
+
+def uninstrument() -> None:
+    """Undo :func:`instrument`, except for what another library has replaced in the meantime. Never raises."""
+    module = sys.modules.get("dask_otel.client.instrumentation")
+    if module:
+        module.uninstrument()
 
 
 def trace_id(span_ids: str | Sequence[str] | None = None) -> str:
@@ -184,12 +210,12 @@ _NO_SPAN = 'no span here: call this inside `with span("name"):`, or give it the 
 
 
 def _span_ids() -> Sequence[str]:
-    import dask
+    from .current import open_span_ids
 
-    annotation = dask.get_annotations().get("span")
-    if not annotation:
+    ids = open_span_ids()
+    if not ids:
         raise ValueError(_NO_SPAN)
-    return [str(each) for each in annotation["ids"]]
+    return ids
 
 
 def _trace_here() -> tuple[int, str] | None:

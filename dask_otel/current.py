@@ -6,6 +6,7 @@ Nothing here makes a span.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,7 +19,7 @@ from .identity import origin_of
 from .worker.lazy_span import LazySpan, peek
 from .worker.task_span import Run, current_run
 
-__all__ = ["TaskFilter", "trace_here"]
+__all__ = ["TaskFilter", "open_span_ids", "trace_here"]
 
 #: On log records outside of tasks and traces.
 _NONE = "-"
@@ -29,7 +30,7 @@ def trace_here() -> tuple[int, str] | None:
 
     Inside a task, this is the trace of the task's span, whether that span is made or not.
     """
-    opened, run = _open_span_ids(), current_run()
+    opened, run = open_span_ids(), current_run()
     if run is not None and (not opened or opened[-1] == run.dask_span_id):
         parent = run.context()
         if parent.is_valid:
@@ -37,7 +38,15 @@ def trace_here() -> tuple[int, str] | None:
     return (origin_of(opened).trace_id(), opened[-1]) if opened else None
 
 
-def _open_span_ids() -> Sequence[str]:
+def open_span_ids() -> Sequence[str]:
+    """Return the ids of the Dask span around the caller and of those around it, the outermost first.
+
+    In an instrumented client, of the one in which the caller would submit work.
+    """
+    instrumentation = sys.modules.get("dask_otel.client.instrumentation")
+    if instrumentation and instrumentation.is_instrumented():
+        ids: Sequence[str] = instrumentation.span_ids_here()
+        return ids
     annotation = dask.get_annotations().get("span")
     return [str(each) for each in annotation["ids"]] if annotation else []
 

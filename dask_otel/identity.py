@@ -20,7 +20,6 @@ __all__ = [
     "Caller",
     "Origin",
     "Place",
-    "bit_of",
     "caller_of",
     "client_names",
     "group_id",
@@ -29,6 +28,7 @@ __all__ = [
     "pending_id",
     "phase_id",
     "place",
+    "places",
     "segment_id",
     "task_id",
     "trace_id",
@@ -166,9 +166,10 @@ def pending_id(span_id: str, number: int, count: int = 0) -> int:
     return _hash(8, b"dask-otel marker", span_id, str(number), *([str(count)] if count else []))
 
 
-def bit_of(span_id: str, bits: int) -> int:
-    """Place of a span in a set of so many bits."""
-    return _hash(8, b"dask-otel bit", span_id) % bits
+def places(span_id: str, bits: int) -> tuple[int, int, int, int]:
+    """Places of a span in a Bloom filter of so many bits, at most 2³²."""
+    digest = _hash(16, b"dask-otel bit", span_id)
+    return digest % bits, (digest >> 32) % bits, (digest >> 64) % bits, (digest >> 96) % bits
 
 
 def client_names(client_ids: Sequence[str]) -> list[str]:

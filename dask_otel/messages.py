@@ -115,7 +115,7 @@ class Submitter(NamedTuple):
     service: str = ""
     user: str = ""
     host: str = ""
-    #: W3C ``traceparent`` of the span that is to be linked to; empty if the Dask span's id says which span it is below.
+    #: The caller's span, as a W3C ``traceparent``, if the root is to have a trace of its own that is linked with it.
     caller: str = ""
 
     def to_metadata(self) -> dict[str, dict[str, str]]:

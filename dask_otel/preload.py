@@ -13,9 +13,9 @@ from time import time
 from typing import Any, Literal
 
 import distributed
-from distributed import Scheduler, Worker
+from distributed import Client, Scheduler, Worker
 
-from . import __version__, config
+from . import __version__, config, instrument
 from .errors import SettingError
 from .metrics.series import MetricSettings
 from .otlp_options import OtlpOptions
@@ -24,7 +24,7 @@ from .safety import Safety, import_or_log, log, recent, why_off
 from .scheduler.plugin import BridgePlugin
 from .scheduler.runtime import BridgeSettings, SchedulerBridge
 from .scheduler.sweep import Output
-from .spantree.to_records import Level, SpanTreeSettings
+from .spantree.to_records import KEEP_REQUESTED, Level, SpanTreeSettings
 from .status.handlers import install
 from .status.report import OffReport, StatusReport, destination
 from .worker.plugin import OTelWorkerPlugin
@@ -39,7 +39,7 @@ _DEFAULT_LEVELS = {"full": Level.TASKS, "segments": Level.SPANS, "off": Level.NO
 
 
 def set_up(server: Any) -> Awaitable[None] | None:
-    """Set up the bridge in a Scheduler, and the spans of tasks in a Worker; in a Nanny or Client, log where it belongs.
+    """Set up the bridge in a Scheduler, the spans of tasks in a Worker, and a Client's process; in a Nanny, log a hint.
 
     Returns
     -------
@@ -47,7 +47,9 @@ def set_up(server: Any) -> Awaitable[None] | None:
     """
     if isinstance(server, Worker):
         return set_up_worker(server)
-    if not isinstance(server, Scheduler):
+    if isinstance(server, Client):
+        instrument()
+    elif not isinstance(server, Scheduler):
         log.info(
             "dask-otel was preloaded in a %s, where it does nothing yet. The scheduler sends the traces and metrics: "
             "start it with --preload dask_otel",
@@ -244,6 +246,7 @@ class OTelPlugin(BridgePlugin):
             phase_threshold=settings.phase_threshold,
             # Without the scheduler's spans, those of tasks would have no parents.
             gives_worker_plugin=settings.worker_plugin and bool(sink.status()["exporters"]),
+            forget_spans=settings.forget_spans,
             hidden=tuple(name for name, is_captured in settings.capture.items() if not is_captured),
             tags_in_group_names=settings.capture["tags"],
             span_tree=SpanTreeSettings(
@@ -252,6 +255,7 @@ class OTelPlugin(BridgePlugin):
                 pending_span_after=settings.pending_span_after,
                 max_groups=settings.max_groups,
                 slowest_tasks=settings.slowest_tasks,
+                keep_requested=min(settings.forget_spans or KEEP_REQUESTED, KEEP_REQUESTED),
                 level=_LEVELS[settings.level],
                 default_level=_DEFAULT_LEVELS[settings.default_spans],
             ),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import re
 import threading
 import traceback
 from collections import Counter, deque
 from contextlib import AbstractContextManager, suppress
 from types import ModuleType, TracebackType
+from weakref import WeakSet
 
 __all__ = ["Safety", "import_or_log", "log", "recent", "why_off"]
 
@@ -51,12 +53,17 @@ def why_off(since: float) -> str | None:
 MAX_IN_A_ROW = 100
 
 
+#: All that live, so that those of a process that is forked off have locks that no other thread holds.
+_all: WeakSet[Safety] = WeakSet()
+
+
 class Safety:
     """Counts failures by where they happened, and logs each kind once."""
 
     def __init__(self) -> None:
         #: Guards what export threads change while the event loop reads it.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may fail, too
+        _all.add(self)
         self._failures: Counter[tuple[str, str]] = Counter()
         #: Whether what exceptions say may be logged; it can hold a person's keys and tags.
         self.logs_messages = True
@@ -72,6 +79,10 @@ class Safety:
         with self._lock:
             return Counter(self._failures)
 
+    def renew_lock(self) -> None:
+        """Have a lock that no other thread holds."""
+        self._lock = threading.RLock()
+
     def guard(self, where: str) -> AbstractContextManager[None, bool]:
         """Swallow, count and log any exception of a block, but not what ends a task or a thread."""
         return _Guard(self, where)
@@ -80,8 +91,8 @@ class Safety:
         """Count an exception, and log it the first time."""
         kind = (where, type(error).__name__)
         # A collector may be away for as long as it likes, traces go on without metrics and without a page, and span
-        # processors of workers are not ours.
-        may_give_up = not where.startswith(("exporter", "metrics", "page", "task span"))
+        # processors of workers and clients are not ours.
+        may_give_up = not where.startswith(("exporter", "metrics", "page", "task span", "caller"))
         with self._lock:
             self._failures[kind] += 1
             is_first = self._failures[kind] == 1
@@ -133,8 +144,21 @@ class _Guard(AbstractContextManager[None, bool]):
         return False
 
 
+def _forked() -> None:
+    for each in list(_all):
+        each.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 def _without_message(error: Exception) -> str:
     return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
+
+
+#: Modules that could not be imported, and what was logged about each.
+_not_imported: set[tuple[str, str]] = set()
 
 
 def import_or_log(module: str) -> ModuleType | None:
@@ -142,11 +166,12 @@ def import_or_log(module: str) -> ModuleType | None:
     try:
         return importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 -- a broken package may raise anything
-        log.error(
-            "dask-otel is off: cannot import %s (%s: %s). Reinstall it with what it needs: "
-            "pip install --force-reinstall dask-otel",
-            getattr(error, "name", None) or module,
-            type(error).__name__,
-            error,
-        )
+        name = getattr(error, "name", None) or module
+        advice = "Reinstall it with what it needs: pip install --force-reinstall dask-otel"
+        if not isinstance(error, ImportError) and os.environ.get("OTEL_PROPAGATORS"):
+            advice = "OTEL_PROPAGATORS must name propagators that are installed"  # OpenTelemetry's API reads it
+        line = f"dask-otel is off: cannot import {name} ({type(error).__name__}: {error}). {advice}"
+        if (module, line) not in _not_imported:
+            log.error("%s", line)
+            _not_imported.add((module, line))
         return None

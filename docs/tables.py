@@ -12,6 +12,8 @@ from pathlib import Path
 from dask_otel import schema
 from dask_otel.schema import (
     ATTRIBUTES,
+    CALLER,
+    CLIENT_PHASE,
     EVERY,
     GROUP,
     LINK_TYPES,
@@ -99,6 +101,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "pending span": lambda: attributes(lambda each: PENDING in each.on and not _is_on_every(each)),
     "limits": _limits,
     "links": _links,
+    "client phase": lambda: attributes(lambda each: CLIENT_PHASE in each.on),
+    "caller span": lambda: attributes(lambda each: CALLER in each.on and SEGMENT not in each.on),
     "metrics": _metrics,
 }
 

@@ -6,6 +6,7 @@ what is written there stays the same.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import dask
 
 from .. import config
 from ..errors import SettingError
+from ..privacy import Capture
 from ..safety import log
 
 __all__ = ["ClientSettings", "client_settings"]
@@ -36,8 +38,8 @@ class ClientSettings:
     phase_threshold: float
     #: Whether the user and the host of the client are sent.
     says_user: bool
-    #: Whether a log may have what exceptions say, which can hold people's data.
-    logs_messages: bool
+    #: What may be sent and logged of what is the person's own.
+    capture: Capture
 
 
 #: What was written when somebody asked last, and what it means.
@@ -77,7 +79,7 @@ def _load(written: str) -> ClientSettings:
         link_after=settings.link_after,
         phase_threshold=settings.phase_threshold,
         says_user=settings.capture_user,
-        logs_messages=all(settings.capture.values()),
+        capture=Capture(**settings.capture),
     )
     with _lock:
         _known[written] = loaded
@@ -92,3 +94,13 @@ def _report(error: SettingError) -> None:
         if len(_reported) < 100:
             _reported.add(line)
         log.error("%s", line)
+
+
+def _renew_lock() -> None:
+    """Have a lock that no other thread holds, in a process that was forked off."""
+    global _lock
+    _lock = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)

@@ -239,6 +239,16 @@ class ExportQueue(ABC):
     def waiting(self) -> int:
         """Number of items that wait."""
 
+    @property
+    def added(self) -> int:
+        """Number of calls of ``put`` so far; the caller locks."""
+        return 0
+
+    @property
+    def settled(self) -> int:
+        """How many calls of ``put``, the first ones, added nothing that is still to be sent; the caller locks."""
+        return 0
+
     @abstractmethod
     def put(self, items: Any) -> None:
         """Add items; the caller locks."""
@@ -295,6 +305,8 @@ class SpanExportQueue(ExportQueue):
         self._safety = safety
         self.max_batch = min(limits.max_batch, limits.max_waiting)
         self._queue = SpanQueue(limits.max_waiting, limits.max_bytes, partial(self._count_dropped, "queue_full"))
+        #: Number of bundles that were sent or dropped before the batch that is in flight.
+        self._settled = 0
         self._packer = Packer(size_of)
 
     @property
@@ -306,8 +318,19 @@ class SpanExportQueue(ExportQueue):
         """Add records that should leave together."""
         self._queue.put(items)
 
+    @property
+    def added(self) -> int:
+        """Number of calls of ``put`` so far."""
+        return self._queue.added
+
+    @property
+    def settled(self) -> int:
+        """How many calls of ``put``, the first ones, added nothing that is still to be sent."""
+        return self._settled if self.in_flight else self._queue.removed
+
     def take(self) -> list[Record | Packed]:
         """Take out records that may leave together."""
+        self._settled = self._queue.removed
         batch = self._queue.take(self.max_batch, MAX_BATCH_BYTES)
         self.in_flight = sum(map(count_of, batch))
         return batch
@@ -572,6 +595,17 @@ class ExportThread:
             begin, end = line
             log.warning("dask-otel %s with exporter %r%s%s", begin, self.name, self._through, end)
         shut_down(self._sender, self._safety, is_sending=is_sending)
+
+    @property
+    def mark(self) -> int:
+        """Which items have been added so far, see ``is_settled``."""
+        with self._changed:
+            return self.queue.added
+
+    def is_settled(self, mark: int) -> bool:
+        """Whether all items up to a ``mark`` are sent, or dropped for good."""
+        with self._changed:
+            return self.queue.settled >= mark
 
     @property
     def is_supported(self) -> bool:
@@ -898,6 +932,14 @@ class TelemetryOutput:
             return
         for thread in self.span_threads:
             thread.put(list(records))
+
+    def mark(self) -> tuple[int, ...]:
+        """Return which records have been put so far, see ``is_settled``."""
+        return tuple(thread.mark for thread in self.span_threads)
+
+    def is_settled(self, mark: tuple[int, ...]) -> bool:
+        """Whether all records up to a ``mark`` have left every queue: they are sent, or dropped for good."""
+        return all(thread.is_settled(each) for thread, each in zip(self.span_threads, mark, strict=True))
 
     def wants_metrics(self, *, last: bool = False) -> bool:
         """Whether a snapshot is due; if so, the next one is due later.

@@ -177,6 +177,8 @@ class SpanQueue:
         self.bytes = 0
         #: Of the spans, those that are not packed.
         self.loose = 0
+        #: Number of bundles that were ever added.
+        self.added = 0
         self._dropped = dropped
         self._queue: deque[Bundle] = deque()
         #: Bundles that may not be packed yet, oldest first.
@@ -194,6 +196,7 @@ class SpanQueue:
         """Add records that should leave together; what is worth least is dropped if need be."""
         bundle = Bundle(records)
         self._queue.append(bundle)
+        self.added += 1
         self._to_pack.append(bundle)
         self._count(bundle)
         for kind, bundles in self._with.items():
@@ -201,6 +204,11 @@ class SpanQueue:
                 bundles.append(bundle)
         if self._is_too_much():
             self._make_place()
+
+    @property
+    def removed(self) -> int:
+        """Number of bundles of which nothing is left: the oldest ones that were added."""
+        return self.added - len(self._queue)
 
     def to_pack(self, keep: int) -> Bundle | None:
         """Return the oldest bundle with records that are not packed, if there are more of these than are to be kept."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..spantree.counts import FirstError, Load
@@ -100,6 +100,12 @@ class Claims:
             claimed.waiting = frozenset()
         elif state == "forgotten":
             del self.keys[key]
+
+    def spans(self) -> Iterator[str]:
+        """Yield the ids of the spans of which something has happened since the last ``take``."""
+        for requesting, owning in self._claims:
+            yield requesting
+            yield owning
 
     def take(self) -> list[Claim]:
         """Return what happened since the last call."""

@@ -17,7 +17,16 @@ import distributed
 from ..patching import wrap
 from ..safety import Safety, log
 
-__all__ = ["NEEDED", "NEEDED_TO_SPLIT", "Tap", "can_split", "can_work", "missing"]
+__all__ = [
+    "NEEDED",
+    "NEEDED_TO_FORGET",
+    "NEEDED_TO_SPLIT",
+    "Tap",
+    "can_forget",
+    "can_split",
+    "can_work",
+    "missing",
+]
 
 #: Attributes by class.
 NEEDED = {
@@ -86,6 +95,13 @@ NEEDED_TO_SPLIT = {
     "distributed.scheduler.Computation": ("groups",),
 }
 
+#: What forgetting spans needs besides; the rest of the bridge does without.
+NEEDED_TO_FORGET = {
+    "distributed.scheduler.TaskGroup": ("name", "states"),
+    "distributed.spans.Span": ("children", "groups"),
+    "distributed.spans.SpansSchedulerExtension": ("root_spans", "spans_search_by_name", "spans_search_by_tag"),
+}
+
 _NO_SPANS = "the scheduler extension 'spans'"
 
 
@@ -123,6 +139,19 @@ def can_split() -> bool:
     if lacking:
         log.warning(
             "dask-otel: tasks count where Dask puts them, as with otel.split-groups: false: distributed %s lacks %s. "
+            "Upgrade dask-otel, or use a distributed that it supports.",
+            distributed.__version__,
+            ", ".join(lacking),
+        )
+    return not lacking
+
+
+def can_forget() -> bool:
+    """Whether ``distributed`` has what forgetting spans needs; if not, log what it lacks."""
+    lacking = _lacking(NEEDED_TO_FORGET)
+    if lacking:
+        log.warning(
+            "dask-otel: spans are never forgotten, as with otel.forget-spans: null: distributed %s lacks %s. "
             "Upgrade dask-otel, or use a distributed that it supports.",
             distributed.__version__,
             ", ".join(lacking),

@@ -175,6 +175,16 @@ class Inbox:
         """Whether anything has happened to a ``TaskGroup`` since the last ``take``."""
         return group in self._changes
 
+    def spans_named(self) -> set[str]:
+        """Return the ids of all spans of which something else has happened since the last ``take``."""
+        named = {str(key[1]) for key in self._metrics}
+        named.update(graph.span_id for graph in self._graphs)
+        for requested, _ in self._requested.values():
+            named.update(requested.ids)
+        named.update(str(span_id) for _, _, span_id, _ in self._spans_made)  # as ``SpanMade.parent_of`` has it
+        named.update(self.claims.spans())
+        return named
+
     # What hooks append
 
     def touch(self, group: Any) -> Change:

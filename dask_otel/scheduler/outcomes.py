@@ -11,9 +11,12 @@ import re
 import sys
 from collections.abc import Iterable
 from io import BytesIO
+from traceback import format_tb
 from typing import Any, NamedTuple
 
 from dask.utils import key_split
+
+from ..spantree.events import TaskError
 
 __all__ = [
     "ASKED_FOR",
@@ -24,6 +27,7 @@ __all__ = [
     "UNFINISHED",
     "PickledClass",
     "class_of",
+    "described",
     "error_of",
     "first_error",
     "outcome_of_release",
@@ -175,6 +179,15 @@ class PickledClass(NamedTuple):
     def package(self) -> str:
         """Top-level package."""
         return self.module.partition(".")[0]
+
+
+def described(error: BaseException) -> TaskError:
+    """Describe an exception that this process has caught, with its traceback."""
+    try:
+        text = repr(error)
+    except BaseException:  # noqa: BLE001 -- code of the person's, which may raise anything
+        text = ""
+    return TaskError(type(error).__name__, first_error(text)[1], "".join(format_tb(error.__traceback__)))
 
 
 def pickle_of(exception: Any) -> bytes | None:

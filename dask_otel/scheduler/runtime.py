@@ -30,12 +30,14 @@ from ..spantree.records import Record
 from ..spantree.to_records import Level, SpanTreeSettings
 from ..threads import HURRY, in_thread
 from .cluster import ClusterMetrics, Delay, Departures
-from .compat import can_split
+from .compat import can_forget, can_split
+from .forgetting import Forgetting, LateMetrics, memory_of
 from .inbox import FailedRunTap, HeartbeatTap, Inbox
 from .pace import Clock
 from .split_groups import splitter_of
 from .submissions import Submissions
 from .sweep import Output, Sweep
+from .task_groups import TaskGroupReader
 from .task_parents import TaskParents
 from .worker_plugin import WorkerPluginHandout
 
@@ -76,6 +78,8 @@ class BridgeSettings:
     tags_in_group_names: bool = True
     #: Whether all workers get ``OTelWorkerPlugin``.
     gives_worker_plugin: bool = False
+    #: How long after its end a root is forgotten; None: never.
+    forget_spans: float | None = None
     #: Names of what ``otel.capture`` excludes.
     hidden: tuple[str, ...] = ()
     span_tree: SpanTreeSettings = field(default_factory=SpanTreeSettings)
@@ -111,7 +115,10 @@ class SchedulerBridge:
         self.safety = safety
         self.clock = CLOCK
         first_number = _first_number(scheduler)
-        self.span_tree = SpanTree(self.clock.now(), scheduler.total_nthreads, settings.span_tree, first_number)
+        memory = memory_of(scheduler)
+        self.span_tree = SpanTree(
+            self.clock.now(), scheduler.total_nthreads, settings.span_tree, first_number, memory.ids
+        )
         self.inbox = Inbox(
             scheduler,
             self.clock,
@@ -139,14 +146,31 @@ class SchedulerBridge:
         self.cluster_metrics = ClusterMetrics(
             scheduler, self.span_tree, settings.metrics, self._delay, output.exporters, self.clock, safety
         )
-        self.sweep = Sweep(scheduler, self.span_tree, self.inbox, self.cluster_metrics, output, self.clock, safety)
+        groups = TaskGroupReader(scheduler.task_groups, self.clock)
+        self._forgetting: Forgetting | None = None
+        if settings.forget_spans is not None and can_forget():
+            self._forgetting = Forgetting(
+                scheduler, self.span_tree, self.inbox, groups.may_change, output, settings.forget_spans, safety
+            )
+        self.sweep = Sweep(
+            scheduler,
+            self.span_tree,
+            self.inbox,
+            groups,
+            self.cluster_metrics,
+            self._forgetting,
+            output,
+            self.clock,
+            safety,
+        )
         self.sweep.read_baseline()
         self._closing: asyncio.Task[None] | None = None
         #: Empty while it is on.
         self.why_ended = ""
         self._loop_ends = False
         # Last: what comes before may fail.
-        self._taps = (
+        self._taps: tuple[Any, ...] = (
+            *([LateMetrics(scheduler.extensions["spans"], memory, safety)] if self._forgetting else []),
             HeartbeatTap(scheduler.extensions["spans"], self.inbox, safety),
             FailedRunTap(scheduler, self.inbox, safety),
             self.submissions,
@@ -166,6 +190,7 @@ class SchedulerBridge:
             "open_segments": len(self.span_tree.forest.open),
             "open": list(self.open_runs()),
             "sweep": self.sweep.cost,
+            "forgotten": self._forgetting.status() if self._forgetting else None,
         }
 
     def open_runs(self, trace_id: int | None = None) -> Iterator[Progress]:
@@ -203,7 +228,7 @@ class SchedulerBridge:
 
     def detach(self) -> None:
         """Stop listening to the scheduler."""
-        for tap in self._taps:
+        for tap in reversed(self._taps):  # one may lie on top of another
             with self.safety.guard("closing"):
                 tap.remove()
 

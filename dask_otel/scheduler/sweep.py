@@ -16,6 +16,7 @@ from ..spantree.events import Change, Claim, Metrics, WorkerSpan
 from ..spantree.lifecycle import SpanTree
 from ..spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord, StandInRecord
 from .cluster import ClusterMetrics, in_parts
+from .forgetting import Forgetting
 from .inbox import Inbox, RequestedSpan
 from .outcomes import prefix_of
 from .pace import Clock, Pace, Unpaced
@@ -41,6 +42,12 @@ class Output(Protocol):
         A thread does so, too. But many records come at once: until the thread has packed them, each garbage collection
         of the interpreter would look at them all.
         """
+
+    def mark(self) -> Any:
+        """Say which records have been put so far."""
+
+    def is_settled(self, mark: Any) -> bool:
+        """Whether all records up to a ``mark`` are sent, or dropped for good. Marks are settled in their order."""
 
     def wants_metrics(self, *, last: bool = False) -> bool:
         """Whether it is time for a snapshot, said once.
@@ -91,7 +98,9 @@ class Sweep:
         scheduler: Any,
         span_tree: SpanTree,
         inbox: Inbox,
+        groups: TaskGroupReader,
         cluster_metrics: ClusterMetrics,
+        forgetting: Forgetting | None,
         output: Output,
         clock: Clock,
         safety: Safety,
@@ -104,7 +113,8 @@ class Sweep:
         self._output = output
         self._clock = clock
         self._safety = safety
-        self._groups = TaskGroupReader(scheduler.task_groups, clock)
+        self._groups = groups
+        self._forgetting = forgetting
         #: Of the last sweep: when it ended, and for how many seconds it held the event loop, in all and at a stretch.
         self.cost: dict[str, float] = {}
         #: How much of ``Scheduler.total_nthreads_history`` has been read.
@@ -135,6 +145,10 @@ class Sweep:
             is_busy = self._scheduler._active_graph_updates > 0
             await self._send(self._span_tree.advance(now, self._clock.offset, taking_in_graph=is_busy), pace)
             await self._cluster_metrics.count_ended(pace)
+            if self._forgetting:
+                with self._safety.guard("forgetting"):
+                    for _ in self._forgetting.forget_some(now):
+                        await pace.rest()
             if self._output.wants_metrics():  # last: a sweep that fails before leaves it to the next one
                 await self._send_metrics(pace)
             pace.stop()
@@ -213,7 +227,7 @@ class Sweep:
         # Submissions before changes: a segment knows who submitted it when it opens.
         for span, since in taken.requested:
             with self._safety.guard("sweep"):
-                self._add_requested(span, since, now)
+                self._add_requested(span, since)
             await pace.rest()
         for graph in taken.graphs:
             with self._safety.guard("sweep"):
@@ -253,6 +267,8 @@ class Sweep:
             for span_id, metrics in by_span.items():
                 with self._safety.guard("sweep"):
                     self._add_span(span_id)
+                    if not self._span_tree.forest.knows(span_id):  # it is forgotten
+                        continue
                     self._cluster_metrics.busy(span_id, self._span_tree.add_metrics(span_id, metrics, now))
                 await pace.rest()
         return now
@@ -310,13 +326,13 @@ class Sweep:
         for span in reversed(unknown):
             self._span_tree.add_span(span_info(span, self._clock))
 
-    def _add_requested(self, requested: RequestedSpan, since: float, now: float) -> None:
+    def _add_requested(self, requested: RequestedSpan, since: float) -> None:
         """Add a span that a submission named, though Dask may not have made it."""
         for info in requested_spans(requested, since):
             if info.id in self._spans:
                 self._add_span(info.id)
             else:
-                self._span_tree.add_requested(info, now)
+                self._span_tree.add_requested(info)
 
     def _read_threads(self) -> None:
         history = self._scheduler.total_nthreads_history

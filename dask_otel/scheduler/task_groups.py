@@ -102,6 +102,10 @@ class TaskGroupReader:
         """Return all groups that may still change."""
         return list(self._known)
 
+    def may_change(self, group: Any) -> bool:
+        """Whether a group may still have something to be read."""
+        return group in self._known
+
     def forget_gone(
         self, forgotten: Iterable[Any], has_changed: Callable[[Any], bool], touch: Callable[[Any], object]
     ) -> Iterator[None]:

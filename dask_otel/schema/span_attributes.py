@@ -34,6 +34,8 @@ SEGMENT, GROUP, TASK, PHASE, PENDING = "span", "group", "task", "phase", "pendin
 #: Another value of ``dask.kind``: a call to an actor, with the attributes of a task span but ``dask.task.run_id``.
 ACTOR_CALL = "actor"
 LINK, EXCEPTION, RESOURCE, METRIC = "link", "exception", "resource", "metric"
+#: A span that an instrumented client makes, or on which it sums up what it did; and the phase spans below it.
+CALLER, CLIENT_PHASE = "caller", "client phase"
 
 EVERY = (SEGMENT, GROUP, TASK, PHASE, PENDING)
 _SUMMED = (SEGMENT, GROUP)
@@ -53,7 +55,7 @@ class Attribute:
     type: Type
     #: Of a number that is no count: ``s``, ``bytes``, ``0…1``.
     unit: str
-    #: Kinds of span, ``link``, ``exception``, ``resource``, ``metric``.
+    #: Kinds of span, ``caller``, ``client phase``, ``link``, ``exception``, ``resource``, ``metric``.
     on: tuple[str, ...]
     meaning: str
     #: Bytes of a text; a list has ``MAX_LIST``.
@@ -83,12 +85,12 @@ def _pattern(name: str, type_: Type, on: Sequence[str], meaning: str, unit: str 
 KIND = _attribute("dask.kind", "string", EVERY, meaning=
     "`span` for a segment, `group` for a group span, `task` for a task span, `phase` for a [phase](#phases), `pending` "
     "for a pending span, `actor` for a [call to an actor](inside.md#actors)")
-SPAN_ID = _attribute("dask.span.id", "string", EVERY, meaning="id of the Dask span")
+SPAN_ID = _attribute("dask.span.id", "string", (*EVERY, CALLER), meaning="id of the Dask span")
 SPAN_PATH = _attribute("dask.span.path", "string", EVERY, cap=MAX_NAME, meaning=
     "tags of the Dask span from the root down, joined: `Alice's workflow / data load`")
 SPAN_ROOT = _attribute("dask.span.root", "string", (*EVERY, METRIC), cap=MAX_NAME, max_values=MAX_ROOT_NAMES, meaning=
     "tag of the root span, so that one search finds all spans of a workflow")
-ERROR_TYPE = _attribute("error.type", "string", (*EVERY, METRIC), max_values=MAX_ERROR_TYPES, meaning=
+ERROR_TYPE = _attribute("error.type", "string", (*EVERY, CALLER, METRIC), max_values=MAX_ERROR_TYPES, meaning=
     "type of the first exception, read from its pickle or its `repr` ([how](truth.md#what-became-of-a-task)), or "
     "`_OTHER` if neither contains it. A span with this attribute has the status Error; the status description has the "
     "number of failed tasks and the first message. On a top span whose result is `lost` or `interrupted`, that word")
@@ -129,11 +131,12 @@ WORKER_SHARE_MAX = _attribute("dask.worker.share.max", "double", _SUMMED, unit="
 SPAN_TAGS = _attribute("dask.span.tags", "string[]", [SEGMENT], meaning=
     "tags of the Dask span from the root down: `Span.name`")
 SPAN_SEGMENT = _attribute("dask.span.segment", "int", [SEGMENT], meaning=
-    "number of the segment in its Dask span: 0, 1, 2 …")
+    "number of the segment in its Dask span: 0, 1, 2 …; in one that was forgotten, from the time in ms at which it "
+    "came back")
 SEGMENT_PREVIOUS_ID = _attribute("dask.segment.previous_id", "string", [SEGMENT], meaning=
     "span id of the previous segment of the same Dask span. Only on a segment without parent whose previous segment is "
     "in the same trace; every other segment has a link of type `continues` instead")
-SPAN_RESULT = _attribute("dask.span.result", "string", [SEGMENT, METRIC], meaning=
+SPAN_RESULT = _attribute("dask.span.result", "string", [SEGMENT, CALLER, METRIC], meaning=
     "`success`, `error`, `cancelled`, `lost` (tasks can never run, because scattered data that they need was lost "
     "with its worker), `unfinished` (cut because of `otel.traces.max-segment`, or because dask-otel was registered "
     "again with other settings), `interrupted` (the cluster closed before all tasks had finished)")
@@ -262,14 +265,30 @@ WORKER_ADDRESS = _attribute("dask.worker.address", "string", [TASK], meaning="ad
 WORKER_NAME = _attribute("dask.worker.name", "string", [TASK], meaning="name of that worker")
 THREAD_ID = _attribute("thread.id", "int", [TASK], meaning="id of the thread that ran the task")
 
-#: Value of ``dask.phase``.
+#: Value of ``dask.phase`` on spans of the scheduler.
 TAKE_IN = "take_in"
-PHASE_NAME = _attribute("dask.phase", "string", [PHASE], meaning=
-    "what was done: `take_in`, the scheduler's processing of a graph that a client submitted")
-GRAPH_TASK_COUNT = _attribute("dask.graph.task.count", "int", [PHASE], meaning=
-    "tasks of the graph; absent if the graph could not be taken in")
-GRAPH_SIZE = _attribute("dask.graph.size", "int", [PHASE], unit="bytes", meaning=
-    "size of the graph as the scheduler received it, serialised")
+PHASE_NAME = _attribute("dask.phase", "string", [PHASE, CLIENT_PHASE], meaning=
+    "what was done: `take_in`, the scheduler's processing of a graph that a client submitted; in an instrumented "
+    "client, `optimize`, `serialize`, `submit`, `wait` or `gather`")
+GRAPH_TASK_COUNT = _attribute("dask.graph.task.count", "int", [PHASE, CLIENT_PHASE], meaning=
+    "tasks of the graph; absent if the graph could not be taken in. In a client, on `submit` if `Client.submit` or "
+    "`Client.map` made the graph, or if it is a dictionary: only the scheduler knows the number for collections")
+GRAPH_SIZE = _attribute("dask.graph.size", "int", [PHASE, CLIENT_PHASE, CALLER], unit="bytes", meaning=
+    "size of the serialised graph as the scheduler received it; in a client, on `serialize`, as it was made")
+GATHER_SIZE = _attribute("dask.gather.size", "int", [CLIENT_PHASE, CALLER], unit="bytes", meaning=
+    "size of the results in memory, [if it is known](attributes.md#work-of-an-instrumented-client); on `gather`")
+#: Sums on the caller's span; by phase.
+PHASE_TIMES = {
+    phase: _attribute(f"dask.{phase}.time", "double", [CALLER], meaning, unit="s")
+    for phase, meaning in {
+        "optimize": "time to collect and optimise the graphs of collections, until they were submitted",
+        "serialize": "time to make the futures of graphs and to serialise the graphs",
+        "submit": "time to hand the graphs to the connection to the scheduler; not how long sending took",
+        "wait": "time that calls waited until the tasks had ended",
+        "gather": "time that calls took to fetch results after that",
+    }.items()
+}
+SUBMIT_COUNT = _attribute("dask.submit.count", "int", [CALLER], meaning="graphs that were submitted")
 
 PROGRESS_COMPLETED = _attribute("dask.progress.completed", "int", [PENDING], meaning=
     "tasks of the run that had completed; absent if the run had too many open spans to count them")
@@ -293,6 +312,8 @@ LINK_TYPES = {
     "caller": "segment of a top span → the span of the caller that submitted its work, with "
     "`otel.client.context: link`, see [below](#work-that-is-linked-to-its-caller)",
     "within": "segment in a caller's trace → the segment of the Dask span around it, see "
+    "[below](#work-in-a-callers-trace)",
+    "work": "caller's span → the first segment of a root Dask span that has a trace of its own, see "
     "[below](#work-in-a-callers-trace)",
 }
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..identity import group_id, segment_id
 from .events import Change, Claim, Dependency, Graph, Metrics, SpanInfo, WorkerSpan
+from .forgotten import ForgottenIds
 from .ledger import Ledger
 from .records import GroupRecord, Record, RootRuns, StandInRecord
 from .timing import Heartbeats, Threads
@@ -149,16 +150,27 @@ class SpanTree:
         Number of threads of the cluster.
     first_number
         Of the segments of spans that are older: another bridge of the scheduler may have sent those before.
+    forgotten
+        Ids of spans that this one or another bridge of the scheduler has forgotten.
     """
 
-    def __init__(self, now: float, threads: int, settings: SpanTreeSettings, first_number: int = 0) -> None:
+    def __init__(
+        self,
+        now: float,
+        threads: int,
+        settings: SpanTreeSettings,
+        first_number: int = 0,
+        forgotten: ForgottenIds | None = None,
+    ) -> None:
         #: Whose fine metrics have not arrived.
         self.owed = AwaitedMetrics()
         self.heartbeats = self.owed.heartbeats
         self.threads = Threads(now, threads)
         self.settings = settings
         #: Which spans are open.
-        self.forest = Forest(now, settings.max_groups, first_number)
+        self.forest = Forest(
+            now, settings.max_groups, first_number, settings.keep_requested, forgotten or ForgottenIds()
+        )
         self.roots = RootRuns()
         #: Seconds to subtract from times that leave, see ``scheduler.pace.Clock``.
         self._offset = 0.0
@@ -173,9 +185,9 @@ class SpanTree:
         """Add a Dask span; its parent must be known."""
         self.forest.add(info)
 
-    def add_requested(self, info: SpanInfo, now: float) -> None:
+    def add_requested(self, info: SpanInfo) -> None:
         """Add a span that was requested and that Dask has not made; its parent must be known."""
-        self.forest.add_requested(info, now)
+        self.forest.add_requested(info)
 
     def add_change(self, change: Change, now: float) -> None:
         """Count what happened to a group."""
@@ -277,7 +289,7 @@ class SpanTree:
         node = self.forest.nodes.get(span_id)
         root = node.root if node else self.forest.nodes.get(root_id)
         trace_number = root.trace_number if root else 0
-        first_number = node.first_number if node else self.forest.first_number_of(enqueued)
+        first_number = node.first_number if node else self.forest.first_number_of(span_id, enqueued)
         if not (first_number or trace_number):
             return None
         return trace_number, node.next_number if node else first_number
@@ -346,7 +358,7 @@ class SpanTree:
                     yield from self._close(node, now)
                 else:
                     yield None
-        self.forest.forget(now)
+        self.forest.forget_requested(now)
         # A segment may start a little before the sweep that opens it.
         self.threads.forget(earliest - 60.0)
 
@@ -372,16 +384,58 @@ class SpanTree:
         yield from self._send_stand_ins()
         yield from self._account(now)
         for node in sorted(self.forest.held, key=lambda node: node.ledger.since if node.ledger else now):
-            # Without a segment before, all its work was done before the span tree was there, or never.
-            if node.previous and node.ledger and node.ledger.has_numbers:
-                for each in node.lineage():
-                    if not each.segment:
-                        self.roots.late(each.info)
-                self.forest.open_segment(node, node.ledger.since, now)
+            self._open_for_held(node, now)
         for node in sorted(self.forest.open, key=lambda node: -node.depth):
             yield from self._close(node, now, stopped=stopped)
 
+    # What is to be forgotten
+
+    def rests_since(self, span_id: str) -> float | None:
+        """Return when the last segment of a span ended; 0.0 if it has had none, None while one is open."""
+        node = self.forest.nodes.get(span_id)
+        if node is None:
+            return 0.0
+        return None if node.segment else node.previous_end
+
+    def last_segment(self, span_id: str) -> tuple[int, int] | None:
+        """Return the trace and span id of the last segment of a span that has closed."""
+        node = self.forest.nodes.get(span_id)
+        return node.previous if node else None
+
+    def is_complete(self, span_ids: Iterable[str]) -> bool:
+        """Whether all spans that are known below a root are among those given: some were perhaps only requested."""
+        known = [node for span_id in span_ids if (node := self.forest.nodes.get(span_id))]
+        below = sum(node.parent is not None for node in known)
+        return sum(node.children_known for node in known) == below
+
+    def send_held(self, span_ids: Iterable[str], now: float) -> bool:
+        """Have numbers that came after the last segment of a span sent in one more; return whether there are any."""
+        found = False
+        for span_id in span_ids:
+            node = self.forest.nodes.get(span_id)
+            if node and node.ledger:
+                found |= self._open_for_held(node, now)
+        return found
+
+    def forget(self, span_ids: Iterable[str]) -> None:
+        """Forget spans that rest and hold nothing; children before their parents."""
+        for span_id in span_ids:
+            node = self.forest.nodes.get(span_id)
+            if node:
+                self.forest.forget(node)
+
     # Inside
+
+    def _open_for_held(self, node: Node, now: float) -> bool:
+        """Open a segment for numbers that a span holds; return whether it has."""
+        # Without a segment before, all its work was done before the span tree was there, or never.
+        if not node.previous or not node.ledger or not node.ledger.has_numbers:
+            return False
+        for each in node.lineage():
+            if not each.segment:
+                self.roots.late(each.info)
+        self.forest.open_segment(node, node.ledger.since, now)
+        return True
 
     def _saw(self, node: Node, change: Change, now: float) -> None:
         """Add a change to the load of its node, and wait for the metrics of its runs."""
@@ -533,10 +587,10 @@ class SpanTree:
 
     def _note_owner(self, ledger: Ledger, span_id: str) -> None:
         """Record in a ledger which span counts its tasks, and that span's segment if it can be linked to."""
-        owning = self.forest.nodes[span_id]
-        at = (owning.segment.trace_id, owning.segment.id) if owning.segment else owning.previous
-        if self._level_of(owning) == Level.NOTHING:
-            at = None
+        at = None
+        owning = self.forest.nodes.get(span_id)  # it may be forgotten by now
+        if owning and self._level_of(owning) > Level.NOTHING:
+            at = (owning.segment.trace_id, owning.segment.id) if owning.segment else owning.previous
         if at or span_id not in ledger.counted_in:
             ledger.counted_in[span_id] = at
 

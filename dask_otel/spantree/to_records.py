@@ -33,6 +33,7 @@ from .timing import Threads, fit
 from .tree import MAX_SEGMENTS, Node, Segment, sum_open
 
 __all__ = [
+    "KEEP_REQUESTED",
     "Level",
     "SpanTreeSettings",
     "close_segment",
@@ -45,6 +46,10 @@ __all__ = [
     "pick_runs",
     "verdict",
 ]
+
+
+#: Seconds for which a span that was only requested is kept after its last segment: it may request more.
+KEEP_REQUESTED = 3600.0
 
 
 class Level(IntEnum):
@@ -70,6 +75,8 @@ class SpanTreeSettings:
     max_groups: int = 500
     #: How many of the slowest runs of a group get a span though they do not stand out.
     slowest_tasks: int = 0
+    #: For how long a span that was only requested is kept after its last segment.
+    keep_requested: float = KEEP_REQUESTED
     #: What traces show.
     level: Level = Level.TASKS
     #: What those of work without a span show, if that is less.

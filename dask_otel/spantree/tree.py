@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from itertools import islice, takewhile
 from typing import NamedTuple
 
-from ..identity import Caller, Origin, bit_of, group_id, origin_of, others_id, place, segment_id
+from ..identity import Caller, Origin, group_id, origin_of, others_id, place, segment_id
 from ..schema import MAX_PROGRESS_SPANS
 from .counts import Load
 from .events import SpanInfo
+from .forgotten import ForgottenIds
 from .ledger import Budget, GroupLedger, Ledger
 from .timing import Activity, Happened, Heartbeats, Wall
 
@@ -321,23 +322,20 @@ def sum_open(top: Node, room: int) -> OpenSums:
     return OpenSums(tasks, completed, failed, tuple(active), tuple(clients), room)
 
 
-#: Seconds for which a span that was only requested is kept after its last segment: it may request more.
-REMEMBERED = 3600.0
-#: Such spans that one sweep checks.
+#: Requested spans that one sweep checks.
 FORGOTTEN_AT_ONCE = 200
-#: Of a set of forgotten ids; a million of them make one new id in sixteen look known.
-BITS = 2**24
 
 
 class Asked:
-    """Requested spans that Dask has not made, the next to be checked first, and a set of those that were forgotten.
+    """Requested spans that Dask has not made, the next to be checked first.
 
-    Nothing of Dask bounds their number, hence they are forgotten after an hour.
+    Nothing of Dask bounds their number, hence they are forgotten some time after their last segment: until then they
+    may request more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept_for: float) -> None:
+        self._kept_for = kept_for
         self._nodes: dict[Node, None] = {}
-        self._forgotten: bytearray | None = None
 
     def __contains__(self, node: Node) -> bool:
         return node in self._nodes
@@ -350,46 +348,30 @@ class Asked:
         """Keep a span that Dask has made after all."""
         self._nodes.pop(node, None)
 
-    def first_number(self, span_id: str, now: float) -> int:
-        """Where to begin to number the segments of a span: not again where a forgotten one may have begun."""
-        if self._forgotten is None:
-            return 0
-        place, mask = _bit(span_id)
-        return int(now) if self._forgotten[place] & mask else 0
-
-    def forget(self, nodes: dict[str, Node], held: dict[Node, None], now: float) -> None:
-        """Take spans that have been at rest for long out of ``nodes``, where they are by id, and out of ``held``."""
+    def outdated(self, now: float) -> Iterator[Node]:
+        """Take out and yield some of those that have been at rest for long."""
         for node in list(islice(self._nodes, FORGOTTEN_AT_ONCE)):
             del self._nodes[node]
-            if node.segment or node.children_known or now - node.previous_end < REMEMBERED:
+            if node.segment or node.children_known or now - node.previous_end < self._kept_for:
                 self._nodes[node] = None  # to the end
-                continue
-            held.pop(nodes.pop(node.info.id), None)
-            if node.parent:
-                node.parent.children_known -= 1
-            if node.previous:
-                self._forgotten = self._forgotten or bytearray(BITS // 8)
-                place, mask = _bit(node.info.id)
-                self._forgotten[place] |= mask
-
-
-def _bit(span_id: str) -> tuple[int, int]:
-    """Byte and bit of a span."""
-    byte, bit = divmod(bit_of(span_id, BITS), 8)
-    return byte, 1 << bit
+            else:
+                yield node
 
 
 class Forest:
     """All nodes of a scheduler; parents are opened before their children and taken out after them."""
 
-    def __init__(self, born: float, max_groups: int, first_number: int = 0) -> None:
+    def __init__(
+        self, born: float, max_groups: int, first_number: int, keep_requested: float, forgotten: ForgottenIds
+    ) -> None:
         self._max_groups = max_groups
         #: Of the segments and groups of spans that are older: another bridge may have sent those before.
         self._first_number = first_number
         #: When it began to count.
         self.born = born
         self.nodes: dict[str, Node] = {}
-        self._asked = Asked()
+        self._asked = Asked(keep_requested)
+        self._forgotten = forgotten
         # Sets in order of insertion:
         self.open: dict[Node, None] = {}
         self.open_tops: dict[Node, None] = {}
@@ -405,16 +387,18 @@ class Forest:
 
     def add(self, info: SpanInfo) -> None:
         """Add a Dask span; its parent must be known."""
-        self._asked.keep(self.nodes.get(info.id) or self._add(info, self.first_number_of(info.enqueued)))
+        self._asked.keep(self.nodes.get(info.id) or self._add(info, self.first_number_of(info.id, info.enqueued)))
 
-    def first_number_of(self, enqueued: float) -> int:
+    def first_number_of(self, span_id: str, enqueued: float) -> int:
         """Where to begin to number the segments and groups of a span that appeared at some time."""
-        return self._first_number if enqueued < self.born else 0
+        again = self._forgotten.first_number(span_id, max(enqueued, self.born))
+        return again or (self._first_number if enqueued < self.born else 0)
 
-    def add_requested(self, info: SpanInfo, now: float) -> None:
+    def add_requested(self, info: SpanInfo) -> None:
         """Add a span that was requested and that Dask has not made; its parent must be known."""
         if info.id not in self.nodes:
-            self._asked.add(self._add(info, self._first_number + self._asked.first_number(info.id, now)))
+            again = self._forgotten.first_number(info.id, max(info.enqueued, self.born))
+            self._asked.add(self._add(info, again or self._first_number))
 
     def _add(self, info: SpanInfo, first_number: int) -> Node:
         parent = self.nodes[info.parent_id] if info.parent_id is not None else None
@@ -435,9 +419,22 @@ class Forest:
         """Return the root of a span that is known."""
         return self.nodes[span_id].root.info
 
-    def forget(self, now: float) -> None:
+    def forget_requested(self, now: float) -> None:
         """Forget spans that were only requested, long after they have ended."""
-        self._asked.forget(self.nodes, self.held, now)
+        for node in self._asked.outdated(now):
+            self.forget(node)
+
+    def forget(self, node: Node) -> None:
+        """Forget a span that has neither an open segment nor children."""
+        del self.nodes[node.info.id]
+        for index in (self.held, self.noted, self.touched, self.at_rest):
+            index.pop(node, None)
+        self._asked.keep(node)
+        if node.parent:
+            node.parent.children_known -= 1
+        # Dask names each default span anew.
+        if not node.info.is_default and (node.previous or node.group_numbers or node.first_number):
+            self._forgotten.add(node.info.id)
 
     def is_inside(self, span_id: str, node: Node) -> bool:
         """Whether a span is the node or below it."""

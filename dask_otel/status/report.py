@@ -121,6 +121,7 @@ class StatusReport:
             "over_budget": sink["over_budget"],
             "errors": [{"where": where, "type": type_, "count": count} for (where, type_), count in failures],
             "sweep": bridge["sweep"],
+            "forgotten": bridge["forgotten"],
             "open_segments": bridge["open_segments"],
             "open": [self._running(each) for each in bridge["open"]],
             "finished": [each | {"link": self._link(each["trace_id"])} for each in sink["finished"]],
@@ -199,8 +200,9 @@ class StatusReport:
         ``trace_id``; ``link``; ``run``, where the page shows the run, if it shows runs.
         """
         found = self._top(span_id)
-        if found is None:
-            return None
+        if found is None:  # it may be forgotten while its run is still kept
+            kept = self._sink.recent_runs.latest_of(span_id) if self.shows_runs else None
+            return kept and {"trace_id": f"{kept.trace_id:032x}", "link": self.link(kept.trace_id), "run": kept.path}
         trace_id = f"{found[0]:032x}"
         run = self.latest_run(*found)
         path = (run.path if run else f"run/{trace_id}") if self.shows_runs else None
@@ -320,6 +322,7 @@ class OffReport:
             "over_budget": {},
             "errors": [],
             "sweep": None,
+            "forgotten": None,
             "open_segments": 0,
             "open": [],
             "finished": [],

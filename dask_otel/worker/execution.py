@@ -17,7 +17,6 @@ from contextvars import Context as CopiedContext
 from contextvars import ContextVar, Token, copy_context
 from functools import partial
 from time import time
-from traceback import format_tb
 from typing import Any
 from weakref import ref
 
@@ -30,12 +29,12 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from ..client.submitting import annotate_submissions
+from ..client.submitting import add_to_submissions
 from ..messages import ANNOTATION, TOPIC, SpanMade
 from ..patching import ANNOTATIONS, clear_annotations, wrap
 from ..privacy import Redactor
 from ..safety import Safety
-from ..scheduler.outcomes import error_of, first_error
+from ..scheduler.outcomes import described, error_of
 from ..spantree.events import TaskError
 from ..tracers import GlobalTracer
 from .ending import EndingThread
@@ -117,7 +116,7 @@ class TaskSpans:
         self._listening = True
         self._execute = self._worker.execute
         self._undo.append(wrap(self._worker, "execute", self._run_task))
-        self._undo.append(annotate_submissions(carried_on))
+        self._undo.append(add_to_submissions(carried_on))
         handler, executor = self._worker.handlers.get("actor_execute"), self._worker.executors.get("actor")
         if handler is None or executor is None:  # this version of Dask has other means
             return
@@ -326,7 +325,7 @@ def _outcome(task: Any, event: Any, error: BaseException | None, delay: float, w
     if isinstance(event, ExecuteFailureEvent):
         failed = TaskError(*error_of(event), event.traceback_text or "")
     elif error is not None and not isinstance(error, asyncio.CancelledError | GeneratorExit):
-        failed = _described(error)
+        failed = described(error)
     if start is None or stop is None:  # it did not run, was rescheduled, or cancelled
         return Outcome(time(), failed)
     startstops = (*task.startstops, {"action": "compute", "start": start, "stop": stop})
@@ -351,15 +350,7 @@ def _error_of_call(answer: Any, error: BaseException | None) -> BaseException | 
 
 
 def _outcome_of_call(stop: float, error: BaseException | None) -> Outcome:
-    return Outcome(stop, None if error is None else _described(error))
-
-
-def _described(error: BaseException) -> TaskError:
-    try:
-        text = repr(error)
-    except BaseException:  # noqa: BLE001 -- code of the person's, which may raise anything
-        text = ""
-    return TaskError(type(error).__name__, first_error(text)[1], "".join(format_tb(error.__traceback__)))
+    return Outcome(stop, None if error is None else described(error))
 
 
 class _Contexts:

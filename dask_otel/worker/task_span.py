@@ -39,7 +39,7 @@ from ..schema import MAX_NAME, clean, identifier
 from ..spantree.events import TaskError, latest_run
 from .lazy_span import Budget, LazySpan
 
-__all__ = ["RUN", "Outcome", "Run", "RunWithMore", "SpanSource", "current_run", "end_span", "is_short"]
+__all__ = ["RUN", "Outcome", "Run", "RunWithMore", "SpanSource", "current_run", "end_span", "is_short", "record_error"]
 
 _SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 _DEFAULT = ("default",)
@@ -358,7 +358,7 @@ def end_span(span: Span, outcome: Outcome, redactor: Redactor) -> None:
         if span.is_recording():
             span.set_attributes(_ended(outcome, redactor))
             if outcome.error:
-                _record(span, redactor.task_error(outcome.error), end)
+                record_error(span, redactor.task_error(outcome.error), end)
     finally:
         span.end(end)
 
@@ -382,7 +382,8 @@ def _duration(action: str) -> str:
     return schema.DURATION(identifier(action))
 
 
-def _record(span: Span, error: TaskError, at: int) -> None:
+def record_error(span: Span, error: TaskError, at: int) -> None:
+    """Record an exception on a span as an event, and set its status; ``at`` in nanoseconds since the epoch."""
     span.set_attribute(schema.ERROR_TYPE, _clean(schema.ERROR_TYPE, error.type))
     event = {schema.EXCEPTION_TYPE: error.type, schema.EXCEPTION_MESSAGE: error.message}
     if error.traceback:

@@ -17,7 +17,7 @@ from support.clusters import until
 from support.inside import shared, spanned
 
 from dask_otel.client import submitting
-from dask_otel.client.submitting import annotate_submissions
+from dask_otel.client.submitting import Addition, add_to_submissions
 from dask_otel.worker.plugin import OTelWorkerPlugin
 
 
@@ -378,20 +378,20 @@ async def test_the_client_is_given_back(client, scheduler, a, b):
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
 async def test_a_source_that_fails(client, scheduler, worker, caplog):
-    def source():
+    def source(client, opened):
         raise RuntimeError("no")
 
-    undo = annotate_submissions(source)
+    undo = add_to_submissions(source)
     try:
         assert await client.submit(leaf, 1) == 1
     finally:
         undo()
-    assert "dask-otel failed in its submission" in caplog.text
+    assert "dask-otel failed in its caller (submission)" in caplog.text
 
 
 @gen_cluster(client=True, nthreads=[("127.0.0.1", 1)])
 async def test_an_annotation_that_is_open_has_priority(client, scheduler, worker):
-    undo = annotate_submissions(lambda: {"otel": {"a": "b"}})
+    undo = add_to_submissions(lambda client, opened: Addition({"otel": {"a": "b"}}))
     try:
         first = client.submit(leaf, key="first")
         with dask.annotate(otel={"c": "d"}):

@@ -12,8 +12,8 @@ def request(story, number, *, parent=None, load=None, completed=0):
     span_id = f"requesting-{number}"
     tags = ("requesting",) if parent is None else ("requesting", "child")
     if parent is not None:
-        story.span_tree.add_requested(SpanInfo(parent, ("requesting",), None, story.now), story.now)
-    story.span_tree.add_requested(SpanInfo(span_id, tags, parent, story.now), story.now)
+        story.span_tree.add_requested(SpanInfo(parent, ("requesting",), None, story.now))
+    story.span_tree.add_requested(SpanInfo(span_id, tags, parent, story.now))
     claim = Claim(span_id, "owning", story.now)
     claim.tasks, claim.completed, claim.load, claim.last_event = 1, completed, load or Load(), story.now
     story.span_tree.add_claim(claim, story.now)
@@ -49,3 +49,18 @@ def test_those_that_dask_makes_after_all_are_kept():
     assert story.span_tree.forest.knows_made("requesting-1")
     story.pass_time(8000, step=100)
     assert story.span_tree.forest.knows("requesting-1")
+
+
+def test_the_ids_of_one_that_dask_makes_once_it_is_forgotten_are_not_used_again():
+    story = Story()
+    story.begin(story.span("owning"), "g")
+    request(story, 1, completed=1)
+    story.pass_time(8000, step=100)
+    assert not story.span_tree.forest.knows("requesting-1")
+    _, number = story.span_tree.parent_segment("requesting-1", "requesting-1", story.now)
+    story.work(story.span("requesting", id_="requesting-1"))
+    story.pass_time(10)
+    numbers = [segment.number for segment in segments(story.records) if segment.span.id == "requesting-1"]
+    assert numbers == [0, number]
+    sent = [record.span_id for record in story.records]
+    assert len(sent) == len(set(sent))

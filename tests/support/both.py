@@ -55,7 +55,9 @@ def both(
         signature = inspect.signature(test)  # for pytest; without what is no fixture
         run.__signature__ = signature.replace(parameters=list(signature.parameters.values())[2:])
         run.__name__ = test.__name__
-        defaults = {"client": True, "nthreads": [("127.0.0.1", 2)], "timeout": 90, "config": config}
+        # Which phases of an instrumented client take long is a matter of chance.
+        given = {"otel.client.phase-threshold": "1h"} | (config or {})
+        defaults = {"client": True, "nthreads": [("127.0.0.1", 2)], "timeout": 90, "config": given}
         return gen_cluster(**defaults | (cluster or {}))(run)
 
     return decorate

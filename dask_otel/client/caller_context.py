@@ -1,0 +1,143 @@
+"""What a submission gets of its caller: the Dask span that it is in, the context that its tasks have, and who submits.
+
+Work of the span of ``with span(...)`` is in that Dask span. Work under any other current span is in an implicit one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from getpass import getuser
+from socket import gethostname
+from typing import Any
+
+import dask
+from distributed import Client
+
+from ..identity import caller_of
+from ..messages import ANNOTATION, OF_ONE_TASK, Submitter
+from ..privacy import Capture
+from .callers import Caller, Here, carrier_of, find_caller, is_in_task, is_suppressed, periods_of, service_name, tag_of
+from .dask_spans import is_busy, open_span
+from .implicit_spans import implicit_id, link_to_work
+from .settings import ClientSettings, client_settings
+from .submitting import NOTHING, Addition, safety
+
+__all__ = ["caller_context", "span_ids_here"]
+
+#: Tags and ids of a Dask span and of those around it, the outermost first.
+Span = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
+    """Return what a submission gets of its caller; a source of ``add_to_submissions``."""
+    settings = client_settings()
+    safety.logs_messages = settings.capture == Capture()
+    if settings.context == "none" and not settings.says_user:
+        return NOTHING
+    if is_busy() or is_in_task(client):  # first: to ask for the current span of a task would make it
+        return NOTHING
+    here = find_caller()
+    if (not here.context and not settings.says_user) or is_suppressed(here.context):
+        return NOTHING
+    submitter = Submitter(service_name())
+    if settings.says_user:
+        submitter = submitter._replace(user=_user(os.getpid()), host=gethostname())
+    if settings.context == "none":
+        return Addition(metadata=submitter.to_metadata())
+    span = None
+    if here.caller:
+        known = open_span(here.context)
+        if known and not known.schedulers:
+            known.schedulers.append(_scheduler_of(client))
+        span, linked = _placed(here, here.caller, opened.get("span"), settings, client)
+        if linked:
+            submitter = submitter._replace(caller=linked.traceparent())
+            if span and len(span[1]) == 1 and here.span is not None:
+                with safety.guard("caller (link)"):
+                    link_to_work(here.span, span[1][0])
+    carrier: dict[str, str] = {}
+    if ANNOTATION not in opened:
+        try:
+            carrier = {name: value for name, value in carrier_of(here.context).items() if name not in OF_ONE_TASK}
+        except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+            safety.caught("caller (propagators)", error)
+    return Addition({ANNOTATION: carrier} if carrier else {}, span, submitter.to_metadata())
+
+
+def span_ids_here() -> Sequence[str]:
+    """Return the ids of the Dask span that a submission would be in here, and of those around it; none in tasks.
+
+    The current client is the one that would submit.
+    """
+    opened = dask.get_annotations().get("span")
+    ids = tuple(map(str, opened["ids"])) if opened else ()
+    settings = client_settings()
+    if settings.context == "none" or is_in_task():
+        return ids
+    here = find_caller()
+    if here.caller is None or is_suppressed(here.context):
+        return ids
+    client = None
+    with suppress(ValueError):  # there is none
+        client = Client.current()
+    span, _ = _placed(here, here.caller, opened, settings, client)
+    return span[1] if span else ids
+
+
+def _placed(
+    here: Here, caller: Caller, opened: Mapping[str, Any] | None, settings: ClientSettings, client: Any
+) -> tuple[Span | None, Caller | None]:
+    """Return the Dask span for a submission, and the caller that its root is linked with.
+
+    The first is None if it is the open one, the second if the root is in the caller's trace.
+
+    Parameters
+    ----------
+    opened
+        Dask's annotation ``span``.
+    client
+        Whose submission it is; None if there is no client.
+    """
+    known = open_span(here.context)
+    tags: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    if opened:
+        tags, ids = tuple(opened["name"]), tuple(opened["ids"])
+    elif known:
+        tags, ids = known.tags, known.ids
+    if known and ids[: len(known.ids)] != known.ids:
+        known = None
+    linked, around = None, ids
+    if known:
+        linked = known.linked
+        around = *known.ids_on(_scheduler_of(client)), *ids[len(known.ids) :]
+    nearest = (known.caller if known and known.ids == ids else caller_of(str(ids[-1]))) if ids else None
+    if nearest and nearest[:2] == caller[:2]:
+        return (None if opened and around == ids else (tags, around)), linked
+    period = None
+    if caller.is_sampled:
+        if not ids:
+            periods = periods_of(here, settings.link_after)
+            if settings.context == "link" or periods:
+                linked, period = caller, periods
+        elif linked:
+            period = 0
+    tag = tag_of(here)
+    id_ = implicit_id(here, caller, tag, around, getattr(client, "id", ""), period)
+    return ((*tags, tag), (*around, id_)), linked
+
+
+def _scheduler_of(client: Any) -> str:
+    """Return the id of a client's scheduler; empty if it is not known."""
+    return str(getattr(client, "_scheduler_identity", {}).get("id", ""))
+
+
+@cache
+def _user(pid: int) -> str:
+    try:
+        return getuser()
+    except Exception:  # noqa: BLE001 -- a container's user may have no name
+        return ""
