@@ -72,9 +72,14 @@ class Simulated:
         await self.scheduler.close()
         assert not self._plugin or not self._plugin.safety.failures
 
-    async def submit(self, span, size, client=CLIENT):
-        """Take in a graph; return its keys, and the seconds for which it held the event loop."""
-        keys = [f"work-{next(self._numbers)}" for _ in range(size)]
+    async def submit(self, span, size, client=CLIENT, annotations=None):
+        """Take in a graph; return its keys, and the seconds for which it held the event loop.
+
+        With annotations, there is a span only if these have one, and the tasks have a prefix of their own.
+        """
+        first = next(self._numbers)
+        prefix = f"work{first}" if annotations is not None else "work"
+        keys = [f"{prefix}-{number}" for number in (first, *(next(self._numbers) for _ in range(size - 1)))]
         create, seconds = self.scheduler._create_taskstate_from_graph, []
 
         def timed(**details):
@@ -92,7 +97,7 @@ class Simulated:
             span_metadata={"collections": []},
             internal_priority={key: number for number, key in enumerate(keys)},
             submitting_task=None,
-            annotations={"span": {"name": (span,), "ids": (f"id-{span}",)}},
+            annotations={"span": {"name": (span,), "ids": (f"id-{span}",)}} if annotations is None else annotations,
         )
         del self.scheduler._create_taskstate_from_graph
         return keys, seconds[0]

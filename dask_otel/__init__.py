@@ -6,6 +6,7 @@ ImportError in a preload module would stop the scheduler.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +71,7 @@ def instrument() -> None:
 
 def uninstrument() -> None:
     """Undo :func:`instrument`, except for what another library has replaced in the meantime. Never raises."""
-    from .safety import import_or_log
-
-    module = import_or_log("dask_otel.client.instrumentation")
+    module = sys.modules.get("dask_otel.client.instrumentation")
     if module:
         module.uninstrument()
 

@@ -6,6 +6,7 @@ Nothing here makes a span.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,8 +15,6 @@ import dask
 from distributed.utils import thread_state
 from opentelemetry.trace import SpanContext, get_current_span
 
-from .client.caller_context import span_ids_here
-from .client.instrumentation import is_instrumented
 from .identity import origin_of
 from .worker.lazy_span import LazySpan, peek
 from .worker.task_span import Run, current_run
@@ -44,8 +43,10 @@ def open_span_ids() -> Sequence[str]:
 
     In an instrumented client, of the one in which the caller would submit work.
     """
-    if is_instrumented():
-        return span_ids_here()
+    instrumentation = sys.modules.get("dask_otel.client.instrumentation")
+    if instrumentation and instrumentation.is_instrumented():
+        ids: Sequence[str] = instrumentation.span_ids_here()
+        return ids
     annotation = dask.get_annotations().get("span")
     return [str(each) for each in annotation["ids"]] if annotation else []
 

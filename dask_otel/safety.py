@@ -157,16 +157,21 @@ def _without_message(error: Exception) -> str:
     return "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
 
 
+#: Modules that could not be imported, and what was logged about each.
+_not_imported: set[tuple[str, str]] = set()
+
+
 def import_or_log(module: str) -> ModuleType | None:
     """Import a module of ours, or say in one line that the bridge is off because something it needs is broken."""
     try:
         return importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 -- a broken package may raise anything
-        log.error(
-            "dask-otel is off: cannot import %s (%s: %s). Reinstall it with what it needs: "
-            "pip install --force-reinstall dask-otel",
-            getattr(error, "name", None) or module,
-            type(error).__name__,
-            error,
-        )
+        name = getattr(error, "name", None) or module
+        advice = "Reinstall it with what it needs: pip install --force-reinstall dask-otel"
+        if not isinstance(error, ImportError) and os.environ.get("OTEL_PROPAGATORS"):
+            advice = "OTEL_PROPAGATORS must name propagators that are installed"  # OpenTelemetry's API reads it
+        line = f"dask-otel is off: cannot import {name} ({type(error).__name__}: {error}). {advice}"
+        if (module, line) not in _not_imported:
+            log.error("%s", line)
+            _not_imported.add((module, line))
         return None

@@ -15,8 +15,14 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PYTHONPATH"] = python_path()
 
 
-#: Whose tests share something costly: what they wait for together, a Prometheus with metrics, a process to fork from.
-TOGETHER = ("tests/test_exits.py", "tests/backends/test_prometheus.py", "tests/random_runs/test_runs.py")
+#: Whose tests share something costly: what they wait for together, a Prometheus with metrics, a cluster with a web
+#: service, a process to fork from.
+TOGETHER = (
+    "tests/test_exits.py",
+    "tests/backends/test_prometheus.py",
+    "tests/backends/test_request_traces.py",
+    "tests/random_runs/test_runs.py",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,8 @@
 """The files in ``examples/``, and the recipe for notebooks, each run as far as its system can be had without a cluster.
 
 Their packages are not those of the other tests: ``pip install '.[examples]'``. Not run: the images of the container and
-of Kubernetes, and Helm's chart, which is in no package index.
+of Kubernetes, and Helm's chart, which is in no package index. Those for Prefect and Airflow are run by
+``backends/test_workflow_systems.py``.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import pytest
 import yaml
 from support.backends import free_port
 from support.environment import environment
+from support.notebooks import shown_below
 from support.processes import PATIENCE, Process, cluster
-from support.trees import tree, trees
+from support.trees import tree
 
 from dask_otel.cli.receiver import Receiver
 from dask_otel.otlp.environment import make_resource
@@ -78,30 +80,6 @@ def test_mpi(tmp_path):
         env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.stdout.split() == ["3", "True"], done.stderr
-
-
-#: In a process of its own, as Jupyter's event loop would stay open.
-RUN_NOTEBOOK = """
-import json, sys
-
-from nbclient import NotebookClient
-from nbformat.v4 import new_code_cell, new_notebook
-
-notebook = new_notebook(cells=[new_code_cell(cell) for cell in json.loads(sys.argv[1])])
-NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
-print(json.dumps([[output.get("data", output) for output in cell.outputs] for cell in notebook.cells]))
-"""
-
-
-def shown_below(cells, folder, **variables):
-    """Run a notebook in Jupyter's own kernel; return what is shown below each cell, and saved with the notebook."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_NOTEBOOK, json.dumps(cells)],
-        env=environment(variables | {"IPYTHONDIR": str(folder)}),
-        cwd=folder, capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def recipes_for_notebooks():
@@ -209,7 +187,9 @@ c.UnsafeLocalBackend.inherited_environment = ["PATH", "PYTHONPATH"]
 #: Runs in a process of its own, because a tracer provider is global: the code of a caller, and then its spans.
 CALLER = """
 import json, sys
+import dask_otel
 from opentelemetry import trace
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -218,6 +198,8 @@ exporter = InMemorySpanExporter()
 provider = TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(exporter))
 trace.set_tracer_provider(provider)
+FastAPIInstrumentor().instrument()
+dask_otel.instrument()
 exec(sys.argv[1])
 spans = [[each.name, f"{each.context.trace_id:032x}", f"{each.context.span_id:016x}"]
          for each in exporter.get_finished_spans()]
@@ -227,20 +209,8 @@ REQUEST = """
 from fastapi.testclient import TestClient
 from fastapi_app import app
 
-result = TestClient(app).get("/total?n=4").json()
-"""
-INSIDE = """
-from caller_trace import span_in_this_trace
-from distributed import Client, span
-
-tracer = trace.get_tracer("caller")
-with Client() as client, span("outer"), tracer.start_as_current_span("request"), span_in_this_trace("inner"):
-    result = client.submit(sum, range(4)).result()
-"""
-FLOW = """
-from prefect_flow import total
-
-result = total(4)
+with TestClient(app) as client:
+    result = client.get("/total/4").json()
 """
 
 
@@ -269,8 +239,7 @@ class Calls:
 @pytest.fixture
 def calls(tmp_path):
     with Receiver() as receiver:
-        annotations = "mlflow_run,prefect_run,airflow_run"
-        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoints["grpc"], "DASK_OTEL__ANNOTATIONS": annotations}
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoints["grpc"], "DASK_OTEL__ANNOTATIONS": "mlflow_run"}
         with cluster(tmp_path, env=env, workers=1) as processes:
             yield Calls(processes, receiver, tmp_path)
 
@@ -282,21 +251,26 @@ def test_fastapi(calls):
     printed, spans = calls("-c", CALLER, REQUEST)
     result, callers = json.loads(printed)
     assert result == 6
-    (request,) = [each for each in callers if each[0] == "GET /total"]
-    assert tree(spans) == ["total [span] <- caller", "  sum [group]"]
-    assert [(each.trace_id, each.parent_id) for each in spans if each.name == "total"] == [tuple(request[1:])]
+    name = "GET /total/{n}"
+    (request,) = [each for each in callers if each[0] == name]
+    assert tree(spans) == [f"{name} [span] <- caller", "  sum [group]"]
+    assert [(each.trace_id, each.parent_id) for each in spans if each.name == name] == [tuple(request[1:])]
 
 
 @pytest.mark.slow
-def test_a_dask_span_around_a_span_in_a_trace_counts_its_work_too(calls):
-    printed, spans = calls("-c", CALLER, INSIDE, segments=2)
-    result, ((name, trace_id, _),) = json.loads(printed)
-    assert (result, name) == (6, "request")
-    found = trees(spans)
-    assert found.pop(trace_id) == ["inner [span] within -> outer in another trace <- caller", "  sum [group]"]
-    assert list(found.values()) == [["outer [span]"]]
-    (outer,) = [each for each in spans if each.name == "outer"]
-    assert outer.attributes["dask.task.count"] == 1
+def test_a_program_that_a_batch_system_starts(calls):
+    """Here without a tracer provider: it has no span of its own."""
+    trace_id, parent_id = "0af7651916cd43dd8448eb211c80319c", "00f067aa0ba902b7"
+    variables = {
+        "DASK_DISTRIBUTED__CLIENT__PRELOAD": "dask_otel",
+        "TRACEPARENT": f"00-{trace_id}-{parent_id}-01",
+    }
+    printed, spans = calls(EXAMPLES / "batch_job.py", **variables)
+    assert printed == "6"
+    assert tree(spans) == ["nightly report [span] <- caller", "  sum [group]"]
+    assert [(each.trace_id, each.parent_id) for each in spans if each.name == "nightly report"] == [
+        (trace_id, parent_id)
+    ]
 
 
 @pytest.mark.slow
@@ -308,22 +282,6 @@ def test_log_lines(calls):
     (trace_id,) = {each.trace_id for each in spans}
     assert re.findall(r"INFO trace_id=(\S+) - starts$", calls.log, re.MULTILINE) == [trace_id]
     assert calls.worker.wait_for(r"INFO trace_id=(\S+) work-\w+ sum of 4 numbers\n")[1] == trace_id
-
-
-@pytest.mark.slow
-def test_prefect(calls, tmp_path):
-    """Needs a Prefect that CI does not install: it is large, and starts a server."""
-    pytest.importorskip("prefect")
-    home = {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    printed, spans = calls("-c", CALLER, FLOW, **home)
-    result, callers = json.loads(printed)
-    assert result == 6
-    assert tree(spans) == ["total [span] <- caller", "  sum [group]"]
-    (segment,) = [each for each in spans if each.name == "total"]
-    (flow,) = [each for each in callers if each[2] == segment.parent_id]
-    assert flow[1] == segment.trace_id
-    assert re.fullmatch("[0-9a-f-]{36}", segment.attributes["dask.annotation.prefect_run"])
-    assert segment.attributes["dask.client.name"].startswith("prefect-")
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ ALLOWED = {
     "threads": set(),
     "tracers": {"", "opentelemetry"},
     "registration": {"links", "otlp_options", "safety", "status", "distributed"},
-    "current": {"client", "identity", "worker", "dask", "distributed", "opentelemetry"},
+    "current": {"identity", "worker", "dask", "distributed", "opentelemetry"},
     "links": {"otlp_options", "status", "dask", "distributed"},
     "client": {
         "config",

@@ -34,14 +34,14 @@ Span = tuple[tuple[str, ...], tuple[str, ...]]
 def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
     """Return what a submission gets of its caller; a source of ``add_to_submissions``."""
     settings = client_settings()
+    safety.logs_messages = settings.capture == Capture()
     if settings.context == "none" and not settings.says_user:
         return NOTHING
+    if is_busy() or is_in_task(client):  # first: to ask for the current span of a task would make it
+        return NOTHING
     here = find_caller()
-    if not here.context and not settings.says_user:
+    if (not here.context and not settings.says_user) or is_suppressed(here.context):
         return NOTHING
-    if is_busy() or is_in_task(client) or is_suppressed(here.context):
-        return NOTHING
-    safety.logs_messages = settings.capture == Capture()
     submitter = Submitter(service_name())
     if settings.says_user:
         submitter = submitter._replace(user=_user(os.getpid()), host=gethostname())
@@ -49,11 +49,15 @@ def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
         return Addition(metadata=submitter.to_metadata())
     span = None
     if here.caller:
+        known = open_span(here.context)
+        if known and not known.schedulers:
+            known.schedulers.append(_scheduler_of(client))
         span, linked = _placed(here, here.caller, opened.get("span"), settings, client)
         if linked:
             submitter = submitter._replace(caller=linked.traceparent())
             if span and len(span[1]) == 1 and here.span is not None:
-                link_to_work(here.span, span[1][0])
+                with safety.guard("caller (link)"):
+                    link_to_work(here.span, span[1][0])
     carrier: dict[str, str] = {}
     if ANNOTATION not in opened:
         try:
@@ -71,8 +75,10 @@ def span_ids_here() -> Sequence[str]:
     opened = dask.get_annotations().get("span")
     ids = tuple(map(str, opened["ids"])) if opened else ()
     settings = client_settings()
+    if settings.context == "none" or is_in_task():
+        return ids
     here = find_caller()
-    if settings.context == "none" or here.caller is None or is_in_task() or is_suppressed(here.context):
+    if here.caller is None or is_suppressed(here.context):
         return ids
     client = None
     with suppress(ValueError):  # there is none
@@ -107,8 +113,7 @@ def _placed(
     linked, around = None, ids
     if known:
         linked = known.linked
-        scheduler = getattr(client, "_scheduler_identity", {}).get("id", "")
-        around = *known.ids_on(scheduler), *ids[len(known.ids) :]
+        around = *known.ids_on(_scheduler_of(client)), *ids[len(known.ids) :]
     nearest = (known.caller if known and known.ids == ids else caller_of(str(ids[-1]))) if ids else None
     if nearest and nearest[:2] == caller[:2]:
         return (None if opened and around == ids else (tags, around)), linked
@@ -123,6 +128,11 @@ def _placed(
     tag = tag_of(here)
     id_ = implicit_id(here, caller, tag, around, getattr(client, "id", ""), period)
     return ((*tags, tag), (*around, id_)), linked
+
+
+def _scheduler_of(client: Any) -> str:
+    """Return the id of a client's scheduler; empty if it is not known."""
+    return str(getattr(client, "_scheduler_identity", {}).get("id", ""))
 
 
 @cache

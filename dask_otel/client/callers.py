@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from time import time_ns
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from opentelemetry.trace import (
 )
 
 from ..worker.task_span import current_run
+from .submitting import safety
 
 __all__ = [
     "Caller",
@@ -132,8 +133,8 @@ def is_in_task(client: Any = None) -> bool:
     try:
         get_worker()
     except ValueError:
-        # Threads of a task have no context, but they can only have got the client from their worker.
-        return getattr(client, "name", None) == "worker" and len(getattr(Worker, "_instances", ())) > 0
+        # Threads of a task have no context, but they have got the client from their worker.
+        return client is not None and client in getattr(Worker, "_initialized_clients", ())
     return True
 
 
@@ -210,8 +211,11 @@ def _tag(name: str, names: _Names) -> str:
 
 def service_name() -> str:
     """Return the name of this process's service, from its tracer provider or else from the environment; or nothing."""
-    resource = getattr(get_tracer_provider(), "resource", None)
-    found = getattr(resource, "attributes", {}).get("service.name") if resource else os.environ.get("OTEL_SERVICE_NAME")
+    try:
+        resource: Any = getattr(get_tracer_provider(), "resource", None)
+        found = resource.attributes.get("service.name") if resource else os.environ.get("OTEL_SERVICE_NAME")
+    except Exception:  # noqa: BLE001 -- somebody else's provider, for the sake of a name
+        return ""
     # What the SDK writes if nobody has named the service.
     return found if isinstance(found, str) and not found.startswith("unknown_service") else ""
 
@@ -233,13 +237,21 @@ def carrier_of(context: Context) -> dict[str, str]:
         return {}
     written: dict[Any, Any] = {}
     get_global_textmap().inject(written, context=context)
-    carrier = {name: value for name, value in written.items() if isinstance(name, str) and isinstance(value, str)}
+    carrier = {name: value for name, value in written.items() if _is_text(name) and _is_text(value)}
     if len(carrier) > MAX_FIELDS or sum(map(len, (*carrier, *carrier.values()))) > MAX_CARRIER:
         raise ValueError(
             f"the propagators write {len(carrier):,} fields; more than {MAX_FIELDS} of them, or {MAX_CARRIER:,} "
             "characters, are not sent with tasks"
         )
     return carrier
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text that Dask can send: a task that has anything else would never reach its worker."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:  # a part of a character
+        return False
 
 
 class _EnvironmentGetter(Getter[Mapping[str, str]]):
@@ -265,26 +277,26 @@ _latest: tuple[Any, tuple[str, ...], tuple[str | None, ...], Context] | None = N
 
 
 def _environment() -> Context:
-    """Return the context that the environment describes."""
+    """Return the context that the environment describes; a propagator that fails is not asked again."""
     global _latest
     propagator, latest = get_global_textmap(), _latest
     if latest is None or latest[0] is not propagator:
-        variables = tuple(sorted({_variable(field) for field in _fields(propagator)}))
+        variables: tuple[str, ...] = ()
+        with safety.guard("caller (propagators)"):
+            variables = tuple(sorted({_variable(field) for field in propagator.fields if isinstance(field, str)}))
         latest = propagator, variables, (), _NO_CONTEXT
     values = tuple(map(os.environ.get, latest[1]))
     if values != latest[2]:
-        _latest = *latest[:2], values, _NO_CONTEXT  # a propagator that raises is not asked again
         carrier = {
             # Bytes that are no text, which propagators fail on.
             name: value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             for name, value in zip(latest[1], values, strict=True)
             if value
         }
-        context = propagator.extract(carrier, context=Context(), getter=_getter) if carrier else _NO_CONTEXT
+        context = _NO_CONTEXT
+        if carrier:
+            with safety.guard("caller (propagators)"):
+                context = propagator.extract(carrier, context=Context(), getter=_getter)
         latest = *latest[:2], values, context
     _latest = latest
     return latest[3]
-
-
-def _fields(propagator: Any) -> Iterable[str]:
-    return [field for field in propagator.fields if isinstance(field, str)]

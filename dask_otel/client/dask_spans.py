@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, Token
 from functools import lru_cache
 from hashlib import blake2b
 from time import time_ns
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
+from weakref import ref
 
 import dask
 from opentelemetry.context import Context, attach, create_key, get_current
@@ -37,6 +39,9 @@ from .submitting import safety
 __all__ = ["OpenSpan", "is_busy", "open_span", "with_callers_span"]
 
 
+Result = TypeVar("Result")
+
+
 class OpenSpan(NamedTuple):
     """A Dask span that ``with span(...)`` has opened in this process, and those around it."""
 
@@ -51,9 +56,7 @@ class OpenSpan(NamedTuple):
 
     def ids_on(self, scheduler: str) -> tuple[str, ...]:
         """Return the ids for one of several schedulers: each makes spans whose ids depend on these."""
-        if scheduler and not self.schedulers:
-            self.schedulers.append(scheduler)
-        if not scheduler or self.schedulers[0] == scheduler:
+        if not scheduler or not self.schedulers or self.schedulers[0] == scheduler:
             return self.ids
         nonce = blake2b(scheduler.encode(), digest_size=8).hexdigest()
         return tuple(f"{each};{nonce}" for each in self.ids)
@@ -62,7 +65,9 @@ class OpenSpan(NamedTuple):
 #: Key of the innermost open Dask span in OpenTelemetry's context: some threads get that context and not Dask's.
 _OPEN = create_key("dask_otel_open_span")
 #: Whether a caller's span is being made or ended here: span processors may use Dask.
-_busy: ContextVar[bool] = ContextVar("dask_otel_busy", default=False)
+_busy: ContextVar[Callable[[], _Call | None]] = ContextVar("dask_otel_busy", default=lambda: None)
+#: The innermost block; only for its tokens, which belong to one context as those of Dask do.
+_entered: ContextVar[Any] = ContextVar("dask_otel_block", default=None)
 _tracer = GlobalTracer()
 
 
@@ -74,23 +79,27 @@ def open_span(context: Context) -> OpenSpan | None:
 
 def is_busy() -> bool:
     """Whether the running code is called by a tracer of the caller's, for a span that is made or ended here."""
-    return _busy.get()
+    return _busy.get()() is not None
 
 
-def with_callers_span(original: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
+def with_callers_span(
+    original: Callable[..., Iterator[str]], is_on: Callable[[], bool]
+) -> Callable[..., Iterator[str]]:
     """Return what takes the place of the generator function behind ``distributed.span``.
 
     Parameters
     ----------
     original
         The function that was there before, which opens the Dask span.
+    is_on
+        Whether to make spans of the caller: it may still be there, below a patch of somebody else, once it is undone.
     """
     opens = contextmanager(original)
 
     @functools.wraps(original)
     def span(*tags: str) -> Iterator[str]:
         with opens(*tags) as span_id:
-            opened = _begin(len(tags))
+            opened = _begin(len(tags)) if is_on() else None
             if opened is None:
                 yield span_id
                 return
@@ -113,26 +122,48 @@ class _Opened:
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
         self.spans: list[Span] = []
+        self._process = os.getpid()
         #: Of the innermost Dask span.
         self.id = ""
-        #: OpenTelemetry's context, and the one before.
-        self.context = Context()
+        #: OpenTelemetry's context before, and what tells the context apart in which it was left; once it is.
         self.before = Context()
+        self.token: Token[Any] | None = None
+
+    def enter(self, context: Context) -> None:
+        """Make a context of OpenTelemetry's the current one."""
+        self.before = get_current()
+        self.token = _entered.set(self)
+        attach(context)
+
+    def leave(self) -> None:
+        """Put back the context before, whatever the block has left, unless it is left in another context.
+
+        Not by OpenTelemetry's token: it would log an error then.
+        """
+        token, self.token = self.token, None
+        if token is not None:
+            with suppress(ValueError):
+                _entered.reset(token)
+                attach(self.before)
 
     def end(self, error: BaseException | None) -> None:
         """Leave the context if it is still current, and end the spans with what has left the block; never raises."""
         safety.logs_messages = self._capture == Capture()
-        with safety.guard("caller (end of a span)"):
-            # Not by a token: the block may be left in another context, which OpenTelemetry would log as an error.
-            if get_current() is self.context:
-                attach(self.before)
-        token = _busy.set(True)
+        interrupt: BaseException | None = None
         try:
-            while self.spans:
+            with safety.guard("caller (end of a span)"):
+                self.leave()
+        except BaseException as raised:  # noqa: BLE001 -- such as Ctrl-C; raised below
+            interrupt = raised
+        # In a process that was forked off inside the block, they are the other process's.
+        while self.spans and self._process == os.getpid():
+            try:
                 with safety.guard("caller (end of a span)"):
-                    _end(self.spans.pop(), error, self._capture)
-        finally:
-            _busy.reset(token)
+                    _busily(_end, self.spans.pop(), error, self._capture)
+            except BaseException as raised:  # noqa: BLE001 -- raised below
+                interrupt = raised
+        if interrupt is not None:
+            raise interrupt
 
 
 def _begin(count: int) -> _Opened | None:
@@ -140,21 +171,22 @@ def _begin(count: int) -> _Opened | None:
     opened = None
     try:
         settings = client_settings()
-        if settings.context == "none" or _busy.get() or is_in_task():
+        safety.logs_messages = settings.capture == Capture()
+        if settings.context == "none" or is_busy() or is_in_task():
             return None
         here = find_caller()
         if is_suppressed(here.context):
             return None
         opened = _Opened(settings.capture)
-        token = _busy.set(True)
-        try:
-            is_open = _open(opened, here, settings, count)
-        finally:
-            _busy.reset(token)
-        if is_open:
+        if _open(opened, here, settings, count):
             return opened
-    except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+    except BaseException as error:
+        if opened:
+            opened.end(None if isinstance(error, Exception) else error)
+        if not isinstance(error, Exception):  # such as Ctrl-C
+            raise
         safety.caught("caller (begin of a span)", error)
+        return None
     if opened:
         opened.end(None)
     return None
@@ -165,7 +197,9 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
     tags, ids = tuple(annotation["name"]), tuple(annotation["ids"])
     around = ids[:-count]
     outer = open_span(here.context)
-    if outer and around[: len(outer.ids)] != outer.ids:
+    if outer and not around:  # in a thread that has got OpenTelemetry's context, and not Dask's
+        around, tags = outer.ids, (*outer.tags, *tags)
+    elif outer and around[: len(outer.ids)] != outer.ids:
         outer = None
     caller, linked, context = here.caller, outer.linked if outer else None, here.context
     # A root that is linked, not below its caller; what is in it is in its trace, whatever the setting is by now.
@@ -176,7 +210,7 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
         is_root = not around and number == 0
         span = own = None
         if tracer:
-            span = _start(tracer, redactor, str(tag), context, is_root)
+            span = _busily(_start, tracer, redactor, str(tag), context, is_root)
             opened.spans.append(span)
             own = span.get_span_context()
         if span and own and own.is_valid and (not here.caller or own.span_id != here.caller.span_id):
@@ -184,6 +218,8 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
             context = set_span_in_context(span, context)
             nonce = ""
         else:  # no SDK, or one that is switched off
+            if opened.spans and span:
+                opened.spans.pop()  # it may be the current span itself, which is not ours to end
             span, tracer = None, None
             if caller is None:
                 return False
@@ -194,18 +230,31 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
             linked = caller
         if span and span.is_recording():
             if is_root and is_linked:
-                link_to_work(span, plain_id)
+                with safety.guard("caller (link)"):
+                    link_to_work(span, plain_id)
             span.set_attribute(schema.SPAN_ID, new_ids[-1])
     if caller is None or ANNOTATIONS is None:
         return False
     opened.id = new_ids[-1]
     ids = *around, *new_ids
-    opened.before = get_current()
-    opened.context = Context({**context, _OPEN: OpenSpan(tags, ids, caller, linked, outer.schedulers if outer else [])})
-    attach(opened.context)
+    opened.enter(Context({**context, _OPEN: OpenSpan(tags, ids, caller, linked, outer.schedulers if outer else [])}))
     # Dask itself puts back what was there before.
     ANNOTATIONS.set({**dask.get_annotations(), "span": {"name": tags, "ids": ids}})
     return True
+
+
+class _Call:
+    """A call of the program's tracer; once nothing refers to it, the call is over, also if it was interrupted."""
+
+
+def _busily(function: Callable[..., Result], *args: Any) -> Result:
+    """Call what calls the program's span processors, which may use Dask."""
+    call = _Call()
+    token = _busy.set(ref(call))
+    try:
+        return function(*args)
+    finally:
+        _busy.reset(token)
 
 
 def _is_linked(here: Here, settings: ClientSettings) -> bool:

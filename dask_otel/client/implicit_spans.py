@@ -62,7 +62,8 @@ def implicit_id(here: Here, caller: Caller, tag: str, around: tuple[str, ...], c
             return _hashed(caller, what)
         found = known.get(what)
         if found is None:
-            is_unique = not known and period is None and getattr(here.span, "start_time", 0) > _forked_at
+            start = getattr(here.span, "start_time", None)
+            is_unique = not known and period is None and isinstance(start, int) and start > _forked_at
             found = caller.traceparent() if is_unique else _hashed(caller, what)
             if len(known) < MAX_KNOWN:
                 known[what] = found
@@ -92,6 +93,8 @@ def _forked() -> None:
     """Have secrets and locks of its own, in a process that was forked off."""
     global _secret, _lock, _forked_at
     _secret, _lock, _forked_at = token_bytes(16), RLock(), time_ns()
+    _known.clear()
+    _linked.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -11,20 +11,23 @@ import distributed
 from ..patching import ANNOTATIONS, generator_of, replace_generator
 from ..safety import log
 from . import phases
-from .caller_context import caller_context
+from .caller_context import caller_context, span_ids_here
 from .dask_spans import with_callers_span
 from .submitting import add_to_submissions, can_add, safety
 
-__all__ = ["instrument", "is_instrumented", "uninstrument"]
+__all__ = ["instrument", "is_instrumented", "span_ids_here", "uninstrument"]
 
 #: Re-entrant: a signal handler may get here.
 _lock = RLock()
 #: What undoes it; empty if nothing is instrumented.
 _undo: list[Callable[[], None]] = []
+#: How often it was done and undone: what has another number is undone.
+_count = 0
 
 
 def instrument() -> None:
     """Instrument all clients of this process, now and later; twice is once. Never raises."""
+    global _count
     with safety.guard("caller (instrumenting)"), _lock:
         if _undo:
             return
@@ -46,14 +49,17 @@ def instrument() -> None:
                 ", ".join(lacking),
             )
             return
-        _undo.append(replace_generator(distributed.span, with_callers_span(generator)))
+        number = _count = _count + 1
+        _undo.append(replace_generator(distributed.span, with_callers_span(generator, lambda: number == _count)))
         _undo.append(add_to_submissions(caller_context))
         _undo.append(phases.install(safety))
 
 
 def uninstrument() -> None:
-    """Undo ``instrument``, but for what somebody else has replaced since. Never raises."""
+    """Undo ``instrument``. What is below a patch of somebody else stays there and does nothing. Never raises."""
+    global _count
     with safety.guard("caller (instrumenting)"), _lock:
+        _count += 1
         while _undo:
             _undo.pop()()
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+import threading
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from threading import RLock
@@ -42,14 +45,34 @@ NOTHING = Addition()
 #: Returns what to add to a submission, given the client and the annotations that are open.
 Source = Callable[[Any, Mapping[str, Any]], Addition]
 
+
+class _ClientSafety(Safety):
+    """Lets pass what a signal handler of the program raises while our code runs, as Celery's does for time limits."""
+
+    def caught(self, where: str, error: Exception) -> None:
+        if _is_of_signal_handler(error):
+            raise error
+        super().caught(where, error)
+
+
+def _is_of_signal_handler(error: Exception) -> bool:
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    handlers = filter(callable, map(signal.getsignal, signal.valid_signals()))
+    codes = {getattr(getattr(each, "__func__", each), "__code__", None) for each in handlers} - {None}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 #: Counts and logs what fails in the clients of this process.
-safety = Safety()
+safety = _ClientSafety()
 #: Re-entrant: a signal handler may get here.
 _lock = RLock()
 #: As often as each was added.
 _sources: list[Source] = []
 #: Unwraps the client's method, while there are sources.
 _undo: list[Callable[[], None]] = []
+#: What the method is wrapped by.
+_wrapper: Any = None
 
 
 def can_add() -> bool:
@@ -66,23 +89,29 @@ def add_to_submissions(source: Source) -> Callable[[], None]:
     -------
     A function that undoes this, to be called once.
     """
+    global _wrapper
     with _lock:
         _sources.append(source)
         if not _undo and can_add():
-            _undo.append(wrap(Client, _METHOD, _with_additions(getattr(Client, _METHOD))))
+            _wrapper = _with_additions(getattr(Client, _METHOD))
+            _undo.append(wrap(Client, _METHOD, _wrapper))
     return partial(_remove, source)
 
 
 def _remove(source: Source) -> None:
+    global _wrapper
     with _lock:
         _sources.remove(source)
         while _undo and not _sources:
+            _wrapper = None
             _undo.pop()()
 
 
 def _with_additions(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def submit(*args: Any, **kwargs: Any) -> Any:
+        if submit is not _wrapper:  # undone, but below a patch of somebody else
+            return original(*args, **kwargs)
         annotations: dict[str, Any] = {}
         try:  # half the time of a guard
             if not _is_recreation(*args, **kwargs):
@@ -94,7 +123,8 @@ def _with_additions(original: Callable[..., Any]) -> Callable[..., Any]:
                     )
                     if addition.span:
                         annotations["span"] = dict(zip(("name", "ids"), addition.span, strict=True))
-                    if addition.metadata and isinstance(kwargs.get(_METADATA), dict):
+                    # Dask takes an entry without this one for none; and fails later if there are others in it.
+                    if addition.metadata and "collections" in (kwargs.get(_METADATA) or ()):
                         kwargs[_METADATA] = {**kwargs[_METADATA], **addition.metadata}
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
             annotations.clear()

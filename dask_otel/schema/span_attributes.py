@@ -131,7 +131,8 @@ WORKER_SHARE_MAX = _attribute("dask.worker.share.max", "double", _SUMMED, unit="
 SPAN_TAGS = _attribute("dask.span.tags", "string[]", [SEGMENT], meaning=
     "tags of the Dask span from the root down: `Span.name`")
 SPAN_SEGMENT = _attribute("dask.span.segment", "int", [SEGMENT], meaning=
-    "number of the segment in its Dask span: 0, 1, 2 …")
+    "number of the segment in its Dask span: 0, 1, 2 …; in one that was forgotten, from the time in ms at which it "
+    "came back")
 SEGMENT_PREVIOUS_ID = _attribute("dask.segment.previous_id", "string", [SEGMENT], meaning=
     "span id of the previous segment of the same Dask span. Only on a segment without parent whose previous segment is "
     "in the same trace; every other segment has a link of type `continues` instead")
@@ -264,7 +265,7 @@ WORKER_ADDRESS = _attribute("dask.worker.address", "string", [TASK], meaning="ad
 WORKER_NAME = _attribute("dask.worker.name", "string", [TASK], meaning="name of that worker")
 THREAD_ID = _attribute("thread.id", "int", [TASK], meaning="id of the thread that ran the task")
 
-#: Value of ``dask.phase``.
+#: Value of ``dask.phase`` on spans of the scheduler.
 TAKE_IN = "take_in"
 PHASE_NAME = _attribute("dask.phase", "string", [PHASE, CLIENT_PHASE], meaning=
     "what was done: `take_in`, the scheduler's processing of a graph that a client submitted; in an instrumented "

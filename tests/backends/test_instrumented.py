@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import runpy
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +18,9 @@ from distributed import Client, span, wait
 from opentelemetry.trace import TraceFlags
 from packaging.version import Version
 from support.backends import skip
+from support.http_server import Server, serve
 from support.processes import LOOPBACK, Process, cluster, our_errors
+from support.trees import whole
 
 import dask_otel
 
@@ -56,37 +56,10 @@ SEND_LOGS = {} if since("0.61b0") else {"OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATIO
 SEND_NO_LOGS = {"OTEL_PYTHON_LOG_AUTO_INSTRUMENTATION": "false"}
 
 
-class Server:
-    """An HTTP server that answers with five bytes, and keeps the header ``traceparent`` of each request."""
-
-    def __init__(self) -> None:
-        self.callers = callers = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                callers.append(self.headers["traceparent"])
-                self.send_response(200)
-                self.send_header("Content-Length", "5")
-                self.end_headers()
-                self.wfile.write(b"hello")
-
-            def log_message(self, *args):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    own = Server()
-    yield own
-    own.stop()
+    with serve() as own:
+        yield own
 
 
 @contextmanager
@@ -129,24 +102,8 @@ def run_example(monkeypatch, capsys, server):
     return run
 
 
-def indented(spans):
-    """Service, kind and name of each span, below its parent; and nothing that has no parent but the root."""
-    out = []
-
-    def add(parent, depth):
-        for each in sorted((each for each in spans if each.parent_id == parent), key=lambda each: each.name):
-            kind = each.attributes.get("dask.kind", "")
-            out.append(f"{'  ' * depth}{each.resource['service.name']} {kind} {each.name}")
-            add(each.span_id, depth + 1)
-
-    add("", 0)
-    assert len(out) == len(spans)
-    return out
-
-
 #: Asyncio's instrumentor makes spans only of the functions and coroutines that it is given.
 ASYNCIO = {"OTEL_PYTHON_ASYNCIO_TO_THREAD_FUNCTION_NAMES_TO_TRACE": "read"}
-#: Kinds of spans are those of dask-otel; the instrumentors' spans have none.
 WHOLE = [
     "dask-scheduler span etl",
     "  dask-scheduler group read",
@@ -206,8 +163,8 @@ def test_requests_and_log_records_of_tasks(tmp_path, jaeger, victorialogs, serve
         spans = jaeger.trace(trace_id, lambda spans: len(spans) >= len(WHOLE))
         # Dask's is sent before those of tasks.
         found = victorialogs.records('reading or "Registered to:"', 4 + sends_dask)
-    assert indented(spans) == WHOLE
-    callers = [caller.split("-") for caller in server.callers]
+    assert whole(spans) == WHOLE
+    callers = [caller.split("-") for _, caller in server.received]
     assert {(trace, caller) for _, trace, caller, _ in callers} == {
         (trace_id, each.span_id) for each in spans if each.name == "GET"
     }
@@ -240,12 +197,12 @@ def test_without_the_instrumentors_of_threading_and_asyncio(tmp_path, jaeger, se
     with instrumented(tmp_path, jaeger, "opentelemetry-instrument", env) as (address, worker):
         root = run_example(address)
         trace_id = dask_otel.trace_id(root)
-        whole = [*WHOLE[:5], *WHOLE[8:-1]]
-        spans = jaeger.trace(trace_id, lambda spans: len(spans) >= len(whole))
-        own = [caller for caller in server.callers if trace_id not in caller]
+        expected = [*WHOLE[:5], *WHOLE[8:-1]]
+        spans = jaeger.trace(trace_id, lambda spans: len(spans) >= len(expected))
+        own = [caller for _, caller in server.received if trace_id not in caller]
         requests = [jaeger.trace(caller.split("-")[1], bool) for caller in own]
-    assert indented(spans) == whole
-    assert [indented(each) for each in requests] == [["people  GET"]] * 2
+    assert whole(spans) == expected
+    assert [whole(each) for each in requests] == [["people  GET"]] * 2
     assert len(re.findall(AS_ALWAYS.dask, worker.log)) == 1
     assert len(re.findall(AS_ALWAYS.task, worker.log, re.MULTILINE)) == 4
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import dask.array as da
 import distributed
 import pytest
 from dask import delayed
+from dask._expr import LLGExpr
 from distributed import Client, Scheduler, Worker, get_client, span, wait, worker_client
 from distributed.utils_test import inc
 from opentelemetry import baggage, context, trace
@@ -26,7 +29,7 @@ from support.inside import Person
 from support.memory import MemoryPlugin
 
 import dask_otel
-from dask_otel.client import dask_spans
+from dask_otel.client import callers, dask_spans
 from dask_otel.client.submitting import safety
 from dask_otel.identity import segment_id, trace_id
 
@@ -225,12 +228,14 @@ async def test_several_clusters(person, plugin, client, scheduler, worker):
     """No two schedulers make spans with the same ids."""
     other = MemoryPlugin()
     async with (
-        Scheduler(dashboard=False, port=0) as second,
+        Scheduler(dashboard=False, dashboard_address=":0", port=0) as second,
         Worker(second.address, nthreads=1),
         Client(second.address, asynchronous=True) as remote_client,
     ):
         await other.add_to(second)
         with span("etl") as outer, span("load"):
+            with remote_client.as_current():
+                assert dask_otel.trace_id() == outer[3:35]  # to ask decides nothing
             for each in (client, remote_client):
                 await each.submit(inc, 1, key="x-1")
                 with current("part", context=None):
@@ -433,21 +438,26 @@ async def test_threads(person, plugin, client, scheduler, worker):
 
     def with_context(given, key):
         context.attach(given)
-        return submit(key)
+        direct = submit("direct-1")
+        with span("step"):
+            return direct, submit(key)
 
     with ThreadPoolExecutor(1) as pool, current("request"), span("etl"):
         futures = [
             pool.submit(submit, "lost-1").result(),
             pool.submit(contextvars.copy_context().run, submit, "copied-1").result(),
-            pool.submit(contextvars.Context().run, with_context, context.get_current(), "given-1").result(),
+            *pool.submit(contextvars.Context().run, with_context, context.get_current(), "given-1").result(),
         ]
     await client.gather(futures)
     assert shape(await everything(person, plugin, worker)) == [
         "~request",
         "  ~etl",
         "    etl [span]",
+        "      step [span]",
+        "        given [group]",
         "      copied [group]",
-        "      given [group]",
+        "      direct [group]",
+        "    ~step",
         "default: lost [span]",
         "  lost [group]",
     ]
@@ -616,6 +626,17 @@ async def nested_coroutine(x):
 def nested_client(x):
     with worker_client() as own:
         return own.submit(inc, x, key="nested-1").result()
+
+
+@both()
+async def test_what_comes_from_a_workers_own_client_is_a_tasks(person, plugin, client, scheduler, worker, monkeypatch):
+    """A thread of a task has lost its context; its work is not that of whoever has started the worker."""
+    monkeypatch.setenv("TRACEPARENT", ENVIRONMENT)
+    async with Client(scheduler.address, asynchronous=True, name="worker") as own:
+        await own.submit(inc, 1, key="x-1")
+        Worker._initialized_clients.add(own)  # as the worker does that makes it
+        await own.submit(inc, 2, key="y-1")
+    assert {each.name for each in scheduler.extensions["spans"].root_spans} == {("nightly.py",), ("default",)}
 
 
 @pytest.mark.parametrize("plugin_on_workers", [True, False])
@@ -948,3 +969,216 @@ def test_threads_that_begin_at_once():
             each.join()
     assert len({id_ for id_, _ in found}) == 16
     assert all(id_ == own for id_, own in found)
+
+
+# What reviewers have found
+
+
+@both()
+async def test_a_block_that_leaves_a_context_behind(person, plugin, client, scheduler, worker):
+    with span("x"):
+        context.attach(baggage.set_baggage("tenant", "7"))
+    assert not trace.get_current_span().get_span_context().is_valid
+    await client.submit(inc, 1, key="y-1")
+    assert {each.name for each in scheduler.extensions["spans"].root_spans} == {("default",)}
+
+
+def test_nothing_in_a_task_makes_its_span():
+    @both()
+    async def test(person, plugin, client, scheduler, worker):
+        with current("request"):
+            assert len(await client.submit(dask_otel.trace_id, key="id-1")) == 32
+            assert await client.submit(nested_client, 1, key="outer-1") == 2
+        assert [each.name for each in person.spans] == ["request"]
+
+    test()
+
+
+def pretend(*tags):
+    """Somebody else's patch of ``distributed.span``, above ours."""
+    yield from pretend.below(*tags)
+
+
+def test_undone_below_a_patch_of_somebody_else():
+    cell, original = distributed.span.__closure__[0], inspect.unwrap(Client._graph_to_futures)
+    pretend.below = cell.cell_contents
+    cell.cell_contents = pretend
+
+    @both()
+    async def test(person, plugin, client, scheduler, worker):
+        dask_otel.uninstrument()
+        with span("undone") as id_:
+            assert len(id_) == 36
+        assert not person.spans
+        dask_otel.instrument()
+        with span("once") as id_:
+            await client.submit(inc, 1, key="x-1")
+        assert [(each.name, each.attributes["dask.span.id"]) for each in person.spans] == [("once", id_)]
+
+    try:
+        test()
+    finally:
+        dask_otel.uninstrument()
+        cell.cell_contents = pretend.below.__wrapped__
+    assert Client._graph_to_futures is original
+
+
+@both()
+async def test_a_graph_without_metadata(person, plugin, client, scheduler, worker):
+    """Dask would fail to merge ours with others."""
+    with current("request"):
+        for key in ("x-1", "x-2"):
+            futures = client._graph_to_futures(LLGExpr({key: (inc, 1)}), [key], span_metadata={})
+            assert await futures[key] == 2
+            assert await client.submit(inc, 1, key=f"y-{key}") == 2
+
+
+@pytest.mark.parametrize("mode", ["parent", "link"])
+def test_spans_of_other_makers(mode):
+    class Slotted(trace.NonRecordingSpan):
+        name, start_time, __hash__ = "odd", None, None
+
+        def is_recording(self):
+            return True
+
+        add_link = None
+
+    @both()
+    async def test(person, plugin, client, scheduler, worker):
+        odd = Slotted(trace.SpanContext(7, 8, is_remote=False, trace_flags=trace.TraceFlags(1)))
+        token = context.attach(trace.set_span_in_context(odd))
+        with dask.config.set({"otel.client.context": mode}):
+            await client.submit(inc, 1, key="x-1")
+        context.detach(token)
+        (root,) = scheduler.extensions["spans"].root_spans
+        assert root.name == ("odd",)
+        assert scheduler.tasks == {} or "otel" in scheduler.tasks["x-1"].annotations
+        safety._failures.clear()  # that a link failed
+
+    test()
+
+
+class Binds(SpanProcessor):
+    """As processors that put something on log records."""
+
+    bound = contextvars.ContextVar("bound", default="")
+
+    def __init__(self):
+        self.tokens = {}
+
+    def on_start(self, span, parent_context=None):
+        self.tokens[span] = self.bound.set(span.name)
+
+    def on_end(self, span):
+        self.bound.reset(self.tokens.popitem()[1])
+
+
+def test_what_processors_bind_is_there_in_the_block():
+    person = Person(Binds())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "_TRACER_PROVIDER", person.provider)
+        with span("a"):
+            assert Binds.bound.get() == "a"
+            with span("b"):
+                assert Binds.bound.get() == "b"
+            assert Binds.bound.get() == "a"
+        assert Binds.bound.get() == ""
+    assert [each.name for each in person.spans] == ["b", "a"]
+
+
+def test_a_thousand_tags():
+    person = Person()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "_TRACER_PROVIDER", person.provider)
+        with span(*["t"] * 1500):
+            pass
+    assert len(person.spans) == 1500
+
+
+class Returns(trace.Tracer):
+    """Gives out the current span."""
+
+    def start_span(self, *args, **kwargs):
+        return trace.get_current_span()
+
+    def start_as_current_span(self, *args, **kwargs):
+        raise NotImplementedError
+
+
+@both()
+async def test_a_tracer_that_gives_out_the_current_span(person, plugin, client, scheduler, worker, monkeypatch):
+    with current("request") as request:
+        monkeypatch.setattr(dask_spans, "_tracer", lambda: Returns())
+        with span("etl") as id_:
+            assert id_.startswith(here() + ";")
+        assert request.is_recording()
+
+
+def test_a_provider_with_an_odd_resource(monkeypatch):
+    class Odd(TracerProvider):
+        resource = None
+
+        def __getattribute__(self, name):
+            if name == "resource":
+                raise RuntimeError(name)
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", Odd(shutdown_on_exit=False))
+    assert callers.service_name() == ""
+
+
+def test_what_a_signal_handler_raises_is_the_programs():
+    """As Celery's limit of the time of a task."""
+
+    class TimeLimitError(Exception):
+        pass
+
+    def limit(*args):
+        raise TimeLimitError
+
+    class Slow(SpanProcessor):
+        def on_start(self, span, parent_context=None):
+            signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, limit)
+    failures = safety.failures.total()
+    try:
+        person = Person(Slow())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trace, "_TRACER_PROVIDER", person.provider)
+            with pytest.raises(TimeLimitError), span("x"):
+                pass
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert safety.failures.total() == failures
+    assert dask.get_annotations() == {}
+    assert context.get_current() == {}
+
+
+class Interrupts(SpanProcessor):
+    """As a signal handler that raises while a span starts or ends."""
+
+    error = KeyboardInterrupt
+
+    def on_start(self, span, parent_context=None):
+        if span.name == "start":
+            raise self.error
+
+    def on_end(self, span):
+        if span.name == "end":
+            raise self.error
+
+
+def test_interrupts():
+    person = Person(Interrupts())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "_TRACER_PROVIDER", person.provider)
+        for name in ("start", "end"):
+            with pytest.raises(KeyboardInterrupt), span("around", name):
+                pass
+            assert not dask_spans.is_busy()
+            assert context.get_current() == {}
+            assert dask.get_annotations() == {}
+        with span("after") as id_:
+            assert id_ == here()
+    assert [each.name for each in person.spans] == ["around", "around", "after"]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from support.records import RUN, group, pending, segment, task
+from support.records import RUN, group, pending, phase, segment, task
 
 from dask_otel.otlp.spans import attributes, error_description, exception_event
 from dask_otel.schema import MAX_SPAN_ACTIVITIES
@@ -24,7 +24,7 @@ def test_segment():
 
 
 def test_identity_comes_first_because_a_limit_cuts_the_last():
-    for record in (segment(), group(), task(), pending()):
+    for record in (segment(), group(), task(), phase(), pending()):
         assert list(attributes(record))[:4] == ["dask.kind", "dask.span.id", "dask.span.path", "dask.span.root"]
 
 
@@ -46,6 +46,8 @@ def test_what_was_not_measured_is_absent():
             graph_failures={},
             truncated_groups=0,
             truncated_tasks=0,
+            truncated_phases=0,
+            submitters={},
         )
     )
     assert set(found) == {

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import TraceState
 from support.large import large_trace
-from support.records import CALLER, INFO, group, pending, root_segment, segment, task
+from support.records import CALLER, INFO, group, pending, phase, root_segment, segment, task
 
 from dask_otel.otlp.encoding import SpanEncoder
 from dask_otel.otlp.sampling import Decided
@@ -24,7 +24,7 @@ from dask_otel.spantree.records import Failure, Link
 RESOURCE = Resource({"service.name": "dask-scheduler", "numbers": [1, 2]}, "https://example.com/schema")
 SCOPE = InstrumentationScope("dask_otel", "1.2.3")
 RECORDS = [
-    *(segment(), group(), root_segment(), task(), pending()),
+    *(segment(), group(), root_segment(), task(), phase(), pending()),
     segment(failure=None),
     segment(top=INFO, caller=CALLER, parent_id=CALLER.span_id),
     segment(top=INFO, caller=CALLER._replace(is_sampled=False), parent_id=CALLER.span_id),

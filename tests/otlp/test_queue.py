@@ -8,20 +8,21 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.memory import FACTORY
-from support.records import group, pending, root_segment, segment, task
+from support.records import group, pending, phase, root_segment, segment, task
 
 from dask_otel.identity import Caller
 from dask_otel.otlp.encoding import encode
 from dask_otel.otlp.packing import Packed, Packer, unpacked
 from dask_otel.otlp.queue import SpanQueue, size_of
 from dask_otel.otlp.spans import kind_of
+from dask_otel.spantree.records import SegmentRecord
 
-WORTH = {"task": 0, "group": 1, "span": 2, "pending": 2}
 MANY = 10**9
 
 
-def bundle(number: int, groups: int, tasks: int):
+def bundle(number: int, groups: int, tasks: int, phases: int = 0):
     return [
+        *(phase(name=f"{number}.p{i}") for i in range(phases)),
         *(task(name=f"{number}.t{i}") for i in range(tasks)),
         *(group(name=f"{number}.g{i}") for i in range(groups)),
         segment(name=str(number)),
@@ -69,6 +70,22 @@ def test_tasks_go_first_then_groups_then_the_oldest_segments():
     assert names(drain(queue)) == ["4", "5", "6", "7", "8", "9"]
 
 
+def test_phases_go_after_tasks_and_before_groups():
+    queue, dropped = waiting(max_spans=7)
+    queue.put(bundle(1, 1, 1, phases=2))
+    queue.put(bundle(2, 1, 0, phases=1))
+    assert dropped == {"task": 1}
+    queue.put(bundle(3, 0, 0))
+    assert dropped == {"task": 1, "phase": 2}
+    queue.put(bundle(4, 0, 0, phases=2))
+    assert dropped == {"task": 1, "phase": 5}
+    for number in range(5, 8):
+        queue.put(bundle(number, 0, 0))
+    assert dropped == {"task": 1, "phase": 5, "group": 2}
+    segments = [record for batch in drain(queue) for record in batch if isinstance(record, SegmentRecord)]
+    assert [each.dropped_phases for each in segments] == [2, 1, 0, 2, 0, 0, 0]
+
+
 def test_no_more_is_given_up_than_need_be():
     queue, dropped = waiting(max_spans=500)
     queue.put(bundle(1, 501, 0))
@@ -78,13 +95,13 @@ def test_no_more_is_given_up_than_need_be():
 
 def test_what_a_segment_has_lost_is_said_on_it_and_on_no_other_exporter_s():
     queue, _ = waiting(max_spans=2)
-    records = bundle(1, 2, 3)
+    records = bundle(1, 2, 3, phases=1)
     queue.put(records)
     assert names(drain(queue)) == ["1"]
     queue.put(records)
     (sent,) = drain(queue)[0]
-    assert (sent.dropped_tasks, sent.dropped_groups) == (3, 2)
-    assert (records[-1].dropped_tasks, records[-1].dropped_groups) == (0, 0)
+    assert (sent.dropped_tasks, sent.dropped_groups, sent.dropped_phases) == (3, 2, 1)
+    assert (records[-1].dropped_tasks, records[-1].dropped_groups, records[-1].dropped_phases) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("above", [{}, {"parent_id": 5, "caller": Caller(7, 5, is_sampled=True)}])
@@ -117,7 +134,7 @@ def test_a_bundle_that_is_larger_than_a_batch_leaves_in_parts():
     assert (queue.spans, queue.bytes) == (0, 0)
 
 
-BUNDLES = st.tuples(st.integers(0, 4), st.integers(0, 4)).map(lambda sizes: ("put", *sizes))
+BUNDLES = st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 2)).map(lambda sizes: ("put", *sizes))
 STEPS = st.lists(
     BUNDLES
     | st.just(("mark",))
@@ -127,7 +144,7 @@ STEPS = st.lists(
 )
 
 
-@example([("put", 0, 2), ("pack", 0), ("take", 1, 1), ("pack", 0)], 3, 50_000)
+@example([("put", 0, 2, 1), ("pack", 0), ("take", 1, 1), ("pack", 0)], 3, 50_000)
 @given(STEPS, st.integers(1, 25), st.sampled_from([5_000, 50_000, MANY]))
 def test_nothing_is_lost_without_being_counted(steps, max_spans, max_bytes):
     queue, dropped = waiting(max_spans, max_bytes)
@@ -153,7 +170,7 @@ def test_nothing_is_lost_without_being_counted(steps, max_spans, max_bytes):
             assert queue.spans <= max_spans
             assert queue.bytes <= max_bytes
             if any(dropped[kind] > lost[kind] for kind in ("span", "pending")):  # nothing of less worth was left before
-                assert not any(b.has(type(task())) for b in queue._queue)
+                assert not any(b.has(type(each)) for b in queue._queue for each in (task(), phase()))
     for b in queue._queue:
         assert (b.spans, b.size, b.loose, b.wire) == measured(b.items)
     assert queue.spans == sum(b.spans for b in queue._queue)

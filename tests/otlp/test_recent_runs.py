@@ -11,7 +11,7 @@ from random import Random
 import pytest
 from support.large import large_trace
 from support.memory import MemoryExporter, make_sink
-from support.records import group, pending, root_segment, segment, task
+from support.records import group, pending, phase, root_segment, segment, task
 
 from dask_otel.otlp import recent_runs
 from dask_otel.otlp.recent_runs import CHUNK, MAX_OPEN, MAX_RUN_BYTES, MAX_SPANS, RecentRuns, RunId
@@ -208,6 +208,18 @@ def test_memory_with_many_huge_runs(runs):
     kept = [run for run in runs._finished if runs.has(run)]
     assert kept
     assert set(kept) == set(runs._ids)
+
+
+def test_phases(runs):
+    """They are worth as much as groups, and more than tasks."""
+    run = top(1)
+    failed = below(run, 4, phase)
+    runs.add([below(run, 2, task, failure=None), below(run, 3, phase, failure=None), failed, run])
+    found = rows_of(runs, run)
+    assert list(found) == [f"{number:016x}" for number in (1, 4, 3, 2)]
+    row = found[f"{4:016x}"]
+    assert (row["kind"], row["name"], row["error"]) == ("phase", "take in graph", "1 graph could not be taken in")
+    assert row["attributes"]["dask.graph.task.count"] == 12
 
 
 def replace_error(message, traceback):

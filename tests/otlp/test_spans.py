@@ -19,7 +19,7 @@ from opentelemetry.trace import (
     TraceFlags,
     set_span_in_context,
 )
-from support.records import CALLER, INFO, group, pending, root_segment, segment, task
+from support.records import CALLER, INFO, group, pending, phase, root_segment, segment, task
 
 from dask_otel.otlp.spans import SpanFactory, attributes, error_description, exception_event
 
@@ -72,12 +72,12 @@ def made_by_a_tracer(record, limits):
 @pytest.mark.parametrize(
     "record",
     [
-        *(segment(), group(), root_segment(), task(), pending()),
+        *(segment(), group(), root_segment(), task(), phase(), pending()),
         segment(top=INFO, caller=CALLER, parent_id=CALLER.span_id),
         segment(top=INFO, caller=CALLER._replace(is_sampled=False), parent_id=CALLER.span_id),
         group(top=INFO, caller=CALLER),
     ],
-    ids=["segment", "group", "root", "task", "pending", "called", "called unsampled", "in a called one"],
+    ids=["segment", "group", "root", "task", "phase", "pending", "called", "called unsampled", "in a called one"],
 )
 def test_is_what_a_tracer_would_have_made(record):
     limits = SpanLimits()

@@ -14,7 +14,7 @@ from support.model_cluster import Cluster
 from support.model_data import AGAIN, STATES, Group, Task
 from support.model_world import World
 
-from dask_otel.spantree.events import Dependency, Graph
+from dask_otel.spantree.events import Dependency, Graph, Phase
 from dask_otel.spantree.to_records import Level
 
 #: Runs longer, and differently each time, with so many examples.
@@ -76,10 +76,18 @@ class Machine(RuleBasedStateMachine):
             self.cluster.add_span(tag, above)
 
     @have_spans
-    @rule(i=some, failure=st.sampled_from(["", "", "error", "cancelled"]), ago=seconds([0.0, 0.5]))
-    def graph(self, i: int, failure: str, ago: float) -> None:
+    @rule(
+        i=some,
+        failure=st.sampled_from(["", "", "error", "cancelled"]),
+        ago=seconds([0.0, 0.5, 10.0]),
+        is_slow=st.booleans(),
+    )
+    def graph(self, i: int, failure: str, ago: float, is_slow: bool) -> None:
         now = self.cluster.now
-        self.cluster.graphs.append(Graph(self._span(i), seconds=0.1, failure=failure, since=now - ago, until=now))
+        phase = Phase(now - ago, now, 3, 100, failure == "error") if is_slow else None
+        self.cluster.graphs.append(
+            Graph(self._span(i), seconds=0.1, failure=failure, since=now - ago, until=now, phase=phase)
+        )
 
     @have_spans
     @rule(

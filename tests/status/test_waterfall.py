@@ -106,6 +106,16 @@ def test_failed_tasks_before_groups_that_failed_alone():
     assert {row.brief_error for row in drawn.rows if row.children} == {"3 tasks erred"}
 
 
+def test_a_graph_that_could_not_be_taken_in():
+    failed = {"error": "1 graph could not be taken in", schema.ERROR_TYPE: "_OTHER"}
+    drawn = waterfall([a_span("top", **failed), a_span("phase", "top", schema.PHASE, 0.1, **failed)])
+    assert [(row.kind, row.depth, row.error) for row in drawn.rows] == [
+        ("span", 0, "_OTHER: 1 graph could not be taken in"),
+        ("phase", 1, "_OTHER: 1 graph could not be taken in"),
+    ]
+    assert listed(drawn) == [("phase", 0, 0, 0)]
+
+
 def test_many_failures_of_a_kind_do_not_hide_another():
     """Messages that differ only in numbers are alike; of others, two of a name and type are listed."""
     top = a_span("top", error="41 tasks erred", **{schema.ERROR_TYPE: "ValueError"})

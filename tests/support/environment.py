@@ -23,10 +23,14 @@ def python_path(first: str = "") -> str:
     return os.pathsep.join(dict.fromkeys(filter(None, [first, *PATHS, os.environ.get("PYTHONPATH")])))
 
 
+#: How long the scheduler takes for a graph is a matter of chance, and so would be a span of it.
+NO_PHASES = {"DASK_OTEL__CLIENT__PHASE_THRESHOLD": "1h"}
+
+
 def environment(*variables: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for a child process: of Dask's and OpenTelemetry's variables only those given."""
     merged = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DASK_"))}
-    for each in variables:
+    for each in (NO_PHASES, *variables):
         merged |= each
     given = "" if merged.get("PYTHONPATH") == os.environ.get("PYTHONPATH") else merged["PYTHONPATH"]
     return merged | {"PYTHONPATH": python_path(given)}

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 from dask_otel.cli.receiver import Span
@@ -34,6 +36,8 @@ service:
   telemetry: {{metrics: {{level: none}}}}
   pipelines: {{traces: {{receivers: [otlp], exporters: [jaeger_storage_exporter]}}}}
 """
+#: Others than dask-otel also say that all is well.
+_STATUS = {None: "Unset", 1: "Ok", "STATUS_CODE_OK": "Ok", 2: "Error", "STATUS_CODE_ERROR": "Error"}
 
 
 class Jaeger:
@@ -59,6 +63,31 @@ class Jaeger:
                     raise
             sleep(0.1)
         raise AssertionError(f"Jaeger has only {[span.name for span in spans]} of trace {trace_id}")
+
+    def find(self, service: str, enough: Callable[[list[Span]], bool]) -> list[Span]:
+        """Ask for the traces of a service until one has enough, and return that one."""
+        now = datetime.now(timezone.utc)
+        times = {"min": now - timedelta(hours=1), "max": now + timedelta(hours=1)}
+        query = {f"query.start_time_{name}": f"{time:%Y-%m-%dT%H:%M:%SZ}" for name, time in times.items()}
+        query |= {"query.service_name": service, "query.num_traces": "100"}
+        by_trace: dict[str, list[Span]] = {}
+        deadline = monotonic() + PATIENCE
+        while monotonic() < deadline:
+            try:
+                with urlopen(f"{self.ui}/api/v3/traces?{urlencode(query)}", timeout=10) as answer:
+                    found = _spans(json.load(answer))
+            except HTTPError as error:
+                if error.code != 404:  # not there yet
+                    raise
+                found = []
+            by_trace = {}
+            for span in found:
+                by_trace.setdefault(span.trace_id, []).append(span)
+            for spans in by_trace.values():
+                if enough(spans):
+                    return spans
+            sleep(0.1)
+        raise AssertionError(f"Jaeger has only {[[span.name for span in spans] for spans in by_trace.values()]}")
 
 
 class OwnJaeger(Jaeger):
@@ -124,7 +153,7 @@ def _spans(answer: dict[str, Any]) -> list[Span]:
                 (link["traceId"], link["spanId"], _values(link.get("attributes", [])).get("dask.link.type", ""))
                 for link in span.get("links", [])
             ),
-            status={None: "Unset", 2: "Error", "STATUS_CODE_ERROR": "Error"}[span.get("status", {}).get("code")],
+            status=_STATUS[span.get("status", {}).get("code")],
             status_message=span.get("status", {}).get("message", ""),
             resource=_values(by_resource["resource"]["attributes"]),
         )
@@ -141,5 +170,5 @@ def _values(attributes: list[dict[str, Any]]) -> dict[str, Any]:
 def _value(value: dict[str, Any]) -> Any:
     ((kind, content),) = value.items()
     if kind == "arrayValue":
-        return [_value(item) for item in content["values"]]
+        return [_value(item) for item in content.get("values", [])]
     return int(content) if kind == "intValue" else float(content) if kind == "doubleValue" else content

@@ -10,7 +10,12 @@ from tornado.httpclient import AsyncHTTPClient
 
 from dask_otel.preload import OTelPlugin
 
-FAST = {"otel.traces.idle-timeout": "100ms", "otel.sweep-interval": "50ms"}
+FAST = {
+    "otel.traces.idle-timeout": "100ms",
+    "otel.sweep-interval": "50ms",
+    # Which graphs take long is a matter of chance.
+    "otel.client.phase-threshold": "1h",
+}
 
 
 def with_page(test, timeout=30, **settings):

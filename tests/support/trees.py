@@ -126,3 +126,27 @@ def check_sums(spans: Iterable[Span], partial: Container[str] = ()) -> None:
 def _is_additive(name: str) -> bool:
     counts = name.startswith("dask.task.") and not name.startswith(("dask.task.duration", "dask.task.types"))
     return (counts and name != "dask.task.prefix") or name.startswith("dask.duration.") or name == "dask.output.size"
+
+
+def whole(spans: Iterable[Span], parent: str = "") -> list[str]:
+    """A trace with the spans of all programs: service, kind, name and status of each, below its parent.
+
+    Kinds are those of dask-otel; other programs' spans have none.
+
+    Parameters
+    ----------
+    parent
+        What the top of the trace is below, if that was not sent.
+    """
+    spans = list(spans)
+    lines: list[str] = []
+
+    def add(parent: str, depth: int) -> None:
+        for span in sorted((each for each in spans if each.parent_id == parent), key=lambda each: each.name):
+            words = span.resource["service.name"], span.attributes.get("dask.kind", ""), span.name
+            lines.append("  " * depth + " ".join(words) + ("" if span.status == "Unset" else f" {span.status}"))
+            add(span.span_id, depth + 1)
+
+    add(parent, 0)
+    assert len(lines) == len(spans), (lines, spans)
+    return lines
