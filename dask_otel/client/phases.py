@@ -411,6 +411,7 @@ def install(safety: Safety) -> Callable[[], None]:
     patch(as_completed, "__anext__", partial(_anext, phases))
 
     def uninstall() -> None:
+        phases.is_over = True
         while undo:
             undo.pop()()
 

@@ -879,6 +879,22 @@ def test_everything_is_as_before_when_it_is_undone():
     assert found() == before
 
 
+@gen_cluster(client=True)
+async def test_below_a_wrapper_of_somebody_else_nothing_is_recorded_when_it_is_undone(client, scheduler, *workers):
+    original = Client.__dict__.get("sync")
+    with measured() as person:
+        ours = Client.sync
+        Client.sync = lambda *args, **kwargs: ours(*args, **kwargs)
+    try:
+        with provider_of(person), request():
+            await wait(client.map(inc, range(3)))
+    finally:
+        assert original is None
+        del Client.sync
+    assert tree(person) == ["request"]
+    assert dict(person.spans[0].attributes) == {}
+
+
 @pytest.mark.slow
 def test_workers_in_processes_of_their_own():
     with (
