@@ -37,7 +37,7 @@ class Cluster:
         self.parents: set[tuple[int, int]] = set()
         #: Unfinished tasks of each span, as told.
         self.unfinished: Counter[str] = Counter()
-        #: Ids of default spans that were forgotten: Dask never makes one again.
+        #: Ids of default spans, and of those below, that were forgotten: Dask never makes one again.
         self.gone: set[str] = set()
         #: Ids of segments that have been open, and of those that were told of a run.
         self.opened: set[int] = set()
@@ -77,11 +77,11 @@ class Cluster:
         self.now += 0.01
         for key in [key for key in self.groups if key[0] in span_ids]:
             del self.groups[key]
+        for_good = self.spans[span_ids[0]].is_default
         for span_id in span_ids:
-            info = self.spans[span_id]
-            if info.is_default:
+            info = self.spans.pop(span_id)
+            if for_good:
                 self.gone.add(span_id)
-                del self.spans[span_id]
             else:
                 self.spans[span_id] = replace(info, enqueued=self.now)
 
