@@ -21,7 +21,8 @@ from support.environment import environment
 from support.processes import Process, Processes, cluster, our_errors
 from support.trees import whole
 
-pytestmark = [pytest.mark.backend, pytest.mark.slow]
+#: Both start servers of their own: half a minute on a machine that is not busy.
+pytestmark = [pytest.mark.backend, pytest.mark.slow, pytest.mark.timeout(300)]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -73,6 +74,7 @@ def test_prefect(jaeger, tmp_path, dask_cluster, sends):
         "DASK_SCHEDULER_ADDRESS": dask_cluster.address,
         "PREFECT_HOME": str(tmp_path),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
     }
     # Its flow is run by a program as in the example, which then says which trace it was.
     program = (
@@ -86,7 +88,7 @@ def test_prefect(jaeger, tmp_path, dask_cluster, sends):
     done = subprocess.run(
         [python.with_name("opentelemetry-instrument"), python, "-c", program],
         env=environment(env) | {"PYTHONPATH": str(EXAMPLES)},
-        cwd=tmp_path, capture_output=True, text=True, timeout=100,
+        cwd=tmp_path, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     trace_id, result = re.search(r"^TRACE (\w{32}) (\d+)$", done.stdout, re.MULTILINE).groups()
