@@ -137,7 +137,7 @@ def test_status_table_lists_exactly_what_the_status_says():
         why_ended = ""
 
         def status(self):
-            return {"open_segments": 0, "open": [], "sweep": {}}
+            return {"open_segments": 0, "open": [], "sweep": {}, "forgotten": None}
 
     sink = make_sink(Sender("memory", MemoryExporter()), Safety())
     status = StatusReport("id", Bridge(), sink, Safety(), cluster_name=None, trace_url=None).status()

@@ -193,6 +193,11 @@ class RecentRuns:
                     return run
         return None
 
+    def latest_of(self, top: str) -> RunId | None:
+        """Return the run that finished last of those with a Dask span at their top, in any trace."""
+        with self._changed:
+            return next((run for run, id_ in reversed(self._ids.items()) if id_ == top), None)
+
     def read(self, trace_id: int, span_id: int | None) -> dict[str, Any] | None:
         """Return a run as plain data; None if it is not kept. Blocks; call it in a thread.
 

@@ -152,8 +152,9 @@ class Forgetting:
         self._retry = min(after, RETRY)
         self._safety = safety
         self._memory = memory_of(scheduler)
-        #: How many of the first of ``root_spans`` are in one of the two queues.
+        #: How many of the first of ``root_spans`` are in one of the two queues, and the last one of them.
         self._known = 0
+        self._newest: Any = None
         #: Roots by the time of their next check.
         self._checks: list[tuple[float, int, _Root]] = []
         self._numbers = count()
@@ -180,8 +181,8 @@ class Forgetting:
 
     def _find_new(self, now: float) -> Iterator[None]:
         roots = self._extension.root_spans
-        if self._known > len(roots):  # somebody else has taken some out
-            self._known = 0
+        if self._known and (self._known > len(roots) or roots[self._known - 1] is not self._newest):
+            self._known = 0  # somebody else has taken some out
             self._checks.clear()
             self._unsettled.clear()
         while self._known < len(roots):
@@ -189,6 +190,7 @@ class Forgetting:
             self._known += len(some)
             for span in some:
                 self._check_at(now, _Root(span))
+            self._newest = some[-1]
             yield
 
     def _check_at(self, at: float, root: _Root) -> None:
@@ -330,6 +332,7 @@ class Forgetting:
             roots += len(span.name) == 1
         _remove(extension.root_spans, leaving, roots)
         self._known -= roots
+        self._newest = extension.root_spans[self._known - 1] if self._known else None
         for index, found in ((extension.spans_search_by_name, names), (extension.spans_search_by_tag, tags)):
             for key, number in found.items():
                 _remove(index[key], leaving, number)

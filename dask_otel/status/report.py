@@ -200,8 +200,9 @@ class StatusReport:
         ``trace_id``; ``link``; ``run``, where the page shows the run, if it shows runs.
         """
         found = self._top(span_id)
-        if found is None:
-            return None
+        if found is None:  # it may be forgotten while its run is still kept
+            kept = self._sink.recent_runs.latest_of(span_id) if self.shows_runs else None
+            return kept and {"trace_id": f"{kept.trace_id:032x}", "link": self.link(kept.trace_id), "run": kept.path}
         trace_id = f"{found[0]:032x}"
         run = self.latest_run(*found)
         path = (run.path if run else f"run/{trace_id}") if self.shows_runs else None

@@ -93,6 +93,12 @@ FAULTS = {
     "metrics.recorder.Recorder.root_ended": "metrics",
     "metrics.recorder.Recorder.tasks_shown": "metrics",
     "metrics.recorder.Recorder.swept": "metrics",
+    "scheduler.forgetting.Forgetting._find_new": "forgetting",
+    "scheduler.forgetting.Forgetting._not_before": "forgetting",
+    "scheduler.forgetting._remove": "forgetting",
+    "scheduler.forgetting.LateMetrics.remove": "closing",
+    "spantree.lifecycle.SpanTree.forget": "forgetting",
+    "otlp.exporter.TelemetryOutput.mark": "forgetting",
 }
 #: In what the snapshot is made of; where nobody wants metrics, it is not made.
 MEASURING = ("cluster", "activity", "open_roots", "bridge", "collect")
@@ -120,7 +126,8 @@ def with_workload(plugin, settle):
 @pytest.mark.slow  # a cluster for each
 @pytest.mark.parametrize("target", FAULTS)
 def test_the_workload_does_not_notice(target, monkeypatch):
-    plugin = MemoryPlugin(idle_timeout=0.05, shutdown_timeout=10.0)
+    plugin = MemoryPlugin(idle_timeout=0.05, shutdown_timeout=10.0, forget_spans=0.05)
+    monkeypatch.setattr("dask_otel.scheduler.forgetting.KEPT_NAMES", 0)
     monkeypatch.setattr(f"dask_otel.{target}", fail)
     where = FAULTS[target]
 

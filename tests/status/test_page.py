@@ -14,6 +14,7 @@ import dask
 import pytest
 from distributed import Client, Scheduler, Worker, span, wait
 from support.callers import anchored, inside
+from support.clusters import until
 from support.memory import MemoryExporter, make_sink
 from support.misbehaving import Misbehaving, Rejects, in_turn
 from support.pages import FAST, get, status, with_page
@@ -24,6 +25,7 @@ import dask_otel
 from dask_otel.otlp.transport import Sender
 from dask_otel.preload import OTelPlugin
 from dask_otel.safety import Safety
+from dask_otel.scheduler import forgetting
 from dask_otel.spantree.events import SpanInfo
 from dask_otel.status.handlers import DOCUMENTATION
 
@@ -146,6 +148,28 @@ def test_links_to_traces_and_a_redirect(receiver):
         assert (unknown.code, unknown.body) == (404, b"dask-otel knows no such Dask span.\n")
 
     with_page(test, **{"otel.trace-url": "/jaeger/trace/{trace_id}"})
+
+
+def test_a_root_that_is_forgotten_is_found_while_its_run_is_kept(receiver, monkeypatch):
+    monkeypatch.setattr(forgetting, "KEPT_NAMES", 0)
+
+    async def test(plugin, client, scheduler):
+        with span("root") as root, span("child") as child:
+            await client.submit(sum, [1, 2], key="sum")
+        with span("last"):
+            await client.submit(sum, [1, 2], key="last")
+        await status(scheduler, finished(2))
+        await until(lambda: not scheduler.task_groups)
+        while root in scheduler.extensions["spans"].spans:
+            await asyncio.sleep(0.05)
+            for _ in plugin._bridge._forgetting.forget_some(plugin._bridge.clock.now() + 7200):
+                pass
+        assert (await status(scheduler, bool))["forgotten"] == {"roots": 1, "spans": 2, "late_metrics": 0}
+        answer = await get(scheduler, f"/otel/trace/{root}")
+        assert (answer.code, answer.headers["Location"]) == (302, f"/jaeger/trace/{dask_otel.trace_id(root)}")
+        assert (await get(scheduler, f"/otel/trace/{child}")).code == 404
+
+    with_page(test, **{"otel.trace-url": "/jaeger/trace/{trace_id}", "otel.forget-spans": "1h"})
 
 
 def test_a_span_of_a_caller(receiver):
