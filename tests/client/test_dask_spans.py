@@ -1140,6 +1140,17 @@ async def test_a_client_that_does_not_know_its_scheduler_yet(person, plugin, cli
     assert found.id == id_
 
 
+def test_a_current_span_that_raises_does_not_hide_the_dask_span():
+    class Raises(trace.NonRecordingSpan):
+        def get_span_context(self):
+            raise RuntimeError("odd")
+
+    with dask.annotate(span={"name": ("x",), "ids": ("root",)}):
+        token = context.attach(trace.set_span_in_context(Raises(trace.INVALID_SPAN_CONTEXT)))
+        assert dask_otel.trace_id() == f"{trace_id('root'):032x}"
+        context.detach(token)
+
+
 class Text(str):
     """As Django's and others' text."""
 
