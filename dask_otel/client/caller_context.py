@@ -68,9 +68,9 @@ def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
         span, linked = _placed(here, here.caller, opened.get("span"), settings, client)
         if linked:
             submitter = submitter._replace(caller=linked.traceparent())
-            if span and len(span[1]) == 1 and here.span is not None:
-                with safety.guard("caller (link)"):
-                    link_to_work(here.span, span[1][0])
+            with safety.guard("caller (link)"):
+                ids = span[1] if span else opened["span"]["ids"]
+                link_to_work(known.linked_span if known and known.linked else here.span, ids[0])
     carrier: dict[str, str] = {}
     if ANNOTATION not in opened:
         try:

@@ -32,7 +32,6 @@ from ..schema import MAX_NAME, clean
 from ..tracers import GlobalTracer
 from ..worker.task_span import record_error
 from .callers import Caller, Here, find_caller, is_in_task, is_suppressed, periods_of
-from .implicit_spans import link_to_work
 from .settings import ClientSettings, client_settings
 from .submitting import safety
 
@@ -49,8 +48,9 @@ class OpenSpan(NamedTuple):
     ids: tuple[str, ...]
     #: The span whose work is in this Dask span itself: that of ``with span(...)``, or the current one without an SDK.
     caller: Caller
-    #: The caller's span that the root is linked with; None if the root is in the caller's trace.
+    #: The caller's span that the root is linked with, None if the root is in the caller's trace; and the span itself.
     linked: Caller | None
+    linked_span: Any
     #: Id of the scheduler that work inside the root was submitted to first, once there is one.
     schedulers: list[str]
 
@@ -88,7 +88,8 @@ def open_span(context: Context) -> OpenSpan | None:
 
 def is_busy() -> bool:
     """Whether the running code is called by a tracer of the caller's, for a span that is made or ended here."""
-    return _busy.get()() is not None
+    call = _busy.get()()
+    return call is not None and not call.is_over
 
 
 def with_callers_span(
@@ -172,7 +173,10 @@ class _Opened:
             except BaseException as raised:  # noqa: BLE001 -- raised below
                 interrupt = raised
         if interrupt is not None:
-            raise interrupt
+            try:
+                raise interrupt
+            finally:
+                interrupt = None  # it refers to this frame
 
 
 def _begin(count: int) -> _Opened | None:
@@ -210,7 +214,8 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
         around, tags = outer.ids, (*outer.tags, *tags)
     elif outer and around[: len(outer.ids)] != outer.ids:
         outer = None
-    caller, linked, context = here.caller, outer.linked if outer else None, here.context
+    caller, context = here.caller, here.context
+    linked, linked_span = (outer.linked, outer.linked_span) if outer else (None, None)
     # A root that is linked, not below its caller; what is in it is in its trace, whatever the setting is by now.
     is_linked = linked is not None if around else _is_linked(here, settings)
     tracer, redactor = _tracer(), _redactor(settings.capture)
@@ -236,17 +241,14 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
         is_linked = is_linked and caller.is_sampled
         new_ids.append(plain_id if is_linked else caller.traceparent(nonce))
         if is_root and is_linked:
-            linked = caller
+            linked, linked_span = caller, span
         if span and span.is_recording():
-            if is_root and is_linked:
-                with safety.guard("caller (link)"):
-                    link_to_work(span, plain_id)
             span.set_attribute(schema.SPAN_ID, new_ids[-1])
     if caller is None or ANNOTATIONS is None:
         return False
     opened.id = new_ids[-1]
     ids = *around, *new_ids
-    found = OpenSpan(tags, ids, caller, linked, outer.schedulers if outer else [])
+    found = OpenSpan(tags, ids, caller, linked, linked_span, outer.schedulers if outer else [])
     if opened.spans:
         with suppress(TypeError):  # a span of somebody else's making
             _of_spans[opened.spans[-1]] = found
@@ -259,6 +261,8 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
 class _Call:
     """A call of the program's tracer; once nothing refers to it, the call is over, also if it was interrupted."""
 
+    is_over = False
+
 
 def _busily(function: Callable[..., Result], *args: Any) -> Result:
     """Call what calls the program's span processors, which may use Dask."""
@@ -267,6 +271,7 @@ def _busily(function: Callable[..., Result], *args: Any) -> Result:
     try:
         return function(*args)
     finally:
+        call.is_over = True
         _busy.reset(token)
 
 

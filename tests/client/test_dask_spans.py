@@ -690,6 +690,8 @@ async def test_link(person, plugin, client, scheduler, worker):
         await client.submit(inc, 1, key="x-1")
         await client.submit(inc, 2, key="y-1")
         expected = dask_otel.trace_id()
+        with span("empty"):
+            pass  # there is nothing to be linked with
         with span("etl") as id_, span("inner"):
             assert len(id_) == 36
             await client.submit(inc, 1, key="z-1")
@@ -699,6 +701,7 @@ async def test_link(person, plugin, client, scheduler, worker):
     spans = await everything(person, plugin, worker)
     assert shape(spans, "dask.span.path") == [
         "~request",
+        "  ~empty",
         "  ~etl",
         "    ~inner",
         "      ~part",
