@@ -88,6 +88,9 @@ class Plan:
     #: spans without a caller are.
     sampler: str
     split_groups: bool
+    #: Seconds after which roots are forgotten, or None; and of how many names the latest one is kept.
+    forget_spans: float | None = None
+    kept_names: int = 100
     #: None if tasks do not use OpenTelemetry.
     inside: Inside | None = None
 
@@ -121,6 +124,8 @@ class Plan:
             sampler=rng.choice(("always_on", "parentbased_always_on")),
             split_groups=rng.random() < 0.8,
         )
+        others = random.Random(f"{seed} forgetting")
+        plan = replace(plan, forget_spans=others.choice((None, 0.1, 0.1, 0.5)), kept_names=others.choice((0, 0, 100)))
         return plan._inside(random.Random(f"{seed} inside")) if inside else plan
 
     @property
