@@ -161,7 +161,7 @@ def _submitting(
     def _graph_to_futures(client: Any, *args: Any, **kwargs: Any) -> Any:
         submission = None
         try:  # half the time of a guard, here and below
-            caller = phases.caller(client)
+            caller = phases.caller()
             if caller is not None:
                 submission = _Submission(caller, marks.take(sys._getframe(1)), _tasks_of(*args, **kwargs))
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
@@ -253,7 +253,7 @@ def _waiting(phases: Phases, original: Callable[..., Any]) -> Callable[..., Any]
     def sync(client: Any, func: Any, *args: Any, **kwargs: Any) -> Any:
         call, fetches, is_async = None, False, False
         with safety.guard(_WHERE):
-            caller = phases.caller(client)
+            caller = phases.caller()
             if caller is not None:
                 waits, fetches = _kind_of(func)
                 if waits:
@@ -375,7 +375,7 @@ def _anext(phases: Phases, original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _waiting_call(phases: Phases) -> _Call | None:
     with phases.safety.guard(_WHERE):
-        caller = phases.caller(None)
+        caller = phases.caller()
         return None if caller is None else _Call(caller)
     return None
 

@@ -411,7 +411,7 @@ async def test_other_tasks_of_the_event_loop_do_not_count_for_a_call(client, sch
         await distributed.utils.All([asyncio.sleep(0)])
 
     with measured(), request():
-        call = phases._Call(phase_spans.Phases(Safety()).caller(client))
+        call = phases._Call(phase_spans.Phases(Safety()).caller())
         token = phases._call.set(call)
         await wait_for_all()
         await asyncio.create_task(wait_for_all())
@@ -574,7 +574,7 @@ async def test_without_a_current_span_nothing_is_recorded(client, scheduler, *wo
 async def test_an_unsampled_span_has_no_phases(client, scheduler, *workers):
     with measured(person=Program(sampler=ALWAYS_OFF)) as person, request():
         await _use(client)
-        assert phase_spans.Phases(Safety()).caller(client) is None
+        assert phase_spans.Phases(Safety()).caller() is None
     assert person.spans == []
 
 
@@ -768,7 +768,7 @@ def test_a_process_that_is_forked_off_while_a_phase_is_recorded():
     """The lock that another thread has then is nobody's there."""
     recorder = phase_spans.Phases(Safety())
     with provider_of(program := Program()), program.provider.get_tracer("own").start_as_current_span("request"):
-        caller = recorder.caller(None)
+        caller = recorder.caller()
         phase = phase_spans.Phase(phase_spans.WAIT, 0, 1)
         recorder.record(caller, [phase])
         with recorder._sums[caller.span].lock, recorder._lock:
