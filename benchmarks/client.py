@@ -15,7 +15,6 @@ import argparse
 import gc
 import statistics
 from contextlib import contextmanager, nullcontext
-from random import random
 from time import perf_counter, process_time, thread_time
 
 import dask.array
@@ -28,10 +27,8 @@ from dask_otel.client import phases
 from dask_otel.client.submitting import safety
 from dask_otel.safety import Safety
 
-#: Submissions of a round, and tasks of a computation.
-SUBMITS, TASKS = 200, 10_000
-#: Rounds of a group, of which the shortest counts.
-ROUNDS = 10
+#: Submissions of a round, and chunks of a computation's array, which make some 10,000 tasks.
+SUBMITS, CHUNKS = 200, 7_500
 
 
 def same(x):
@@ -105,14 +102,13 @@ def results(client):
     return (thread_time() - before) / SUBMITS, (process_time() - process) / SUBMITS
 
 
-def measured(client, function, groups, variants):
+def measured(client, function, groups, rounds):
     """By variant, for each group of rounds, the shortest times."""
-    out = {name: [] for name in variants}
+    out = {name: [] for name in VARIANTS}
     for _ in range(groups):
-        taken = {name: [] for name in variants}
-        for _ in range(ROUNDS):
-            for name in variants:
-                installed, current = VARIANTS[name]
+        taken = {name: [] for name in VARIANTS}
+        for _ in range(rounds):
+            for name, (installed, current) in VARIANTS.items():
                 with installed(), current():
                     taken[name].append(function(client))
         for name, values in taken.items():
@@ -138,8 +134,7 @@ def computed(client, batches):
     for number in range(-1, batches):  # the first one warms up
         # Each one begins as often as another.
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            # Another graph each time: no result is there already.
-            total = (dask.array.ones((100, TASKS // 100), chunks=1) + random()).sum()
+            total = dask.array.ones((100, CHUNKS // 100), chunks=1).sum()
             tasks = len(total.__dask_graph__())
             installed, current = VARIANTS[name]
             with installed(), current():
@@ -154,21 +149,22 @@ def computed(client, batches):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--groups", type=int, default=5, help="of rounds")
+    parser.add_argument("--rounds", type=int, default=10, help="of a group, of which the shortest counts")
     parser.add_argument("--batches", type=int, default=8, help="of computations; 0 leaves them out")
     options = parser.parse_args()
     trace.set_tracer_provider(TracerProvider(active_span_processor=Unsent()))
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
         gc.disable()
-        measured(client, submits, 1, VARIANTS)
-        taken = measured(client, submits, options.groups, VARIANTS)
-        print(f"submit: {options.groups} groups of {ROUNDS} rounds of {SUBMITS}")
+        measured(client, submits, 1, 1)
+        taken = measured(client, submits, options.groups, options.rounds)
+        print(f"submit: {options.groups} groups of {options.rounds} rounds of {SUBMITS}")
         for column, where in enumerate(("calling thread", "process")):
             print(f"  Dask alone, {where}: {spread([each[column] * 1e6 for each in taken['without']])}")
         print_difference("added without a current span", taken, "instrumented, without a current span", "without")
         print_difference("added in a request", taken, "instrumented, in a request", "without, in a request")
         print_difference("of that, the phases", taken, "phases only, in a request", "without, in a request")
-        taken = measured(client, results, options.groups, VARIANTS)
-        print(f"result of a task that has ended: {options.groups} groups of {ROUNDS} rounds of {SUBMITS}")
+        taken = measured(client, results, options.groups, options.rounds)
+        print(f"result of a task that has ended: {options.groups} groups of {options.rounds} rounds of {SUBMITS}")
         for column, where in enumerate(("calling thread", "process")):
             print(f"  Dask alone, {where}: {spread([each[column] * 1e6 for each in taken['without']])}")
         print_difference("added without a current span", taken, "instrumented, without a current span", "without")

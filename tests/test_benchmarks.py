@@ -26,6 +26,8 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
         "metrics.py",
         "page.py",
         "inside.py --groups 1 --batches 0",
+        "carriers.py --tasks 100 --rounds 1 --batches 0",
+        "client.py --groups 1 --rounds 1 --batches 0",
     ],
 )
 def test_it_runs(command):

@@ -19,7 +19,18 @@ from distributed import Client
 from ..identity import caller_of
 from ..messages import ANNOTATION, OF_ONE_TASK, Submitter
 from ..privacy import Capture
-from .callers import Caller, Here, carrier_of, find_caller, is_in_task, is_suppressed, periods_of, service_name, tag_of
+from .callers import (
+    Caller,
+    Here,
+    carrier_of,
+    find_caller,
+    is_in_task,
+    is_suppressed,
+    is_workers,
+    periods_of,
+    service_name,
+    tag_of,
+)
 from .dask_spans import is_busy, open_span
 from .implicit_spans import implicit_id, link_to_work
 from .settings import ClientSettings, client_settings
@@ -37,10 +48,12 @@ def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
     safety.logs_messages = settings.capture == Capture()
     if settings.context == "none" and not settings.says_user:
         return NOTHING
-    if is_busy() or is_in_task(client):  # first: to ask for the current span of a task would make it
+    if is_busy() or is_in_task():  # first: to ask for the current span of a task would make it
         return NOTHING
     here = find_caller()
     if (not here.context and not settings.says_user) or is_suppressed(here.context):
+        return NOTHING
+    if here.is_environment and is_workers(client):
         return NOTHING
     submitter = Submitter(service_name())
     if settings.says_user:
@@ -50,8 +63,8 @@ def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
     span = None
     if here.caller:
         known = open_span(here.context)
-        if known and not known.schedulers:
-            known.schedulers.append(_scheduler_of(client))
+        if known and not known.schedulers and (scheduler := _scheduler_of(client)):
+            known.schedulers.append(scheduler)
         span, linked = _placed(here, here.caller, opened.get("span"), settings, client)
         if linked:
             submitter = submitter._replace(caller=linked.traceparent())
@@ -106,17 +119,19 @@ def _placed(
     ids: tuple[str, ...] = ()
     if opened:
         tags, ids = tuple(opened["name"]), tuple(opened["ids"])
-    elif known:
-        tags, ids = known.tags, known.ids
+    is_known = known is not None and known.caller[:2] == caller[:2]
     if known and ids[: len(known.ids)] != known.ids:
-        known = None
+        if is_known or not opened:
+            tags, ids = known.tags, known.ids
+        else:
+            known = None
     linked, around = None, ids
     if known:
         linked = known.linked
         around = *known.ids_on(_scheduler_of(client)), *ids[len(known.ids) :]
-    nearest = (known.caller if known and known.ids == ids else caller_of(str(ids[-1]))) if ids else None
-    if nearest and nearest[:2] == caller[:2]:
-        return (None if opened and around == ids else (tags, around)), linked
+    nearest = caller_of(str(ids[-1])) if ids else None
+    if is_known or (nearest and nearest[:2] == caller[:2]):
+        return (None if opened and around == tuple(opened["ids"]) else (tags, around)), linked
     period = None
     if caller.is_sampled:
         if not ids:

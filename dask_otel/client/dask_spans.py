@@ -18,11 +18,11 @@ from hashlib import blake2b
 from time import time_ns
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import dask
 from opentelemetry.context import Context, attach, create_key, get_current
-from opentelemetry.trace import Span, SpanKind, Tracer, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Tracer, get_current_span, set_span_in_context
 
 from .. import schema
 from ..patching import ANNOTATIONS
@@ -68,13 +68,22 @@ _OPEN = create_key("dask_otel_open_span")
 _busy: ContextVar[Callable[[], _Call | None]] = ContextVar("dask_otel_busy", default=lambda: None)
 #: The innermost block; only for its tokens, which belong to one context as those of Dask do.
 _entered: ContextVar[Any] = ContextVar("dask_otel_block", default=None)
+#: By the span of the caller that ``with span(...)`` has made.
+_of_spans: WeakKeyDictionary[Any, OpenSpan] = WeakKeyDictionary()
 _tracer = GlobalTracer()
 
 
 def open_span(context: Context) -> OpenSpan | None:
-    """Return the innermost open Dask span in a context of OpenTelemetry's."""
-    found = context.get(_OPEN)
-    return found if isinstance(found, OpenSpan) else None
+    """Return the Dask span of the current span if ``with span(...)`` has made that, else the innermost open one.
+
+    Programs hand the current span on by hand, to threads that do not get its context.
+    """
+    with suppress(TypeError):  # a span of somebody else's making, which cannot be a key
+        found = _of_spans.get(get_current_span(context))
+        if found is not None:
+            return found
+    latest = context.get(_OPEN)
+    return latest if isinstance(latest, OpenSpan) else None
 
 
 def is_busy() -> bool:
@@ -237,7 +246,11 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
         return False
     opened.id = new_ids[-1]
     ids = *around, *new_ids
-    opened.enter(Context({**context, _OPEN: OpenSpan(tags, ids, caller, linked, outer.schedulers if outer else [])}))
+    found = OpenSpan(tags, ids, caller, linked, outer.schedulers if outer else [])
+    if opened.spans:
+        with suppress(TypeError):  # a span of somebody else's making
+            _of_spans[opened.spans[-1]] = found
+    opened.enter(Context({**context, _OPEN: found}))
     # Dask itself puts back what was there before.
     ANNOTATIONS.set({**dask.get_annotations(), "span": {"name": tags, "ids": ids}})
     return True

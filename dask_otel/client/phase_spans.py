@@ -117,6 +117,8 @@ class Phases:
 
     def __init__(self, safety: Safety) -> None:
         self.safety = safety
+        #: Set if nothing is to be recorded any more; some wrappers may still be there, below those of others.
+        self.is_over = False
         self._tracer = GlobalTracer()
         self._forget()
         _all.add(self)
@@ -135,7 +137,7 @@ class Phases:
         """
         context = get_current()
         span = get_current_span(context)
-        if span is INVALID_SPAN or is_suppressed(context) or is_in_task(client):
+        if span is INVALID_SPAN or self.is_over or is_suppressed(context) or is_in_task():
             return None
         settings = client_settings()
         if settings.context == "none" or not span.is_recording():

@@ -190,12 +190,11 @@ def _submitting(
 class _Call:
     """One call that waits for tasks, and then fetches their results if it is one of those."""
 
-    __slots__ = ("_ended", "_has_failed", "_is_over", "_kind", "_since", "_task", "_was_split", "caller")
+    __slots__ = ("_ended", "_has_failed", "_kind", "_since", "_task", "_was_split", "caller")
 
     def __init__(self, caller: PhasesCaller) -> None:
         self.caller = caller
         self._ended: list[Phase] = []
-        self._is_over = False
         self._kind = WAIT
         self._since = time_ns()
         #: Of asyncio, which waits, once it has begun; the tasks that it starts have its context.
@@ -226,15 +225,13 @@ class _Call:
         """Return the phases; none if Dask has fetched results without a sign of when waiting had ended."""
         if is_done or not self._has_failed:
             self._turn(self._kind)
-        self._is_over = True
-        return [] if fetches and is_done and not self._was_split else self._ended
+        # A copy: a call that was interrupted may go on for a moment on the event loop.
+        return [] if fetches and is_done and not self._was_split else [*self._ended]
 
     def _turn(self, kind: Kind) -> None:
-        # An interrupted call may go on for a moment on the event loop.
-        if not self._is_over:
-            now = time_ns()
-            self._ended.append(Phase(self._kind, self._since, now))
-            self._kind, self._since = kind, now
+        now = time_ns()
+        self._ended.append(Phase(self._kind, self._since, now))
+        self._kind, self._since = kind, now
 
 
 _call: ContextVar[_Call | None] = ContextVar("dask_otel_call", default=None)
@@ -414,6 +411,7 @@ def install(safety: Safety) -> Callable[[], None]:
     patch(as_completed, "__anext__", partial(_anext, phases))
 
     def uninstall() -> None:
+        phases.is_over = True
         while undo:
             undo.pop()()
 

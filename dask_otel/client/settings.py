@@ -18,12 +18,14 @@ import dask
 from .. import config
 from ..errors import SettingError
 from ..privacy import Capture
-from ..safety import log
+from ..safety import log_error
 
 __all__ = ["ClientSettings", "client_settings"]
 
 #: Configurations that are remembered: ``dask.config.set`` may change between two for each request.
 MAX_KNOWN = 16
+#: Errors that are logged.
+MAX_REPORTED = 100
 #: Parts of ``otel`` that are read here.
 _PARTS = ("client", "capture")
 
@@ -90,10 +92,9 @@ def _load(written: str) -> ClientSettings:
 
 def _report(error: SettingError) -> None:
     line = f"dask-otel {config.consequence(error)}: {error}"
-    if line not in _reported:
-        if len(_reported) < 100:
-            _reported.add(line)
-        log.error("%s", line)
+    if line not in _reported and len(_reported) < MAX_REPORTED:
+        _reported.add(line)
+        log_error("%s", line)
 
 
 def _renew_lock() -> None:
