@@ -127,6 +127,7 @@ class Airflow:
             "AIRFLOW__CORE__PARALLELISM": "1",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "true",
             "AIRFLOW__TRACES__OTEL_ON": "true",
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": f"{PATIENCE}",
             "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         }
         (folder / "dags").mkdir()
@@ -176,7 +177,10 @@ def test_airflow(jaeger, tmp_path, dask_cluster, sends):
         airflow = Airflow(interpreter("airflow"), folder, stack, env)
         airflow.run("dask_total")
         sent = lambda spans: any(each.name.startswith("dag_run") for each in spans) and len(segments(spans)) == 2  # noqa: E731
-        spans = jaeger.find("airflow", sent, PATIENCE)
+        try:
+            spans = jaeger.find("airflow", sent, PATIENCE)
+        except AssertionError as error:
+            raise AssertionError(airflow.log) from error
         assert not our_errors(airflow.log)
     assert whole(spans) == [
         "airflow  dag_run.dask_total Ok",
