@@ -11,6 +11,7 @@ import gc
 from time import process_time
 from uuid import uuid4
 
+import dask
 import psutil
 from distributed import Client, LocalCluster, span
 from distributed.scheduler import TaskGroup, TaskPrefix
@@ -29,6 +30,14 @@ from dask_otel.spantree.to_records import SpanTreeSettings
 AFTER = 3600.0
 #: Simulated roots that begin and end between two sweeps, and how many names they have.
 AT_ONCE, NAMES = 1000, 20
+
+
+#: Dask's own logs grow until they are full.
+SHORT_LOGS = {
+    "distributed.diagnostics.computations.max-history": 1,
+    "distributed.admin.low-level-log-length": 10,
+    "distributed.admin.log-length": 10,
+}
 
 
 class Scheduler:
@@ -132,6 +141,7 @@ if __name__ == "__main__":
     parser.add_argument("--real", action="store_true")
     arguments = parser.parse_args()
     if arguments.real:
+        dask.config.set(SHORT_LOGS)
         asyncio.run(real(arguments.roots))
     else:
         simulated(arguments.roots, arguments.kept)
