@@ -79,6 +79,7 @@ def request():
 VARIANTS = {
     "without": (nullcontext, nullcontext),
     "instrumented, without a current span": (instrumented, nullcontext),
+    "phases only, without a current span": (with_phases, nullcontext),
     "without, in a request": (nullcontext, request),
     "instrumented, in a request": (instrumented, request),
     "phases only, in a request": (with_phases, request),
@@ -155,6 +156,7 @@ def spread(values, unit="µs", digits=1):
 
 def print_differences(taken):
     print_difference("added without a current span", taken, "instrumented, without a current span", "without")
+    print_difference("of that, the phases", taken, "phases only, without a current span", "without")
     print_difference("added in a request", taken, "instrumented, in a request", "without, in a request")
     print_difference("of that, the phases", taken, "phases only, in a request", "without, in a request")
 
