@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from getpass import getuser
 from socket import gethostname
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import ref
 
 import dask
 from distributed import Client
+from opentelemetry.context import Context, get_current
+from opentelemetry.propagate import get_global_textmap
+from opentelemetry.trace import get_current_span, get_tracer_provider
 
 from ..identity import caller_of
 from ..messages import ANNOTATION, OF_ONE_TASK, Submitter
@@ -23,8 +27,11 @@ from .callers import (
     Caller,
     Here,
     carrier_of,
+    end_of_period,
     find_caller,
+    has_environment,
     is_in_task,
+    is_past,
     is_suppressed,
     is_workers,
     periods_of,
@@ -42,15 +49,71 @@ __all__ = ["caller_context", "span_ids_here"]
 Span = tuple[tuple[str, ...], tuple[str, ...]]
 
 
+#: Contexts of which the latest addition is remembered: programs submit in loops.
+MAX_REMEMBERED = 256
+
+
+class _Remembered(NamedTuple):
+    """An addition, and what it depends on."""
+
+    context: ref[Context]
+    #: When it is to be made anew, in nanoseconds since the epoch.
+    until: int
+    rest: tuple[Any, ...]
+    addition: Addition
+
+
+#: By the id of a context of OpenTelemetry's, which never changes; contexts that are gone are not remembered.
+_remembered: dict[int, _Remembered] = {}
+
+
 def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
     """Return what a submission gets of its caller; a source of ``add_to_submissions``."""
     settings = client_settings()
-    safety.logs_messages = settings.capture == Capture()
     if settings.context == "none" and not settings.says_user:
+        return NOTHING
+    context = get_current()
+    if not context and not settings.says_user and not has_environment():
         return NOTHING
     if is_busy() or is_in_task():  # first: to ask for the current span of a task would make it
         return NOTHING
+    annotation = opened.get("span")
+    rest = (
+        client.id,
+        _scheduler_of(client),
+        annotation and annotation["ids"],
+        ANNOTATION in opened,
+        settings,
+        get_global_textmap(),
+        get_tracer_provider(),
+        getattr(get_current_span(context), "name", None),
+    )
+    known = _remembered.get(id(context))
+    if known and known.context() is context and known.rest == rest and not is_past(known.until):
+        return known.addition
+    safety.logs_messages = settings.capture == Capture()
     here = find_caller()
+    addition = _addition(client, opened, settings, here)
+    if here.span is not None:
+        if len(_remembered) >= MAX_REMEMBERED:
+            _remembered.clear()
+        forget = partial(_forget, id(context))
+        until = end_of_period(here, settings.link_after)
+        _remembered[id(context)] = _Remembered(ref(context, forget), until, rest, addition)
+    return addition
+
+
+def _forget(context_id: int, context: ref[Context]) -> None:
+    known = _remembered.get(context_id)
+    if known and known.context is context:
+        del _remembered[context_id]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_remembered.clear)
+
+
+def _addition(client: Any, opened: Mapping[str, Any], settings: ClientSettings, here: Here) -> Addition:
     if (not here.context and not settings.says_user) or is_suppressed(here.context):
         return NOTHING
     if here.is_environment and is_workers(client):

@@ -36,8 +36,11 @@ __all__ = [
     "Caller",
     "Here",
     "carrier_of",
+    "end_of_period",
     "find_caller",
+    "has_environment",
     "is_in_task",
+    "is_past",
     "is_suppressed",
     "is_workers",
     "periods_of",
@@ -151,6 +154,17 @@ def periods_of(here: Here, seconds: float) -> int:
     """Return how many times a period has passed since the caller's span began; 0 if that is not known."""
     start = _SINCE if here.is_environment else getattr(here.span, "start_time", None)
     return max(0, int((time_ns() - start) / 1e9 // seconds)) if isinstance(start, int) else 0
+
+
+def end_of_period(here: Here, seconds: float) -> int:
+    """Return when another period begins, in nanoseconds since the epoch; far away if it is not known when one began."""
+    start = _SINCE if here.is_environment else getattr(here.span, "start_time", None)
+    return start + int((periods_of(here, seconds) + 1) * seconds * 1e9) if isinstance(start, int) else sys.maxsize
+
+
+def is_past(when: int) -> bool:
+    """Whether a time is past, in nanoseconds since the epoch."""
+    return time_ns() >= when
 
 
 #: About when this process began; a span of the environment is as old at least. In nanoseconds since the epoch.
@@ -288,6 +302,11 @@ def _variable(field: str) -> str:
 
 #: The propagator that was asked last, the variables that it reads, their values, and the context that they describe.
 _latest: tuple[Any, tuple[str, ...], tuple[str | None, ...], Context] | None = None
+
+
+def has_environment() -> bool:
+    """Whether the environment describes a context."""
+    return bool(_environment())
 
 
 def _environment() -> Context:
