@@ -55,7 +55,7 @@ def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
         span, linked = _placed(here, here.caller, opened.get("span"), settings, client)
         if linked:
             submitter = submitter._replace(caller=linked.traceparent())
-            if span and len(span[1]) == 1 and here.span is not None:
+            if span and (len(span[1]) == 1 or linked == here.caller) and here.span is not None:
                 with safety.guard("caller (link)"):
                     link_to_work(here.span, span[1][0])
     carrier: dict[str, str] = {}
@@ -90,7 +90,7 @@ def span_ids_here() -> Sequence[str]:
 def _placed(
     here: Here, caller: Caller, opened: Mapping[str, Any] | None, settings: ClientSettings, client: Any
 ) -> tuple[Span | None, Caller | None]:
-    """Return the Dask span for a submission, and the caller that its root is linked with.
+    """Return the Dask span for a submission, and the caller in this trace that its root is linked with.
 
     The first is None if it is the open one, the second if the root is in the caller's trace.
 
@@ -125,6 +125,8 @@ def _placed(
                 linked, period = caller, periods
         elif linked:
             period = 0
+            if linked.trace_id != caller.trace_id:  # a request inside the block of the root
+                linked = caller
     tag = tag_of(here)
     id_ = implicit_id(here, caller, tag, around, getattr(client, "id", ""), period)
     return ((*tags, tag), (*around, id_)), linked

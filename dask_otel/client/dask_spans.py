@@ -49,7 +49,7 @@ class OpenSpan(NamedTuple):
     ids: tuple[str, ...]
     #: The span whose work is in this Dask span itself: that of ``with span(...)``, or the current one without an SDK.
     caller: Caller
-    #: The caller's span that the root is linked with; None if the root is in the caller's trace.
+    #: The span of the caller's trace that the root is linked with; None if this Dask span is in a caller's trace.
     linked: Caller | None
     #: Id of the scheduler that work inside the root was submitted to first, once there is one.
     schedulers: list[str]
@@ -226,12 +226,14 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
             nonce = uuid4().hex[:16]
         is_linked = is_linked and caller.is_sampled
         new_ids.append(plain_id if is_linked else caller.traceparent(nonce))
-        if is_root and is_linked:
-            linked = caller
+        # Not yet for a root, nor in a request inside the block of the root.
+        is_new_link = is_linked and (linked is None or linked.trace_id != caller.trace_id)
+        if is_new_link or not is_linked:  # what is inside an unsampled one is not in the trace of the root
+            linked = caller if is_new_link else None
         if span and span.is_recording():
-            if is_root and is_linked:
+            if is_new_link:
                 with safety.guard("caller (link)"):
-                    link_to_work(span, plain_id)
+                    link_to_work(span, (*around, *new_ids)[0])
             span.set_attribute(schema.SPAN_ID, new_ids[-1])
     if caller is None or ANNOTATIONS is None:
         return False
