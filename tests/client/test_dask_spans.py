@@ -680,6 +680,25 @@ async def test_the_first_client_is_made_inside_a_request(person, plugin, client,
     ]
 
 
+@both()
+async def test_the_span_of_an_outer_block_is_made_current_again(person, plugin, client, scheduler, worker):
+    """Dask knows no two spans with one id: this one would be inside itself."""
+    with span("outer") as outer:
+        again = trace.use_span(trace.get_current_span())
+        with span("inner") as inner, again:
+            await client.submit(inc, 1, key="x-1")
+            *around, own = span_ids_here()
+            assert (around, own.startswith(f"{outer};")) == ([outer, inner], True)
+    assert shape(await everything(person, plugin, worker)) == [
+        "~outer",
+        "  outer [span]",
+        "    inner [span]",
+        "      outer [span]",
+        "        x [group]",
+        "  ~inner",
+    ]
+
+
 # Link
 
 
