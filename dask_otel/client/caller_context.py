@@ -133,7 +133,10 @@ def _addition(client: Any, opened: Mapping[str, Any], settings: ClientSettings, 
             submitter = submitter._replace(caller=linked.traceparent())
             with safety.guard("caller (link)"):
                 ids = span[1] if span else opened["span"]["ids"]
-                link_to_work(known.linked_span if known and known.linked else here.span, ids[0])
+                for each in known.linked_spans if known else ():
+                    link_to_work(each(), ids[0])
+                if linked == here.caller:
+                    link_to_work(here.span, ids[0])
     carrier: dict[str, str] = {}
     if ANNOTATION not in opened:
         try:
@@ -166,7 +169,7 @@ def span_ids_here() -> Sequence[str]:
 def _placed(
     here: Here, caller: Caller, opened: Mapping[str, Any] | None, settings: ClientSettings, client: Any
 ) -> tuple[Span | None, Caller | None]:
-    """Return the Dask span for a submission, and the caller that its root is linked with.
+    """Return the Dask span for a submission, and the caller in this trace that its root is linked with.
 
     The first is None if it is the open one, the second if the root is in the caller's trace.
 
@@ -203,6 +206,8 @@ def _placed(
                 linked, period = caller, periods
         elif linked:
             period = 0
+            if linked.trace_id != caller.trace_id:  # a request inside the block of the root
+                linked = caller
     tag = tag_of(here)
     id_ = implicit_id(here, caller, tag, around, getattr(client, "id", ""), period)
     return ((*tags, tag), (*around, id_)), linked

@@ -32,6 +32,7 @@ from ..schema import MAX_NAME, clean
 from ..tracers import GlobalTracer
 from ..worker.task_span import record_error
 from .callers import Caller, Here, find_caller, is_in_task, is_suppressed, periods_of
+from .implicit_spans import reserve
 from .settings import ClientSettings, client_settings
 from .submitting import safety
 
@@ -48,9 +49,10 @@ class OpenSpan(NamedTuple):
     ids: tuple[str, ...]
     #: The span whose work is in this Dask span itself: that of ``with span(...)``, or the current one without an SDK.
     caller: Caller
-    #: The caller's span that the root is linked with, None if the root is in the caller's trace; and the span itself.
+    #: The span of the caller's trace that the root is linked with; None if this Dask span is in a caller's trace.
     linked: Caller | None
-    linked_span: Any
+    #: Spans of callers that are to be linked with the root once there is work.
+    linked_spans: tuple[ref[Span], ...]
     #: Id of the scheduler that work inside the root was submitted to first, once there is one.
     schedulers: list[str]
 
@@ -215,7 +217,7 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
     elif outer and around[: len(outer.ids)] != outer.ids:
         outer = None
     caller, context = here.caller, here.context
-    linked, linked_span = (outer.linked, outer.linked_span) if outer else (None, None)
+    linked, linked_spans = (outer.linked, outer.linked_spans) if outer else (None, ())
     # A root that is linked, not below its caller; what is in it is in its trace, whatever the setting is by now.
     is_linked = linked is not None if around else _is_linked(here, settings)
     tracer, redactor = _tracer(), _redactor(settings.capture)
@@ -231,6 +233,7 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
             caller = Caller.of(own)
             context = set_span_in_context(span, context)
             nonce = ""
+            reserve(span)
         else:  # no SDK, or one that is switched off
             if opened.spans and span:
                 opened.spans.pop()  # it may be the current span itself, which is not ours to end
@@ -240,15 +243,20 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
             nonce = uuid4().hex[:16]
         is_linked = is_linked and caller.is_sampled
         new_ids.append(plain_id if is_linked else caller.traceparent(nonce))
-        if is_root and is_linked:
-            linked, linked_span = caller, span
+        # Not yet for a root, nor in a request inside the block of the root.
+        is_new_link = is_linked and (linked is None or linked.trace_id != caller.trace_id)
+        if is_new_link or not is_linked:  # what is inside an unsampled one is not in the trace of the root
+            linked = caller if is_new_link else None
+            if is_new_link and span:
+                with suppress(TypeError):  # a span of somebody else's making
+                    linked_spans = (*linked_spans, ref(span))
         if span and span.is_recording():
             span.set_attribute(schema.SPAN_ID, new_ids[-1])
     if caller is None or ANNOTATIONS is None:
         return False
     opened.id = new_ids[-1]
     ids = *around, *new_ids
-    found = OpenSpan(tags, ids, caller, linked, linked_span, outer.schedulers if outer else [])
+    found = OpenSpan(tags, ids, caller, linked, linked_spans, outer.schedulers if outer else [])
     if opened.spans:
         with suppress(TypeError):  # a span of somebody else's making
             _of_spans[opened.spans[-1]] = found

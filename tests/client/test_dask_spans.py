@@ -31,6 +31,7 @@ from support.memory import MemoryPlugin
 
 import dask_otel
 from dask_otel.client import caller_context, callers, dask_spans
+from dask_otel.client.caller_context import span_ids_here
 from dask_otel.client.submitting import safety
 from dask_otel.identity import segment_id, trace_id
 
@@ -681,6 +682,23 @@ async def test_the_first_client_is_made_inside_a_request(person, plugin, client,
     ]
 
 
+@both()
+async def test_the_span_of_an_outer_block_is_made_current_again(person, plugin, client, scheduler, worker):
+    """Its work is in the innermost block, as Dask has it."""
+    with span("outer") as outer:
+        again = trace.use_span(trace.get_current_span())
+        with span("inner") as inner, again:
+            await client.submit(inc, 1, key="x-1")
+            assert span_ids_here() == (outer, inner)
+    assert shape(await everything(person, plugin, worker)) == [
+        "~outer",
+        "  outer [span]",
+        "    inner [span]",
+        "      x [group]",
+        "  ~inner",
+    ]
+
+
 # Link
 
 
@@ -719,6 +737,51 @@ async def test_link(person, plugin, client, scheduler, worker):
         ("etl", "work", "etl"),
         ("request", "work", "request"),
     ]
+
+
+@both()
+async def test_link_of_requests_inside_a_dask_span(person, plugin, client, scheduler, worker):
+    """As in a service that opens a Dask span when it starts: each request is linked with the trace of its work."""
+    with instrumented(client__context="link"), span("service"):
+        with current("first"):
+            await client.submit(inc, 1, key="x-1")
+            with current("part", context=None):
+                await client.submit(inc, 1, key="p-1")
+        with current("second"), span("etl"):
+            await client.submit(inc, 1, key="y-1")
+    dask_otel.instrument()
+    spans = await everything(person, plugin, worker)
+    assert shape(spans) == [
+        "~service",
+        "~first",
+        "  ~part",
+        "service [span]",
+        "  first [span]",
+        "    x [group]",
+        "  part [span]",
+        "    p [group]",
+        "  etl [span]",
+        "    y [group]",
+        "~second",
+        "  ~etl",
+    ]
+    assert links(spans) == [
+        *[("etl", "work", "service"), ("first", "work", "service"), ("part", "work", "service")],
+        *[("service", "caller", each) for each in ("etl", "first", "part")],
+        ("service", "work", "service"),
+    ]
+
+
+def test_link_of_a_request_inside_what_is_not_sampled(monkeypatch):
+    """What is inside a Dask span in a trace that is not sampled would not be sampled either."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", Person().provider)
+    with instrumented(client__context="link"), span("service") as outer, remote(sampled=False), span("etl") as inner:
+        assert inner.startswith(f"00-{7:032x}-")
+        assert inner.endswith("-00")
+        with current("request"):
+            assert span_ids_here() == (outer, inner, here())
+            with span("x") as innermost:
+                assert innermost == here()
 
 
 @both(make=lambda: Person(sampler=ALWAYS_OFF))

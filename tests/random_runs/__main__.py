@@ -34,6 +34,9 @@ def main() -> int:
         sum(getattr(each, name) for each in split) for name in ("tasks", "collided", "elsewhere")
     )
     print(f"with split groups: {len(split)} runs, {tasks} tasks, {collided} collided, {elsewhere} requested again")  # noqa: T201
+    calling = [each for each in outcomes if each.submissions]
+    submissions, blocks = (sum(getattr(each, name) for each in calling) for name in ("submissions", "blocks"))
+    print(f"with instrumented clients: {len(calling)} runs, {submissions} submissions, {blocks} blocks")  # noqa: T201
     if arguments.inside:
         people, tasks, lost, unreported = (
             sum(getattr(each, name) for each in outcomes)

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from distributed import Client, Future, Scheduler, Worker, span
 from distributed.core import Status
 
 from .apart import Apart, busy_keys, heartbeat
+from .callers import Callers
 from .tasks import Counting
 
 __all__ = ["Cluster", "Person", "until"]
@@ -49,6 +50,8 @@ class Cluster:
 
     scheduler: Scheduler
     memory_limit: int
+    #: None if clients are not instrumented.
+    callers: Callers | None
     people: list[Person] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
     #: Workers in processes of their own, and what starts one; None if a run has none.
@@ -93,21 +96,46 @@ class Cluster:
         """Workers that are there and not paused."""
         return [worker for worker in self.workers if worker.status == Status.running]
 
+    def around(self) -> AbstractContextManager[Any]:
+        """In an instrumented program, enter requests, spans of its own and blocks, or some of them, or none."""
+        return self.callers.around() if self.callers else nullcontext()
+
     def inside(self, rng: random.Random) -> AbstractContextManager[Any]:
-        """Enter a new span, one that was there before, or none."""
+        """Enter a new span, one that was there before, or none; in an instrumented program, see ``around``."""
+        if self.callers is None:
+            return self._inside(rng)
+        stack = ExitStack()
+        if self.callers.rng.random() < 0.5:
+            stack.enter_context(self._inside(rng))
+        stack.enter_context(self.around())
+        return stack
+
+    def _inside(self, rng: random.Random) -> AbstractContextManager[Any]:
         if rng.random() < 0.2:
             return nullcontext()
         if self.spans and rng.random() < 0.5:
             annotation = rng.choice(self.spans)
             if rng.random() < 0.4:
                 with dask.annotate(span=annotation), span(rng.choice("xyz")):
-                    annotation = _called(rng, dask.get_annotations()["span"], new=1)
+                    annotation = self._called(rng, dask.get_annotations()["span"], new=1)
         else:
             tags = rng.choices(("alice", "bob", "step"), k=rng.randint(1, 3))
             with span(*tags):
-                annotation = _called(rng, dask.get_annotations()["span"], new=len(tags))
+                annotation = self._called(rng, dask.get_annotations()["span"], new=len(tags))
         self.spans.append(annotation)
         return dask.annotate(span=annotation)
+
+    def _called(self, rng: random.Random, annotation: Any, new: int) -> Any:
+        """Have some of the innermost spans, which are new, be opened by callers; a few ids are no valid ones.
+
+        An instrumented program has callers of its own.
+        """
+        ids = list(annotation["ids"])
+        for depth in range(len(ids) - new, len(ids)) if self.callers is None else ():
+            if rng.random() < 0.3:
+                version, trace, sampled = rng.choice(("00", "00", "00", "ff")), rng.randint(1, 4), rng.random() < 0.7
+                ids[depth] = f"{version}-{trace:032x}-{rng.randint(1, 5):016x}-{sampled:02x};{next(_nonces)}"
+        return annotation | {"ids": tuple(ids)}
 
     def make_actor(self, person: Person) -> Future:
         """Submit an actor."""
@@ -180,16 +208,6 @@ class Cluster:
         if here != set(self.scheduler.workers):
             busy.append("a worker that comes or goes")
         return busy
-
-
-def _called(rng: random.Random, annotation: Any, new: int) -> Any:
-    """Have some of the innermost spans, which are new, be opened by callers; a few ids are no valid ones."""
-    ids = list(annotation["ids"])
-    for depth in range(len(ids) - new, len(ids)):
-        if rng.random() < 0.3:
-            version, trace, sampled = rng.choice(("00", "00", "00", "ff")), rng.randint(1, 4), rng.random() < 0.7
-            ids[depth] = f"{version}-{trace:032x}-{rng.randint(1, 5):016x}-{sampled:02x};{next(_nonces)}"
-    return annotation | {"ids": tuple(ids)}
 
 
 async def until(condition: Callable[[], bool], seconds: float) -> bool:

@@ -49,6 +49,9 @@ class Outcome:
     task_spans: int = 0
     lost_parents: int = 0
     unreported: int = 0
+    #: Of instrumented clients, and how often the program entered ``with span(...)``.
+    submissions: int = 0
+    blocks: int = 0
     differences: list[str] = field(default_factory=list)
 
     def differ(self, path: str, what: str, bridge: object, dask: object) -> None:
@@ -198,9 +201,9 @@ def _where(ids: Sequence[str]) -> tuple[str, bool, bool]:
     for depth, id_ in enumerate(ids):
         is_top = depth == 0
         if id_.startswith("00-"):
-            own, flags = id_[3:35], id_[53:55]
+            own, flags = id_[3:35], int(id_[53:55], 16)
             if own != trace:
-                trace, is_sampled, is_top = own, flags == "01", True
+                trace, is_sampled, is_top = own, bool(flags & 1), True
     return trace, is_sampled, is_top
 
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from math import inf
 
-__all__ = ["FAULTS", "WORK", "Inside", "Plan", "Step"]
+__all__ = ["FAULTS", "WORK", "Calling", "Inside", "Plan", "Step"]
 
 #: Functions of the modules ``work`` and ``faults``, as often as they are likely.
 WORK = (
@@ -21,6 +21,8 @@ FAULTS = (
 )
 #: The fault that only workers in processes of their own can have.
 KILL = "kill_process"
+#: Share of the runs whose clients are instrumented, and the work that only these have.
+INSTRUMENTED, REQUESTS = 1 / 3, "requests"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,16 @@ class Inside:
 
 
 @dataclass(frozen=True)
+class Calling:
+    """How the program whose clients are instrumented uses OpenTelemetry."""
+
+    #: Setting ``otel.client.context``.
+    context: str
+    #: Share of the program's own traces that its sampler takes.
+    sampled: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """One run."""
 
@@ -95,6 +107,8 @@ class Plan:
     kept_names: int = 100
     #: None if tasks do not use OpenTelemetry.
     inside: Inside | None = None
+    #: None if clients are not instrumented.
+    calling: Calling | None = None
 
     @classmethod
     def of(cls, seed: int, *, inside: bool = False) -> Plan:
@@ -129,7 +143,9 @@ class Plan:
         )
         others = random.Random(f"{seed} forgetting")
         plan = replace(plan, forget_spans=others.choice((None, 0.1, 0.1, 0.5)), kept_names=others.choice((0, 0, 100)))
-        return plan._inside(random.Random(f"{seed} inside")) if inside else plan
+        plan = plan._inside(random.Random(f"{seed} inside")) if inside else plan
+        rng = random.Random(f"{seed} callers")
+        return plan._calling(rng) if rng.random() < INSTRUMENTED else plan
 
     @property
     def kills(self) -> int:
@@ -159,3 +175,12 @@ class Plan:
             at, pause = rng.randint(0, len(steps)), rng.choice((0.0, 0.2))
             steps.insert(at, Step(KILL, rng.random(), pause, people=1, is_alike=False))
         return replace(self, inside=inside, max_segment=max_segment, sampler=sampler, steps=tuple(steps))
+
+    def _calling(self, rng: random.Random) -> Plan:
+        """Have the clients be instrumented, and the program serve requests besides."""
+        calling = Calling(rng.choice(("parent", "parent", "link", "none")), rng.choice((1.0, 0.5)))
+        steps = list(self.steps)
+        for _ in range(rng.randint(2, 4)):
+            people, pause = rng.choice((1, 2)), rng.choice((0.0, 0.05))
+            steps.insert(rng.randint(0, len(steps)), Step(REQUESTS, rng.random(), pause, people, is_alike=False))
+        return replace(self, calling=calling, steps=tuple(steps))

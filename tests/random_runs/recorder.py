@@ -84,6 +84,8 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
         #: By id of a span, the key of the task that named it first; None if that was no task, or Dask knows none.
         self._named_by: dict[str, Any] = {}
         self._submissions = submissions
+        #: Of the instrumented clients, but for those in tasks.
+        self.submitted: list[Submission] = []
         #: Ids of each span that was requested, from its root down.
         self.lineage: dict[str, Ids] = {}
         #: How tasks ended, by TaskGroup.
@@ -138,6 +140,8 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
                 # In a thread that another task has left, it finds that one's span; not so one that it opens itself.
                 submission = submission.only(lambda span_id: self._named_by.get(span_id) == by)
             _current.set(submission)
+            if submission.outside:
+                self.submitted.append(submission)
             self._learn(submission.around)
             if outer and outer.requested and outer.requested[-1] not in submission.around:
                 self.misplaced.append(f"{outer.task.key} of {outer.requested} submits in {submission.around}")

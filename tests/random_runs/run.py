@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import gc
 import logging
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import traceback
 from contextlib import AsyncExitStack, nullcontext
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import Any
 
 import dask
 from distributed import Client, Scheduler
@@ -27,6 +29,8 @@ from dask_otel.scheduler.forgetting import memory_of
 from . import faults, uses, work
 from .accounts import dask_numbers
 from .apart import Spares, send_spans
+from .caller_spans import check_caller_spans, check_client, check_metrics, is_of_program
+from .callers import Callers, keep_spans
 from .cluster import Cluster, Person
 from .compare import Outcome, compare
 from .plan import Plan
@@ -77,7 +81,12 @@ def _run_apart(seed: int, inside: bool, send: Connection) -> None:
     try:
         # Before there are any threads.
         spares = Spares(plan.inside.processes + plan.kills) if plan.inside else None
-        outcome = asyncio.new_event_loop().run_until_complete(asyncio.wait_for(_run(plan, spares), TIMEOUT))
+        loop = asyncio.new_event_loop()
+        outcome = loop.run_until_complete(asyncio.wait_for(_run(plan, spares), TIMEOUT))
+        if plan.calling:
+            loop.close()  # timers have the contexts in which they were set
+            gc.collect()
+            check_client(outcome)
     except Exception as error:
         outcome = Outcome(seed)
         outcome.differ("-", "the run itself", repr(error), "-")
@@ -97,7 +106,7 @@ async def _run(plan: Plan, spares: Spares | None) -> Outcome:
         "dataframe.shuffle.method": "p2p",
     }
     dask.config.set(settings)
-    note_submissions()
+    note_submissions()  # before clients are instrumented
     with Receiver() if plan.inside else nullcontext() as receiver:
         return await _run_on_cluster(plan, spares, receiver)
 
@@ -106,12 +115,14 @@ async def _run_on_cluster(plan: Plan, spares: Spares | None, receiver: Receiver 
     outcome = Outcome(plan.seed, faults=sum(step.is_fault for step in plan.steps))
     rng = random.Random(plan.seed)
     plugin = _sending(plan, receiver) if receiver else _in_memory(plan)
+    exporter = keep_spans(plan.calling.sampled) if plan.calling and not receiver else None
+    callers = Callers(plan.calling, plan.seed, plan.phase_threshold) if plan.calling else None
     async with Scheduler(host="127.0.0.1", port=0, dashboard_address=":0", dashboard=False, validate=True) as scheduler:
         recorder = Recorder(scheduler, submissions=True, split_groups=plan.split_groups)
         scheduler.add_plugin(recorder)
         await scheduler.register_scheduler_plugin(plugin, idempotent=False)
         async with AsyncExitStack() as stack:
-            cluster = Cluster(scheduler, plan.memory_limit)
+            cluster = Cluster(scheduler, plan.memory_limit, callers)
             for _ in range(plan.people):
                 client = Client(scheduler.address, asynchronous=True, set_as_default=False)
                 cluster.people.append(Person(await stack.enter_async_context(client)))
@@ -138,7 +149,11 @@ async def _run_on_cluster(plan: Plan, spares: Spares | None, receiver: Receiver 
             outcome.forgotten = memory_of(scheduler).roots
             compare(outcome, plan, after, own, finished, recorder)
             if receiver:
-                check_worker_spans(outcome, spans, recorder, sent, cluster)
+                others = [each for each in spans if not is_of_program(each)]
+                check_worker_spans(outcome, others, recorder, sent, cluster)
+            if callers:
+                check_metrics(outcome, scheduler, recorder)
+                check_caller_spans(outcome, plan, [*spans, *(exporter.spans() if exporter else ())], recorder, callers)
             assert plugin.safety is not None
             for failure, count in plugin.safety.failures.items():
                 outcome.differ("-", f"failed in {failure}", count, "-")
@@ -166,7 +181,7 @@ def _sending(plan: Plan, receiver: Receiver) -> SendingPlugin:
     """Have this process's workers and its scheduler send to a receiver."""
     assert plan.inside
     dask.config.set(worker_settings(plan.inside))
-    set_provider(plan.inside, receiver.endpoints, str(os.getpid()))
+    set_provider(plan.inside, receiver.endpoints, str(os.getpid()), plan.calling.sampled if plan.calling else 1.0)
     uses.begin()
     return SendingPlugin(plan, plan.inside, receiver)
 
@@ -188,10 +203,13 @@ async def _carry_out(plan: Plan, cluster: Cluster, outcome: Outcome) -> None:
         carry_out = getattr(faults if step.is_fault else work, step.name)
         people = rng.sample(cluster.people, 1 if step.is_fault else min(step.people, plan.people))
         seeds = [step.seed if step.is_alike else f"{step.seed} {number}" for number in range(len(people))]
-        done = await asyncio.gather(
-            *(carry_out(cluster, person, random.Random(seed)) for person, seed in zip(people, seeds, strict=True)),
-            return_exceptions=True,
-        )
+
+        async def do(person: Person, seed: Any, carry_out: Any = carry_out) -> None:
+            with cluster.around():
+                await carry_out(cluster, person, random.Random(seed))
+
+        with cluster.around():
+            done = await asyncio.gather(*map(do, people, seeds), return_exceptions=True)
         for error in done:  # Dask's own, on a broken cluster
             if error:
                 print(f"seed {plan.seed}: {step.name}: {error!r}", file=sys.stderr)  # noqa: T201

@@ -24,8 +24,6 @@ __all__ = ["PEOPLE", "SendingPlugin", "set_provider", "worker_settings"]
 
 #: ``service.name`` of workers' processes.
 PEOPLE = "people"
-#: By their shares of the traces that the scheduler sends.
-_SAMPLERS = {1.0: ParentBased(ALWAYS_ON), 0.5: ParentBased(ALWAYS_ON, remote_parent_sampled=TraceIdRatioBased(0.5))}
 
 
 class SendingPlugin(OTelPlugin):
@@ -67,10 +65,20 @@ def worker_settings(inside: Inside) -> dict[str, Any]:
     }
 
 
-def set_provider(inside: Inside, endpoints: dict[str, str], instance: str) -> None:
-    """Give this process the provider of a person's own; ``instance`` is its ``service.instance.id``."""
+def set_provider(inside: Inside, endpoints: dict[str, str], instance: str, sampled: float = 1.0) -> None:
+    """Give this process the provider of a person's own.
+
+    Parameters
+    ----------
+    instance
+        Its ``service.instance.id``.
+    sampled
+        Share of the traces that begin in this process which are sampled.
+    """
     resource = Resource({"service.name": PEOPLE, "service.instance.id": instance})
-    provider = TracerProvider(_SAMPLERS[inside.sampled], resource, shutdown_on_exit=False)
+    remote = ALWAYS_ON if inside.sampled == 1 else TraceIdRatioBased(inside.sampled)
+    sampler = ParentBased(TraceIdRatioBased(sampled), remote_parent_sampled=remote)
+    provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
     endpoint = endpoints[inside.protocol]
     exporter: Any = (
         GrpcExporter(endpoint, insecure=True) if inside.protocol == "grpc" else HttpExporter(f"{endpoint}/v1/traces")

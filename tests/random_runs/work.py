@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import dask.array
@@ -14,6 +15,7 @@ import pandas
 from distributed import Reschedule, as_completed, fire_and_forget, futures_of, span
 
 from . import tasks
+from .callers import WAYS, Failed
 from .cluster import Cluster, Person, until
 
 #: Of few names: their tasks share groups.
@@ -219,3 +221,31 @@ async def wait(cluster: Cluster, person: Person, rng: random.Random) -> None:
     """Wait until all is done, and perhaps until segments have closed."""
     await cluster.settled(1)
     await asyncio.sleep(rng.choice((0.0, 0.6)))
+
+
+async def requests(cluster: Cluster, person: Person, rng: random.Random) -> None:
+    """Requests to the program that are served at the same time, with one function and perhaps several clients.
+
+    They submit in coroutines and in threads, which have the request's context, a part of it, or none. Some requests
+    fail, some are cancelled.
+    """
+    function, pure = rng.choice((*_FUNCTIONS, tasks.fail)), rng.random() < 0.5
+    people = [person, rng.choice(cluster.people)]
+
+    async def serve(number: int) -> None:
+        with cluster.around():
+            for _ in range(rng.randint(1, 3)):
+                user = rng.choice(people)
+                submit = partial(user.client.map, function, range(number % 2, rng.randint(2, 4)), pure=pure)
+                futures = await rng.choice(WAYS)(submit)
+                user.keep(rng, futures)
+                if rng.random() < 0.3:
+                    await until(lambda futures=futures: all(future.done() for future in futures), 1)
+            if rng.random() < 0.2:
+                raise Failed
+
+    async def request(number: int) -> None:
+        with suppress(Failed, TimeoutError):
+            await asyncio.wait_for(serve(number), rng.choice((0.02, 2, 2)))
+
+    await asyncio.gather(*map(request, range(rng.randint(2, 6))))
