@@ -128,8 +128,8 @@ def _anchor(around: Ids) -> SpanOf | None:
 
 
 def _check_apart(outcome: Outcome, submitted: Iterable[Submission]) -> None:
-    """Check that what has one caller is in one Dask span, and nothing else is in it."""
-    callers: dict[str, set[SpanOf]] = defaultdict(set)
+    """Check that what has one caller and client is in one Dask span, and nothing else is in it."""
+    callers: dict[str, set[tuple[SpanOf, str]]] = defaultdict(set)
     lineages: dict[str, set[Ids]] = defaultdict(set)
     arounds: dict[Outside, set[Ids]] = defaultdict(set)
     for each in submitted:
@@ -137,7 +137,7 @@ def _check_apart(outcome: Outcome, submitted: Iterable[Submission]) -> None:
             arounds[each.outside].add(each.around)
             lineages[each.around[-1]].add(each.around)
             if each.outside.caller and each.around != each.outside.opened:
-                callers[each.around[-1]].add(each.outside.caller)
+                callers[each.around[-1]].add((each.outside.caller, each.outside.client))
     for what, values in (("callers", callers), ("lineages", lineages)):
         for id_, found in values.items():
             outcome.check(id_, f"{what} of a Dask span", len(found), 1)
