@@ -1,9 +1,10 @@
 """CPU of a client: what its instrumentation adds to ``submit``, to waiting for a result, and to a computation.
 
-The scheduler and the worker are other processes. Rounds with and without instrumentation alternate in one process, and
-of each group of rounds the shortest counts: in many of them, nothing else runs on the processor. Each value is the
-median of the groups, with the lowest and the highest. The tracer provider has no exporter, and no span is made in the
-rounds but those of dask-otel: the cost of the SDK's spans around a request is in neither.
+**In a loop**, the wrappers run around an empty submission. **With a cluster**, the scheduler and the worker are other
+processes, and what the wrappers read is in no cache when they run. Rounds with and without instrumentation alternate in
+one process, and of each group of rounds the shortest counts: in many of them, nothing else runs on the processor. Each
+value is the median of the groups, with the lowest and the highest. The tracer provider has no exporter, and the SDK's
+span of the request is made outside of what is measured.
 
 "Calling thread" is the CPU time of the thread that calls ``submit`` or ``result``; "process" also has that of the event
 loop, until the tasks have ended. The garbage collector is off.
@@ -15,11 +16,14 @@ import argparse
 import gc
 import statistics
 from contextlib import contextmanager, nullcontext
-from random import random
 from time import perf_counter, process_time, thread_time
+from types import SimpleNamespace
 
 import dask.array
+import distributed.client
+from dask._expr import LLGExpr
 from distributed import Client, LocalCluster
+from distributed.spans import SpanMetadata
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, SynchronousMultiSpanProcessor, TracerProvider
 
@@ -28,10 +32,10 @@ from dask_otel.client import phases
 from dask_otel.client.submitting import safety
 from dask_otel.safety import Safety
 
-#: Submissions of a round, and tasks of a computation.
-SUBMITS, TASKS = 200, 10_000
-#: Rounds of a group, of which the shortest counts.
-ROUNDS = 10
+#: Submissions of a round, and chunks of a computation's array, which make some 10,000 tasks.
+SUBMITS, CHUNKS = 200, 7_500
+#: Submissions of a round in a loop.
+LOOPS = 2_000
 
 
 def same(x):
@@ -75,10 +79,36 @@ def request():
 VARIANTS = {
     "without": (nullcontext, nullcontext),
     "instrumented, without a current span": (instrumented, nullcontext),
+    "phases only, without a current span": (with_phases, nullcontext),
     "without, in a request": (nullcontext, request),
     "instrumented, in a request": (instrumented, request),
     "phases only, in a request": (with_phases, request),
 }
+
+
+def looped(groups, rounds):
+    """CPU seconds of the wrappers around an empty submission in a loop, by variant for each group of rounds."""
+    client = SimpleNamespace(
+        name="client", id="Client-1", asynchronous=False, _scheduler_identity={"id": "Scheduler-1"}
+    )
+    expr, keys = LLGExpr({"x": (same, 1)}), ["x"]
+    serialized = {}, [b"x" * 200]
+    own = Client._graph_to_futures, distributed.client.serialize
+
+    def empty(client, expr, keys, span_metadata, **arguments):
+        return distributed.client.serialize(expr)
+
+    def submissions(client):
+        before = thread_time()
+        for _ in range(LOOPS):
+            Client._graph_to_futures(client, expr, keys, span_metadata=SpanMetadata(collections=[{"type": "Future"}]))
+        return ((thread_time() - before) / LOOPS,)
+
+    Client._graph_to_futures, distributed.client.serialize = empty, lambda *args, **kwargs: serialized
+    try:
+        return measured(client, submissions, groups, rounds)
+    finally:
+        Client._graph_to_futures, distributed.client.serialize = own
 
 
 def submits(client):
@@ -105,14 +135,13 @@ def results(client):
     return (thread_time() - before) / SUBMITS, (process_time() - process) / SUBMITS
 
 
-def measured(client, function, groups, variants):
+def measured(client, function, groups, rounds):
     """By variant, for each group of rounds, the shortest times."""
-    out = {name: [] for name in variants}
+    out = {name: [] for name in VARIANTS}
     for _ in range(groups):
-        taken = {name: [] for name in variants}
-        for _ in range(ROUNDS):
-            for name in variants:
-                installed, current = VARIANTS[name]
+        taken = {name: [] for name in VARIANTS}
+        for _ in range(rounds):
+            for name, (installed, current) in VARIANTS.items():
                 with installed(), current():
                     taken[name].append(function(client))
         for name, values in taken.items():
@@ -125,8 +154,15 @@ def spread(values, unit="µs", digits=1):
     return f"{statistics.median(values):.{digits}f} {unit} ({min(values):.{digits}f} … {max(values):.{digits}f})"
 
 
+def print_differences(taken):
+    print_difference("added without a current span", taken, "instrumented, without a current span", "without")
+    print_difference("of that, the phases", taken, "phases only, without a current span", "without")
+    print_difference("added in a request", taken, "instrumented, in a request", "without, in a request")
+    print_difference("of that, the phases", taken, "phases only, in a request", "without, in a request")
+
+
 def print_difference(what, taken, name, base):
-    for column, where in enumerate(("calling thread", "process")):
+    for column, where in enumerate(("calling thread", "process")[: len(taken[name][0])]):
         pairs = zip(taken[name], taken[base], strict=True)
         print(f"  {what}, {where}: {spread([(each[column] - plain[column]) * 1e6 for each, plain in pairs])}")
 
@@ -138,8 +174,7 @@ def computed(client, batches):
     for number in range(-1, batches):  # the first one warms up
         # Each one begins as often as another.
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            # Another graph each time: no result is there already.
-            total = (dask.array.ones((100, TASKS // 100), chunks=1) + random()).sum()
+            total = dask.array.ones((100, CHUNKS // 100), chunks=1).sum()
             tasks = len(total.__dask_graph__())
             installed, current = VARIANTS[name]
             with installed(), current():
@@ -154,25 +189,26 @@ def computed(client, batches):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--groups", type=int, default=5, help="of rounds")
+    parser.add_argument("--rounds", type=int, default=10, help="of a group, of which the shortest counts")
     parser.add_argument("--batches", type=int, default=8, help="of computations; 0 leaves them out")
     options = parser.parse_args()
     trace.set_tracer_provider(TracerProvider(active_span_processor=Unsent()))
+    gc.disable()
+    print(f"wrappers around an empty submission, in a loop: {options.groups} groups of {options.rounds} rounds")
+    looped(1, 1)
+    print_differences(looped(options.groups, options.rounds))
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
-        gc.disable()
-        measured(client, submits, 1, VARIANTS)
-        taken = measured(client, submits, options.groups, VARIANTS)
-        print(f"submit: {options.groups} groups of {ROUNDS} rounds of {SUBMITS}")
+        measured(client, submits, 1, 1)
+        taken = measured(client, submits, options.groups, options.rounds)
+        print(f"submit: {options.groups} groups of {options.rounds} rounds of {SUBMITS}")
         for column, where in enumerate(("calling thread", "process")):
             print(f"  Dask alone, {where}: {spread([each[column] * 1e6 for each in taken['without']])}")
-        print_difference("added without a current span", taken, "instrumented, without a current span", "without")
-        print_difference("added in a request", taken, "instrumented, in a request", "without, in a request")
-        print_difference("of that, the phases", taken, "phases only, in a request", "without, in a request")
-        taken = measured(client, results, options.groups, VARIANTS)
-        print(f"result of a task that has ended: {options.groups} groups of {ROUNDS} rounds of {SUBMITS}")
+        print_differences(taken)
+        taken = measured(client, results, options.groups, options.rounds)
+        print(f"result of a task that has ended: {options.groups} groups of {options.rounds} rounds of {SUBMITS}")
         for column, where in enumerate(("calling thread", "process")):
             print(f"  Dask alone, {where}: {spread([each[column] * 1e6 for each in taken['without']])}")
-        print_difference("added without a current span", taken, "instrumented, without a current span", "without")
-        print_difference("added in a request", taken, "instrumented, in a request", "without, in a request")
+        print_differences(taken)
         if options.batches:
             taken, tasks = computed(client, options.batches)
             print(f"compute of {tasks:,} tasks: {options.batches} batches")

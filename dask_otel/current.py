@@ -45,8 +45,9 @@ def open_span_ids() -> Sequence[str]:
     """
     instrumentation = sys.modules.get("dask_otel.client.instrumentation")
     if instrumentation and instrumentation.is_instrumented():
-        ids: Sequence[str] = instrumentation.span_ids_here()
-        return ids
+        with suppress(Exception):  # the current span may be somebody else's, and raise anything
+            ids: Sequence[str] = instrumentation.span_ids_here()
+            return ids
     annotation = dask.get_annotations().get("span")
     return [str(each) for each in annotation["ids"]] if annotation else []
 

@@ -120,7 +120,10 @@ class Submitter(NamedTuple):
 
     def to_metadata(self) -> dict[str, dict[str, str]]:
         """Return what to add to the ``span_metadata`` of a graph; empty if nothing is known."""
-        known = {name: value for name, value in self._asdict().items() if value}
+        # Text without a type of its own, which the scheduler might not have.
+        known = {
+            name: str.encode(value, "utf-8", "replace").decode() for name, value in self._asdict().items() if value
+        }
         return {SUBMITTER: known} if known else {}
 
     @classmethod

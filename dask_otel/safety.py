@@ -14,9 +14,10 @@ import traceback
 from collections import Counter, deque
 from contextlib import AbstractContextManager, suppress
 from types import ModuleType, TracebackType
+from typing import Any
 from weakref import WeakSet
 
-__all__ = ["Safety", "import_or_log", "log", "recent", "why_off"]
+__all__ = ["Safety", "import_or_log", "log", "log_error", "recent", "why_off"]
 
 #: Below ``distributed``, so that Dask's own logging configuration shows it and can silence it.
 log = logging.getLogger("distributed.dask_otel")
@@ -34,6 +35,14 @@ def _remember(record: logging.LogRecord) -> bool:
 
 
 log.addFilter(_remember)
+
+
+def log_error(message: str, *args: Any, exc_info: BaseException | None = None) -> None:
+    """Log an error; handlers and filters are the program's, and may raise anything."""
+    with suppress(Exception):
+        log.error(message, *args, exc_info=exc_info)
+
+
 _OFF = re.compile(r"dask-otel.* (?:is|turns itself) off: ")
 
 
@@ -100,7 +109,7 @@ class Safety:
             gives_up = self._streaks[where] >= MAX_IN_A_ROW and not self.gave_up
             self.gave_up = self.gave_up or gives_up
         if is_first:
-            log.error(
+            log_error(
                 "dask-otel failed in its %s and goes on without; the cluster is not affected. "
                 "Further failures of this kind are only counted.%s",
                 where,
@@ -108,7 +117,7 @@ class Safety:
                 exc_info=error if self.logs_messages else None,
             )
         if gives_up:
-            log.error(
+            log_error(
                 "dask-otel turns itself off: its %s has failed %d times in a row. What it knows is sent if possible; "
                 "the cluster is not affected.",
                 where,
@@ -172,6 +181,6 @@ def import_or_log(module: str) -> ModuleType | None:
             advice = "OTEL_PROPAGATORS must name propagators that are installed"  # OpenTelemetry's API reads it
         line = f"dask-otel is off: cannot import {name} ({type(error).__name__}: {error}). {advice}"
         if (module, line) not in _not_imported:
-            log.error("%s", line)
+            log_error("%s", line)
             _not_imported.add((module, line))
         return None

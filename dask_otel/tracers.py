@@ -8,7 +8,7 @@ from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, Tracer,
 
 from . import __version__
 
-__all__ = ["GlobalTracer"]
+__all__ = ["GlobalTracer", "may_be_sent"]
 
 
 class GlobalTracer:
@@ -29,10 +29,20 @@ class GlobalTracer:
         return known[1]
 
 
-def _sends(provider: Any) -> bool:
-    """Whether a provider has span processors: without them, the scheduler's span of a failed task would be missing.
+def may_be_sent(span: Any) -> bool:
+    """Whether a span may reach a backend: not if its provider has no span processors."""
+    return _has_some(getattr(span, "_span_processor", None))
 
-    The SDK has no public name for this. A provider that lacks these attributes sends its spans in its own way.
+
+def _sends(provider: Any) -> bool:
+    """Whether a provider has span processors: without them, the scheduler's span of a failed task would be missing."""
+    return _has_some(getattr(provider, "_active_span_processor", None))
+
+
+def _has_some(processor: Any) -> bool:
+    """Whether there are processors behind that of the SDK's providers and spans, which has no public name.
+
+    A provider or span that lacks these attributes is somebody else's, and sent in its own way.
     """
-    processors = getattr(getattr(provider, "_active_span_processor", None), "_span_processors", None)
+    processors = getattr(processor, "_span_processors", None)
     return processors is None or len(processors) > 0

@@ -26,6 +26,9 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
         "metrics.py",
         "page.py",
         "inside.py --groups 1 --batches 0",
+        "carriers.py --tasks 100 --rounds 1 --batches 0",
+        "client.py --groups 1 --rounds 1 --batches 0",
+        "forgetting.py --roots 10000 --kept 2000",
     ],
 )
 def test_it_runs(command):

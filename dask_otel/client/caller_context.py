@@ -8,18 +8,36 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from getpass import getuser
 from socket import gethostname
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import ref
 
 import dask
 from distributed import Client
+from opentelemetry.context import Context, get_current
+from opentelemetry.propagate import get_global_textmap
+from opentelemetry.trace import get_current_span, get_tracer_provider
 
 from ..identity import caller_of
 from ..messages import ANNOTATION, OF_ONE_TASK, Submitter
 from ..privacy import Capture
-from .callers import Caller, Here, carrier_of, find_caller, is_in_task, is_suppressed, periods_of, service_name, tag_of
+from .callers import (
+    Caller,
+    Here,
+    carrier_of,
+    end_of_period,
+    find_caller,
+    has_environment,
+    is_in_task,
+    is_past,
+    is_suppressed,
+    is_workers,
+    periods_of,
+    service_name,
+    tag_of,
+)
 from .dask_spans import is_busy, open_span
 from .implicit_spans import implicit_id, link_to_work
 from .settings import ClientSettings, client_settings
@@ -31,16 +49,74 @@ __all__ = ["caller_context", "span_ids_here"]
 Span = tuple[tuple[str, ...], tuple[str, ...]]
 
 
+#: Contexts of which the latest addition is remembered: programs submit in loops.
+MAX_REMEMBERED = 256
+
+
+class _Remembered(NamedTuple):
+    """An addition, and what it depends on."""
+
+    context: ref[Context]
+    #: When it is to be made anew, in nanoseconds since the epoch.
+    until: int
+    rest: tuple[Any, ...]
+    addition: Addition
+
+
+#: By the id of a context of OpenTelemetry's, which never changes; contexts that are gone are not remembered.
+_remembered: dict[int, _Remembered] = {}
+
+
 def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
     """Return what a submission gets of its caller; a source of ``add_to_submissions``."""
     settings = client_settings()
-    safety.logs_messages = settings.capture == Capture()
     if settings.context == "none" and not settings.says_user:
         return NOTHING
-    if is_busy() or is_in_task(client):  # first: to ask for the current span of a task would make it
+    context = get_current()
+    if not context and not settings.says_user and not has_environment():
         return NOTHING
+    if is_busy() or is_in_task():  # first: to ask for the current span of a task would make it
+        return NOTHING
+    annotation = opened.get("span")
+    rest = (
+        client.id,
+        _scheduler_of(client),
+        annotation and annotation["ids"],
+        ANNOTATION in opened,
+        settings,
+        get_global_textmap(),
+        get_tracer_provider(),
+        getattr(get_current_span(context), "name", None),
+    )
+    known = _remembered.get(id(context))
+    if known and known.context() is context and known.rest == rest and not is_past(known.until):
+        return known.addition
+    safety.logs_messages = settings.capture == Capture()
     here = find_caller()
+    addition = _addition(client, opened, settings, here)
+    if here.span is not None:
+        if len(_remembered) >= MAX_REMEMBERED:
+            _remembered.clear()
+        forget = partial(_forget, id(context))
+        until = end_of_period(here, settings.link_after)
+        _remembered[id(context)] = _Remembered(ref(context, forget), until, rest, addition)
+    return addition
+
+
+def _forget(context_id: int, context: ref[Context]) -> None:
+    known = _remembered.get(context_id)
+    if known and known.context is context:
+        del _remembered[context_id]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_remembered.clear)
+
+
+def _addition(client: Any, opened: Mapping[str, Any], settings: ClientSettings, here: Here) -> Addition:
     if (not here.context and not settings.says_user) or is_suppressed(here.context):
+        return NOTHING
+    if here.is_environment and is_workers(client):
         return NOTHING
     submitter = Submitter(service_name())
     if settings.says_user:
@@ -50,14 +126,17 @@ def caller_context(client: Any, opened: Mapping[str, Any]) -> Addition:
     span = None
     if here.caller:
         known = open_span(here.context)
-        if known and not known.schedulers:
-            known.schedulers.append(_scheduler_of(client))
+        if known and not known.schedulers and (scheduler := _scheduler_of(client)):
+            known.schedulers.append(scheduler)
         span, linked = _placed(here, here.caller, opened.get("span"), settings, client)
         if linked:
             submitter = submitter._replace(caller=linked.traceparent())
-            if span and (len(span[1]) == 1 or linked == here.caller) and here.span is not None:
-                with safety.guard("caller (link)"):
-                    link_to_work(here.span, span[1][0])
+            with safety.guard("caller (link)"):
+                ids = span[1] if span else opened["span"]["ids"]
+                for each in known.linked_spans if known else ():
+                    link_to_work(each(), ids[0])
+                if linked == here.caller:
+                    link_to_work(here.span, ids[0])
     carrier: dict[str, str] = {}
     if ANNOTATION not in opened:
         try:
@@ -106,17 +185,19 @@ def _placed(
     ids: tuple[str, ...] = ()
     if opened:
         tags, ids = tuple(opened["name"]), tuple(opened["ids"])
-    elif known:
-        tags, ids = known.tags, known.ids
+    is_known = known is not None and known.caller[:2] == caller[:2]
     if known and ids[: len(known.ids)] != known.ids:
-        known = None
+        if is_known or not opened:
+            tags, ids = known.tags, known.ids
+        else:
+            known = None
     linked, around = None, ids
     if known:
         linked = known.linked
         around = *known.ids_on(_scheduler_of(client)), *ids[len(known.ids) :]
-    nearest = (known.caller if known and known.ids == ids else caller_of(str(ids[-1]))) if ids else None
-    if nearest and nearest[:2] == caller[:2]:
-        return (None if opened and around == ids else (tags, around)), linked
+    nearest = caller_of(str(ids[-1])) if ids else None
+    if is_known or (nearest and nearest[:2] == caller[:2]):
+        return (None if opened and around == tuple(opened["ids"]) else (tags, around)), linked
     period = None
     if caller.is_sampled:
         if not ids:

@@ -28,6 +28,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from ..tracers import may_be_sent
 from ..worker.task_span import current_run
 from .submitting import safety
 
@@ -35,9 +36,13 @@ __all__ = [
     "Caller",
     "Here",
     "carrier_of",
+    "end_of_period",
     "find_caller",
+    "has_environment",
     "is_in_task",
+    "is_past",
     "is_suppressed",
+    "is_workers",
     "periods_of",
     "service_name",
     "tag_of",
@@ -107,6 +112,9 @@ def find_caller() -> Here:
     span: Any = context.get(_SPAN)
     if span is not None:
         found = span.get_span_context()
+        if found.is_valid and not may_be_sent(span):  # as without an SDK: who called this process counts, if anybody
+            found = span.parent if span.parent is not None and span.parent.is_remote else None
+            return Here(context, Caller.of(found) if found else None, None)
         if found.is_valid:
             is_local = not found.is_remote and isinstance(getattr(span, "name", None), str)
             return Here(context, Caller.of(found), span if is_local else None)
@@ -123,8 +131,8 @@ def is_suppressed(context: Context) -> bool:
     return any(map(context.get, _SUPPRESSED))
 
 
-def is_in_task(client: Any = None) -> bool:
-    """Whether the running code is part of a task or of a call to an actor, or uses the client of a worker.
+def is_in_task() -> bool:
+    """Whether the running code is part of a task or of a call to an actor.
 
     Work of a task belongs to the Dask span of the task, whether the worker has dask-otel or not.
     """
@@ -133,15 +141,30 @@ def is_in_task(client: Any = None) -> bool:
     try:
         get_worker()
     except ValueError:
-        # Threads of a task have no context, but they have got the client from their worker.
-        return client is not None and client in getattr(Worker, "_initialized_clients", ())
+        return False
     return True
+
+
+def is_workers(client: Any) -> bool:
+    """Whether a worker has made a client. Threads of a task have no context, but this client."""
+    return client in getattr(Worker, "_initialized_clients", ())
 
 
 def periods_of(here: Here, seconds: float) -> int:
     """Return how many times a period has passed since the caller's span began; 0 if that is not known."""
     start = _SINCE if here.is_environment else getattr(here.span, "start_time", None)
     return max(0, int((time_ns() - start) / 1e9 // seconds)) if isinstance(start, int) else 0
+
+
+def end_of_period(here: Here, seconds: float) -> int:
+    """Return when another period begins, in nanoseconds since the epoch; far away if it is not known when one began."""
+    start = _SINCE if here.is_environment else getattr(here.span, "start_time", None)
+    return start + int((periods_of(here, seconds) + 1) * seconds * 1e9) if isinstance(start, int) else sys.maxsize
+
+
+def is_past(when: int) -> bool:
+    """Whether a time is past, in nanoseconds since the epoch."""
+    return time_ns() >= when
 
 
 #: About when this process began; a span of the environment is as old at least. In nanoseconds since the epoch.
@@ -237,7 +260,8 @@ def carrier_of(context: Context) -> dict[str, str]:
         return {}
     written: dict[Any, Any] = {}
     get_global_textmap().inject(written, context=context)
-    carrier = {name: value for name, value in written.items() if _is_text(name) and _is_text(value)}
+    texts = ((_text(name), _text(value)) for name, value in written.items())
+    carrier = {name: value for name, value in texts if name is not None and value is not None}
     if len(carrier) > MAX_FIELDS or sum(map(len, (*carrier, *carrier.values()))) > MAX_CARRIER:
         raise ValueError(
             f"the propagators write {len(carrier):,} fields; more than {MAX_FIELDS} of them, or {MAX_CARRIER:,} "
@@ -246,12 +270,16 @@ def carrier_of(context: Context) -> dict[str, str]:
     return carrier
 
 
-def _is_text(value: Any) -> bool:
-    """Whether it is text that Dask can send: a task that has anything else would never reach its worker."""
+def _text(value: Any) -> str | None:
+    """Return text that can be sent, without a type of its own; None for anything else.
+
+    A scheduler that cannot import a type would end the connection, and a task with half a character would never reach
+    its worker.
+    """
     try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:  # a part of a character
-        return False
+        return str.encode(value).decode() if isinstance(value, str) else None
+    except UnicodeEncodeError:
+        return None
 
 
 class _EnvironmentGetter(Getter[Mapping[str, str]]):
@@ -274,6 +302,11 @@ def _variable(field: str) -> str:
 
 #: The propagator that was asked last, the variables that it reads, their values, and the context that they describe.
 _latest: tuple[Any, tuple[str, ...], tuple[str | None, ...], Context] | None = None
+
+
+def has_environment() -> bool:
+    """Whether the environment describes a context."""
+    return bool(_environment())
 
 
 def _environment() -> Context:

@@ -18,11 +18,11 @@ from hashlib import blake2b
 from time import time_ns
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import dask
 from opentelemetry.context import Context, attach, create_key, get_current
-from opentelemetry.trace import Span, SpanKind, Tracer, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Tracer, get_current_span, set_span_in_context
 
 from .. import schema
 from ..patching import ANNOTATIONS
@@ -32,7 +32,7 @@ from ..schema import MAX_NAME, clean
 from ..tracers import GlobalTracer
 from ..worker.task_span import record_error
 from .callers import Caller, Here, find_caller, is_in_task, is_suppressed, periods_of
-from .implicit_spans import link_to_work, reserve
+from .implicit_spans import reserve
 from .settings import ClientSettings, client_settings
 from .submitting import safety
 
@@ -51,6 +51,8 @@ class OpenSpan(NamedTuple):
     caller: Caller
     #: The span of the caller's trace that the root is linked with; None if this Dask span is in a caller's trace.
     linked: Caller | None
+    #: Spans of callers that are to be linked with the root once there is work.
+    linked_spans: tuple[ref[Span], ...]
     #: Id of the scheduler that work inside the root was submitted to first, once there is one.
     schedulers: list[str]
 
@@ -68,18 +70,28 @@ _OPEN = create_key("dask_otel_open_span")
 _busy: ContextVar[Callable[[], _Call | None]] = ContextVar("dask_otel_busy", default=lambda: None)
 #: The innermost block; only for its tokens, which belong to one context as those of Dask do.
 _entered: ContextVar[Any] = ContextVar("dask_otel_block", default=None)
+#: By the span of the caller that ``with span(...)`` has made.
+_of_spans: WeakKeyDictionary[Any, OpenSpan] = WeakKeyDictionary()
 _tracer = GlobalTracer()
 
 
 def open_span(context: Context) -> OpenSpan | None:
-    """Return the innermost open Dask span in a context of OpenTelemetry's."""
-    found = context.get(_OPEN)
-    return found if isinstance(found, OpenSpan) else None
+    """Return the Dask span of the current span if ``with span(...)`` has made that, else the innermost open one.
+
+    Programs hand the current span on by hand, to threads that do not get its context.
+    """
+    with suppress(TypeError):  # a span of somebody else's making, which cannot be a key
+        found = _of_spans.get(get_current_span(context))
+        if found is not None:
+            return found
+    latest = context.get(_OPEN)
+    return latest if isinstance(latest, OpenSpan) else None
 
 
 def is_busy() -> bool:
     """Whether the running code is called by a tracer of the caller's, for a span that is made or ended here."""
-    return _busy.get()() is not None
+    call = _busy.get()()
+    return call is not None and not call.is_over
 
 
 def with_callers_span(
@@ -163,7 +175,10 @@ class _Opened:
             except BaseException as raised:  # noqa: BLE001 -- raised below
                 interrupt = raised
         if interrupt is not None:
-            raise interrupt
+            try:
+                raise interrupt
+            finally:
+                interrupt = None  # it refers to this frame
 
 
 def _begin(count: int) -> _Opened | None:
@@ -201,7 +216,8 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
         around, tags = outer.ids, (*outer.tags, *tags)
     elif outer and around[: len(outer.ids)] != outer.ids:
         outer = None
-    caller, linked, context = here.caller, outer.linked if outer else None, here.context
+    caller, context = here.caller, here.context
+    linked, linked_spans = (outer.linked, outer.linked_spans) if outer else (None, ())
     # A root that is linked, not below its caller; what is in it is in its trace, whatever the setting is by now.
     is_linked = linked is not None if around else _is_linked(here, settings)
     tracer, redactor = _tracer(), _redactor(settings.capture)
@@ -231,16 +247,20 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
         is_new_link = is_linked and (linked is None or linked.trace_id != caller.trace_id)
         if is_new_link or not is_linked:  # what is inside an unsampled one is not in the trace of the root
             linked = caller if is_new_link else None
+            if is_new_link and span:
+                with suppress(TypeError):  # a span of somebody else's making
+                    linked_spans = (*linked_spans, ref(span))
         if span and span.is_recording():
-            if is_new_link:
-                with safety.guard("caller (link)"):
-                    link_to_work(span, (*around, *new_ids)[0])
             span.set_attribute(schema.SPAN_ID, new_ids[-1])
     if caller is None or ANNOTATIONS is None:
         return False
     opened.id = new_ids[-1]
     ids = *around, *new_ids
-    opened.enter(Context({**context, _OPEN: OpenSpan(tags, ids, caller, linked, outer.schedulers if outer else [])}))
+    found = OpenSpan(tags, ids, caller, linked, linked_spans, outer.schedulers if outer else [])
+    if opened.spans:
+        with suppress(TypeError):  # a span of somebody else's making
+            _of_spans[opened.spans[-1]] = found
+    opened.enter(Context({**context, _OPEN: found}))
     # Dask itself puts back what was there before.
     ANNOTATIONS.set({**dask.get_annotations(), "span": {"name": tags, "ids": ids}})
     return True
@@ -248,6 +268,8 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
 
 class _Call:
     """A call of the program's tracer; once nothing refers to it, the call is over, also if it was interrupted."""
+
+    is_over = False
 
 
 def _busily(function: Callable[..., Result], *args: Any) -> Result:
@@ -257,6 +279,7 @@ def _busily(function: Callable[..., Result], *args: Any) -> Result:
     try:
         return function(*args)
     finally:
+        call.is_over = True
         _busy.reset(token)
 
 

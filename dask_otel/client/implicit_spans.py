@@ -77,8 +77,13 @@ def reserve(span: Span) -> None:
         _known.setdefault(span, {})[()] = ""
 
 
-def link_to_work(span: Span, root_id: str) -> None:
-    """Link the caller's span, once, with the first segment of a root Dask span that has a trace of its own."""
+def link_to_work(span: Span | None, root_id: str) -> None:
+    """Link the caller's span, once, with the first segment of a root Dask span that has a trace of its own.
+
+    Nothing is done if there is no span in this process, or if it cannot have links after its start.
+    """
+    if span is None or type(span).add_link is Span.add_link:
+        return
     with _lock:
         linked = _linked.setdefault(span, set())
         if root_id in linked or len(linked) >= MAX_KNOWN:

@@ -9,7 +9,7 @@ from threading import RLock
 import distributed
 
 from ..patching import ANNOTATIONS, generator_of, replace_generator
-from ..safety import log
+from ..safety import log_error
 from . import phases
 from .caller_context import caller_context, span_ids_here
 from .dask_spans import with_callers_span
@@ -42,7 +42,7 @@ def instrument() -> None:
             if not is_there
         ]
         if lacking or generator is None:
-            log.error(
+            log_error(
                 "dask-otel does not instrument clients in this process: distributed %s lacks %s, or something else has "
                 "replaced it. Upgrade dask-otel, or use a distributed that it supports.",
                 distributed.__version__,

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from threading import RLock
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from opentelemetry.context import get_current
@@ -117,6 +117,8 @@ class Phases:
 
     def __init__(self, safety: Safety) -> None:
         self.safety = safety
+        #: Set if nothing is to be recorded any more; some wrappers may still be there, below those of others.
+        self.is_over = False
         self._tracer = GlobalTracer()
         self._forget()
         _all.add(self)
@@ -125,17 +127,11 @@ class Phases:
         self._lock = RLock()
         self._sums: WeakKeyDictionary[Span, _Sums] = WeakKeyDictionary()
 
-    def caller(self, client: Any) -> PhasesCaller | None:
-        """Return whose phases are recorded here; None if there is nobody, or in a task.
-
-        Parameters
-        ----------
-        client
-            That is used, or None.
-        """
+    def caller(self) -> PhasesCaller | None:
+        """Return whose phases are recorded here; None if there is nobody, or in a task."""
         context = get_current()
         span = get_current_span(context)
-        if span is INVALID_SPAN or is_suppressed(context) or is_in_task(client):
+        if span is INVALID_SPAN or self.is_over or is_suppressed(context) or is_in_task():
             return None
         settings = client_settings()
         if settings.context == "none" or not span.is_recording():

@@ -161,7 +161,7 @@ def _submitting(
     def _graph_to_futures(client: Any, *args: Any, **kwargs: Any) -> Any:
         submission = None
         try:  # half the time of a guard, here and below
-            caller = phases.caller(client)
+            caller = phases.caller()
             if caller is not None:
                 submission = _Submission(caller, marks.take(sys._getframe(1)), _tasks_of(*args, **kwargs))
         except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
@@ -190,12 +190,11 @@ def _submitting(
 class _Call:
     """One call that waits for tasks, and then fetches their results if it is one of those."""
 
-    __slots__ = ("_ended", "_has_failed", "_is_over", "_kind", "_since", "_task", "_was_split", "caller")
+    __slots__ = ("_ended", "_has_failed", "_kind", "_since", "_task", "_was_split", "caller")
 
     def __init__(self, caller: PhasesCaller) -> None:
         self.caller = caller
         self._ended: list[Phase] = []
-        self._is_over = False
         self._kind = WAIT
         self._since = time_ns()
         #: Of asyncio, which waits, once it has begun; the tasks that it starts have its context.
@@ -226,15 +225,13 @@ class _Call:
         """Return the phases; none if Dask has fetched results without a sign of when waiting had ended."""
         if is_done or not self._has_failed:
             self._turn(self._kind)
-        self._is_over = True
-        return [] if fetches and is_done and not self._was_split else self._ended
+        # A copy: a call that was interrupted may go on for a moment on the event loop.
+        return [] if fetches and is_done and not self._was_split else [*self._ended]
 
     def _turn(self, kind: Kind) -> None:
-        # An interrupted call may go on for a moment on the event loop.
-        if not self._is_over:
-            now = time_ns()
-            self._ended.append(Phase(self._kind, self._since, now))
-            self._kind, self._since = kind, now
+        now = time_ns()
+        self._ended.append(Phase(self._kind, self._since, now))
+        self._kind, self._since = kind, now
 
 
 _call: ContextVar[_Call | None] = ContextVar("dask_otel_call", default=None)
@@ -256,7 +253,7 @@ def _waiting(phases: Phases, original: Callable[..., Any]) -> Callable[..., Any]
     def sync(client: Any, func: Any, *args: Any, **kwargs: Any) -> Any:
         call, fetches, is_async = None, False, False
         with safety.guard(_WHERE):
-            caller = phases.caller(client)
+            caller = phases.caller()
             if caller is not None:
                 waits, fetches = _kind_of(func)
                 if waits:
@@ -378,7 +375,7 @@ def _anext(phases: Phases, original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _waiting_call(phases: Phases) -> _Call | None:
     with phases.safety.guard(_WHERE):
-        caller = phases.caller(None)
+        caller = phases.caller()
         return None if caller is None else _Call(caller)
     return None
 
@@ -414,6 +411,7 @@ def install(safety: Safety) -> Callable[[], None]:
     patch(as_completed, "__anext__", partial(_anext, phases))
 
     def uninstall() -> None:
+        phases.is_over = True
         while undo:
             undo.pop()()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any
@@ -18,14 +17,16 @@ import dask
 from .. import config
 from ..errors import SettingError
 from ..privacy import Capture
-from ..safety import log
+from ..safety import log_error
 
 __all__ = ["ClientSettings", "client_settings"]
 
 #: Configurations that are remembered: ``dask.config.set`` may change between two for each request.
 MAX_KNOWN = 16
-#: Parts of ``otel`` that are read here.
-_PARTS = ("client", "capture")
+#: Errors that are logged.
+MAX_REPORTED = 100
+#: Parts of ``otel`` that are read here; and what is in the place of all.
+_PARTS = ("client", "capture", "")
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class ClientSettings:
     capture: Capture
 
 
-#: What was written when somebody asked last, and what it means.
-_latest: tuple[Any, ClientSettings] | None = None
+#: What was written when somebody asked last, and what it means: number of parts, and those that are read here.
+_latest: tuple[int, list[Any], ClientSettings] | None = None
 #: By the text of what was written.
 _known: OrderedDict[str, ClientSettings] = OrderedDict()
 #: Errors that were logged: each is logged once.
@@ -55,21 +56,18 @@ _lock = RLock()
 def client_settings() -> ClientSettings:
     """Return the settings as they are now. What cannot be used has its default, and is logged once."""
     global _latest
-    written, latest = _written(), _latest
-    if latest is not None and latest[0] == written:
-        return latest[1]
-    text = repr(written)
+    given, latest = dask.config.config.get("otel"), _latest
+    if not isinstance(given, dict):
+        given = {"": given}
+    parts = [given.get(name) for name in _PARTS]
+    if latest is not None and latest[0] == len(given) and latest[1] == parts:
+        return latest[2]
+    # Copies, since ``dask.config.set`` changes mappings in place.
+    parts = [part.copy() if isinstance(part, dict) else part for part in parts]
+    text = repr((parts, [*given]))
     found = _known.get(text) or _load(text)
-    _latest = written, found
+    _latest = len(given), parts, found
     return found
-
-
-def _written() -> Any:
-    """Return what the settings depend on; a copy, since ``dask.config.set`` changes mappings in place."""
-    given = dask.config.config.get("otel")
-    if not isinstance(given, Mapping):
-        return given
-    return [*given], [[*part.items()] if isinstance(part := given.get(name), Mapping) else part for name in _PARTS]
 
 
 def _load(written: str) -> ClientSettings:
@@ -90,10 +88,9 @@ def _load(written: str) -> ClientSettings:
 
 def _report(error: SettingError) -> None:
     line = f"dask-otel {config.consequence(error)}: {error}"
-    if line not in _reported:
-        if len(_reported) < 100:
-            _reported.add(line)
-        log.error("%s", line)
+    if line not in _reported and len(_reported) < MAX_REPORTED:
+        _reported.add(line)
+        log_error("%s", line)
 
 
 def _renew_lock() -> None:

@@ -44,6 +44,8 @@ class Claims:
         self._clock = clock
         #: Those that Dask has not forgotten.
         self.keys: dict[Any, _Claimed] = {}
+        #: Those of them that failed, and may be run again for all who requested them.
+        self._failed: dict[Any, _Claimed] = {}
         self._claims: dict[tuple[str, str], _Open] = {}
 
     def add(self, key: Any, task: Any, requesting: str, since: float) -> None:
@@ -56,6 +58,8 @@ class Claims:
                 return  # while a failure may be run again
         claimed = self.keys.setdefault(key, _Claimed())
         claimed.requesting |= {requesting}
+        if ended:
+            self._failed[key] = claimed
         claimed.state = task.state if task.state in UNFINISHED else ""
         if not ended and requesting not in claimed.waiting:
             claimed.waiting |= {requesting}
@@ -82,6 +86,10 @@ class Claims:
         """
         claimed = self.keys[key]
         before = claimed.state
+        if state == "erred":
+            self._failed[key] = claimed
+        elif self._failed:
+            self._failed.pop(key, None)
         if asked_again and not claimed.waiting:
             claimed.waiting = claimed.requesting
         claimed.state = state if state in UNFINISHED else ""
@@ -102,10 +110,12 @@ class Claims:
             del self.keys[key]
 
     def spans(self) -> Iterator[str]:
-        """Yield the ids of the spans of which something has happened since the last ``take``."""
+        """Yield the ids of the spans of which something has happened since the last ``take``, or may happen again."""
         for requesting, owning in self._claims:
             yield requesting
             yield owning
+        for claimed in self._failed.values():
+            yield from claimed.requesting
 
     def take(self) -> list[Claim]:
         """Return what happened since the last call."""

@@ -176,7 +176,7 @@ class Inbox:
         return group in self._changes
 
     def spans_named(self) -> set[str]:
-        """Return the ids of all spans of which something else has happened since the last ``take``."""
+        """Return the ids of all spans of which something else has happened since the last ``take``, or may happen."""
         named = {str(key[1]) for key in self._metrics}
         named.update(graph.span_id for graph in self._graphs)
         for requested, _ in self._requested.values():

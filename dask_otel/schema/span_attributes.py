@@ -131,8 +131,8 @@ WORKER_SHARE_MAX = _attribute("dask.worker.share.max", "double", _SUMMED, unit="
 SPAN_TAGS = _attribute("dask.span.tags", "string[]", [SEGMENT], meaning=
     "tags of the Dask span from the root down: `Span.name`")
 SPAN_SEGMENT = _attribute("dask.span.segment", "int", [SEGMENT], meaning=
-    "number of the segment in its Dask span: 0, 1, 2 …; in one that was forgotten, from the time in ms at which it "
-    "came back")
+    "number of the segment in its Dask span: 0, 1, 2 …; if the Dask span was forgotten and came back, from the time of "
+    "that in ms on")
 SEGMENT_PREVIOUS_ID = _attribute("dask.segment.previous_id", "string", [SEGMENT], meaning=
     "span id of the previous segment of the same Dask span. Only on a segment without parent whose previous segment is "
     "in the same trace; every other segment has a link of type `continues` instead")

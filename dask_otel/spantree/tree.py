@@ -433,7 +433,7 @@ class Forest:
         if node.parent:
             node.parent.children_known -= 1
         # Dask names each default span anew.
-        if not node.info.is_default and (node.previous or node.group_numbers or node.first_number):
+        if not node.info.is_default and (node.previous or node.first_number):
             self._forgotten.add(node.info.id)
 
     def is_inside(self, span_id: str, node: Node) -> bool:

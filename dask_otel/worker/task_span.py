@@ -388,8 +388,8 @@ def record_error(span: Span, error: TaskError, at: int) -> None:
     event = {schema.EXCEPTION_TYPE: error.type, schema.EXCEPTION_MESSAGE: error.message}
     if error.traceback:
         event[schema.EXCEPTION_STACKTRACE] = error.traceback
+    span.set_status(Status(StatusCode.ERROR, clean(error.message)))  # first: some spans of others take no events
     span.add_event("exception", {name: _clean(name, value) for name, value in event.items()}, at)
-    span.set_status(Status(StatusCode.ERROR, clean(error.message)))
 
 
 def _clean(attribute: str, value: Any) -> Any:

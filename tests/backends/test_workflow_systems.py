@@ -21,7 +21,9 @@ from support.environment import environment
 from support.processes import Process, Processes, cluster, our_errors
 from support.trees import whole
 
-pytestmark = [pytest.mark.backend, pytest.mark.slow]
+#: Both start servers of their own: each step takes up to a quarter of a minute, and longer on a busy machine.
+PATIENCE = 120.0
+pytestmark = [pytest.mark.backend, pytest.mark.slow, pytest.mark.timeout(4 * PATIENCE)]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -73,6 +75,7 @@ def test_prefect(jaeger, tmp_path, dask_cluster, sends):
         "DASK_SCHEDULER_ADDRESS": dask_cluster.address,
         "PREFECT_HOME": str(tmp_path),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": f"{PATIENCE:.0f}",
     }
     # Its flow is run by a program as in the example, which then says which trace it was.
     program = (
@@ -86,7 +89,7 @@ def test_prefect(jaeger, tmp_path, dask_cluster, sends):
     done = subprocess.run(
         [python.with_name("opentelemetry-instrument"), python, "-c", program],
         env=environment(env) | {"PYTHONPATH": str(EXAMPLES)},
-        cwd=tmp_path, capture_output=True, text=True, timeout=100,
+        cwd=tmp_path, capture_output=True, text=True, timeout=2 * PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     trace_id, result = re.search(r"^TRACE (\w{32}) (\d+)$", done.stdout, re.MULTILINE).groups()
@@ -124,12 +127,13 @@ class Airflow:
             "AIRFLOW__CORE__PARALLELISM": "1",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "true",
             "AIRFLOW__TRACES__OTEL_ON": "true",
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": f"{PATIENCE}",
             "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         }
         (folder / "dags").mkdir()
         (folder / "dags/airflow_dag.py").write_text((EXAMPLES / "airflow_dag.py").read_text(encoding="utf-8"))
         made = Process("db", "migrate", folder=folder, env=env, module="airflow", python=str(python))
-        assert made.join() == 0, made.log
+        assert made.join(PATIENCE) == 0, made.log
         commands = {
             "dag-processor": ("--num-runs", "1"),
             "api-server": ("--workers", "1"),
@@ -143,8 +147,8 @@ class Airflow:
 
     def run(self, dag: str) -> None:
         """Start a run of a DAG."""
-        self._processes["api-server"].wait_for("Uvicorn running on")
-        self._processes["dag-processor"].join()  # it has read the DAG
+        self._processes["api-server"].wait_for("Uvicorn running on", PATIENCE)
+        self._processes["dag-processor"].join(PATIENCE)  # it has read the DAG
         token = self._ask("auth/token")["access_token"]
         self._ask(f"api/v2/dags/{dag}/dagRuns", {"logical_date": None}, Authorization=f"Bearer {token}")
 
@@ -173,7 +177,10 @@ def test_airflow(jaeger, tmp_path, dask_cluster, sends):
         airflow = Airflow(interpreter("airflow"), folder, stack, env)
         airflow.run("dask_total")
         sent = lambda spans: any(each.name.startswith("dag_run") for each in spans) and len(segments(spans)) == 2  # noqa: E731
-        spans = jaeger.find("airflow", sent)
+        try:
+            spans = jaeger.find("airflow", sent, PATIENCE)
+        except AssertionError as error:
+            raise AssertionError(airflow.log) from error
         assert not our_errors(airflow.log)
     assert whole(spans) == [
         "airflow  dag_run.dask_total Ok",

@@ -13,13 +13,14 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, set_span_in_context
+from support.inside import Person
 
 from dask_otel.client import callers
 from dask_otel.client.callers import MAX_CARRIER, MAX_NAMES, OTHER, Here, carrier_of, find_caller, periods_of, tag_of
 from dask_otel.client.submitting import safety
 
-TRACER = TracerProvider(shutdown_on_exit=False).get_tracer("web")
-FASTAPI = TracerProvider(shutdown_on_exit=False).get_tracer("fastapi")
+PERSON = Person()
+TRACER, FASTAPI = PERSON.provider.get_tracer("web"), PERSON.provider.get_tracer("fastapi")
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 from contextvars import copy_context
 from time import time_ns
+from types import SimpleNamespace
 
 import dask
 import dask.array
@@ -30,6 +31,7 @@ from support.inside import provider_of
 
 from dask_otel.client import phase_spans, phases
 from dask_otel.client.phase_spans import MAX_PHASE_SPANS
+from dask_otel.client.submitting import NOTHING, add_to_submissions
 from dask_otel.safety import Safety
 
 DEFAULT = object()
@@ -261,6 +263,7 @@ def test_each_way_to_wait_with_an_asynchronous_client(way):
     async def run(client, scheduler, *workers):
         with measured() as person, request():
             assert await use(client) == result
+            assert phases._call.get() is None
         assert tree(person) == below(*OF_SUBMISSION, *expected)
 
     run()
@@ -390,6 +393,33 @@ def test_waiting_with_a_synchronous_client_lasts_until_the_tasks_have_ended(way)
 
 
 @gen_cluster(client=True)
+async def test_waiting_begins_when_a_call_is_awaited(client, scheduler, *workers):
+    with measured() as person, request():
+        made = client.gather(client.map(inc, range(3)))
+        await wait(client.submit(inc, 7))
+        awaited = time_ns()
+        await made
+    assert tree(person) == below(*2 * OF_SUBMISSION, "wait for results", *OF_RESULTS)
+    assert awaited <= by_start(person)[-2].start_time
+
+
+@gen_cluster(client=True)
+async def test_other_tasks_of_the_event_loop_do_not_count_for_a_call(client, scheduler, *workers):
+    """What Dask starts for a call has its context."""
+
+    async def wait_for_all():
+        await distributed.utils.All([asyncio.sleep(0)])
+
+    with measured(), request():
+        call = phases._Call(phase_spans.Phases(Safety()).caller())
+        token = phases._call.set(call)
+        await wait_for_all()
+        await asyncio.create_task(wait_for_all())
+        phases._call.reset(token)
+    assert [each.kind.value for each in call.finish(fetches=True, is_done=True)] == ["wait", "gather"]
+
+
+@gen_cluster(client=True)
 async def test_a_gather_that_computes_lost_results_again_waits_twice(client, scheduler, *workers):
     """Dask finds out that results are gone when it fetches them."""
     future = client.submit(inc, 1, key="lost")
@@ -502,15 +532,19 @@ async def test_what_dask_waits_for_in_the_background_is_not_the_callers(client, 
     assert tree(person) == below(*OF_SUBMISSION)
 
 
-@gen_cluster(client=True)
-async def test_a_span_that_has_ended_is_left_alone(client, scheduler, *workers):
-    with measured("1h") as person:
-        with request():
-            waiting = asyncio.ensure_future(client.submit(hold).result())
-            await asyncio.sleep(0)
-        await Event("hold").set()
-        await waiting
-    assert set(person.spans[0].attributes) == SUMS - {"dask.wait.time", "dask.gather.time", "dask.gather.size"}
+def test_a_span_that_has_ended_is_left_alone(caplog):
+    @gen_cluster(client=True)
+    async def run(client, scheduler, *workers):
+        with measured("1h") as person:
+            with request():
+                waiting = asyncio.ensure_future(client.submit(hold).result())
+                await asyncio.sleep(0)
+            await Event("hold").set()
+            await waiting
+        assert set(person.spans[0].attributes) == SUMS - {"dask.wait.time", "dask.gather.time", "dask.gather.size"}
+
+    run()
+    assert "ended span" not in caplog.text
 
 
 # Where nothing is recorded
@@ -540,6 +574,7 @@ async def test_without_a_current_span_nothing_is_recorded(client, scheduler, *wo
 async def test_an_unsampled_span_has_no_phases(client, scheduler, *workers):
     with measured(person=Program(sampler=ALWAYS_OFF)) as person, request():
         await _use(client)
+        assert phase_spans.Phases(Safety()).caller() is None
     assert person.spans == []
 
 
@@ -646,12 +681,47 @@ async def test_a_graph_that_cannot_be_serialised(client, scheduler, *workers):
     assert dict(named(person, "serialize graph").attributes) == {"dask.phase": "serialize"}
 
 
+@gen_cluster(client=True)
+async def test_a_graph_that_cannot_be_sent(client, scheduler, *workers):
+    await client.close()
+    with measured("1h") as person, request(), pytest.raises(Exception, match="closed"):
+        client.submit(inc, 1)
+    assert set(person.spans[0].attributes) == {"dask.serialize.time", "dask.graph.size", "dask.submit.time"}
+
+
+@gen_cluster(client=True)
+async def test_what_a_program_collects_itself(client, scheduler, *workers):
+    """Nobody knows what it does until it submits the graph."""
+    with measured() as person, request():
+        expr = dask.base.collections_to_expr([delayed(inc)(1, dask_key_name="x")])
+        client.get(expr, ["x"], sync=False)
+    assert tree(person) == below(*OF_SUBMISSION)
+
+
+@gen_cluster(client=True)
+async def test_other_wrappers_of_ours_may_be_around(client, scheduler, *workers):
+    with measured() as person:
+        undo = add_to_submissions(lambda client, opened: NOTHING)
+        with request():
+            await client.compute(delayed(inc)(1))
+        undo()
+    assert tree(person) == below("optimize graph", *OF_SUBMISSION, *OF_RESULTS)
+
+
 def test_graphs_that_nobody_takes_are_forgotten():
-    marks = phases._Marks()
-    with measured():
-        for _ in range(3 * phases.MAX_MARKS):
-            dask.compute(delayed(inc)(1), scheduler="synchronous")
-    assert len(marks.of) <= phases.MAX_MARKS
+    def frame(name):
+        return SimpleNamespace(
+            f_globals={"__name__": "dask.base"}, f_code=SimpleNamespace(co_name="compute", name=name), f_back=None
+        )
+
+    marks, frames = phases._Marks(), [frame(number) for number in range(2 * phases.MAX_MARKS)]
+    for each in frames:
+        marks.set(each)
+    assert [marks.take(each) is not None for each in frames] == phases.MAX_MARKS * [False] + phases.MAX_MARKS * [True]
+    # A frame of other code that has got the same id.
+    marks.set(frames[0])
+    frames[0].f_code = SimpleNamespace(co_name="get")
+    assert marks.take(frames[0]) is None
 
 
 # Spans of others
@@ -698,7 +768,7 @@ def test_a_process_that_is_forked_off_while_a_phase_is_recorded():
     """The lock that another thread has then is nobody's there."""
     recorder = phase_spans.Phases(Safety())
     with provider_of(program := Program()), program.provider.get_tracer("own").start_as_current_span("request"):
-        caller = recorder.caller(None)
+        caller = recorder.caller()
         phase = phase_spans.Phase(phase_spans.WAIT, 0, 1)
         recorder.record(caller, [phase])
         with recorder._sums[caller.span].lock, recorder._lock:
@@ -807,6 +877,22 @@ def test_everything_is_as_before_when_it_is_undone():
     with measured():
         assert not any(now is then for now, then in zip(found(), before, strict=True))
     assert found() == before
+
+
+@gen_cluster(client=True)
+async def test_below_a_wrapper_of_somebody_else_nothing_is_recorded_when_it_is_undone(client, scheduler, *workers):
+    original = Client.__dict__.get("sync")
+    with measured() as person:
+        ours = Client.sync
+        Client.sync = lambda *args, **kwargs: ours(*args, **kwargs)
+    try:
+        with provider_of(person), request():
+            await wait(client.map(inc, range(3)))
+    finally:
+        assert original is None
+        del Client.sync
+    assert tree(person) == ["request"]
+    assert dict(person.spans[0].attributes) == {}
 
 
 @pytest.mark.slow

@@ -68,3 +68,23 @@ def test_a_value_that_cannot_be_used_has_its_default_and_is_logged_once(logged):
 def test_anything_may_be_written(given):
     with dask.config.set(otel=given):
         assert client_settings().context == "parent"
+
+
+class Fails(logging.Handler):
+    """A handler that raises, and that asks for the settings as filters of log records do."""
+
+    def emit(self, record):
+        client_settings()
+        raise RuntimeError("the pipeline is down")
+
+
+def test_a_log_that_fails():
+    log, handler = logging.getLogger("distributed.dask_otel"), Fails()
+    log.addHandler(handler)
+    try:
+        for number in range(module.MAX_REPORTED + 10):
+            with dask.config.set({"otel.client.context": f"odd {number}"}):
+                assert client_settings().context == "parent"
+    finally:
+        log.removeHandler(handler)
+    assert len(module._reported) == module.MAX_REPORTED

@@ -214,9 +214,10 @@ def test_phases(runs):
     """They are worth as much as groups, and more than tasks."""
     run = top(1)
     failed = below(run, 4, phase)
-    runs.add([below(run, 2, task, failure=None), below(run, 3, phase, failure=None), failed, run])
+    others = [below(run, number, make, failure=None) for number, make in ((2, task), (3, phase))]
+    runs.add([*others, below(run, 5, group, failure=None, end=101.5), failed, run])
     found = rows_of(runs, run)
-    assert list(found) == [f"{number:016x}" for number in (1, 4, 3, 2)]
+    assert list(found) == [f"{number:016x}" for number in (1, 4, 3, 5, 2)]
     row = found[f"{4:016x}"]
     assert (row["kind"], row["name"], row["error"]) == ("phase", "take in graph", "1 graph could not be taken in")
     assert row["attributes"]["dask.graph.task.count"] == 12

@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from distributed import Scheduler
-
 from .recorder import Recorder
 
 __all__ = ["ByGroup", "Numbers", "bridge_numbers", "dask_numbers"]
@@ -22,14 +20,14 @@ ByGroup = dict[tuple[str, str], Numbers]
 _COMPARED = re.compile(r"dask\.(task\.(count|completed|erred|upstream_failed)$|output\.size$|(duration|execute|p2p)\.)")
 
 
-def dask_numbers(scheduler: Scheduler, recorder: Recorder) -> ByGroup:
+def dask_numbers(recorder: Recorder) -> ByGroup:
     """What Dask says of each span and of each group in it."""
-    numbers = {}
+    numbers: ByGroup = {}
     requested = {life.task.group.span_id for life in recorder.lives if life.requesting}
-    for span in scheduler.extensions["spans"].spans.values():
+    for span in recorder.spans:  # an id that was forgotten and made again has several
         if span.name == ("default",) and span.id not in requested:
             continue  # nothing but scattered data: no segment, by design
-        numbers[span.id, ""] = _numbers(span, span.traverse_groups(), recorder)
+        numbers.setdefault((span.id, ""), Counter()).update(_numbers(span, span.traverse_groups(), recorder))
         for (context, where, activity, unit), value in span.cumulative_worker_metrics.items():
             if activity != "idle or other spans":
                 middle = f"{context}.{_identifier(where)}" if context == "p2p" else context

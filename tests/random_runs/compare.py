@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial as partial_
 from typing import Any
 
-from distributed import Scheduler
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from support.trees import check_shape, check_sums, children_of
 
@@ -42,6 +41,8 @@ class Outcome:
     tasks: int = 0
     collided: int = 0
     elsewhere: int = 0
+    #: Roots that were forgotten.
+    forgotten: int = 0
     #: Spans of workers' processes, and those of runs and calls among them; spans whose parent a process that ended has
     #: not sent; and spans of runs that were not reported since the worker was losing its connection.
     worker_spans: int = 0
@@ -78,7 +79,6 @@ def compare(
     spans: Sequence[Any],
     finished: Sequence[Mapping[str, Any]],
     recorder: Recorder,
-    scheduler: Scheduler,
 ) -> None:
     """Compare everything.
 
@@ -87,7 +87,7 @@ def compare(
     finished
         Runs that the page lists.
     """
-    known = scheduler.extensions["spans"].spans
+    known = recorder.known
     lineage = recorder.lineage | {id_: tuple(_lineage(span)) for id_, span in known.items()}
     unsampled = {id_ for id_, ids in lineage.items() if not _is_sampled(ids, plan.sampler)}
     #: Those of which some below are not sent.
@@ -128,7 +128,7 @@ def compare(
         if segment not in unknown and segment.attributes["dask.span.id"] not in left_out.spans:
             by_id[segment.attributes["dask.span.id"]].append(segment)
     if plan.split_groups:
-        _compare_requested(outcome, paths, by_id, recorder, scheduler)
+        _compare_requested(outcome, paths, by_id, recorder)
     for id_, segments in by_id.items():
         _compare_elsewhere(outcome, paths.get(id_, id_), id_, segments, lineage, recorder)
     if not plan.inside:  # else levels and rates leave some out
@@ -285,13 +285,12 @@ def _compare_requested(
     paths: Mapping[str, str],
     segments: Mapping[str, Sequence[Any]],
     recorder: Recorder,
-    scheduler: Scheduler,
 ) -> None:
     """Compare how many tasks are in each span with how many were requested as new in it; without one, in ``default``.
 
     Scattered data, which nobody requested, counts where Dask has it.
     """
-    known = scheduler.extensions["spans"].spans
+    known = recorder.known
     defaults = {id_ for id_, span in known.items() if span.name == ("default",)}
     requested: Counter[str] = Counter()
     for life in recorder.lives:

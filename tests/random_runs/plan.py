@@ -102,6 +102,9 @@ class Plan:
     split_groups: bool
     #: Seconds; 0 to have a span for each graph.
     phase_threshold: float
+    #: Seconds after which roots are forgotten, or None; and of how many names the latest one is kept.
+    forget_spans: float | None = None
+    kept_names: int = 100
     #: None if tasks do not use OpenTelemetry.
     inside: Inside | None = None
     #: None if clients are not instrumented.
@@ -138,6 +141,8 @@ class Plan:
             split_groups=rng.random() < 0.8,
             phase_threshold=random.Random(f"{seed} phases").choice((0.0, 3600.0)),
         )
+        others = random.Random(f"{seed} forgetting")
+        plan = replace(plan, forget_spans=others.choice((None, 0.1, 0.1, 0.5)), kept_names=others.choice((0, 0, 100)))
         plan = plan._inside(random.Random(f"{seed} inside")) if inside else plan
         rng = random.Random(f"{seed} callers")
         return plan._calling(rng) if rng.random() < INSTRUMENTED else plan

@@ -120,6 +120,10 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
         self._new: set[Any] = set()
         self._handler = scheduler.stream_handlers["update-graph"]
         scheduler.stream_handlers["update-graph"] = self._update_graph
+        #: All Dask spans there have been, the latest of an id last: some are forgotten, and may be made again.
+        self.spans: list[Any] = []
+        self._ensure_span = scheduler.extensions["spans"]._ensure_span
+        scheduler.extensions["spans"]._ensure_span = self._note_span
         self._new_task = scheduler.new_task
         scheduler.new_task = self._note_new_task
 
@@ -150,6 +154,18 @@ class Recorder(SchedulerPlugin):  # type: ignore[misc]
         if computation is not None:
             self._new.add(key)
         return task
+
+    def _note_span(self, name: Any, ids: Any) -> Any:
+        is_new = ids[-1] not in self._scheduler.extensions["spans"].spans
+        made = self._ensure_span(name, ids)  # which calls this method for those above
+        if is_new:
+            self.spans.append(made)
+        return made
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """All Dask spans there have been, by id; the latest of each."""
+        return {each.id: each for each in self.spans}
 
     def _learn(self, ids: Ids) -> None:
         for depth, span_id in enumerate(ids, 1):

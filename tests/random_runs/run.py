@@ -23,6 +23,8 @@ from support.memory import MemoryPlugin
 from support.task_groups import check_groups
 
 from dask_otel.cli.receiver import Receiver
+from dask_otel.scheduler import forgetting
+from dask_otel.scheduler.forgetting import memory_of
 
 from . import faults, uses, work
 from .accounts import dask_numbers
@@ -136,15 +138,16 @@ async def _run_on_cluster(plan: Plan, spares: Spares | None, receiver: Receiver 
             _check_groups(outcome, scheduler, "the end")
             sent = await _send_spans(cluster, outcome) if receiver else set()
             await cluster.deliver()
-            before = dask_numbers(scheduler, recorder)
+            before = dask_numbers(recorder)
             await plugin.before_close()
-            after = dask_numbers(scheduler, recorder)
+            after = dask_numbers(recorder)
             if before != after:
                 outcome.differ("-", "harness: not at rest", "-", "-")
             spans = receiver.wait(lambda spans: True, timeout=1) if receiver else plugin.exporter.spans()
             finished = plugin.sink.status()["finished"]
             own = [each for each in spans if each.resource["service.name"] != PEOPLE]
-            compare(outcome, plan, after, own, finished, recorder, scheduler)
+            outcome.forgotten = memory_of(scheduler).roots
+            compare(outcome, plan, after, own, finished, recorder)
             if receiver:
                 others = [each for each in spans if not is_of_program(each)]
                 check_worker_spans(outcome, others, recorder, sent, cluster)
@@ -167,7 +170,9 @@ def _in_memory(plan: Plan) -> MemoryPlugin:
         sweep_interval=plan.sweep_interval,
         split_groups=plan.split_groups,
         phase_threshold=plan.phase_threshold,
+        forget_spans=plan.forget_spans,
     )
+    forgetting.KEPT_NAMES = plan.kept_names
     plugin.sampler = ALWAYS_ON if plan.sampler == "always_on" else None
     return plugin
 

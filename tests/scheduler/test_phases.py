@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import re
 import threading
 from concurrent.futures import CancelledError
+from weakref import ref
 
+import dask
+import dask.array
 import pytest
 from distributed import Client, span, wait
+from distributed.protocol import Serialized
 from distributed.utils_test import inc
 from support.callers import anchored, inside
 from support.clusters import bridged, close, finished, until
@@ -92,6 +97,43 @@ async def test_a_result_that_is_there_already(plugin, client, scheduler, *worker
         "second [span] elsewhere.count=1 counted_in -> first in another trace",
         "  take in graph [phase] phase=take_in graph.task.count=1",
     ]
+
+
+@bridged(phase_threshold=0.0)
+async def test_tasks_that_another_span_requests(plugin, client, scheduler, *workers):
+    """A graph is below the span that submits it, also if most of its tasks are not."""
+    with span("build"):
+        ones = dask.array.ones(8, chunks=1) + 1
+    with span("compute"):
+        assert await client.compute(ones.sum(split_every=8), optimize_graph=False) == 16
+    with span("build again"):
+        ones = dask.array.ones(8, chunks=2) + 2
+    assert await client.compute(ones.sum(split_every=8), optimize_graph=False) == 24
+    lines = [line for line in forest(await finished(plugin), "dask.task.count") if "[group]" not in line]
+    assert [re.sub("^default: [^ ]+", "default", line) for line in lines] == [
+        "build [span] task.count=16",
+        "build again [span] task.count=8",
+        "  take in graph [phase]",
+        "compute [span] task.count=10",
+        "  take in graph [phase]",
+        "default [span] task.count=6",
+    ]
+
+
+@bridged(nthreads=[])
+async def test_the_serialised_graph_is_not_kept(plugin, client, scheduler):
+    """Dask frees it as soon as it has the graph."""
+    is_there = None
+
+    async def take_in(*, expr_ser, **message):
+        nonlocal is_there
+        kept = ref(expr_ser)
+        del expr_ser
+        is_there = kept() is not None
+
+    plugin._bridge.submissions._handler = take_in
+    await scheduler.stream_handlers["update-graph"](client="client", keys=set(), expr_ser=Serialized({}, [b"graph"]))
+    assert is_there is False
 
 
 @bridged(phase_threshold=0.0)

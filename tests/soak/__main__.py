@@ -15,8 +15,10 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--forget", default="null", help="otel.forget-spans of the cluster with the bridge, e.g. 5s")
     arguments = parser.parse_args()
-    found = soak(60 * arguments.minutes, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
+    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731, T201
+    found = soak(60 * arguments.minutes, say, arguments.forget)
     print(table(found))  # noqa: T201
 
 

@@ -27,14 +27,15 @@ PAUSE = 0.1
 EVERY = 40
 
 
-def main(bridge: bool) -> None:
-    """Run; a line on the standard input ends it."""
+def main(bridge: bool, forget: str) -> None:
+    """Run; a line on the standard input ends it. ``forget``: the setting ``otel.forget-spans``, or ``null``."""
     stop = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
     preload = ["dask_otel"] if bridge else []
     process = psutil.Process()
     with (
-        dask.config.set(SETTINGS | {"distributed.scheduler.preload": preload}),
+        dask.config.set(SETTINGS | {"distributed.scheduler.preload": preload, "otel.forget-spans": None}),
+        dask.config.set({"otel.forget-spans": forget} if forget != "null" else {}),
         LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
@@ -49,7 +50,9 @@ def main(bridge: bool) -> None:
             if monotonic() - last > 5:
                 last = monotonic()
                 gc.collect()
-                say({"roots": roots, "rss": process.memory_info().rss} | (state(plugin) if plugin else {}))
+                spans = len(cluster.scheduler.extensions["spans"].spans)
+                known = {"roots": roots, "rss": process.memory_info().rss, "spans": spans}
+                say(known | (state(plugin) if plugin else {}))
         while plugin and plugin._bridge.status()["open_segments"]:
             sleep(0.1)
         end = state(plugin) if plugin else {}
@@ -72,7 +75,8 @@ def work(client: Client, number: int) -> None:
 def state(plugin) -> dict:
     """How the bridge is doing."""
     bridge = plugin._bridge.status()
-    return {"sweep": bridge["sweep"].get("seconds", 0.0), "open": bridge["open_segments"]} | totals(plugin)
+    seen = {"sweep": bridge["sweep"].get("seconds", 0.0), "open": bridge["open_segments"]}
+    return seen | {"forgotten": bridge["forgotten"]} | totals(plugin)
 
 
 def totals(plugin) -> dict:
@@ -93,4 +97,4 @@ def say(values: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(bridge=sys.argv[1] == "bridge")
+    main(bridge=sys.argv[1] == "bridge", forget=sys.argv[2])

@@ -39,12 +39,12 @@ class Soak:
     weather: int
 
 
-def soak(seconds: float, say: Callable[[str], None] = lambda line: None) -> Soak:
-    """Run for so many seconds."""
+def soak(seconds: float, say: Callable[[str], None] = lambda line: None, forget: str = "null") -> Soak:
+    """Run for so many seconds; ``forget``: the setting ``otel.forget-spans`` of the one with the bridge."""
     bridge, plain = Story(), Story()
     with Misbehaving("grpc") as receiver, Wire(receiver.endpoint) as wire:
         env = {"OTEL_EXPORTER_OTLP_ENDPOINT": wire.endpoint, "OTEL_EXPORTER_OTLP_TIMEOUT": "2"}
-        children = [_start("bridge", bridge, env, say), _start("plain", plain, {}, say)]
+        children = [_start("bridge", bridge, env, say, forget), _start("plain", plain, {}, say)]
         changes = _flap(wire, seconds)
         for process, _ in children:
             process.stdin.write("stop\n")
@@ -75,9 +75,9 @@ def _flap(wire: Wire, seconds: float) -> int:
     return changes
 
 
-def _start(kind: str, story: Story, env: dict[str, str], say: Callable[[str], None]):
+def _start(kind: str, story: Story, env: dict[str, str], say: Callable[[str], None], forget: str = "null"):
     process = subprocess.Popen(
-        [sys.executable, "-m", "soak.child", kind],
+        [sys.executable, "-m", "soak.child", kind, forget],
         env=environment(env),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

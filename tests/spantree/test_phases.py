@@ -63,6 +63,19 @@ def test_nothing_else_began():
     ]
 
 
+def test_a_segment_waits_for_more_from_the_end_of_a_phase():
+    """Also one that was open before."""
+    story = Story(idle_timeout=5.0)
+    story.now += 20.0
+    span = story.span("a")
+    for _ in range(2):
+        take_in(story, span, 10.0)
+        story.pass_time(4)
+    story.work(span)
+    story.pass_time(20)
+    assert lines(story.records) == ["a [span]", "  take in graph [phase]", "  take in graph [phase]", "  work [group]"]
+
+
 def test_a_later_segment_begins_when_the_graph_came():
     story = Story()
     span = story.span("a")

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from support.callers import anchored
@@ -196,6 +196,22 @@ class Machine(RuleBasedStateMachine):
     @rule(i=some)
     def a_call_to_an_actor(self, i: int) -> None:
         self.cluster.make_span(self._tasks(i, "memory")[0])
+
+    @have_spans
+    @rule(i=some)
+    def forget_a_root(self, i: int) -> None:
+        root = self._span(i)
+        while above := self.cluster.spans[root].parent_id:
+            root = above
+        if self.world.forget(root):
+            event("forgotten")
+
+    @have_spans
+    @rule(i=some, w=worker)
+    def everything_ends_and_a_root_is_forgotten(self, i: int, w: str) -> None:
+        self.everything_ends(w)
+        if self.cluster.spans:
+            self.forget_a_root(i)
 
     # Workers and time
 

@@ -19,9 +19,11 @@ from support.memory import MemoryExporter, make_sink
 from support.misbehaving import Misbehaving, Rejects, in_turn
 from support.pages import FAST, get, status, with_page
 from support.records import root_segment
+from support.trees import tree
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 
 import dask_otel
+from dask_otel.cli.receiver import Receiver
 from dask_otel.otlp.transport import Sender
 from dask_otel.preload import OTelPlugin
 from dask_otel.safety import Safety
@@ -107,6 +109,29 @@ def test_who_submitted_and_what_failed(receiver):
             await future
 
     with_page(test)
+
+
+@pytest.mark.parametrize(("threshold", "is_long"), [("0s", True), ("1h", False)])
+def test_a_graph_that_takes_long(monkeypatch, threshold, is_long):
+    """With the setting of the scheduler, over the wire and on the page of the run."""
+
+    async def test(plugin, client, scheduler):
+        with span("root") as root:
+            await client.submit(abs, -1, key="one")
+        (run,) = (await status(scheduler, finished(1)))["finished"]
+        spans = await asyncio.to_thread(receiver.wait_for_trace, run["trace_id"], timeout=20)
+        assert tree(spans, "dask.phase", "dask.graph.task.count") == [
+            "root [span]",
+            "  one [group]",
+            *(["  take in graph [phase] dask.phase=take_in dask.graph.task.count=1"] if is_long else []),
+        ]
+        assert {each.attributes["dask.span.id"] for each in spans} == {root}
+        page = (await get(scheduler, f"/otel/{run['run']}")).body.decode()
+        assert ('<summary class="row phase"' in page) == ("take in graph" in page) == is_long
+
+    with Receiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoints["grpc"])
+        with_page(test, **{"otel.client.phase-threshold": threshold})
 
 
 def test_an_error_of_which_the_message_is_hidden(receiver):

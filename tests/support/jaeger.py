@@ -64,14 +64,14 @@ class Jaeger:
             sleep(0.1)
         raise AssertionError(f"Jaeger has only {[span.name for span in spans]} of trace {trace_id}")
 
-    def find(self, service: str, enough: Callable[[list[Span]], bool]) -> list[Span]:
+    def find(self, service: str, enough: Callable[[list[Span]], bool], patience: float = PATIENCE) -> list[Span]:
         """Ask for the traces of a service until one has enough, and return that one."""
         now = datetime.now(timezone.utc)
         times = {"min": now - timedelta(hours=1), "max": now + timedelta(hours=1)}
         query = {f"query.start_time_{name}": f"{time:%Y-%m-%dT%H:%M:%SZ}" for name, time in times.items()}
         query |= {"query.service_name": service, "query.num_traces": "100"}
         by_trace: dict[str, list[Span]] = {}
-        deadline = monotonic() + PATIENCE
+        deadline = monotonic() + patience
         while monotonic() < deadline:
             try:
                 with urlopen(f"{self.ui}/api/v3/traces?{urlencode(query)}", timeout=10) as answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 
 from dask_otel.identity import group_id, origin_of, segment_id
@@ -36,6 +37,8 @@ class Cluster:
         self.parents: set[tuple[int, int]] = set()
         #: Unfinished tasks of each span, as told.
         self.unfinished: Counter[str] = Counter()
+        #: Ids of default spans, and of those below, that were forgotten: Dask never makes one again.
+        self.gone: set[str] = set()
         #: Ids of segments that have been open, and of those that were told of a run.
         self.opened: set[int] = set()
         self.lasting: set[int] = set()
@@ -51,7 +54,36 @@ class Cluster:
         if trace := tag.partition("!")[2]:  # it was opened by a caller in this trace
             span_id = anchored(int(trace), 8, span_id)
         tags = (*above.tags, tag) if above else (tag.partition("#")[0],)
-        self.spans.setdefault(span_id, SpanInfo(span_id, tags, parent_id, self.now))
+        if span_id not in self.gone:
+            self.spans.setdefault(span_id, SpanInfo(span_id, tags, parent_id, self.now))
+
+    def below(self, root_id: str) -> list[str]:
+        """Ids of a root and of all spans below it, parents before children."""
+        found = [root_id]
+        for each in found:  # which grows
+            found += [info.id for info in self.spans.values() if info.parent_id == each]
+        return found
+
+    def is_over(self, span_ids: list[str]) -> bool:
+        """Whether nothing of spans is unfinished, and nothing is still to be told."""
+        ids = set(span_ids)
+        told = {group.span_id for group in self.inbox} | {graph.span_id for graph in self.graphs} | set(self.metrics)
+        told |= {made.span_id for made in self.worker_spans} | {each for pair in self.claims for each in pair}
+        tasks = [task for group in self.groups.values() if group.span_id in ids for task in group.tasks]
+        return ids.isdisjoint(told) and not any(task.is_unfinished or task.provisional for task in tasks)
+
+    def forget(self, span_ids: list[str]) -> None:
+        """Groups and results are gone; if the spans come back, they are new ones with the same ids."""
+        self.now += 0.01
+        for key in [key for key in self.groups if key[0] in span_ids]:
+            del self.groups[key]
+        for_good = self.spans[span_ids[0]].is_default
+        for span_id in span_ids:
+            info = self.spans.pop(span_id)
+            if for_good:
+                self.gone.add(span_id)
+            else:
+                self.spans[span_id] = replace(info, enqueued=self.now)
 
     def group(self, span_id: str, name: str) -> Group:
         return self.groups.setdefault((span_id, name), Group(span_id, name))

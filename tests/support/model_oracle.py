@@ -31,7 +31,9 @@ class Oracle:
         #: How often all workers have sent heartbeats since the span tree was last told of a group.
         self.beats = 0
         self.accounts: dict[tuple[str, int], Account] = defaultdict(Account)
+        #: Numbers of the next segments, and of the first ones since a span was forgotten.
         self.closed: Counter[str] = Counter()
+        self.first: Counter[str] = Counter()
         #: Spans that have been cut.
         self.cut: set[str] = set()
         self.records: dict[Ids, Record] = {}
@@ -44,6 +46,21 @@ class Oracle:
     def account(self, span_id: str) -> Account:
         """Return the account of the segment that is open, or will be the next."""
         return self.accounts[span_id, self.closed[span_id]]
+
+    def forget(self, span_ids: list[str]) -> None:
+        """Nothing that counts is left of spans."""
+        for span_id in span_ids:
+            account = self.accounts.pop((span_id, self.closed[span_id]), Account())
+            self._check_lost(span_id, account)
+            self.last.pop(span_id, None)
+            self.told_elsewhere.pop(span_id, None)
+            self.cut.discard(span_id)
+
+    def begin_again(self, span_ids: list[str]) -> None:
+        """Numbers go on with the time at which the spans are made again, if they were ever sent."""
+        for span_id in span_ids:
+            if self.closed[span_id] and span_id in self.cluster.spans:
+                self.closed[span_id] = self.first[span_id] = int(self.cluster.spans[span_id].enqueued * 1000)
 
     def take(self, record: Record | None) -> None:
         """Check a record."""
@@ -209,12 +226,16 @@ class Oracle:
             for link in record.links:
                 assert link[:2] in self.records, ("link to nowhere", record, link)
         for (span_id, _), account in self.accounts.items():
-            # What never had a segment was done before the span tree was there, or never.
-            assert not (self.closed[span_id] and (+account.numbers or account.metrics)), ("lost", span_id, account)
+            self._check_lost(span_id, account)
         self._check_budgets()
         forest = span_tree.forest
         assert not {**forest.open, **forest.open_tops, **forest.touched, **forest.at_rest}
         assert not any(node.previous and node.ledger.has_numbers for node in forest.held)
+
+    def _check_lost(self, span_id: str, account: Account) -> None:
+        # What never had a segment was done before the span tree was there, or never.
+        is_shown = self.closed[span_id] > self.first[span_id]
+        assert not (is_shown and (+account.numbers or account.metrics)), ("lost", span_id, account)
 
     def _check_budgets(self) -> None:
         of_root: dict[Ids, Counter[str]] = defaultdict(Counter)

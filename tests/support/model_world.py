@@ -93,6 +93,20 @@ class World:
                 then()
         self.intact = True
 
+    def forget(self, root_id: str) -> bool:
+        """Forget a root, as ``scheduler/forgetting.py`` does, if it may be; return whether it was."""
+        ids, tree = self.cluster.below(root_id), self.span_tree
+        if not tree.rests_since(root_id) or not self.cluster.is_over(ids):
+            return False
+        if not tree.is_complete(ids) or tree.send_held(ids, self.cluster.now):
+            return False
+        tree.forget(reversed(ids))
+        assert not any(map(tree.forest.knows, ids))
+        self.oracle.forget(ids)
+        self.cluster.forget(ids)
+        self.oracle.begin_again(ids)
+        return True
+
     def close(self) -> None:
         """The cluster closes."""
         try:

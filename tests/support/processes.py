@@ -79,10 +79,10 @@ class Process:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def wait_for(self, pattern: str) -> re.Match[str]:
+    def wait_for(self, pattern: str, patience: float = PATIENCE) -> re.Match[str]:
         """Wait until the log has a match, and return it."""
         with self._logged:
-            assert self._logged.wait_for(lambda: re.search(pattern, self.log) or self._ended, PATIENCE), self.log
+            assert self._logged.wait_for(lambda: re.search(pattern, self.log) or self._ended, patience), self.log
             match = re.search(pattern, self.log)
             assert match, self.log
             return match
@@ -107,8 +107,8 @@ class Process:
         self._process.kill()
         self.join()
 
-    def join(self) -> int:
-        code = self._process.wait(PATIENCE)
+    def join(self, patience: float = PATIENCE) -> int:
+        code = self._process.wait(patience)
         if self._process.stdout.closed:
             return code
         self._reader.join(PATIENCE)
