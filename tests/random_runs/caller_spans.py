@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distributed import Scheduler
+from opentelemetry.context import Context
 
 from dask_otel import schema
 from dask_otel.client import implicit_spans, phase_spans
@@ -128,8 +130,8 @@ def _anchor(around: Ids) -> SpanOf | None:
 
 
 def _check_apart(outcome: Outcome, submitted: Iterable[Submission]) -> None:
-    """Check that what has one caller is in one Dask span, and nothing else is in it."""
-    callers: dict[str, set[SpanOf]] = defaultdict(set)
+    """Check that what has one caller and client is in one Dask span, and nothing else is in it."""
+    callers: dict[str, set[tuple[SpanOf, str]]] = defaultdict(set)
     lineages: dict[str, set[Ids]] = defaultdict(set)
     arounds: dict[Outside, set[Ids]] = defaultdict(set)
     for each in submitted:
@@ -137,7 +139,7 @@ def _check_apart(outcome: Outcome, submitted: Iterable[Submission]) -> None:
             arounds[each.outside].add(each.around)
             lineages[each.around[-1]].add(each.around)
             if each.outside.caller and each.around != each.outside.opened:
-                callers[each.around[-1]].add(each.outside.caller)
+                callers[each.around[-1]].add((each.outside.caller, each.outside.client))
     for what, values in (("callers", callers), ("lineages", lineages)):
         for id_, found in values.items():
             outcome.check(id_, f"{what} of a Dask span", len(found), 1)
@@ -197,9 +199,12 @@ def check_metrics(outcome: Outcome, scheduler: Scheduler, recorder: Recorder) ->
 def check_client(outcome: Outcome) -> None:
     """Check at the end that nothing has failed in the clients, and that they keep nothing of spans that are gone."""
     outcome.check("-", "failed in clients", dict(safety.failures), {})
-    kept: list[Mapping[Any, Any]] = [implicit_spans._known, implicit_spans._linked]
-    kept += [phases._sums for phases in phase_spans._all]
-    outcome.check("-", "kept in clients", [span.name for each in kept for span in each], [])
+    known: list[Mapping[Any, Any]] = [implicit_spans._known, implicit_spans._linked]
+    known += [phases._sums for phases in phase_spans._all]
+    kept = {id(span): span for each in known for span in each}
+    # Clients and workers that were made under a span keep their context.
+    names = [s.name for s in kept.values() if not any(isinstance(each, Context) for each in gc.get_referrers(s))]
+    outcome.check("-", "kept in clients", names, [])
 
 
 def _path(span: Any) -> str:
