@@ -93,8 +93,9 @@ def recipes_for_notebooks():
 def test_a_notebook_shows_links_and_a_run(tmp_path):
     need("nbclient", "ipykernel")
     cells = [*recipes_for_notebooks()[0][:4], "client.close(); cluster.close()"]
+    quiet = "ignore:Port"  # somebody else's cluster may have Dask's usual one
     settings, described, linked, (run,), closed = shown_below(
-        cells, tmp_path, OTEL_TRACES_EXPORTER="none", OTEL_METRICS_EXPORTER="none"
+        cells, tmp_path, OTEL_TRACES_EXPORTER="none", OTEL_METRICS_EXPORTER="none", PYTHONWARNINGS=quiet
     )
     assert settings == closed == []
     for (link,) in (described, linked):

@@ -9,6 +9,7 @@ import asyncio
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -443,6 +444,100 @@ def test_a_script_that_a_batch_system_starts(jaeger, tmp_path, address, sends):
     # OpenTelemetry's SDK does not read the environment: a span of the script's own is the top of a trace.
     assert own != trace
     trace_of(jaeger, own, ["script  nightly", *indented(*reads("nightly"))])
+
+
+#: Two clients under one span; spans that have been open for so long that their work is in linked traces.
+CALLERS = """
+import sys, time
+from distributed import Client
+from opentelemetry import trace
+import dask_otel
+
+tracer = trace.get_tracer("script")
+with Client() as first, Client() as second:
+    with tracer.start_as_current_span("shared") as span:
+        print(dask_otel.trace_id())
+        first.submit(abs, -1, key="a-1").result()
+        second.submit(abs, -2, key="a-2").result()
+    for start in [int((time.time() - age) * 1e9) for age in (70, 140)]:
+        with tracer.start_as_current_span("kernel", start_time=start) as span:
+            print(f"{span.get_span_context().trace_id:032x}")
+            second.submit(abs, start, key=f"c-{start}").result()  # the current client, of whose work trace_id() speaks
+            print(dask_otel.trace_id())
+"""
+
+
+def test_who_submits(jaeger, tmp_path, address, sends):
+    """Each client has its own Dask span under one span; a program that lives for days has linked traces."""
+    settings = {"DASK_OTEL__CAPTURE__USER": "true", "LOGNAME": "alice", "DASK_OTEL__CLIENT__LINK_AFTER": "1m"}
+    shared, *long = run_script(tmp_path, address, sends, "-c", CALLERS, **settings)
+    work = ["  dask-scheduler span shared", "    dask-scheduler group a"]
+    spans = trace_of(jaeger, shared, ["script  shared", *work, *work])
+    tops = [each for each in spans if each.attributes.get("dask.kind") == "span"]
+    assert len({each.attributes["dask.span.id"].partition(";")[0] for each in tops}) == 1
+    assert len({each.attributes["dask.client.id"] for each in tops}) == 2
+    said = [{name: each.attributes[name] for name in WHO} for each in tops]
+    assert said == [dict(zip(WHO, ("script", "alice", socket.gethostname()), strict=True))] * 2
+    for own, linked in (long[:2], long[2:]):
+        (kernel,) = trace_of(jaeger, own, ["script  kernel"])
+        spans = trace_of(jaeger, linked, ["dask-scheduler span kernel", "  dask-scheduler group c"])
+        (top,) = (each for each in spans if not each.parent_id)
+        assert kernel.links == ((linked, top.span_id, "work"),)
+        assert top.links == ((own, kernel.span_id, "caller"),)
+
+
+WHO = ("service.peer.name", "dask.client.user", "dask.client.host")
+
+#: Requests, and a Dask span that stays open while the scheduler forgets it: another one has its name by then.
+LONG = """
+import contextvars, time
+from distributed import Client, span
+from opentelemetry import trace
+import dask_otel
+
+def spans(dask_scheduler):
+    return sorted(dask_scheduler.extensions["spans"].spans)
+
+def again():
+    with span("open"):
+        print(dask_otel.trace_id())
+        client.submit(abs, -2, key="other-1").result()
+
+def request(n):
+    with trace.get_tracer("script").start_as_current_span("request"):
+        print(dask_otel.trace_id())
+        client.submit(abs, n, pure=False).result()
+
+with Client() as client, span("open") as own:
+    print(dask_otel.trace_id())
+    client.submit(abs, -1, key="before-1").result()
+    contextvars.Context().run(again)
+    for n in range(20):
+        contextvars.Context().run(request, n)
+    while len(client.run_on_scheduler(spans)) > 2:  # the latest one of each name stays
+        time.sleep(0.1)
+    assert own not in client.run_on_scheduler(spans)
+    client.submit(abs, -3, key="after-1").result()
+    print(len(client.scheduler_info()["workers"]), len(client.run_on_scheduler(spans)))
+"""
+
+
+def test_a_cluster_that_forgets(jaeger, tmp_path, sends):
+    """The traces of what was forgotten are whole, also of what comes back; no worker is lost."""
+    forgets = sends | {"DASK_OTEL__FORGET_SPANS": "5s"}
+    with cluster(tmp_path, env=forgets, workers=2) as processes:
+        opened, other, *requests, left = run_script(tmp_path, processes.address, forgets, "-c", LONG)
+        assert left == "2 3"
+        log = processes.scheduler
+    assert our_errors(log.log) == []
+    segment = "  dask-scheduler span open"
+    parts = [line for each in ("before", "after") for line in (segment, f"    dask-scheduler group {each}")]
+    spans = trace_of(jaeger, opened, ["script  open", *parts])
+    assert sorted(each.attributes.get("dask.span.segment", -1) > 10**12 for each in spans) == [False] * 4 + [True]
+    trace_of(jaeger, other, ["script  open", "  dask-scheduler span open", "    dask-scheduler group other"])
+    assert len({*requests}) == 20
+    for each in requests:
+        trace_of(jaeger, each, ["script  request", "  dask-scheduler span request", "    dask-scheduler group abs"])
 
 
 #: Collections that are computed, and futures that are gathered.
