@@ -143,7 +143,7 @@ def _anchor(around: Ids) -> SpanOf | None:
 
 
 def _check_apart(outcome: Outcome, submitted: Iterable[Submission], blocks: Container[SpanOf]) -> None:
-    """Check that what has one caller and client is in one Dask span, and nothing else is in it but in those of blocks."""
+    """Check that what has one caller and client is in one Dask span; and if that is implicit, nothing else is in it."""
     callers: dict[str, set[tuple[SpanOf, str]]] = defaultdict(set)
     lineages: dict[str, set[Ids]] = defaultdict(set)
     arounds: dict[Outside, set[Ids]] = defaultdict(set)
