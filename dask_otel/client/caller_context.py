@@ -185,12 +185,11 @@ def _placed(
     ids: tuple[str, ...] = ()
     if opened:
         tags, ids = tuple(opened["name"]), tuple(opened["ids"])
-    is_known = known is not None and known.caller[:2] == caller[:2]
+    elif known:
+        tags, ids = known.tags, known.ids
     if known and ids[: len(known.ids)] != known.ids:
-        if is_known or not opened:
-            tags, ids = known.tags, known.ids
-        else:
-            known = None
+        known = None
+    is_known = known is not None and known.caller[:2] == caller[:2]
     linked, around = None, ids
     if known:
         linked = known.linked

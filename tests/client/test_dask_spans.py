@@ -1177,16 +1177,16 @@ async def test_the_span_of_a_block_that_is_handed_on_by_hand(person, plugin, cli
         second = client.submit(inc, 2, key="own-1")
         with span("y"):
             third = submit(parent, "inner-1")
-        with dask.annotate(span={"name": ("plain",), "ids": ("id",)}):
-            fourth = submit(parent, "elsewhere-1")
-    await client.gather([first, second, third, fourth])
+        with dask.annotate(span={"name": ("plain",), "ids": ("id",)}), trace.use_span(parent):
+            outside, implicit = span_ids_here()  # as any other span
+            assert (outside, implicit.startswith(f"{here()};")) == ("id", True)
+    await client.gather([first, second, third])
     assert shape(await everything(person, plugin, worker)) == [
         "~outer",
         "  outer [span]",
         "    x [span]",
         "      y [span]",
         "        inner [group]",
-        "      elsewhere [group]",
         "      own [group]",
         "      thread [group]",
         "  ~x",
