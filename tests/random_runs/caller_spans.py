@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from distributed import Scheduler
@@ -53,11 +53,14 @@ def check_caller_spans(
     outcome.submissions, outcome.blocks = len(submitted), len(callers.blocks)
     _check_made(outcome, programs, callers)
     _check_blocks(outcome, plan, programs, callers)
+    lineages = {each.inside: each.lineage for each in callers.blocks if each.inside and each.inside != each.around}
     for each in submitted:
-        _check_submission(outcome, plan, each)
-    _check_apart(outcome, submitted)
+        _check_submission(outcome, plan, each, lineages)
+    _check_apart(outcome, submitted, lineages)
     if plan.calling.context != "none":
-        _check_traces(outcome, submitted, clusters, programs)
+        # But for what is in another Dask span inside the block whose span is current.
+        own = [s for s in submitted if lineages.get(s.outside and s.outside.caller, s.around) == s.around]
+        _check_traces(outcome, own, clusters, programs)
     every = _callers(submitted, callers)
     unsampled = {each for each in every if not each.is_sampled}
     if plan.sampler != "always_on":
@@ -109,14 +112,24 @@ def _check_blocks(outcome: Outcome, plan: Plan, programs: Sequence[Any], callers
     outcome.check("-", "spans of no block", sent.keys() - known, set())
 
 
-def _check_submission(outcome: Outcome, plan: Plan, submission: Submission) -> None:
-    """Check in which Dask span a submission is: the open one, or one of the caller's in it."""
+def _check_submission(outcome: Outcome, plan: Plan, submission: Submission, lineages: Mapping[SpanOf, Ids]) -> None:
+    """Check in which Dask span a submission is: the open one, that of the caller's block, or an implicit one.
+
+    Parameters
+    ----------
+    lineages
+        By spans of blocks, the ids of the Dask spans.
+    """
     assert plan.calling
     assert submission.outside
     around, (caller, opened, _) = submission.around, submission.outside
     path = "/".join(around)
     if caller is None or plan.calling.context == "none":
         outcome.check(path, "Dask span without a caller", around, opened)
+        return
+    if caller in lineages:  # handed on, perhaps, to where another Dask span is open
+        block = lineages[caller]
+        outcome.check(path, "Dask span of a block", around, opened if opened[: len(block)] == block else block)
         return
     outcome.check(path, "Dask span inside the open one", around[: len(opened)], opened)
     if plan.calling.context == "parent" or not caller.is_sampled:
@@ -129,8 +142,8 @@ def _anchor(around: Ids) -> SpanOf | None:
     return SpanOf(parts[0], parts[1], bool(int(parts[2], 16) & 1)) if version == "00" and len(parts) == 3 else None
 
 
-def _check_apart(outcome: Outcome, submitted: Iterable[Submission]) -> None:
-    """Check that what has one caller and client is in one Dask span, and nothing else is in it."""
+def _check_apart(outcome: Outcome, submitted: Iterable[Submission], blocks: Container[SpanOf]) -> None:
+    """Check that what has one caller and client is in one Dask span; and if that is implicit, nothing else is in it."""
     callers: dict[str, set[tuple[SpanOf, str]]] = defaultdict(set)
     lineages: dict[str, set[Ids]] = defaultdict(set)
     arounds: dict[Outside, set[Ids]] = defaultdict(set)
@@ -138,7 +151,7 @@ def _check_apart(outcome: Outcome, submitted: Iterable[Submission]) -> None:
         if each.outside and each.around:
             arounds[each.outside].add(each.around)
             lineages[each.around[-1]].add(each.around)
-            if each.outside.caller and each.around != each.outside.opened:
+            if each.outside.caller and each.outside.caller not in blocks and each.around != each.outside.opened:
                 callers[each.around[-1]].add((each.outside.caller, each.outside.client))
     for what, values in (("callers", callers), ("lineages", lineages)):
         for id_, found in values.items():

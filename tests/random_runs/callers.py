@@ -47,8 +47,9 @@ class Block:
     """A ``with span(...)`` of the program."""
 
     tags: Ids
-    #: Of its Dask spans.
+    #: Of its Dask spans, and of the innermost and all around it.
     ids: Ids
+    lineage: Ids
     #: The current span around it and in it.
     around: SpanOf | None
     inside: SpanOf | None
@@ -86,8 +87,8 @@ class Callers:
                 return
             around = SpanOf.current()
             with opens(*tags) as id_:
-                ids = tuple(dask.get_annotations()["span"]["ids"][-len(tags) :])
-                block = Block(tags, ids, around, SpanOf.current())
+                lineage = tuple(dask.get_annotations()["span"]["ids"])
+                block = Block(tags, lineage[-len(tags) :], lineage, around, SpanOf.current())
                 self.blocks.append(block)
                 try:
                     yield id_
