@@ -192,7 +192,8 @@ def _placed(
     is_known = known is not None and known.caller[:2] == caller[:2]
     linked, around = None, ids
     if known:
-        linked = known.linked
+        # Not if what is open inside the block, by its annotation, is in a caller's trace.
+        linked = None if any(map(caller_of, map(str, ids[len(known.ids) :]))) else known.linked
         around = *known.ids_on(_scheduler_of(client)), *ids[len(known.ids) :]
     nearest = caller_of(str(ids[-1])) if ids else None
     if is_known or (nearest and nearest[:2] == caller[:2]):

@@ -32,6 +32,7 @@ from ..schema import MAX_NAME, clean
 from ..tracers import GlobalTracer
 from ..worker.task_span import record_error
 from .callers import Caller, Here, find_caller, is_in_task, is_suppressed, periods_of
+from .implicit_spans import reserve
 from .settings import ClientSettings, client_settings
 from .submitting import safety
 
@@ -232,6 +233,7 @@ def _open(opened: _Opened, here: Here, settings: ClientSettings, count: int) -> 
             caller = Caller.of(own)
             context = set_span_in_context(span, context)
             nonce = ""
+            reserve(span)
         else:  # no SDK, or one that is switched off
             if opened.spans and span:
                 opened.spans.pop()  # it may be the current span itself, which is not ours to end

@@ -3,12 +3,13 @@
 All that is submitted under one span, by one client and inside the same Dask spans, is in one implicit Dask span. Its id
 is the ``traceparent`` of the caller's span where that can name nothing else. It is followed by a nonce if the caller is
 in another process or is handed on to forked ones, and for a second client, a second name of the span, or other Dask
-spans around it.
+spans around it. So it is if the caller's span is that of ``with span(...)`` and another Dask span is open.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from hashlib import blake2b
 from secrets import token_bytes
 from threading import RLock
@@ -23,7 +24,7 @@ from .. import schema
 from ..identity import origin_of, segment_id
 from .callers import Caller, Here
 
-__all__ = ["implicit_id", "link_to_work"]
+__all__ = ["implicit_id", "link_to_work", "reserve"]
 
 #: Ids that are remembered for a span.
 MAX_KNOWN = 100
@@ -68,6 +69,12 @@ def implicit_id(here: Here, caller: Caller, tag: str, around: tuple[str, ...], c
             if len(known) < MAX_KNOWN:
                 known[what] = found
         return found
+
+
+def reserve(span: Span) -> None:
+    """Leave the bare ``traceparent`` of the span of a ``with span(...)`` block to the Dask span of the block."""
+    with _lock, suppress(TypeError):  # a span of somebody else's making, see above
+        _known.setdefault(span, {})[()] = ""
 
 
 def link_to_work(span: Span | None, root_id: str) -> None:

@@ -699,6 +699,14 @@ async def test_the_span_of_an_outer_block_is_made_current_again(person, plugin, 
     ]
 
 
+def test_the_id_of_a_block_is_not_that_of_an_implicit_dask_span(monkeypatch):
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", Person().provider)
+    with span("x") as id_, dask.annotate(span={"name": ("plain",), "ids": ("id",)}):
+        around, own = span_ids_here()
+        assert around == "id"
+        assert own.startswith(f"{id_};")
+
+
 # Link
 
 
@@ -782,6 +790,15 @@ def test_link_of_a_request_inside_what_is_not_sampled(monkeypatch):
             assert span_ids_here() == (outer, inner, here())
             with span("x") as innermost:
                 assert innermost == here()
+
+
+def test_link_of_a_request_inside_what_is_in_a_callers_trace(monkeypatch):
+    """An ordinary id would have it in that trace."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", Person().provider)
+    with instrumented(client__context="link"), span("x") as id_:
+        inner = {"name": ("x", "y"), "ids": (id_, ENVIRONMENT)}
+        with dask.annotate(span=inner), current("request"):
+            assert span_ids_here() == (id_, ENVIRONMENT, here())
 
 
 @both(make=lambda: Person(sampler=ALWAYS_OFF))

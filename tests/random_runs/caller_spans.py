@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distributed import Scheduler
@@ -59,7 +59,8 @@ def check_caller_spans(
     _check_apart(outcome, submitted, lineages)
     if plan.calling.context != "none":
         # But for what is in another Dask span inside the block whose span is current.
-        own = [s for s in submitted if lineages.get(s.outside and s.outside.caller, s.around) == s.around]
+        inside = {each.outside for each in submitted if each.outside and each.around == each.outside.opened}
+        own = [s for s in submitted if s.outside not in inside or lineages.get(s.outside.caller, s.around) == s.around]
         _check_traces(outcome, own, clusters, programs)
     every = _callers(submitted, callers)
     unsampled = {each for each in every if not each.is_sampled}
@@ -127,9 +128,9 @@ def _check_submission(outcome: Outcome, plan: Plan, submission: Submission, line
     if caller is None or plan.calling.context == "none":
         outcome.check(path, "Dask span without a caller", around, opened)
         return
-    if caller in lineages:  # handed on, perhaps, to where another Dask span is open
-        block = lineages[caller]
-        outcome.check(path, "Dask span of a block", around, opened if opened[: len(block)] == block else block)
+    block = lineages.get(caller)
+    if block and opened[: len(block)] in ((), block):  # in the block, or in a thread that has not got Dask's context
+        outcome.check(path, "Dask span of a block", around, opened or block)
         return
     outcome.check(path, "Dask span inside the open one", around[: len(opened)], opened)
     if plan.calling.context == "parent" or not caller.is_sampled:
@@ -142,7 +143,7 @@ def _anchor(around: Ids) -> SpanOf | None:
     return SpanOf(parts[0], parts[1], bool(int(parts[2], 16) & 1)) if version == "00" and len(parts) == 3 else None
 
 
-def _check_apart(outcome: Outcome, submitted: Iterable[Submission], blocks: Container[SpanOf]) -> None:
+def _check_apart(outcome: Outcome, submitted: Iterable[Submission], blocks: Mapping[SpanOf, Ids]) -> None:
     """Check that what has one caller and client is in one Dask span; and if that is implicit, nothing else is in it."""
     callers: dict[str, set[tuple[SpanOf, str]]] = defaultdict(set)
     lineages: dict[str, set[Ids]] = defaultdict(set)
@@ -151,8 +152,9 @@ def _check_apart(outcome: Outcome, submitted: Iterable[Submission], blocks: Cont
         if each.outside and each.around:
             arounds[each.outside].add(each.around)
             lineages[each.around[-1]].add(each.around)
-            if each.outside.caller and each.outside.caller not in blocks and each.around != each.outside.opened:
-                callers[each.around[-1]].add((each.outside.caller, each.outside.client))
+            caller, opened, client = each.outside
+            if caller and each.around not in (opened, blocks.get(caller)):
+                callers[each.around[-1]].add((caller, client))
     for what, values in (("callers", callers), ("lineages", lineages)):
         for id_, found in values.items():
             outcome.check(id_, f"{what} of a Dask span", len(found), 1)
