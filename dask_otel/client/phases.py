@@ -264,15 +264,25 @@ def _waiting(phases: Phases, original: Callable[..., Any]) -> Callable[..., Any]
             return original(client, func, *args, **kwargs)
         if is_async:
             return original(client, _awaited(phases, call, func, fetches), *args, **kwargs)
-        done, result = False, None
         try:
             result = original(client, _watched(call, func) if fetches else func, *args, **kwargs)
-            done = True
-        finally:
-            _finish(phases, call, fetches, done, result)
+        except BaseException as error:
+            _finish(phases, call, fetches, False, None)
+            _hide_frame(error)
+            raise
+        _finish(phases, call, fetches, True, result)
         return result
 
     return sync
+
+
+def _hide_frame(error: BaseException) -> None:
+    """Take the frame that calls this out of a traceback, if it is about to raise the exception again.
+
+    Dask sees to it that the traceback of a task's exception is short. Python 3.10 has the frame all the same.
+    """
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next
 
 
 def _watched(call: _Call, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -298,6 +308,9 @@ def _awaited(phases: Phases, call: _Call, function: Callable[..., Any], fetches:
         try:
             result = await function(*args, **kwargs)
             done = True
+        except BaseException as error:
+            _hide_frame(error)
+            raise
         finally:
             with suppress(ValueError):  # closed from another context
                 _call.reset(token)
@@ -351,6 +364,9 @@ def _next(phases: Phases, original: Callable[..., Any]) -> Callable[..., Any]:
             return original(completed)
         try:
             return original(completed)
+        except BaseException as error:
+            _hide_frame(error)
+            raise
         finally:
             _finish(phases, call, False, True, None)
 
@@ -367,6 +383,9 @@ def _anext(phases: Phases, original: Callable[..., Any]) -> Callable[..., Any]:
             return await original(completed)
         try:
             return await original(completed)
+        except BaseException as error:
+            _hide_frame(error)
+            raise
         finally:
             _finish(phases, call, False, True, None)
 

@@ -7,6 +7,7 @@ import contextvars
 import inspect
 import pickle
 import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -1232,6 +1233,21 @@ def test_a_current_span_that_raises_does_not_hide_the_dask_span():
         token = context.attach(trace.set_span_in_context(Raises(trace.INVALID_SPAN_CONTEXT)))
         assert dask_otel.trace_id() == f"{trace_id('root'):032x}"
         context.detach(token)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 shows one frame more")
+@both()
+async def test_tracebacks_are_as_short_as_without(person, plugin, client, scheduler, worker):
+    async def frames():
+        with pytest.raises(ValueError, match="bad") as caught:
+            await client.submit(fail, 1, pure=False)
+        return [each.name for each in caught.traceback]
+
+    with current("request"):
+        instrumented = await frames()
+    dask_otel.uninstrument()
+    assert instrumented == await frames()
+    dask_otel.instrument()
 
 
 class Text(str):

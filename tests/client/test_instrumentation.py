@@ -38,7 +38,7 @@ def test_a_propagator_that_is_not_installed():
 
 
 SYNCHRONOUS = """
-import os, sys
+import os, sys, traceback
 import dask, dask.array as da, dask.bag as db
 from dask import delayed
 from dask.distributed import Client, span, wait, progress
@@ -71,7 +71,20 @@ with Client(processes=False, n_workers=1, dashboard_address=None) as client:
             way()
         context = current.get_span_context()
         expected[name] = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    def frames():
+        try:
+            client.submit(divmod, 1, 0, pure=False).result()
+        except ZeroDivisionError as error:
+            return [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+    with tracer.start_as_current_span("failing"):
+        instrumented = frames()
+    dask_otel.uninstrument()
+    if sys.version_info >= (3, 11):
+        assert instrumented == frames()
+    dask_otel.instrument()
     roots = {span.name: span.id for span in client.cluster.scheduler.extensions["spans"].root_spans}
+    del roots["failing",], roots["default",]
     assert roots == {(name,): id_ for name, id_ in expected.items()}, (roots, expected)
     if FORKS:
         with span("before the fork") as outer:
