@@ -53,6 +53,8 @@ _BOOLEANS = dict.fromkeys(("true", "yes", "on", "1", "y", "t"), True) | dict.fro
 _NEVER = ("", "off", "no", "false", "never", "none", "null")
 #: Words in names and values of settings that hide something.
 _HIDING = ("capture", "preset", "strict", "privacy")
+#: Words that look like one of these, and are none: a program's name.
+_NOT_HIDING = ("prefect",)
 _PASSWORD = re.compile(r"//[^/]*@")
 #: In a pattern: an escaped character, or a set of characters.
 _ATOM = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
@@ -232,6 +234,7 @@ def _seems_to_hide(*given: object) -> bool:
         elif isinstance(each, str) and any(
             difflib.get_close_matches(written, _HIDING, n=1, cutoff=0.75)
             for written in re.split(r"[\W_]+", each.lower()[:200])
+            if written not in _NOT_HIDING
         ):
             return True
     return False

@@ -170,6 +170,7 @@ def test_a_misspelt_preset_hides_everything(variable, value):
         {"otel.cluster-name": "strict"},
         {"other": {"capture": {"preset": "strict"}}},
         {"otel-x": {"y": 1}},
+        {"otel_tests": "/envs/prefect/bin/python"},
     ],
 )
 def test_other_misspelt_settings_hide_nothing(others):
