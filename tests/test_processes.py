@@ -19,6 +19,7 @@ from support.workflows import NESTED, NESTED_ATTRIBUTES, nested, request
 
 import dask_otel
 from dask_otel.cli.receiver import Receiver, Span
+from dask_otel.client.instrumentation import is_instrumented
 
 pytestmark = pytest.mark.slow
 
@@ -176,15 +177,19 @@ def test_a_nanny_says_that_there_is_nothing_to_do(tmp_path):
             nanny.stop()
 
 
-def test_a_client_says_that_there_is_nothing_to_do(tmp_path):
+def test_a_client_that_preloads_it_is_instrumented(tmp_path):
     with cluster(tmp_path, env={"OTEL_TRACES_EXPORTER": "none"}, workers=0) as processes:
-        with (
-            captured_logger("distributed.dask_otel", level="INFO") as log,
-            dask.config.set({"distributed.client.preload": ["dask_otel"]}),
-            Client(processes.address),
-        ):
-            pass
-        assert "preloaded in a Client, where it does nothing yet" in log.getvalue()
+        assert not is_instrumented()
+        try:
+            with (
+                captured_logger("distributed.dask_otel", level="INFO") as log,
+                dask.config.set({"distributed.client.preload": ["dask_otel"]}),
+                Client(processes.address),
+            ):
+                assert is_instrumented()
+        finally:
+            dask_otel.uninstrument()
+        assert log.getvalue() == ""
 
 
 def test_local_cluster(local):
