@@ -11,6 +11,9 @@ from dask_otel.safety import Safety
 from dask_otel.worker import ending
 from dask_otel.worker.ending import EndingThread
 
+#: A thread that a test ends may end only when the next test runs.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 
 def threads():
     return [each for each in threading.enumerate() if each.name == "dask-otel task spans"]
@@ -61,7 +64,6 @@ def test_what_raises_harms_nothing_else(safety):
     assert not safety.gave_up
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_ends_the_thread_does_not_end_the_next(safety):
     called = []
     thread = EndingThread(safety)
