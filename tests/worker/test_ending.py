@@ -11,9 +11,6 @@ from dask_otel.safety import Safety
 from dask_otel.worker import ending
 from dask_otel.worker.ending import EndingThread
 
-#: A thread that a test ends may end only when the next test runs.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-
 
 def threads():
     return [each for each in threading.enumerate() if each.name == "dask-otel task spans"]
@@ -64,6 +61,7 @@ def test_what_raises_harms_nothing_else(safety):
     assert not safety.gave_up
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_what_ends_the_thread_does_not_end_the_next(safety):
     called = []
     thread = EndingThread(safety)
@@ -76,6 +74,8 @@ def test_what_ends_the_thread_does_not_end_the_next(safety):
         thread.call(lambda number=number: called.append(number))
     assert thread.stop(30)
     assert called == [0, 1, 2]
+    for each in threads():
+        each.join(30)  # or what ended it would be reported while the next test runs
 
 
 def test_ends_that_wait_are_limited(safety, caplog):
