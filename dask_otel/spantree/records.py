@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..diagnosis.parts import CriticalPath, OnPath, Waterfall
+from ..diagnosis.verdict import Verdict
 from ..identity import Caller
 from .counts import FirstError, Tally
 from .events import Metrics, Phase, SpanInfo, TaskRun
@@ -123,6 +125,8 @@ class GroupRecord(Record):
     truncated_tasks: int
     #: Of the first run that failed and was retried.
     retried_error: FirstError | None = None
+    #: Seconds that its runs are on the critical path of its root; None if that was not known yet when it was sent.
+    critical: OnPath | None = None
 
 
 @dataclass(slots=True)
@@ -177,6 +181,10 @@ class SegmentRecord(Record):
     dropped_phases: int = 0
     #: On a top: spans of its trace that were lost before it was sent, and that no other segment counts.
     dropped_spans: int = 0
+    #: Of a root: why it took as long as it did.
+    waterfall: Waterfall | None = None
+    critical: CriticalPath | None = None
+    verdict: Verdict | None = None
 
     @property
     def is_top(self) -> bool:

@@ -1,0 +1,1 @@
+"""Why a run was slow: thread-seconds by part, the critical path, verdicts. Knows neither Dask nor OpenTelemetry."""
