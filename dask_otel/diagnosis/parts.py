@@ -13,6 +13,7 @@ __all__ = [
     "EDGES",
     "GAPS",
     "IDLE",
+    "OVERHEAD_ACTIVITIES",
     "OWN",
     "PARTS",
     "CriticalPath",
@@ -25,6 +26,8 @@ __all__ = [
 #: What threads did that had tasks of the root, as fine metrics say; ``handed`` is the rest: a worker had the task, but
 #: it did not run.
 OWN = ("cpu", "noncpu", "disk", "serialize", "p2p", "lost", "overhead", "handed")
+#: Activities of fine metrics that are overhead of Dask's, during which threads do not work.
+OVERHEAD_ACTIVITIES = ("executor", "other")
 #: Why other threads were idle. If several causes apply, it is the first one.
 IDLE = (
     "starting",

@@ -339,6 +339,11 @@ class RunTimes:
             account.stopped = stopped
         return lap
 
+    def lap_start(self, root_id: str) -> float | None:
+        """Return when the lap of a root began that is not over; None if there is none."""
+        account = self._accounts.get(root_id)
+        return account.base.start if account and account.base else None
+
     def forget(self, is_over: Callable[[str], bool]) -> Iterator[None]:
         """Forget when the last lap of roots ended whose segment is over. Lazy."""
         for account in list(self._resting):
