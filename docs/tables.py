@@ -17,6 +17,7 @@ from dask_otel.schema import (
     EVERY,
     GROUP,
     LINK_TYPES,
+    METRIC,
     METRICS,
     PENDING,
     PHASE,
@@ -83,6 +84,10 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join([f"| {lines[0]} |", "|" + "---|" * len(head), *(f"| {line} |" for line in lines[1:])])
 
 
+def _is_reason(each: Attribute) -> bool:
+    return each.name.startswith(("dask.verdict", "dask.waterfall.", "dask.critical."))
+
+
 def _is_on_every(each: Attribute) -> bool:
     return {*EVERY} <= {*each.on}
 
@@ -92,10 +97,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "resource": _resource,
     "every span": lambda: attributes(_is_on_every),
     "segments and group spans": lambda: attributes(
-        lambda each: {SEGMENT, GROUP} <= {*each.on} and not _is_on_every(each)
+        lambda each: {SEGMENT, GROUP} <= {*each.on} and not _is_on_every(each) and not _is_reason(each)
     ),
-    "segment": lambda: attributes(lambda each: SEGMENT in each.on and GROUP not in each.on),
+    "segment": lambda: attributes(lambda each: SEGMENT in each.on and GROUP not in each.on and not _is_reason(each)),
     "group span": lambda: attributes(lambda each: GROUP in each.on and SEGMENT not in each.on),
+    "why it was slow": lambda: attributes(lambda each: _is_reason(each) and METRIC not in each.on),
     "task span": lambda: attributes(lambda each: TASK in each.on and not _is_on_every(each)),
     "phase": lambda: attributes(lambda each: PHASE in each.on and not _is_on_every(each)),
     "pending span": lambda: attributes(lambda each: PENDING in each.on and not _is_on_every(each)),

@@ -76,6 +76,8 @@ class BridgeSettings:
     #: What takes at least so long to be taken in is a phase.
     phase_threshold: float = 0.05
     tags_in_group_names: bool = True
+    #: Whether roots have waterfalls, critical paths and verdicts.
+    verdicts: bool = True
     #: Whether all workers get ``OTelWorkerPlugin``.
     gives_worker_plugin: bool = False
     #: How long after its end a root is forgotten; None: never.
