@@ -17,7 +17,6 @@ from dask_otel.schema import (
     EVERY,
     GROUP,
     LINK_TYPES,
-    METRIC,
     METRICS,
     PENDING,
     PHASE,
@@ -47,6 +46,10 @@ def _resource() -> str:
 
 def _links() -> str:
     return _table((f"`{schema.LINK_TYPE}`", "from → to"), [(f"`{type_}`", text) for type_, text in LINK_TYPES.items()])
+
+
+def _verdicts() -> str:
+    return _table(("id", "what takes the time"), [(f"`{id_}`", text) for id_, text in schema.VERDICT_IDS.items()])
 
 
 def _limits() -> str:
@@ -101,7 +104,8 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "segment": lambda: attributes(lambda each: SEGMENT in each.on and GROUP not in each.on and not _is_reason(each)),
     "group span": lambda: attributes(lambda each: GROUP in each.on and SEGMENT not in each.on),
-    "why it was slow": lambda: attributes(lambda each: _is_reason(each) and METRIC not in each.on),
+    "why it was slow": lambda: attributes(lambda each: _is_reason(each) and SEGMENT in each.on),
+    "verdicts": _verdicts,
     "task span": lambda: attributes(lambda each: TASK in each.on and not _is_on_every(each)),
     "phase": lambda: attributes(lambda each: PHASE in each.on and not _is_on_every(each)),
     "pending span": lambda: attributes(lambda each: PENDING in each.on and not _is_on_every(each)),

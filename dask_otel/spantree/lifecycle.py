@@ -484,6 +484,7 @@ class SpanTree:
             node.previous_end += self._offset
         if record.is_top:
             self.roots.closed(record)
+        self.roots.explained(record)
         above = node.parent
         if above and above.segment and above.ledger:
             above.segment.enclose(record.start, record.end)
