@@ -41,8 +41,19 @@ IDLE = (
 #: All parts of a waterfall. ``unaccounted`` is negative: fine metrics have more than workers had tasks.
 PARTS = (*OWN, "unaccounted", "others", *IDLE)
 
-#: Why the critical path waited between two runs.
-GAPS = ("client", "graph", "report", "queued", "no_worker", "others", "lost", "input", "dispatch")
+#: Why the critical path waited between two runs; ``unfinished``: after the last run that has ended.
+GAPS = (
+    "client",
+    "graph",
+    "report",
+    "queued",
+    "no_worker",
+    "others",
+    "lost",
+    "input",
+    "dispatch",
+    "unfinished",
+)
 #: What a run on the critical path waited for: its inputs, or a thread on which another run was.
 EDGES = ("data", "thread")
 
@@ -129,6 +140,9 @@ class Lap:
     #: Seconds, not thread-seconds, in which the cluster had no thread.
     without_threads: float
     path: CriticalPath
+    #: Threads that ran what was lost with its worker, at least; and threads that ran again what had finished before.
+    lost: float = 0.0
+    recomputed: float = 0.0
     #: Since the lap before: threads that had tasks of other roots, idle ones, and seconds without threads.
     pause_others: float = 0.0
     pause_idle: float = 0.0
