@@ -5,7 +5,7 @@ thread, or for the run that freed its place in the queue: its predecessor is wha
 is that of its predecessor, the gap between the two, and the run itself, so that seconds and gaps sum to the time since
 the lap began, whatever the clocks of workers say.
 
-A step of a path refers to the step before, and every 64 steps are folded into sums: what is kept follows the tasks that
+A node refers to the one before it, and every 64 nodes are folded into sums: what is kept follows the tasks that
 are alive, not those that have finished.
 """
 
@@ -17,18 +17,18 @@ from typing import Any, NamedTuple
 
 from .parts import CriticalPath, GroupKey, OnPath
 
-__all__ = ["DATA", "THREAD", "Base", "Step", "Sums", "path_from", "path_of", "path_to_arrival", "path_to_run"]
+__all__ = ["DATA", "THREAD", "Base", "PathNode", "Sums", "path_from", "path_of", "path_to_arrival", "path_to_run"]
 
 #: Numbers of ``EDGES``.
 DATA, THREAD = 0, 1
-#: Steps that are folded at a time.
+#: Nodes that are folded at a time.
 FOLDED = 64
 #: Groups of a path that are kept apart: beyond twice as many, those with the least seconds are summed.
 MAX_GROUPS = 500
 
 
 class Sums(NamedTuple):
-    """Sums over the steps that are folded."""
+    """Sums over the nodes that are folded."""
 
     #: Seconds by group and edge.
     seconds: dict[tuple[GroupKey | None, int], float]
@@ -46,22 +46,22 @@ class Base:
         self.owner = owner
 
 
-#: A step is a tuple, since one is made for every run:
-#: 0 the base of its lap; 1 when the path has come so far; 2 when the scheduler was told; 3 the step before, or None;
+#: A run, or the arrival of a graph, and the path that leads to it. It is a tuple, since one is made for every run:
+#: 0 the base of its lap; 1 when the path has come so far; 2 when the scheduler was told; 3 the node before, or None;
 #: 4 the group, or None for the arrival of a graph; 5 the edge; 6 seconds of the run; 7 to 12 the gap before it: three
-#: causes, each with its seconds; 13 number of steps before that are not folded; 14 sums of this one and all before, if
+#: causes, each with its seconds; 13 number of nodes before that are not folded; 14 sums of this one and all before, if
 #: they are folded.
-Step = tuple[Any, ...]
+PathNode = tuple[Any, ...]
 
 
-def path_from(base: Base) -> Step:
-    """Return the step at which a lap begins."""
+def path_from(base: Base) -> PathNode:
+    """Return the node at which a lap begins."""
     start = base.start
     return base, start, start, None, None, DATA, 0.0, "", 0.0, "", 0.0, "", 0.0, 0, None
 
 
-def path_to_arrival(before: Step, came: float, taken_in: float) -> Step:
-    """Return the step of a graph that came and was taken in, after what the client had seen last."""
+def path_to_arrival(before: PathNode, came: float, taken_in: float) -> PathNode:
+    """Return the node of a graph that came and was taken in, after what the client had seen last."""
     end: float = before[1]
     thought = max(0.0, came - end)
     taking_in = max(0.0, taken_in - end - thought)
@@ -69,7 +69,7 @@ def path_to_arrival(before: Step, came: float, taken_in: float) -> Step:
 
 
 def path_to_run(
-    before: Step,
+    before: PathNode,
     group: GroupKey,
     edge: int,
     start: float,
@@ -79,8 +79,8 @@ def path_to_run(
     waited: str,
     others_until: float,
     last: str,
-) -> Step:
-    """Return the step of a run.
+) -> PathNode:
+    """Return the node of a run.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def path_to_run(
 
 
 def _step(
-    before: Step,
+    before: PathNode,
     end: float,
     told: float,
     group: GroupKey | None,
@@ -142,9 +142,9 @@ def _step(
     second_gap: float = 0.0,
     third_cause: str = "",
     third_gap: float = 0.0,
-) -> Step:
+) -> PathNode:
     number = before[13] + 1
-    step = (
+    node = (
         before[0],
         end,
         told,
@@ -161,18 +161,18 @@ def _step(
         number,
         None,
     )
-    return step if number < FOLDED else (*step[:3], None, *step[4:13], 0, _sums(step))
+    return node if number < FOLDED else (*node[:3], None, *node[4:13], 0, _sums(node))
 
 
-def _sums(step: Step) -> Sums:
-    """Sum over a step and all before it."""
-    steps = []
-    at: Step | None = step
+def _sums(node: PathNode) -> Sums:
+    """Sum over a node and all before it."""
+    nodes = []
+    at: PathNode | None = node
     while at and at[14] is None:
-        steps.append(at)
+        nodes.append(at)
         at = at[3]
     seconds, gaps = (dict(at[14].seconds), dict(at[14].gaps)) if at else ({}, {})
-    for each in reversed(steps):
+    for each in reversed(nodes):
         if each[6]:
             key = each[4], each[5]
             seconds[key] = seconds.get(key, 0.0) + each[6]
@@ -193,9 +193,9 @@ def _largest(seconds: Mapping[tuple[GroupKey | None, int], float]) -> dict[tuple
     return kept
 
 
-def path_of(step: Step) -> CriticalPath:
-    """Return the whole path up to a step."""
-    sums = _sums(step)
+def path_of(node: PathNode) -> CriticalPath:
+    """Return the whole path up to a node."""
+    sums = _sums(node)
     groups: dict[GroupKey, OnPath] = {}
     other_groups = OnPath()
     for (group, edge), seconds in sums.seconds.items():
@@ -206,4 +206,4 @@ def path_of(step: Step) -> CriticalPath:
             groups[group] = more
         else:
             other_groups = more
-    return CriticalPath(step[0].start, step[1], groups, sums.gaps, other_groups)
+    return CriticalPath(node[0].start, node[1], groups, sums.gaps, other_groups)

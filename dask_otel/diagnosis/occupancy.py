@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .critical_path import Base, Step, path_from, path_of
+from .critical_path import Base, PathNode, path_from, path_of
 from .parts import Lap
 
 __all__ = ["Account", "Mark", "Threads", "Worker"]
@@ -41,7 +41,7 @@ class Worker:
         self.tasks: dict[Account, int] = {}
         self.shares: dict[Account, float] = {}
         #: By thread, the last run that the scheduler was told of, and when it was told of any.
-        self.last: dict[Any, Step] = {}
+        self.last: dict[Any, PathNode] = {}
         self.last_told = 0.0
         #: Of its threads, once it has left: those of which the time since their last run is lost.
         self.lost = 0
@@ -95,16 +95,16 @@ class Account:
         self.idle: dict[str, float] = {}
         #: Where paths of the lap begin; None while there is no lap.
         self.base: Base | None = None
-        #: The step that has come farthest; and that of the latest graph, with its stimulus.
-        self.latest: Step = path_from(Base(0.0, self))
-        self.arrival: Step = self.latest
+        #: The node that has come farthest; and that of the latest graph, with its stimulus.
+        self.latest: PathNode = path_from(Base(0.0, self))
+        self.arrival: PathNode = self.latest
         self.arrival_of: Any = None
         #: When the last task ended; 0.0 while there are unfinished ones.
         self.rested = 0.0
         #: Sums of the cluster when the lap before ended, if it is known.
         self.stopped: Mark | None = None
         #: By worker and thread, its last run there, if another root's has followed.
-        self.displaced: dict[tuple[Worker, Any], Step] = {}
+        self.displaced: dict[tuple[Worker, Any], PathNode] = {}
 
     def begin(self, at: Mark) -> None:
         """Begin a lap at a moment, which may have passed if the root occupies no threads since then."""

@@ -20,6 +20,7 @@ __all__ = [
     "GroupKey",
     "Lap",
     "OnPath",
+    "Step",
     "Waterfall",
 ]
 
@@ -67,6 +68,18 @@ class GroupKey(NamedTuple):
     name: str
 
 
+class Step(NamedTuple):
+    """What people call a group of tasks. Pseudonyms may take the place of these names, see ``privacy.py``."""
+
+    #: Tags of its Dask span, from the root down; empty in a text that says them elsewhere.
+    tags: tuple[str, ...]
+    #: Prefix of the group; empty for the span as a whole.
+    prefix: str
+
+    def __str__(self) -> str:
+        return " / ".join(filter(None, (*self.tags, self.prefix)))
+
+
 class OnPath(NamedTuple):
     """Seconds that runs of a group are on the critical path, by the edge that leads to them."""
 
@@ -90,11 +103,22 @@ class CriticalPath:
     gaps: dict[str, float] = field(default_factory=dict)
     #: Seconds in groups beyond the number that is kept.
     other_groups: OnPath = field(default_factory=OnPath)
+    #: What the groups are called.
+    titles: dict[GroupKey, Step] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
         """Seconds of runs."""
-        return sum(each.seconds for each in self.groups.values()) + self.other_groups.seconds
+        return self.along("data") + self.along("thread")
+
+    def along(self, edge: str) -> float:
+        """Seconds of runs to which an edge leads, see ``EDGES``."""
+        return float(sum(getattr(each, edge) for each in (*self.groups.values(), self.other_groups)))
+
+    def steps(self, most: int) -> list[tuple[Step, float]]:
+        """Return the groups that take the most of the path, the longest first, with their seconds."""
+        longest = sorted(self.groups.items(), key=lambda item: (-item[1].seconds, item[0]))[:most]
+        return [(self.titles.get(key) or Step((), key.name), each.seconds) for key, each in longest if each.seconds]
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from .critical_path import DATA, THREAD, Step, path_to_arrival, path_to_run
+from .critical_path import DATA, THREAD, PathNode, path_to_arrival, path_to_run
 from .occupancy import Account, Mark, Threads, Worker
 from .parts import GroupKey, Lap
 
@@ -35,15 +35,15 @@ class GroupTimes(NamedTuple):
 class Sent:
     """Tasks that were sent to a worker; one object for all that have the same values."""
 
-    __slots__ = ("at", "edge", "is_remote", "step", "waited", "worker")
+    __slots__ = ("at", "edge", "is_remote", "node", "waited", "worker")
 
-    def __init__(self, worker: Worker, step: Step, edge: int, at: float, waited: str, *, is_remote: bool) -> None:
+    def __init__(self, worker: Worker, node: PathNode, edge: int, at: float, waited: str, *, is_remote: bool) -> None:
         self.worker = worker
         #: That made them runnable, or freed their places in the queue.
-        self.step = step
+        self.node = node
         self.edge = edge
         self.at = at
-        #: Why they were not sent as soon as the scheduler was told of that step.
+        #: Why they were not sent as soon as the scheduler was told of that node.
         self.waited = waited
         #: Whether an input was on another worker.
         self.is_remote = is_remote
@@ -71,11 +71,11 @@ class RunTimes:
         #: Tasks that workers have.
         self._sent: dict[Any, Sent] = {}
         self._seceded: set[Any] = set()
-        #: Tasks that wait for a place in the queue or for a worker, and the step that made them runnable.
-        self._runnable: dict[Any, Step] = {}
-        #: Stimulus of the last run that the scheduler was told of, and its step.
+        #: Tasks that wait for a place in the queue or for a worker, and the node that made them runnable.
+        self._runnable: dict[Any, PathNode] = {}
+        #: Stimulus of the last run that the scheduler was told of, and its node.
         self._last_of: Any = None
-        self._last: Step | None = None
+        self._last: PathNode | None = None
         #: Stimulus of the last graph, when it came, and when it was taken in.
         self._graph: tuple[Any, Mark, float] = (None, Mark(now, 0.0, 0.0, 0.0), now)
         #: What was sent by the last stimulus.
@@ -190,26 +190,26 @@ class RunTimes:
         edge = DATA
         runnable = self._runnable.pop(key, None)
         if runnable is None:
-            step, waited = self._released(account, stimulus, ran_before=ran_before)
+            node, waited = self._released(account, stimulus, ran_before=ran_before)
         else:
-            step = runnable
+            node = runnable
             waited = "no_worker" if before == "no-worker" else "queued"
-            if step[0] is not account.base:
-                step = account.latest
+            if node[0] is not account.base:
+                node = account.latest
             if stimulus is self._last_of or stimulus == self._last_of:
                 freed = self._last
                 if freed is not None and freed[0] is account.base:
-                    if freed[1] > step[1]:
-                        step, edge = freed, THREAD
+                    if freed[1] > node[1]:
+                        node, edge = freed, THREAD
                 else:
                     waited = "others"
         if self._burst_of is not stimulus:
             self._burst_of = stimulus
             self._burst = {}
-        same = worker, is_remote, edge, waited, id(step)
+        same = worker, is_remote, edge, waited, id(node)
         sent = self._burst.get(same)
-        if sent is None or sent.step is not step:
-            sent = self._burst[same] = Sent(worker, step, edge, now, waited, is_remote=is_remote)
+        if sent is None or sent.node is not node:
+            sent = self._burst[same] = Sent(worker, node, edge, now, waited, is_remote=is_remote)
         self._sent[key] = sent
         account.processing += 1
         self.threads.change(worker, account, 1, now)
@@ -259,10 +259,10 @@ class RunTimes:
         sent = self._sent.pop(key, None)
         if sent is None:  # sent before this began to count
             return
-        worker, step, edge = sent.worker, sent.step, sent.edge
+        worker, node, edge = sent.worker, sent.node, sent.edge
         base = account.base
-        if step[0] is not base:
-            step, edge = account.latest, DATA
+        if node[0] is not base:
+            node, edge = account.latest, DATA
         others_until = 0.0
         last = worker.last.get(thread)
         if last is not None:
@@ -272,22 +272,22 @@ class RunTimes:
                 last = account.displaced.pop((worker, thread), None) if account.displaced else None
                 if last is not None and last[0] is not base:
                     last = None
-            if last is not None and step[1] < last[1] <= start:
-                step, edge = last, THREAD
+            if last is not None and node[1] < last[1] <= start:
+                node, edge = last, THREAD
         cause = "input" if sent.is_remote else "dispatch"
-        step = path_to_run(step, group, edge, start, stop, now, sent.at, sent.waited, others_until, cause)
+        node = path_to_run(node, group, edge, start, stop, now, sent.at, sent.waited, others_until, cause)
         before = worker.last.get(thread)
         if before is not None and before[0] is not base:
             owner = before[0].owner
             if owner is not account and before[0] is owner.base:
                 owner.displaced[worker, thread] = before
-        worker.last[thread] = step
+        worker.last[thread] = node
         if len(worker.last) > MAX_THREADS:
             del worker.last[next(iter(worker.last))]
         worker.last_told = now
-        if step[1] > account.latest[1]:
-            account.latest = step
-        self._last_of, self._last = stimulus, step
+        if node[1] > account.latest[1]:
+            account.latest = node
+        self._last_of, self._last = stimulus, node
         account.recomputed += again
         self._exit(account, key, worker, now)
         self._less(account, now)
@@ -306,7 +306,7 @@ class RunTimes:
         if sent is not None and worker is not None and key not in self._seceded:
             self.threads.change(sent.worker, of.account, -1, now)
             self.threads.change(worker, of.account, 1, now)
-            self._sent[key] = Sent(worker, sent.step, sent.edge, sent.at, sent.waited, is_remote=sent.is_remote)
+            self._sent[key] = Sent(worker, sent.node, sent.edge, sent.at, sent.waited, is_remote=sent.is_remote)
 
     # Sweeps
 
@@ -374,8 +374,8 @@ class RunTimes:
         elif account.marked.at < now:
             self.threads.settle_until(account, self.threads.mark(now), "client")
 
-    def _arrive(self, account: Account, stimulus: Any) -> Step:
-        """Return the step of the graph that comes with a stimulus."""
+    def _arrive(self, account: Account, stimulus: Any) -> PathNode:
+        """Return the node of the graph that comes with a stimulus."""
         if account.arrival_of != stimulus or account.arrival[0] is not account.base:
             _, came, taken_in = self._graph
             account.arrival = path_to_arrival(account.latest, came.at, taken_in)
@@ -384,8 +384,8 @@ class RunTimes:
                 account.latest = account.arrival
         return account.arrival
 
-    def _released(self, account: Account, stimulus: Any, *, ran_before: bool) -> tuple[Step, str]:
-        """Return the step that made a task runnable, and why it was not sent at once."""
+    def _released(self, account: Account, stimulus: Any, *, ran_before: bool) -> tuple[PathNode, str]:
+        """Return the node that made a task runnable, and why it was not sent at once."""
         if stimulus is self._last_of or stimulus == self._last_of:
             last = self._last
             if last is not None and last[0] is account.base:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .parts import GAPS, OVERHEAD_ACTIVITIES, PARTS, CriticalPath, GroupKey, Lap, OnPath, Waterfall
+from .parts import GAPS, OVERHEAD_ACTIVITIES, PARTS, CriticalPath, GroupKey, Lap, OnPath, Step, Waterfall
 
 __all__ = ["ACTIVITIES", "Laps"]
 
@@ -47,6 +47,7 @@ class Laps:
         self._gaps: dict[str, float] = {}
         self._groups: dict[GroupKey, OnPath] = {}
         self._other_groups = NOTHING
+        self._titles: dict[GroupKey, Step] = {}
         #: What group spans that have been sent say of their groups; None if they could not know it.
         self._sent: dict[GroupKey, OnPath | None] = {}
 
@@ -77,6 +78,11 @@ class Laps:
             else:
                 self._other_groups = _plus(self._other_groups, on_path)
         self._other_groups = _plus(self._other_groups, path.other_groups)
+
+    def describe(self, key: GroupKey, title: Step) -> None:
+        """Note what people call a group."""
+        if key in self._groups:
+            self._titles[key] = title
 
     def of_groups(self, keys: Iterable[GroupKey], *, is_known: bool) -> OnPath | None:
         """Return the seconds on the path of groups that share a span, since their spans before.
@@ -117,7 +123,8 @@ class Laps:
             others = OnPath(others.data * part, others.thread * part)
         elif excess < 0.0:  # the path went back where a lap began before the last run of the one before had ended
             _add(gaps, "client", -excess)
-        return CriticalPath(start, end, groups, {cause: value for cause, value in gaps.items() if value > 0.0}, others)
+        gaps = {cause: value for cause, value in gaps.items() if value > 0.0}
+        return CriticalPath(start, end, groups, gaps, others, self._titles)
 
     def waterfall(
         self, metrics: Mapping[tuple[object, ...], float], start: float, end: float, available: float

@@ -77,10 +77,10 @@ class BridgeSettings:
     #: What takes at least so long to be taken in is a phase.
     phase_threshold: float = 0.05
     tags_in_group_names: bool = True
+    #: Whether roots have waterfalls, critical paths and verdicts.
+    verdicts: bool = True
     #: Whether all workers get ``OTelWorkerPlugin``.
     gives_worker_plugin: bool = False
-    #: Whether runs get a verdict: why they took as long as they did.
-    verdicts: bool = True
     #: How long after its end a root is forgotten; None: never.
     forget_spans: float | None = None
     #: Names of what ``otel.capture`` excludes.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from ..diagnosis.parts import GroupKey, Lap, OnPath
+from ..diagnosis.parts import GroupKey, Lap, OnPath, Step
 from ..diagnosis.waterfall import Laps
 from ..identity import group_id, segment_id
 from .events import Change, Claim, Dependency, Graph, Metrics, SpanInfo, WorkerSpan
@@ -513,6 +513,7 @@ class SpanTree:
             node.previous_end += self._offset
         if record.is_top:
             self.roots.closed(record)
+        self.roots.explained(record)
         above = node.parent
         if above and above.segment and above.ledger:
             above.segment.enclose(record.start, record.end)
@@ -532,6 +533,10 @@ class SpanTree:
         """Return what says how long groups of a segment that closes are on the critical path of its root."""
         root_ledger = node.root.ledger or ledger  # that of a root that closes has been taken out
         laps, lap_start = root_ledger.laps, self.lap_start(node.root.info.id)
+        for group in ledger.groups.values():
+            if laps is None:
+                break
+            laps.describe(GroupKey(node.info.id, group.name), Step(node.info.tags, group.prefix))
 
         def critical(names: Iterable[str]) -> OnPath | None:
             if laps is None:
