@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .parts import CriticalPath, GroupKey, OnPath, Waterfall
+from .parts import CriticalPath, GroupKey, OnPath, Step, Waterfall
 
 __all__ = ["ClusterEvidence", "Departure", "Failures", "GraphFacts", "GroupFacts", "RunFacts"]
 
@@ -18,7 +18,7 @@ class GroupFacts:
     """The tasks of one group in a run."""
 
     key: GroupKey
-    prefix: str
+    title: Step
     #: Tasks that entered, and runs that ended with a result.
     tasks: int = 0
     completed: int = 0
@@ -77,8 +77,8 @@ class Departure:
     #: Tasks that it had not finished, and results that only it had.
     tasks: int | None = None
     results: int | None = None
-    #: Prefixes of the unfinished tasks, the most frequent first.
-    prefixes: tuple[str, ...] = ()
+    #: The most frequent prefix of the unfinished tasks.
+    prefix: str = ""
 
 
 @dataclass(slots=True)

@@ -6,13 +6,13 @@ measured to set the thresholds is beside them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
 
 from .evidence import GroupFacts, RunFacts
-from .parts import OWN
+from .parts import OWN, Step
 from .quantities import number, percent, seconds, size
 
 __all__ = ["RULES", "SHARE", "Case", "Suspect", "late_workers", "lost_work"]
@@ -49,8 +49,8 @@ class Suspect:
     seconds: float
     evidence: str
     on_path: float | None = None
-    #: Prefixes of tasks in the evidence.
-    names: tuple[str, ...] = ()
+    #: What the evidence names by ``{0}``, see ``Finding``.
+    steps: tuple[Step, ...] = ()
 
 
 class Case:
@@ -66,7 +66,7 @@ class Case:
 
     def wall(self, part: str) -> float:
         """Wall seconds of a part."""
-        return self.waterfall.wall(part)
+        return min(self.waterfall.wall(part), self.seconds)
 
     def thread_seconds(self, part: str) -> float:
         """Thread-seconds of a part."""
@@ -219,7 +219,7 @@ def _disk(case: Case) -> Suspect | None:
 
 def _paused(case: Case) -> Suspect | None:
     wall, (cause, shown) = case.wall("paused"), case.memory
-    return Suspect(cause, wall, _with(f"Threads of paused workers were idle for {case.of_run(wall)}", shown))
+    return Suspect(cause, wall, _with(f"Threads of paused workers stood still for {case.of_run(wall)}", shown))
 
 
 def _serialize(case: Case) -> Suspect | None:
@@ -274,9 +274,6 @@ def _handed(case: Case) -> Suspect | None:
     wall, threads = case.wall("handed"), case.thread_seconds("handed")
     cluster = case.cluster
     what = f"For {case.of_run(wall)}, threads had tasks that did not run yet"
-    if (cluster.paused or 0.0) * (cluster.process_threads or 1.0) >= 0.5 * threads:
-        cause, shown = case.memory
-        return Suspect(cause, wall, _with(f"{what}, with workers that were paused", shown))
     if case.spills >= 0.5 * threads:
         return Suspect("spilling", wall, _with(f"{what}, while workers wrote to disk", case.memory[1]))
     gaps = case.gaps("input", "dispatch", "report", "queued")
@@ -349,14 +346,14 @@ def _long_tasks(case: Case, wall: float, what: str) -> Suspect | None:
     _, group = case.skewed[0]
     longest, middle = group.longest or 0.0, group.p50 or 0.0
     ratio = longest / middle if middle > 0 else SKEWED
-    shown = f"the longest task of '{group.prefix}' took {seconds(longest)}, the middle one {seconds(middle)}"
+    shown = f"the longest task of '{{0}}' took {seconds(longest)}, the middle one {seconds(middle)}"
     is_skewed = ratio >= SKEWED
     if group.output and group.largest_output and group.largest_output * group.completed > SKEWED * group.output:
         is_skewed = True
         mean = size(group.output / group.completed)
         shown += f", and the largest result has {size(group.largest_output)}, the mean {mean}"
     on_path = case.on_path(group for _, group in case.skewed)
-    return Suspect("skew" if is_skewed else "stragglers", wall, f"{what}: {shown}.", on_path, names=(group.prefix,))
+    return Suspect("skew" if is_skewed else "stragglers", wall, f"{what}: {shown}.", on_path, steps=(group.title,))
 
 
 def _tail(case: Case) -> Suspect | None:
@@ -371,8 +368,8 @@ def _tail(case: Case) -> Suspect | None:
         return None
     if max(each.tasks for each in case.facts.groups) < case.threads:
         return _narrow(case, wall, what)
-    shown = f"the longest, of '{group.prefix}', took {seconds(group.longest)}"
-    return Suspect("stragglers", wall, f"{what}: {shown}.", names=(group.prefix,))
+    shown = f"the longest, of '{{0}}', took {seconds(group.longest)}"
+    return Suspect("stragglers", wall, f"{what}: {shown}.", steps=(group.title,))
 
 
 def _narrow(case: Case, wall: float, what: str) -> Suspect:
@@ -438,42 +435,35 @@ def late_workers(case: Case) -> Suspect | None:
     return Suspect("late_workers", none + few, f"{text[0].upper()}{text[1:]}.")
 
 
-def lost_work(case: Case) -> Suspect | None:
-    """Whether work was lost, and what it cost: runs that came to nothing, and runs that were done again."""
+def lost_work(case: Case) -> Suspect:
+    """Whether runs came to nothing, or repeated what was lost."""
     wall, cluster = case.wall("lost"), case.cluster
-    again = lost = 0
-    cost = 0.0
-    for group in case.facts.groups:
-        if group.recomputed or group.lost:
-            again += group.recomputed
-            lost += group.lost
-            if group.completed:
-                cost += group.compute / group.completed * (group.recomputed + group.lost)
-    departed = sum(1 for each in cluster.departures if each.tasks or each.results)
-    if not (again or lost or departed):
-        if wall <= 0:
-            return None
-        failures = case.facts.failures
-        shown = f"{failures.erred:,} tasks failed, {failures.retried:,} were tried again"
-        return Suspect("failed_work", wall, f"Runs that failed or were cancelled took {case.of_run(wall)}: {shown}.")
-    total = wall + (cost / case.threads if isfinite(cost) else 0.0)
-    total = max(total, case.gaps("lost") or 0.0)
-    shown = f"About {case.of_run(total)} went into work that was lost: {lost:,} tasks while they ran"
-    shown += f" and {again:,} results, which were computed again"
-    return Suspect("lost_work", total, f"{shown}{_left(case)}.")
+    again = sum(group.recomputed for group in case.facts.groups)
+    lost = sum(group.lost for group in case.facts.groups)
+    if again or lost or any(each.tasks or each.results for each in cluster.departures):
+        wall = max(wall, case.gaps("lost") or 0.0)
+        shown = f"Work that was lost took {case.of_run(wall)}: {lost:,} tasks while they ran"
+        left, steps = _left(case)
+        shown += f", and {again:,} that ran again for their results{left}."
+        return Suspect("lost_work", wall, shown, steps=steps)
+    failures = case.facts.failures
+    shown = f"{failures.erred:,} tasks failed, {failures.retried:,} were tried again"
+    return Suspect("failed_work", wall, f"Runs that failed or were cancelled took {case.of_run(wall)}: {shown}.")
 
 
-def _left(case: Case) -> str:
-    """How workers left."""
+def _left(case: Case) -> tuple[str, tuple[Step, ...]]:
+    """How workers left, and what this names."""
     cluster = case.cluster
     if not cluster.departed:
-        return ""
+        return "", ()
     text = f"; {cluster.departed} worker{'s' * (cluster.departed != 1)} left unexpectedly"
-    fullest = max(
-        (each.memory / each.limit for each in cluster.departures if each.memory is not None and each.limit),
-        default=None,
-    )
-    return text if fullest is None else f"{text}, with up to {percent(fullest)} of the memory in use"
+    uses = [each.memory / each.limit for each in cluster.departures if each.memory is not None and each.limit]
+    if uses:
+        text += f", with up to {percent(max(uses))} of the memory in use"
+    prefixes = Counter(each.prefix for each in cluster.departures if each.prefix)
+    if not prefixes:
+        return text, ()
+    return f"{text}, and had tasks of '{{0}}'", (Step((), prefixes.most_common(1)[0][0]),)
 
 
 def _with(what: str, shown: str) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 
 from .evidence import RunFacts
 from .findings import FINDINGS
-from .parts import OWN
+from .parts import OWN, Step
 from .quantities import percent
 from .rules import RULES, SHARE, Case, Suspect, late_workers, lost_work
 
@@ -38,19 +36,18 @@ class Finding:
     #: Wall seconds of the part; and how many of them a cure could save at most.
     seconds: float
     at_most: float
-    #: The numbers that show it, in one sentence, and what helps, in another.
+    #: The numbers that show it, in one sentence, and what helps, in another. In place of names that people gave, the
+    #: evidence has ``{0}``, ``{1}`` …, if there are ``steps``: pseudonyms may take their place.
     evidence: str
     remedy: str
-    #: Prefixes of tasks that the evidence names, in quotes.
-    names: tuple[str, ...] = ()
+    #: The names.
+    steps: tuple[Step, ...] = ()
 
-    def renamed(self, name: Callable[[str], str]) -> Finding:
-        """Return this finding with other names of tasks, for those who may not see them."""
-        if not self.names:
-            return self
-        quoted = "|".join(re.escape(f"'{each}'") for each in self.names)
-        evidence = re.sub(quoted, lambda match: f"'{name(match[0][1:-1])}'", self.evidence)
-        return replace(self, evidence=evidence, names=tuple(map(name, self.names)))
+    @property
+    def text(self) -> str:
+        """Both sentences, with the names."""
+        evidence = self.evidence.format(*map(str, self.steps)) if self.steps else self.evidence
+        return f"{evidence} {self.remedy}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +64,7 @@ class Verdict:
     @property
     def text(self) -> str:
         """Two sentences about the most costly finding; empty if there is none."""
-        return f"{self.findings[0].evidence} {self.findings[0].remedy}" if self.findings else ""
-
-    def renamed(self, name: Callable[[str], str]) -> Verdict:
-        """Return this verdict with other names of tasks."""
-        return replace(self, findings=tuple(finding.renamed(name) for finding in self.findings))
+        return self.findings[0].text if self.findings else ""
 
 
 def judge(facts: RunFacts) -> Verdict:
@@ -105,8 +98,7 @@ def judge(facts: RunFacts) -> Verdict:
             unexplained = max(unexplained, wall)
     if late := late_workers(case):
         suspects.append(("starting", late))
-    if lost := lost_work(case):
-        suspects.append(("lost", lost))
+    suspects.append(("lost", lost_work(case)))
     findings = _findings(suspects, run.seconds)
     named = findings[0].seconds if findings else 0.0
     withheld = ""
@@ -133,7 +125,7 @@ def _findings(suspects: list[tuple[str, Suspect]], lasted: float) -> tuple[Findi
             continue
         part, largest = max(some, key=lambda each: each[1].seconds)
         at_most = min(total, sum(_at_most(suspect) for _, suspect in some))
-        findings.append(Finding(id_, part, total, at_most, largest.evidence, FINDINGS[id_].advice, largest.names))
+        findings.append(Finding(id_, part, total, at_most, largest.evidence, FINDINGS[id_].advice, largest.steps))
     return tuple(sorted(findings, key=lambda each: each.seconds, reverse=True))
 
 
