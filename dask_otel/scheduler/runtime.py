@@ -31,6 +31,7 @@ from ..spantree.to_records import Level, SpanTreeSettings
 from ..threads import HURRY, in_thread
 from .cluster import ClusterMetrics, Delay, Departures
 from .compat import can_forget, can_judge, can_split
+from .evidence import Evidence
 from .forgetting import Forgetting, LateMetrics, memory_of
 from .inbox import FailedRunTap, HeartbeatTap, Inbox
 from .pace import Clock
@@ -152,6 +153,8 @@ class SchedulerBridge:
         )
         self.departures = Departures(scheduler.workers)
         self._delay = Delay(scheduler, safety)
+        #: None if verdicts are off.
+        self.evidence = Evidence(scheduler, self._delay, safety) if self.run_times else None
         self.cluster_metrics = ClusterMetrics(
             scheduler, self.span_tree, settings.metrics, self._delay, output.exporters, self.clock, safety
         )
@@ -168,6 +171,7 @@ class SchedulerBridge:
             groups,
             self.cluster_metrics,
             self.run_times,
+            self.evidence,
             self._forgetting,
             output,
             self.clock,

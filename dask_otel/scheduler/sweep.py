@@ -17,6 +17,7 @@ from ..spantree.events import Change, Claim, Metrics, WorkerSpan
 from ..spantree.lifecycle import SpanTree
 from ..spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord, StandInRecord
 from .cluster import ClusterMetrics, in_parts
+from .evidence import Evidence
 from .forgetting import Forgetting
 from .inbox import Inbox, RequestedSpan
 from .outcomes import prefix_of
@@ -103,6 +104,7 @@ class Sweep:
         groups: TaskGroupReader,
         cluster_metrics: ClusterMetrics,
         run_times: RunTimesHooks | None,
+        evidence: Evidence | None,
         forgetting: Forgetting | None,
         output: Output,
         clock: Clock,
@@ -118,6 +120,7 @@ class Sweep:
         self._safety = safety
         self._groups = groups
         self._run_times = run_times
+        self._evidence = evidence
         self._forgetting = forgetting
         #: Of the last sweep: when it ended, and for how many seconds it held the event loop, in all and at a stretch.
         self.cost: dict[str, float] = {}
@@ -145,7 +148,13 @@ class Sweep:
             if self.counted_until is not None:
                 return
             pace = Pace()
+            if self._evidence:
+                with self._safety.guard("evidence"):
+                    self._evidence.begin_sweep()
             now = await self._collect(pace)
+            if self._evidence:
+                with self._safety.guard("evidence"):
+                    await self._evidence.sample(pace, is_needed=bool(self._span_tree.forest.open_tops))
             with self._safety.guard("run times"):
                 self._cut_laps(self._span_tree.roots_to_cut(now))
             is_busy = self._scheduler._active_graph_updates > 0
