@@ -22,6 +22,8 @@ from weakref import WeakKeyDictionary
 import dask
 from distributed.scheduler import heartbeat_interval
 
+from ..diagnosis.evidence import RunFacts
+from ..diagnosis.verdict import Verdict, judge
 from ..metrics.series import MetricSettings
 from ..safety import Safety, log
 from ..spantree.ledger import OUTLIER_SECONDS
@@ -126,6 +128,7 @@ class SchedulerBridge:
         self.run_times = RunTimesHooks(scheduler, self.clock, safety) if settings.verdicts and can_judge() else None
         if self.run_times:
             self.span_tree.lap_start = self.run_times.times.lap_start
+            self.span_tree.judge = self._judge
         self.inbox = Inbox(
             scheduler,
             self.clock,
@@ -218,6 +221,11 @@ class SchedulerBridge:
             self.why_ended = why
             self._closing = asyncio.create_task(self._close(), name="dask-otel close")
         return self._closing
+
+    def _judge(self, facts: RunFacts) -> Verdict:
+        with self.safety.guard("verdict"):  # a run without one is better than none
+            return judge(facts)
+        return Verdict()
 
     def hand_over(self, heir: Output | None) -> asyncio.Task[None]:
         """End now, between two sweeps, so that another bridge can count what follows; what is counted is sent.
