@@ -14,6 +14,7 @@ __all__ = [
     "GAPS",
     "IDLE",
     "LABELS",
+    "OVERHEAD_ACTIVITIES",
     "OWN",
     "PARTS",
     "CriticalPath",
@@ -27,6 +28,8 @@ __all__ = [
 #: What threads did that had tasks of the root, as fine metrics say; ``handed`` is the rest: a worker had the task, but
 #: it did not run.
 OWN = ("cpu", "noncpu", "disk", "serialize", "p2p", "lost", "overhead", "handed")
+#: Activities of fine metrics that are overhead of Dask's, during which threads do not work.
+OVERHEAD_ACTIVITIES = ("executor", "other")
 #: Why other threads were idle. If several causes apply, it is the first one.
 IDLE = (
     "starting",
@@ -164,6 +167,9 @@ class Lap:
     #: Seconds, not thread-seconds, in which the cluster had no thread.
     without_threads: float
     path: CriticalPath
+    #: Threads that ran what was lost with its worker, at least; and threads that ran again what had finished before.
+    lost: float = 0.0
+    recomputed: float = 0.0
     #: Since the lap before: threads that had tasks of other roots, idle ones, and seconds without threads.
     pause_others: float = 0.0
     pause_idle: float = 0.0
