@@ -246,6 +246,7 @@ class OTelPlugin(BridgePlugin):
             annotations=settings.annotations,
             split_groups=settings.split_groups,
             phase_threshold=settings.phase_threshold,
+            verdicts=settings.verdicts,
             # Without the scheduler's spans, those of tasks would have no parents where they are sent.
             gives_worker_plugin=settings.worker_plugin and any(not thread.is_local for thread in sink.span_threads),
             forget_spans=settings.forget_spans,

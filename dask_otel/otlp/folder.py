@@ -223,10 +223,9 @@ def _span(data: SpanData) -> dict[str, Any]:
         out["parentSpanId"] = f"{data.parent.span_id:016x}"
     if data.state:
         out["traceState"] = ",".join(f"{key}={value}" for key, value in data.state.items())
-    if data.status.status_code.value:
-        out["status"] = {"code": data.status.status_code.value}
-        if data.status.description:
-            out["status"]["message"] = data.status.description
+    status = out["status"] = {"code": data.status.status_code.value} if data.status.status_code.value else {}
+    if data.status.description:
+        status["message"] = data.status.description
     if data.events:
         out["events"] = [
             {"name": name, "timeUnixNano": str(at)} | _bounded(attributes) for name, at, attributes in data.events
