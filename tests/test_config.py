@@ -353,7 +353,12 @@ TEXTS = {
 LINK = "http://jaeger/{trace_id}"
 #: Of settings that a word can switch off.
 TIMES = {"1h": 3600.0, "90s": 90.0, "5": 5.0} | dict.fromkeys(("", "null", "off", "False", "never", "none"))
-PATHS = {"/var/traces": "/var/traces", " /a b/ ": "/a b", "~/traces": str(Path.home() / "traces"), "1": f"{Path.cwd()}/1"}
+PATHS = {
+    "/var/traces": "/var/traces",
+    " /a b/ ": "/a b",
+    "~/traces": str(Path.home() / "traces"),
+    "1": f"{Path.cwd()}/1",
+}
 PATHS |= dict.fromkeys(("", "null", "off", "False", "none"))
 SIZES = {"100 MiB": 100 * 2**20, "'2MB'": 2_000_000, "1.5GiB": 1536 * 2**20, "2e6": 2_000_000, "5_000_000": 5_000_000}
 CONTEXTS = {"LINK": "link", "none": "none", "None": "none", "null": "none", "'parent'": "parent"}
