@@ -6,7 +6,7 @@ Nothing is folded, counted or forgotten; every question is answered by reading a
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dask_otel.spantree.events import latest_run
@@ -95,6 +95,8 @@ class LapPath:
 def lap_paths(events: Sequence[Event]) -> list[LapPath]:
     """All laps of all roots, in the order in which they began."""
     laps: list[LapPath] = []
+    #: By number of their event, those of all runs.
+    nodes: dict[int, Node] = {}
     current: dict[str, LapPath] = {}
     unfinished: dict[str, set[int]] = defaultdict(set)
     for number, event in enumerate(events):
@@ -127,7 +129,8 @@ def lap_paths(events: Sequence[Event]) -> list[LapPath]:
         if arrival and is_awaited and all(node.stimulus != arrival.stimulus for node in lap.nodes):
             lap.nodes.append(_arrived(lap, arrival, graph))
         if _is_run(event):
-            lap.nodes.append(_Run(events, number, lap, event).node())
+            nodes[number] = _Run(events, number, lap, event, nodes).node()
+            lap.nodes.append(nodes[number])
         if event.finish not in UNFINISHED and event.task in unfinished[event.root]:
             unfinished[event.root].remove(event.task)
             if not unfinished[event.root]:
@@ -174,8 +177,10 @@ def _arrived(lap: LapPath, arrival: Arrival, number: int) -> Node:
 class _Run:
     """A run that has ended, whose node is to be made."""
 
-    def __init__(self, events: Sequence[Event], number: int, lap: LapPath, run: Move) -> None:
+    def __init__(self, events: Sequence[Event], number: int, lap: LapPath, run: Move, nodes: Mapping[int, Node]) -> None:
         self._lap = lap
+        #: Of all runs before, of whatever root.
+        self._nodes = nodes
         self._number = number
         self._run = run
         steps = latest_run(run.startstops)
@@ -209,16 +214,20 @@ class _Run:
         nodes = self._lap.nodes
         n, stimulus = (self._released[0], self._released[1].stimulus) if self._released else (-1, "")
         then = [node for node in nodes if node.number < n] or nodes[:1]
-        by = [node for node in then if node.stimulus == stimulus][-1:]
+        graphs = [node for node in then if not node.group and node.stimulus == stimulus]
+        by = self._by(stimulus, n) or graphs
         # What anything else made runnable hangs on what came last then.
         candidates = [(by[0] if by else _latest(then), "data")]
         if self._sent and self._sent[1].start in ("queued", "no-worker"):
-            n, stimulus = self._sent[0], self._sent[1].stimulus
-            freed = [node for node in nodes if node.group and node.number < n and node.stimulus == stimulus]
-            candidates += [(node, "thread") for node in freed[-1:]]
+            candidates += [(node, "thread") for node in self._by(self._sent[1].stimulus, self._sent[0])]
         there = [node for node in nodes if node.place == self._place][-1:]
         candidates += [(node, "thread") for node in there if node.end <= self._start]
         return max(candidates, key=lambda each: each[0].end)
+
+    def _by(self, stimulus: str, number: int) -> list[Node]:
+        """The node of the run whose end had a stimulus; none if that was another root's. Workers may choose equal ones."""
+        last = [n for n, run in self._runs if n < number and run.stimulus == stimulus][-1:]
+        return [node for node in self._lap.nodes if [node.number] == last and node.group]
 
     def _divide(self, gaps: Counter[str], before: Node, begin: float) -> None:
         """Say what the time from the end before it to its begin was for."""
@@ -249,5 +258,6 @@ class _Run:
 
     def _end_of_others(self, end: float) -> float:
         """When another root's run ended that was the latest on its thread."""
-        runs = [run for _, run in self._runs if (run.worker, run.thread) == self._place]
-        return _stop(runs[-1]) if runs and runs[-1].root != self._run.root else end
+        runs = [(n, run) for n, run in self._runs if (run.worker, run.thread) == self._place][-1:]
+        theirs = [self._nodes[n].end for n, run in runs if run.root != self._run.root and n in self._nodes]
+        return max([end, *theirs])
