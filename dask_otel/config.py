@@ -73,6 +73,7 @@ class Settings:
     trace_url: str | None
     annotations: tuple[str, ...]
     split_groups: bool
+    verdicts: bool
     sweep_interval: float
     shutdown_timeout: float
     #: None if spans are kept.
@@ -142,6 +143,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         trace_url=get("trace-url", _template),
         annotations=get("annotations", _names),
         split_groups=get("split-groups", _boolean),
+        verdicts=get("verdicts", _boolean),
         sweep_interval=get("sweep-interval", _duration("10ms", "1m")),
         shutdown_timeout=get("shutdown-timeout", _duration("0s", "10m")),
         forget_spans=get("forget-spans", _or_never(_duration("5s", "30 days"))),

@@ -244,6 +244,7 @@ class OTelPlugin(BridgePlugin):
             annotations=settings.annotations,
             split_groups=settings.split_groups,
             phase_threshold=settings.phase_threshold,
+            verdicts=settings.verdicts,
             # Without the scheduler's spans, those of tasks would have no parents.
             gives_worker_plugin=settings.worker_plugin and bool(sink.status()["exporters"]),
             forget_spans=settings.forget_spans,
