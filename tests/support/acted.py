@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import heapq
 import random
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
+from unittest import mock
+
+from dask._expr import LLGExpr
+from dask._task_spec import Task, TaskRef
+from distributed.protocol import Serialized, serialize, to_serialize
+
+from dask_otel.diagnosis.parts import Lap
+from dask_otel.scheduler.pace import Clock
 
 from .full_record import Cut, FullRecord, Swept
+from .memory import MemoryPlugin
 from .scripted import CONFIG, ScriptedScheduler
 
 __all__ = ["ActedCluster"]
@@ -21,6 +31,7 @@ ROOTS = ("alice", "bob", "carol")
 CLIENTS = ("Client-a", "Client-b")
 #: By how much a worker's clock may be wrong, seconds.
 SKEW = 0.06
+SWEEP_INTERVAL = 0.25
 
 
 @dataclass(eq=False)
@@ -51,63 +62,77 @@ class _Worker:
 
 
 class ActedCluster(ScriptedScheduler):
-    """A cluster that does by itself what its seed says.
-
-    Parameters
-    ----------
-    sweep_interval
-        Seconds between sweeps.
-    """
+    """A cluster with the bridge that does by itself what its seed says."""
 
     #: Tasks are stolen when the seed says.
     config = CONFIG | {"distributed.scheduler.work-stealing": True}
     #: With errors, retries and lost workers at once, Dask does not always pass its own checks.
     validate = False
 
-    def __init__(self, seed: int, *, sweep_interval: float = 0.25) -> None:
+    def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
         super().__init__(self._rng.choice((0, 1, 2, 3)), saturation=self._rng.choice((1.1, 1.1, "inf")))
-        self._sweep_interval = sweep_interval
+        self._patches = ExitStack()
         self._numbers = count()
-        self._ticks = 0
         self._acted: dict[str, _Worker] = {}
         #: What is to happen, by time.
         self._plan: list[tuple[float, int, Any, tuple[Any, ...]]] = []
-        #: Keys that were submitted, with what they depend on.
+        #: Keys that clients wanted.
         self._known: list[str] = []
         self._faults = self._rng.random() < 0.8
         self._length = self._rng.choice((0.02, 0.1, 0.3))
+        #: Laps as the bridge has counted them.
+        self.laps: list[Lap] = []
 
-    async def run(self, seconds: float) -> FullRecord:
-        """Let things happen for some time, and all work end; return what has happened."""
-        self.record = FullRecord(self.scheduler, self._tick)
+    async def __aenter__(self) -> ActedCluster:
+        for name in ("pace.time", "pace.monotonic", "run_times.time", "sweep.time"):
+            self._patches.enter_context(mock.patch(f"dask_otel.scheduler.{name}", self._time))
+        self._patches.enter_context(mock.patch("dask_otel.scheduler.runtime.CLOCK", Clock()))
+        await super().__aenter__()
+        self._take_in = self.scheduler.stream_handlers["update-graph"]
+        self.scheduler.stream_handlers["update-graph"] = self._take_in_slowly
+        max_segment = self._rng.choice((0.5, 3600.0, 3600.0))
+        self.plugin = MemoryPlugin(sweep_interval=3600.0, shutdown_timeout=0.0, max_segment=max_segment)
+        await self.plugin.add_to(self.scheduler)
+        self.record = FullRecord(self.scheduler, self._time)
         self.scheduler.add_plugin(self.record, name="full record")
+        bridge = self.plugin._bridge
+        add_lap, cut = bridge.span_tree.add_lap, bridge.run_times.times.cut
+
+        def note_lap(lap: Lap) -> None:
+            self.laps.append(lap)
+            add_lap(lap)
+
+        def note_cut(root: str, now: float) -> Any:
+            self.record.events.append(Cut(now, root))
+            return cut(root, now)
+
+        bridge.span_tree.add_lap, bridge.run_times.times.cut = note_lap, note_cut
+        return self
+
+    async def __aexit__(self, *failure: Any) -> None:
+        await super().__aexit__(*failure)
+        self._patches.close()
+
+    async def run(self, seconds: float) -> None:
+        """Let things happen for some time, and all work end."""
         rng = self._rng
         begin = self._now
+        actions = [self._join, self._lose, self._pause, self._steal, self._release, self._retry, self._reschedule]
+        actions += [self._steal, self._submit, self._cut]
         for _ in range(rng.randint(1, 5)):
             self._at(rng.uniform(0, seconds / 2), self._submit)
         for _ in range(rng.randint(2, 12) if self._faults else 0):
-            action = rng.choice(
-                (self._join, self._lose, self._pause, self._steal, self._steal, self._release, self._retry, self._reschedule, self._submit, self._cut)
-            )
-            self._at(rng.uniform(0.05, seconds), action)
-        for number in range(int(2 * seconds / self._sweep_interval)):
-            self._at((number + 1) * self._sweep_interval, self._sweep)
+            self._at(rng.uniform(0.05, seconds), rng.choice(actions))
+        for number in range(int(2 * seconds / SWEEP_INTERVAL)):
+            self._at((number + 1) * SWEEP_INTERVAL, self._sweep)
         self._at(seconds, self._settle)
-        while self._plan:
+        while self._plan and self._now < begin + 20 * seconds:
             at, _, action, arguments = heapq.heappop(self._plan)
             self._now = max(self._now, at)
-            if self._now > begin + 20 * seconds:
-                break
             await action(*arguments)
             self._act()
         await self._sweep()
-        return self.record
-
-    def _tick(self) -> float:
-        """Tell the time, which passes while the scheduler works."""
-        self._ticks += 1
-        return self._now + 1e-9 * self._ticks
 
     def _at(self, after: float, action: Any, *arguments: Any) -> None:
         heapq.heappush(self._plan, (self._now + after, next(self._numbers), action, arguments))
@@ -227,27 +252,21 @@ class ActedCluster(ScriptedScheduler):
         annotations = {"span": lambda key: spans[key]}
         if rng.random() < 0.5:
             annotations["retries"] = 1
-        stimulus = f"update-graph-{number}"
-        self.record.received(stimulus)
-        self._now += rng.choice((0.0, rng.uniform(0, 0.05)))
-        await self._take_in(rng.choice(CLIENTS), graph, wanted, annotations, stimulus)
-
-    async def _take_in(self, client: str, graph: Any, wanted: Any, annotations: Any, stimulus: str) -> None:
-        from dask._expr import LLGExpr
-        from dask._task_spec import Task, TaskRef
-        from distributed.protocol import Serialized, serialize, to_serialize
-
         tasks = {key: Task(key, max, *map(TaskRef, inputs)) for key, inputs in graph.items()}
-        await self.scheduler.update_graph(
-            client=client,
+        await self.scheduler.stream_handlers["update-graph"](
+            client=rng.choice(CLIENTS),
             expr_ser=Serialized(*serialize(to_serialize(LLGExpr(tasks)))),
             keys=set(wanted),
             span_metadata={"collections": []},
             internal_priority={key: number for number, key in enumerate(graph)},
             submitting_task=None,
             annotations=annotations,
-            stimulus_id=stimulus,
+            stimulus_id=f"update-graph-{number}",
         )
+
+    async def _take_in_slowly(self, *args: Any, **message: Any) -> None:
+        self._now += self._rng.choice((0.0, self._rng.uniform(0, 0.05)))
+        await self._take_in(*args, **message)
 
     async def _release(self) -> None:
         client = self._rng.choice(CLIENTS)
@@ -327,10 +346,11 @@ class ActedCluster(ScriptedScheduler):
     # The bridge
 
     async def _sweep(self) -> None:
-        self.record.events.append(Swept(self._tick()))
+        self.record.events.append(Swept(self._now))
+        await self.plugin._bridge.sweep.sweep()
 
     async def _cut(self) -> None:
-        self.record.events.append(Cut(self._tick(), f"id-{self._rng.choice(ROOTS)}"))
+        self.plugin._bridge.sweep._cut_laps([f"id-{self._rng.choice(ROOTS)}"])
 
 
 def annotation(path: str) -> Any:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-__all__ = ["Arrival", "Came", "Cut", "Event", "FullRecord", "Move", "Swept", "WorkerChange"]
-
-
-class Came(NamedTuple):
-    """A graph has come."""
-
-    at: float
-    stimulus: str
+__all__ = ["Arrival", "Cut", "Event", "FullRecord", "Move", "Swept", "WorkerChange"]
 
 
 class Arrival(NamedTuple):
@@ -79,7 +73,11 @@ class Cut(NamedTuple):
     root: str
 
 
-Event = Came | Arrival | Move | WorkerChange | Swept | Cut
+Event = Arrival | Move | WorkerChange | Swept | Cut
+
+
+#: When the graph came that is being taken in.
+_came: ContextVar[float] = ContextVar("came")
 
 
 @dataclass
@@ -110,26 +108,23 @@ class FullRecord(SchedulerPlugin):  # type: ignore[misc]
     def __post_init__(self) -> None:
         self._lives: dict[Any, _Life] = {}
         self._numbers = 0
-        self._received: dict[str, float] = {}
-        self._receiving = 0.0
         self._handlers: dict[str, Any] = {}
         handlers = self.scheduler.stream_handlers
-        for name, handler in (("long-running", self._seceded), ("steal-response", self._stolen)):
+        taps = {"long-running": self._seceded, "steal-response": self._stolen, "update-graph": self._received}
+        for name, tap in taps.items():
             self._handlers[name] = handlers[name]
-            handlers[name] = handler
+            handlers[name] = tap
         for worker in self.scheduler.workers:
             self.add_worker(self.scheduler, worker)
 
-    def received(self, stimulus: str) -> None:
-        """Note that a graph has come, under this stimulus."""
-        self._received[stimulus] = now = self.now()
-        self.events.append(Came(now, stimulus))
+    async def _received(self, *args: Any, **message: Any) -> Any:
+        _came.set(self.now())
+        return await self._handlers["update-graph"](*args, **message)
 
     def update_graph(self, scheduler: Any, *, tasks: Any, stimulus_id: str, **kwargs: Any) -> None:
         """Called by Dask once each task is in a span, before the first transition."""
         roots = frozenset(filter(None, (self._life(key).root for key in tasks)))
-        now = self.now()
-        self.events.append(Arrival(now, stimulus_id, self._received.pop(stimulus_id, now), roots))
+        self.events.append(Arrival(self.now(), stimulus_id, _came.get(), roots))
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **details: Any) -> None:
         """Called by Dask."""

@@ -17,8 +17,11 @@ __all__ = ["LapPath", "Node", "lap_paths"]
 
 UNFINISHED = ("waiting", "queued", "no-worker", "processing")
 RUNNABLE = ("queued", "no-worker", "processing")
-#: Beginnings of the stimuli by which tasks are sent anew, since their runs were in vain.
-LOST = ("handle-worker-cleanup", "task-erred", "reschedule", "steal")
+#: Beginnings of stimuli: by which tasks are sent anew, since their runs were in vain; by which a person requests that;
+#: and by which a person requests tasks.
+LOST = ("handle-worker-cleanup", "check-worker-ttl", "task-erred", "reschedule", "steal")
+RETRY = "stimulus-retry"
+ASKED_FOR = ("update-graph", RETRY)
 
 
 @dataclass(eq=False)
@@ -99,6 +102,8 @@ def lap_paths(events: Sequence[Event]) -> list[LapPath]:
     nodes: dict[int, Node] = {}
     current: dict[str, LapPath] = {}
     unfinished: dict[str, set[int]] = defaultdict(set)
+    #: Tasks whose results were lost with a worker, while no other worker has them.
+    lost: set[int] = set()
     for number, event in enumerate(events):
         if isinstance(event, Swept):
             for root in [root for root in current if not unfinished[root]]:
@@ -110,7 +115,13 @@ def lap_paths(events: Sequence[Event]) -> list[LapPath]:
                 current[event.root] = laps[-1]
             else:
                 del current[event.root]
-        if not isinstance(event, Move) or not event.root:
+        if not isinstance(event, Move) or not event.root or event.start == event.finish:
+            continue
+        if event.task in lost and event.finish in ("waiting", "queued", "no-worker"):
+            continue
+        lost.discard(event.task)
+        if _is_lost(event):
+            lost.add(event.task)
             continue
         graph, arrival = _arrival(events, number, event)
         was_at_rest = not unfinished[event.root]
@@ -149,6 +160,12 @@ def _arrival(events: Sequence[Event], number: int, move: Move) -> tuple[int, Arr
 def _is_run(move: Move) -> bool:
     """Whether a run has ended."""
     return move.start != move.finish and move.finish in ("memory", "erred") and bool(move.startstops)
+
+
+def _is_lost(move: Move) -> bool:
+    """Whether the task runs again only because its result was lost: until a worker has it, this keeps no lap going."""
+    lost = move.start == "released" and move.finish == "waiting" and move.had_result
+    return lost and not move.stimulus.startswith(ASKED_FOR)
 
 
 def _is_release(move: Move) -> bool:
@@ -194,6 +211,11 @@ class _Run:
         self._moves = [(n, each) for n, each in moves if each.task == run.task and each.start != each.finish]
         self._released = self._last(_is_release)
         self._sent = self._last(lambda move: move.finish == "processing")
+        waited = self._last(lambda move: move.finish == "waiting" and move.start == "released")
+        #: Whether it is in no state of waiting before it is sent.
+        self._is_lost = waited is not None and _is_lost(waited[1])
+        if self._is_lost:
+            self._released = self._sent
 
     def _last(self, holds: Callable[[Move], bool]) -> tuple[int, Move] | None:
         return next(((n, move) for n, move in reversed(self._moves) if holds(move)), None)
@@ -218,7 +240,7 @@ class _Run:
         by = self._by(stimulus, n) or graphs
         # What anything else made runnable hangs on what came last then.
         candidates = [(by[0] if by else _latest(then), "data")]
-        if self._sent and self._sent[1].start in ("queued", "no-worker"):
+        if self._sent and self._sent[1].start in ("queued", "no-worker") and not self._is_lost:
             candidates += [(node, "thread") for node in self._by(self._sent[1].stimulus, self._sent[0])]
         there = [node for node in nodes if node.place == self._place][-1:]
         candidates += [(node, "thread") for node in there if node.end <= self._start]
@@ -233,7 +255,7 @@ class _Run:
         """Say what the time from the end before it to its begin was for."""
         sent = self._sent[1].at if self._sent else before.end
         # What was sent before did not wait for the report.
-        waits = max(before.end, min(before.told, begin))
+        waits = max(before.end, min(before.told, sent, begin))
         on_worker = max(waits, min(sent, begin))
         theirs = max(on_worker, min(self._end_of_others(before.end), begin))
         gaps["report"] += waits - before.end
@@ -243,18 +265,31 @@ class _Run:
 
     def _cause(self) -> str:
         """Why it was not sent."""
-        if not self._sent:
+        if not self._sent or not self._released:
             return "dispatch"
-        n, sent = self._sent
-        runs = [run for number, run in self._runs if number < n and run.stimulus == sent.stimulus]
-        if runs and runs[-1].root != self._run.root:
+        why = self._why_not_released()
+        if self._released is self._sent or why == "lost":
+            return why
+        if self._is_by_others(*self._sent):
             return "others"
-        if sent.start != "waiting":
-            return {"queued": "queued", "no-worker": "no_worker"}[sent.start]
-        is_graph = any(node.stimulus == sent.stimulus for node in self._lap.nodes if not node.group)
-        if runs or is_graph:
+        return "queued" if self._sent[1].start == "queued" else "no_worker"
+
+    def _why_not_released(self) -> str:
+        assert self._released
+        n, released = self._released
+        if self._is_by_others(n, released):
+            return "others"
+        is_graph = any(node.stimulus == released.stimulus for node in self._lap.nodes if not node.group)
+        if self._by(released.stimulus, n) or is_graph:
             return "dispatch"
-        return "lost" if sent.had_result or sent.stimulus.startswith(LOST) else "dispatch"
+        if released.finish == "processing" and released.had_result or released.stimulus.startswith(LOST):
+            return "lost"
+        return "client" if released.stimulus.startswith(RETRY) else "dispatch"
+
+    def _is_by_others(self, number: int, move: Move) -> bool:
+        """Whether a task moved since another root's run ended."""
+        runs = [run for n, run in self._runs if n < number and run.stimulus == move.stimulus]
+        return bool(runs) and runs[-1].root != self._run.root
 
     def _end_of_others(self, end: float) -> float:
         """When another root's run ended that was the latest on its thread."""
