@@ -6,7 +6,7 @@ from heapq import nlargest
 from typing import TypeVar
 
 from ..diagnosis.evidence import ClusterEvidence, Failures, GraphFacts, GroupFacts, RunFacts
-from ..diagnosis.parts import OVERHEAD_ACTIVITIES, GroupKey, Step
+from ..diagnosis.parts import GroupKey, Step
 from .counts import Tally, quantile
 from .events import Metrics
 from .ledger import GroupLedger, Ledger
@@ -51,12 +51,11 @@ def _group(key: GroupKey, title: Step, group: GroupLedger, metrics: dict[object,
         completed=tally.completed,
         compute=tally.durations.get("compute", 0) / 1e6,
         output=tally.nbytes,
-        dependencies=len(set(group.dependencies)),
         recomputed=tally.outcomes.get("recomputed", 0),
         lost=tally.outcomes.get("lost", 0),
     )
     if group.buckets:
-        facts.p50, facts.p95, facts.longest = (quantile(group.buckets, q) for q in (0.5, 0.95, 1.0))
+        facts.p50, facts.longest = quantile(group.buckets, 0.5), quantile(group.buckets, 1.0)
     if group.picks and group.picks.slowest:
         slowest = group.picks.slowest
         facts.longest = max(run.seconds for run in slowest)
@@ -65,8 +64,6 @@ def _group(key: GroupKey, title: Step, group: GroupLedger, metrics: dict[object,
     if own:
         facts.cpu = own.get(("execute", group.prefix, "thread-cpu", "seconds"))
         facts.noncpu = own.get(("execute", group.prefix, "thread-noncpu", "seconds"))
-        overhead = [own.get(("execute", group.prefix, activity, "seconds"), 0.0) for activity in OVERHEAD_ACTIVITIES]
-        facts.overhead = sum(overhead)
     return facts
 
 
@@ -80,14 +77,11 @@ def _joined(one: GroupFacts, other: GroupFacts) -> GroupFacts:
         completed=one.completed + other.completed,
         compute=one.compute + other.compute,
         p50=larger.p50,
-        p95=larger.p95,
         longest=_most(one.longest, other.longest),
         output=_sum(one.output, other.output),
         largest_output=_most(one.largest_output, other.largest_output),
         cpu=_sum(one.cpu, other.cpu),
         noncpu=_sum(one.noncpu, other.noncpu),
-        overhead=_sum(one.overhead, other.overhead),
-        dependencies=_most(one.dependencies, other.dependencies),
         recomputed=one.recomputed + other.recomputed,
         lost=one.lost + other.lost,
     )
@@ -122,9 +116,7 @@ def facts_of(record: SegmentRecord, ledger: Ledger, groups: Groups, cluster: Clu
 
 def _failures(tally: Tally) -> Failures:
     counts = tally.outcomes
-    return Failures(
-        counts.get("erred", 0), counts.get("upstream_failed", 0), counts.get("retried", 0), counts.get("cancelled", 0)
-    )
+    return Failures(counts.get("erred", 0), counts.get("upstream_failed", 0), counts.get("retried", 0))
 
 
 def _graphs(ledger: Ledger) -> GraphFacts:
@@ -133,5 +125,4 @@ def _graphs(ledger: Ledger) -> GraphFacts:
         ledger.graphs,
         largest.tasks if largest else None,
         max((phase.size for phase in ledger.phases if phase.size is not None), default=None),
-        ledger.graph_seconds,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..diagnosis.evidence import ClusterEvidence, RunFacts
 from ..diagnosis.parts import GroupKey, Lap, OnPath, Step
@@ -180,8 +180,8 @@ class SpanTree:
         self.roots = RootRuns()
         #: Returns when the lap of a root began that is not over; None if there is none.
         self.lap_start: Callable[[str], float | None] = lambda root_id: None
-        #: What is known of the cluster between two marks, and what follows from that and from the facts of a run.
-        self.evidence_between: Callable[[object, object], ClusterEvidence] = lambda since, until: ClusterEvidence()
+        #: What has been seen of the cluster since a mark, and what follows from that and from the facts of a run.
+        self.evidence_since: Callable[[Any], ClusterEvidence] = lambda mark: ClusterEvidence()
         self.judge: Callable[[RunFacts], Verdict] = judge
         #: Seconds to subtract from times that leave, see ``scheduler.pace.Clock``.
         self._offset = 0.0
@@ -249,7 +249,7 @@ class SpanTree:
         if node and node.segment and node.ledger:
             node.ledger.laps = node.ledger.laps or Laps()
             node.ledger.laps.add(lap)
-            node.segment.evidence = node.segment.evidence[0], self.forest.mark()
+            node.segment.cluster = self.evidence_since(node.segment.mark)
 
     def add_graph(self, graph: Graph, now: float) -> None:
         """Record what a submission contained for a Dask span."""
@@ -558,7 +558,7 @@ class SpanTree:
 
     def _judge(self, record: SegmentRecord, segment: Segment, ledger: Ledger) -> None:
         """Find out why the segment of a root took as long as it did."""
-        facts = facts_of(record, ledger, segment.facts or Groups(), self.evidence_between(*segment.evidence))
+        facts = facts_of(record, ledger, segment.facts or Groups(), segment.cluster)
         if facts:
             record.verdict = self.judge(facts)
 
