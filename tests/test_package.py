@@ -184,6 +184,7 @@ ALLOWED = {
         "pandas",
         "rich",
     },
+    "analysis": {"schema", "pandas"},
     "__init__": {"config", "current", "identity", "links", "preload", "safety", "dask"},
 }
 
