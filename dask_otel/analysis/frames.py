@@ -45,6 +45,7 @@ _DTYPES: dict[str, str] = {
     "double": _DOUBLE,
     "bool": _BOOL,
     "string[]": _TUPLE,
+    "double[]": _TUPLE,
     "string or string[]": _TUPLE,
 }
 _TRUE, _FALSE = ("true", "1"), ("false", "0")
