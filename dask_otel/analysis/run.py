@@ -179,8 +179,8 @@ def _numbers(frame: pd.DataFrame, name: str) -> Any:
 
 
 def _times(frame: pd.DataFrame, name: str) -> Any:
-    """Return times as seconds since the epoch."""
-    return frame[name].dt.as_unit("ns").astype("int64").to_numpy() / 1e9
+    """Return times as nanoseconds since the epoch."""
+    return frame[name].dt.as_unit("ns").astype("int64").to_numpy()
 
 
 def _total(frame: pd.DataFrame, name: str) -> float | None:
@@ -201,8 +201,8 @@ def _run(key: tuple[str, str], tops: pd.DataFrame, steps: list[_Step], failures:
         trace_id=trace_id,
         root=root,
         service=next((str(each) for each in tops["service"].dropna()), ""),
-        start=float(_times(tops, "start").min()),
-        end=float(_times(tops, "end").max()),
+        start=_times(tops, "start").min() / 1e9,
+        end=_times(tops, "end").max() / 1e9,
         seconds=float(durations.sum()),
         segments=len(tops),
         result=min(ended, key=lambda each: _RESULTS.index(each) if each in _RESULTS else 0, default=""),
@@ -332,7 +332,8 @@ def _steps(groups: pd.DataFrame) -> dict[tuple[str, str], list[_Step]]:
     grouped = frame.groupby(keys, sort=False)
     # Of the time of a group, what is after the end of all earlier ones: their sum is the time in which one was open.
     earlier = grouped["end"].cummax().groupby([frame[key] for key in keys], sort=False).shift()
-    frame["seconds"] = (frame["end"] - np.fmax(frame["start"], earlier)).clip(lower=0.0)
+    begin = frame["start"].where(earlier.isna(), np.maximum(frame["start"], earlier.fillna(0).astype("int64")))
+    frame["seconds"] = (frame["end"] - begin).clip(lower=0) / 1e9
     grouped = frame.groupby(keys, sort=False)
     sums = grouped[["tasks", "compute", "erred", "seconds", "path", *schema.CRITICAL_EDGE]].sum(min_count=1)
     bounds = grouped.agg(
@@ -347,8 +348,8 @@ def _steps(groups: pd.DataFrame) -> dict[tuple[str, str], list[_Step]]:
             compute=known.get("compute"),
             p50=(row["low"], row["high"]) if "low" in known else None,
             longest=known.get("longest"),
-            start=row["start"],
-            end=row["end"],
+            start=row["start"] / 1e9,
+            end=row["end"] / 1e9,
             seconds=row["seconds"],
             erred=int(known.get("erred", 0)),
         )

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from dask_otel import schema
 from dask_otel.analysis.frames import make_frames
 from dask_otel.analysis.otlp_json import PlainSpan
-from dask_otel.diagnosis.parts import EDGES, GAPS, PARTS
 
 #: When runs begin, seconds since the epoch.
 BEGIN = 1_800_000_000
@@ -105,6 +104,3 @@ class MadeRun:
 def frames(*runs, rows=lambda spans: spans):
     """Data frames of runs; ``rows`` may put their spans into another order."""
     return SimpleNamespace(**make_frames(rows([span for run in runs for span in run.spans])))
-
-
-__all__ = ["BEGIN", "EDGES", "GAPS", "PARTS", "MadeRun", "frames"]
