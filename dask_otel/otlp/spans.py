@@ -19,7 +19,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from .. import schema
-from ..diagnosis.parts import CriticalPath, OnPath, Waterfall
+from ..diagnosis.parts import OVERHEAD_ACTIVITIES, CriticalPath, OnPath, Waterfall
 from ..diagnosis.verdict import Verdict
 from ..identity import client_names
 from ..schema import (
@@ -463,7 +463,11 @@ def _thread_time(record: SegmentRecord) -> Attributes:
     A task that secedes is busy in an additional thread, so that more may be used than there were: then the ratio, and
     what other roots used, mean nothing.
     """
-    busy = sum(value for key, value in record.metrics.items() if key[0] == "execute" and key[-1] == "seconds")
+    busy = sum(
+        value
+        for key, value in record.metrics.items()
+        if key[0] == "execute" and key[-1] == "seconds" and key[2] not in OVERHEAD_ACTIVITIES
+    )
     mine = record.threads_available - record.threads_others
     out: Attributes = {schema.THREAD_TIME_AVAILABLE: record.threads_available}
     if mine >= 0:

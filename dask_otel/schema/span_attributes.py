@@ -287,6 +287,7 @@ CRITICAL_GAP = {
         "lost": "work was lost with a worker, and done again",
         "input": "inputs were on their way from other workers",
         "dispatch": "a task was on its way to a worker, or the worker was busy",
+        "unfinished": "no task of the path had ended since, when the segment was cut or the cluster closed",
     }.items()
 }
 CRITICAL_STEPS = _attribute("dask.critical.steps", "string[]", [SEGMENT], meaning=

@@ -103,6 +103,9 @@ def _height(drawn: Waterfall) -> int:
             attributes = row.is_open and row.kind != "more"
             height += _ROW + (_LINE if row.error else 0) + (_ROW if attributes else 0)
             closed_at = len(drawn.rows) if row.is_open else row.depth
+    for each in drawn.reasons:
+        height += 5 * _LINE + _LINE * (len(each.parts) // 3 + bool(each.hints) + (len(each.verdict) > 1))
+        height += (2 * _LINE if each.verdict else 0) + (3 * _LINE if each.path else 0)
     height += 3 * _LINE * len(drawn.errors[:1]) + 2 * _LINE * len(drawn.errors[:MAX_ERRORS])
     height += _LINE * len(drawn.errors[MAX_ERRORS : MAX_ERRORS + 1])
     return min(height, _MAX_HEIGHT)
