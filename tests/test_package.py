@@ -165,6 +165,7 @@ ALLOWED = {
         "distributed",
     },
     "cli": {
+        "analysis",
         "config",
         "errors",
         "identity",
