@@ -48,6 +48,10 @@ def _links() -> str:
     return _table((f"`{schema.LINK_TYPE}`", "from → to"), [(f"`{type_}`", text) for type_, text in LINK_TYPES.items()])
 
 
+def _verdicts() -> str:
+    return _table(("id", "what takes the time"), [(f"`{id_}`", text) for id_, text in schema.VERDICT_IDS.items()])
+
+
 def _limits() -> str:
     rows = [
         ("group spans in a segment", "`otel.traces.max-groups`"),
@@ -83,6 +87,10 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join([f"| {lines[0]} |", "|" + "---|" * len(head), *(f"| {line} |" for line in lines[1:])])
 
 
+def _is_reason(each: Attribute) -> bool:
+    return each.name.startswith(("dask.verdict", "dask.waterfall.", "dask.critical."))
+
+
 def _is_on_every(each: Attribute) -> bool:
     return {*EVERY} <= {*each.on}
 
@@ -92,10 +100,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "resource": _resource,
     "every span": lambda: attributes(_is_on_every),
     "segments and group spans": lambda: attributes(
-        lambda each: {SEGMENT, GROUP} <= {*each.on} and not _is_on_every(each)
+        lambda each: {SEGMENT, GROUP} <= {*each.on} and not _is_on_every(each) and not _is_reason(each)
     ),
-    "segment": lambda: attributes(lambda each: SEGMENT in each.on and GROUP not in each.on),
+    "segment": lambda: attributes(lambda each: SEGMENT in each.on and GROUP not in each.on and not _is_reason(each)),
     "group span": lambda: attributes(lambda each: GROUP in each.on and SEGMENT not in each.on),
+    "why it was slow": lambda: attributes(lambda each: _is_reason(each) and SEGMENT in each.on),
+    "verdicts": _verdicts,
     "task span": lambda: attributes(lambda each: TASK in each.on and not _is_on_every(each)),
     "phase": lambda: attributes(lambda each: PHASE in each.on and not _is_on_every(each)),
     "pending span": lambda: attributes(lambda each: PENDING in each.on and not _is_on_every(each)),

@@ -74,10 +74,12 @@ ALLOWED = {
     "schema": set(),
     "messages": set(),
     "patching": {"dask"},
-    "spantree": {"identity", "schema"},
-    "metrics": {"schema", "spantree"},
-    "privacy": {"identity", "schema", "spantree"},
+    "diagnosis": set(),
+    "spantree": {"diagnosis", "identity", "schema"},
+    "metrics": {"diagnosis", "schema", "spantree"},
+    "privacy": {"diagnosis", "identity", "schema", "spantree"},
     "scheduler": {
+        "diagnosis",
         "identity",
         "messages",
         "metrics",
@@ -92,6 +94,7 @@ ALLOWED = {
     },
     "otlp": {
         "config",
+        "diagnosis",
         "errors",
         "identity",
         "metrics",

@@ -44,8 +44,6 @@ _DTYPES: dict[str, str] = {
     "int": _INT,
     "double": _DOUBLE,
     "bool": _BOOL,
-    "string[]": _TUPLE,
-    "string or string[]": _TUPLE,
 }
 _TRUE, _FALSE = ("true", "1"), ("false", "0")
 
@@ -181,6 +179,8 @@ def _dtype(name: str) -> str | None:
     if known is None:
         return None
     type_ = schema.ATTRIBUTES[known].type
+    if type_.endswith("[]"):
+        return _TUPLE
     if type_ in _DTYPES:
         return _DTYPES[type_]
     return _INT if name.endswith((".bytes", ".count")) else _DOUBLE  # by unit

@@ -140,7 +140,7 @@ def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _entries(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    values = ((str(entry["key"]), _value(_get(entry, "value", default={}))) for entry in entries)
+    values = ((str(_get(entry, "key", default="")), _value(_get(entry, "value", default={}))) for entry in entries)
     return {name: value for name, value in values if value is not None}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .parts import Step
+
 __all__ = ["Finding", "Verdict"]
 
 
@@ -18,9 +20,18 @@ class Finding:
     #: Wall seconds of the part; and how many of them a cure could save at most.
     seconds: float
     at_most: float
-    #: The numbers that show it, in one sentence, and what helps, in another.
+    #: The numbers that show it, in one sentence, and what helps, in another. In place of names that people gave, the
+    #: evidence has ``{0}``, ``{1}`` …, if there are ``steps``: pseudonyms may take their place.
     evidence: str
     remedy: str
+    #: The names.
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Both sentences, with the names."""
+        evidence = self.evidence.format(*map(str, self.steps)) if self.steps else self.evidence
+        return f"{evidence} {self.remedy}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +48,4 @@ class Verdict:
     @property
     def text(self) -> str:
         """Two sentences about the most costly finding; empty if there is none."""
-        return f"{self.findings[0].evidence} {self.findings[0].remedy}" if self.findings else ""
+        return self.findings[0].text if self.findings else ""

@@ -238,6 +238,10 @@ class ClusterMetrics:
             with self._safety.guard("metrics"):
                 self._recorder.root_ended(run, self._shown)
             await pace.rest()
+        for reasons in self._span_tree.roots.drain_reasons():
+            with self._safety.guard("metrics"):
+                self._recorder.root_explained(reasons)
+            await pace.rest()
         self._shown.clear()
 
     def swept(self, seconds: float) -> None:

@@ -30,10 +30,11 @@ from ..spantree.records import Record
 from ..spantree.to_records import Level, SpanTreeSettings
 from ..threads import HURRY, in_thread
 from .cluster import ClusterMetrics, Delay, Departures
-from .compat import can_forget, can_split
+from .compat import can_forget, can_judge, can_split
 from .forgetting import Forgetting, LateMetrics, memory_of
 from .inbox import FailedRunTap, HeartbeatTap, Inbox
 from .pace import Clock
+from .run_times import RunTimesHooks
 from .split_groups import splitter_of
 from .submissions import Submissions
 from .sweep import Output, Sweep
@@ -76,6 +77,8 @@ class BridgeSettings:
     #: What takes at least so long to be taken in is a phase.
     phase_threshold: float = 0.05
     tags_in_group_names: bool = True
+    #: Whether roots have waterfalls, critical paths and verdicts.
+    verdicts: bool = True
     #: Whether all workers get ``OTelWorkerPlugin``.
     gives_worker_plugin: bool = False
     #: How long after its end a root is forgotten; None: never.
@@ -119,6 +122,10 @@ class SchedulerBridge:
         self.span_tree = SpanTree(
             self.clock.now(), scheduler.total_nthreads, settings.span_tree, first_number, memory.ids
         )
+        #: None if verdicts are off.
+        self.run_times = RunTimesHooks(scheduler, self.clock, safety) if settings.verdicts and can_judge() else None
+        if self.run_times:
+            self.span_tree.lap_start = self.run_times.times.lap_start
         self.inbox = Inbox(
             scheduler,
             self.clock,
@@ -126,6 +133,7 @@ class SchedulerBridge:
             first_number,
             slow_from=_slow_from(settings.span_tree),
             bounds=settings.metrics.task_bounds,
+            on_task=self.run_times.make_task_hook() if self.run_times else None,
         )
         splitter = splitter_of(scheduler) if can_split() else None
         spans = scheduler.extensions["spans"].spans
@@ -138,6 +146,7 @@ class SchedulerBridge:
             splits=settings.split_groups,
             shows_tags=settings.tags_in_group_names,
             phase_threshold=settings.phase_threshold,
+            run_times=self.run_times,
             clock=self.clock,
             safety=safety,
         )
@@ -158,6 +167,7 @@ class SchedulerBridge:
             self.inbox,
             groups,
             self.cluster_metrics,
+            self.run_times,
             self._forgetting,
             output,
             self.clock,
@@ -175,6 +185,7 @@ class SchedulerBridge:
             FailedRunTap(scheduler, self.inbox, safety),
             self.submissions,
             self._delay,
+            *([self.run_times] if self.run_times else []),
         )
         for tap in self._taps:
             tap.install()

@@ -26,6 +26,9 @@ MAX_CALLERS = 8
 MAX_PHASES = 20
 #: Types of results of the span ``other groups``.
 MAX_TYPES = 32
+#: Steps of a critical path that a segment names, and bytes of each, so that they fit in a list.
+MAX_STEPS = 10
+MAX_STEP = MAX_LIST // MAX_STEPS
 #: Values of one annotation that one graph may add to a segment.
 MAX_ANNOTATION_VALUES = 32
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple, TypeVar
 
+from ..diagnosis.parts import OVERHEAD_ACTIVITIES
+from ..diagnosis.waterfall import Laps
 from ..identity import Caller
 from ..schema import (
     MAX_CALLERS,
@@ -214,6 +216,8 @@ class Ledger:
         self.collections: dict[str, None] = {}
         self.annotations: dict[str, dict[str, None]] = {}
         self.code: tuple[str, int] | None = None
+        #: Of a root, once it has one.
+        self.laps: Laps | None = None
 
     def group(self, name: str, prefix: str, number: int, since: float) -> GroupLedger:
         """Open the ledger of one more group."""
@@ -303,7 +307,7 @@ class Ledger:
                 total = ("execute", None, *key[2:])
                 of_prefix = self.metrics_by_prefix.setdefault(key[1], {})
                 of_prefix[key] = of_prefix.get(key, 0) + value
-                if key[-1] == "seconds":
+                if key[-1] == "seconds" and key[2] not in OVERHEAD_ACTIVITIES:
                     busy += value
             self.metrics[total] = self.metrics.get(total, 0) + value
         return busy
