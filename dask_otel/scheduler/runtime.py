@@ -22,6 +22,8 @@ from weakref import WeakKeyDictionary
 import dask
 from distributed.scheduler import heartbeat_interval
 
+from ..diagnosis.evidence import RunFacts
+from ..diagnosis.verdict import Verdict, judge
 from ..metrics.series import MetricSettings
 from ..safety import Safety, log
 from ..spantree.ledger import OUTLIER_SECONDS
@@ -125,8 +127,13 @@ class SchedulerBridge:
         )
         #: None if verdicts are off.
         self.run_times = RunTimesHooks(scheduler, self.clock, safety) if settings.verdicts and can_judge() else None
+        self.evidence: Evidence | None = None
+        self._delay = Delay(scheduler, safety)
         if self.run_times:
+            self.evidence = Evidence(scheduler, self._delay, safety)
+            self.span_tree.forest.mark, self.span_tree.evidence_since = self.evidence.mark, self.evidence.since
             self.span_tree.lap_start = self.run_times.times.lap_start
+            self.span_tree.judge = self._judge
         self.inbox = Inbox(
             scheduler,
             self.clock,
@@ -152,9 +159,6 @@ class SchedulerBridge:
             safety=safety,
         )
         self.departures = Departures(scheduler.workers)
-        self._delay = Delay(scheduler, safety)
-        #: None if verdicts are off.
-        self.evidence = Evidence(scheduler, self._delay, safety) if self.run_times else None
         self.cluster_metrics = ClusterMetrics(
             scheduler, self.span_tree, settings.metrics, self._delay, output.exporters, self.clock, safety
         )
@@ -222,6 +226,11 @@ class SchedulerBridge:
             self.why_ended = why
             self._closing = asyncio.create_task(self._close(), name="dask-otel close")
         return self._closing
+
+    def _judge(self, facts: RunFacts) -> Verdict:
+        with self.safety.guard("verdict"):  # a run without one is better than none
+            return judge(facts)
+        return Verdict()
 
     def hand_over(self, heir: Output | None) -> asyncio.Task[None]:
         """End now, between two sweeps, so that another bridge can count what follows; what is counted is sent.

@@ -148,13 +148,7 @@ class Sweep:
             if self.counted_until is not None:
                 return
             pace = Pace()
-            if self._evidence:
-                with self._safety.guard("evidence"):
-                    self._evidence.begin_sweep()
             now = await self._collect(pace)
-            if self._evidence:
-                with self._safety.guard("evidence"):
-                    await self._evidence.sample(pace, is_needed=bool(self._span_tree.forest.open_tops))
             with self._safety.guard("run times"):
                 self._cut_laps(self._span_tree.roots_to_cut(now))
             is_busy = self._scheduler._active_graph_updates > 0
@@ -230,6 +224,9 @@ class Sweep:
             with self._safety.guard("run times"):  # at the same moment
                 laps = self._run_times.times.take(now)
                 self._run_times.forget(taken.forgotten)
+        if self._evidence:
+            with self._safety.guard("evidence"):
+                self._evidence.begin_sweep()
         self._read_threads()
         self._cluster_metrics.begin_sweep()
         self._cluster_metrics.count(taken.counts)
@@ -268,6 +265,9 @@ class Sweep:
                     await pace.rest()
                 self._add_change(group, change, now)
             await pace.rest()
+        if self._evidence:
+            with self._safety.guard("evidence"):
+                await self._evidence.sample(pace, is_needed=bool(self._span_tree.forest.open_tops))
         # After changes: the segments of which they are laps are open now.
         for lap in laps:
             with self._safety.guard("run times"):
