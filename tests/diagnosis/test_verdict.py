@@ -139,6 +139,14 @@ CASES = {
         run({"handed": 0.4}, gaps={"input": 3.0}, cluster={"receiving": 30.0, "sent_bytes": 10**9}),
         ["transfers"],
     ),
+    "transfers that keep the loops of the workers busy": (
+        run({"handed": 0.07, "overhead": 0.2}, cluster={"receiving": 12.0, "sent_bytes": 4 * 10**8}),
+        ["transfers"],
+    ),
+    "inputs that are long on their way, and nobody knows how much it is": (
+        run({"handed": 0.2}, gaps={"input": 1.5, "dispatch": 0.2}),
+        ["transfers"],
+    ),
     "transfers between short tasks": (
         run({"handed": 0.4}, SHORT, cluster={"receiving": 30.0, "sent_bytes": 10**10}),
         ["transfers"],
@@ -249,7 +257,7 @@ TEXTS = {
     "large arguments": "Serialising and compressing data took 2 s of 10 s.",
     "a shuffle": "Shuffling between workers took 4 s of 10 s.",
     "tiny tasks": "4,000 tasks took 1 ms each, and workers needed 3 ms for each of them.",
-    "transfers": "For 4 s of 10 s, threads had tasks that did not run yet, while 954 MiB left the workers that had "
+    "transfers": "For 4 s of 10 s, threads had tasks that did not run yet while 954 MiB left the workers that had "
     "made it.",
     "a busy scheduler": "For 2 s of 10 s, threads had tasks that did not run yet, and ticks of the scheduler's event "
     "loop were late for 3 s in all.",
@@ -320,6 +328,10 @@ def test_nothing_is_said_about_what_workers_have_not_delivered():
     )
     assert judge(run({"noncpu": 0.6, "unaccounted": -0.05}, cluster=PYTHON)).findings
     assert judge(run({"handed": 0.3})).withheld == "nothing that is known explains 30 % of the time"
+    stolen = {**ONE_MACHINE, "process_cpu": 0.3, "process_tasks": 4.0, "machine_cpu": 0.3, "machine_busy": 2.0}
+    assert judge(run({"noncpu": 0.6}, cluster=stolen)).withheld == (
+        "nothing that is known explains 60 % of the time, in which other programs kept the machine busy"
+    )
     assert judge(run({}, threads=0.0)).withheld == "the cluster had no thread while the run lasted"
 
 
