@@ -5,8 +5,8 @@ thread, or for the run that freed its place in the queue: its predecessor is wha
 is that of its predecessor, the gap between the two, and the run itself, so that seconds and gaps sum to the time since
 the lap began, whatever the clocks of workers say.
 
-A node refers to the one before it, and every 64 nodes are folded into sums: what is kept follows the tasks that
-are alive, not those that have finished.
+A node sums up the runs of one group that follow each other on a path. It refers to the node before them, and every 64
+nodes are folded into sums: what is kept follows the tasks that are alive, not those that have finished.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Sums(NamedTuple):
 
     #: Seconds by group and edge.
     seconds: dict[tuple[GroupKey | None, int], float]
-    #: Seconds by cause.
+    #: Seconds by cause, of the causes that nodes do not sum up themselves.
     gaps: dict[str, float]
 
 
@@ -46,26 +46,28 @@ class Base:
         self.owner = owner
 
 
-#: A run, or the arrival of a graph, and the path that leads to it. It is a tuple, since one is made for every run:
-#: 0 the base of its lap; 1 when the path has come so far; 2 when the scheduler was told; 3 the node before, or None;
-#: 4 the group, or None for the arrival of a graph; 5 the edge; 6 seconds of the run; 7 to 12 the gap before it: three
-#: causes, each with its seconds; 13 number of nodes before that are not folded; 14 sums of this one and all before, if
-#: they are folded.
+#: What a path is up to the end of a run, or to the arrival of a graph. It is a tuple, since one is made for every run:
+#: 0 the base of its lap; 1 when the path has come so far; 2 when the scheduler was told;
+#: 3 the node before, or its ``Sums``, or None; 4 number of nodes before that are not folded;
+#: 5 the group of the latest runs, or None; 6 the edge that led to them; 7 their seconds;
+#: 8 another cause of waiting before them, or an empty text, and 9 its seconds;
+#: 10, 11, 12 seconds of the gaps ``report``, ``dispatch``, ``input`` of the whole path.
 PathNode = tuple[Any, ...]
+BASE, END, TOLD = 0, 1, 2
+BEFORE, NUMBER, GROUP, EDGE, SECONDS, CAUSE, GAP = 3, 4, 5, 6, 7, 8, 9
 
 
 def path_from(base: Base) -> PathNode:
     """Return the node at which a lap begins."""
-    start = base.start
-    return base, start, start, None, None, DATA, 0.0, "", 0.0, "", 0.0, "", 0.0, 0, None
+    return base, base.start, base.start, None, 0, None, DATA, 0.0, "", 0.0, 0.0, 0.0, 0.0
 
 
 def path_to_arrival(before: PathNode, came: float, taken_in: float) -> PathNode:
     """Return the node of a graph that came and was taken in, after what the client had seen last."""
-    end: float = before[1]
-    thought = max(0.0, came - end)
-    taking_in = max(0.0, taken_in - end - thought)
-    return _step(before, end + thought + taking_in, taken_in, None, DATA, 0.0, "client", thought, "graph", taking_in)
+    thought = max(0.0, came - before[END])
+    node = _behind(before, before[END] + thought, taken_in, "client", thought)
+    taking_in = max(0.0, taken_in - node[END])
+    return _behind(node, node[END] + taking_in, taken_in, "graph", taking_in)
 
 
 def path_to_run(
@@ -78,7 +80,7 @@ def path_to_run(
     sent: float,
     waited: str,
     others_until: float,
-    last: str,
+    is_remote: bool,
 ) -> PathNode:
     """Return the node of a run.
 
@@ -96,89 +98,73 @@ def path_to_run(
         Cause of the time from the report of the predecessor until the task was sent.
     others_until
         Until when its thread ran a task of another root; 0.0 for none.
-    last
-        Cause of the time from then until the run began: ``input`` or ``dispatch``.
+    is_remote
+        Whether an input was on another worker.
     """
-    at: float = before[1]
-    if start <= at:
-        seconds = stop - at
-        if seconds <= 0.0:
-            return _step(before, at, told, group, edge, 0.0)
-        return _step(before, stop, told, group, edge, seconds)
-    report = waiting = 0.0
-    reported = before[2]
-    if reported > at:
-        reported = reported if reported < start else start
-        report, at = reported - at, reported
-    if sent > at:
-        sent = sent if sent < start else start
-        waiting, at = sent - at, sent
-    end = stop if stop > start else start
-    if others_until > at:
-        others_until = others_until if others_until < start else start
-        if others_until < start:  # four causes are rare: what waited is with the others then
-            rest = start - others_until
-            if waiting and waited != "others":
-                between = _step(before, at, told, None, edge, 0.0, "report", report, waited, waiting)
-                return _step(between, end, told, group, edge, end - start, "others", others_until - at, last, rest)
-            waiting += others_until - at
-            return _step(before, end, told, group, edge, end - start, "report", report, "others", waiting, last, rest)
-        return _step(
-            before, end, told, group, edge, end - start, "report", report, waited, waiting, "others", start - at
-        )
-    return _step(before, end, told, group, edge, end - start, "report", report, waited, waiting, last, start - at)
+    base, at, reported, link, number, last_group, last_edge, seconds, cause, gap, report, dispatch, input_ = before
+    end = stop
+    if start > at:
+        end = stop if stop > start else start
+        if reported > sent:  # it had been sent before, and waited for its thread
+            reported = sent
+        if reported > at:
+            reported = reported if reported < start else start
+            report += reported - at
+            at = reported
+        if sent > at:
+            sent = sent if sent < start else start
+            if waited == "dispatch":
+                dispatch += sent - at
+            else:
+                before = _behind(before, sent, told, waited, sent - at)
+                _, _, _, link, number, last_group, last_edge, seconds, cause, gap, _, _, _ = before
+            at = sent
+        if others_until > at:
+            others_until = others_until if others_until < start else start
+            before = _behind(before, others_until, told, "others", others_until - at)
+            _, _, _, link, number, last_group, last_edge, seconds, cause, gap, _, _, _ = before
+            at = others_until
+        if is_remote:
+            input_ += start - at
+        else:
+            dispatch += start - at
+        more = end - start
+    elif stop > at:
+        more = stop - at
+    else:
+        end, more = at, 0.0
+    if last_group is group and last_edge == edge:
+        return base, end, told, link, number, group, edge, seconds + more, cause, gap, report, dispatch, input_
+    if number < FOLDED:
+        return base, end, told, before, number + 1, group, edge, more, "", 0.0, report, dispatch, input_
+    return base, end, told, _sums(before), 0, group, edge, more, "", 0.0, report, dispatch, input_
 
 
-def _step(
-    before: PathNode,
-    end: float,
-    told: float,
-    group: GroupKey | None,
-    edge: int,
-    seconds: float,
-    cause: str = "",
-    gap: float = 0.0,
-    second_cause: str = "",
-    second_gap: float = 0.0,
-    third_cause: str = "",
-    third_gap: float = 0.0,
-) -> PathNode:
-    number = before[13] + 1
-    node = (
-        before[0],
-        end,
-        told,
-        before,
-        group,
-        edge,
-        seconds,
-        cause,
-        gap,
-        second_cause,
-        second_gap,
-        third_cause,
-        third_gap,
-        number,
-        None,
-    )
-    return node if number < FOLDED else (*node[:3], None, *node[4:13], 0, _sums(node))
+def _behind(before: PathNode, end: float, told: float, cause: str, gap: float) -> PathNode:
+    """Return a node without a run, behind which the path goes on after a gap."""
+    fold = before[NUMBER] >= FOLDED
+    link = _sums(before) if fold else before
+    return before[BASE], end, told, link, 0 if fold else before[NUMBER] + 1, None, DATA, 0.0, cause, gap, *before[10:]
 
 
 def _sums(node: PathNode) -> Sums:
     """Sum over a node and all before it."""
-    nodes = []
-    at: PathNode | None = node
-    while at and at[14] is None:
-        nodes.append(at)
-        at = at[3]
-    seconds, gaps = (dict(at[14].seconds), dict(at[14].gaps)) if at else ({}, {})
-    for each in reversed(nodes):
-        if each[6]:
-            key = each[4], each[5]
-            seconds[key] = seconds.get(key, 0.0) + each[6]
-        for place in (7, 9, 11):
-            if each[place + 1]:
-                gaps[each[place]] = gaps.get(each[place], 0.0) + each[place + 1]
+    seconds: dict[tuple[GroupKey | None, int], float] = {}
+    gaps: dict[str, float] = {}
+    link: PathNode | Sums | None = node
+    while link is not None:
+        if type(link) is Sums:
+            for key, value in link.seconds.items():
+                seconds[key] = seconds.get(key, 0.0) + value
+            for cause, value in link.gaps.items():
+                gaps[cause] = gaps.get(cause, 0.0) + value
+            break
+        _, _, _, before, _, group, edge, own, cause, gap, _, _, _ = link
+        if own:
+            seconds[group, edge] = seconds.get((group, edge), 0.0) + own
+        if gap:
+            gaps[cause] = gaps.get(cause, 0.0) + gap
+        link = before
     if len(seconds) > 2 * MAX_GROUPS:
         seconds = _largest(seconds)
     return Sums(seconds, gaps)
@@ -206,4 +192,6 @@ def path_of(node: PathNode) -> CriticalPath:
             groups[group] = more
         else:
             other_groups = more
-    return CriticalPath(node[0].start, node[1], groups, sums.gaps, other_groups)
+    gaps = {**sums.gaps, **{cause: node[place] for cause, place in (("report", 10), ("dispatch", 11), ("input", 12))}}
+    gaps = {cause: seconds for cause, seconds in gaps.items() if seconds}
+    return CriticalPath(node[BASE].start, node[END], groups, gaps, other_groups)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from .critical_path import Base, PathNode, path_from, path_of
 from .parts import Lap
 
-__all__ = ["Account", "Mark", "Threads", "Worker"]
+__all__ = ["SOME", "Account", "Mark", "Threads", "Worker"]
 
 #: Of a number of threads, what is not a rounding error.
 SOME = 1e-6
@@ -29,22 +29,41 @@ class Mark(NamedTuple):
 class Worker:
     """What is known of a worker."""
 
-    __slots__ = ("address", "is_running", "last", "last_told", "lost", "processing", "shares", "tasks", "threads")
+    __slots__ = (
+        "address",
+        "is_running",
+        "last",
+        "last_told",
+        "lost",
+        "owner",
+        "processing",
+        "shares",
+        "tasks",
+        "threads",
+    )
 
     def __init__(self, address: str, threads: int) -> None:
         self.address = address
         self.threads = threads
         #: Not paused, nor about to leave.
         self.is_running = True
-        #: Tasks that it has, without those that have seceded; by root, and the threads that these have.
+        #: Tasks that it has, without those that have seceded.
         self.processing = 0
-        self.tasks: dict[Account, int] = {}
+        #: The root whose tasks they are; if there are several, its number of tasks by root and their threads.
+        self.owner: Account | None = None
+        self.tasks: dict[Account, int] | None = None
         self.shares: dict[Account, float] = {}
         #: By thread, the last run that the scheduler was told of, and when it was told of any.
         self.last: dict[Any, PathNode] = {}
         self.last_told = 0.0
         #: Of its threads, once it has left: those of which the time since their last run is lost.
         self.lost = 0
+
+    def occupants(self) -> dict[Account, float]:
+        """Return how many threads each root has."""
+        if self.tasks is not None:
+            return dict(self.shares)
+        return {self.owner: float(min(self.processing, self.threads))} if self.owner and self.processing else {}
 
 
 class Account:
@@ -59,12 +78,14 @@ class Account:
         "cause",
         "displaced",
         "idle",
+        "is_stuck",
         "latest",
         "lost",
         "marked",
         "no_worker",
         "occupied",
         "occupies",
+        "origin",
         "others",
         "paused",
         "pauses",
@@ -87,6 +108,8 @@ class Account:
         #: Threads that it occupies now; and of these, those of workers that are paused.
         self.occupies = 0.0
         self.pauses = 0.0
+        #: Whether workers have more of its tasks than threads for them.
+        self.is_stuck = False
         #: Why threads that no root occupies are idle.
         self.cause = "client"
         # Sums of the lap up to a moment, and those of the cluster when it began and at that moment.
@@ -95,9 +118,9 @@ class Account:
         self.idle: dict[str, float] = {}
         #: Where paths of the lap begin; None while there is no lap.
         self.base: Base | None = None
-        #: The node that has come farthest; and that of the latest graph, with its stimulus.
+        #: The node that has come farthest, the one at which the lap begins, that of the latest graph and its stimulus.
         self.latest: PathNode = path_from(Base(0.0, self))
-        self.arrival: PathNode = self.latest
+        self.origin = self.arrival = self.latest
         self.arrival_of: Any = None
         #: When the last task ended; 0.0 while there are unfinished ones.
         self.rested = 0.0
@@ -112,7 +135,7 @@ class Account:
         self.occupied = self.paused = self.others = self.lost = self.recomputed = 0.0
         self.idle = {}
         self.base = Base(at.at, self)
-        self.latest = path_from(self.base)
+        self.latest = self.origin = path_from(self.base)
         self.arrival_of = None
         self.rested = 0.0
         self.displaced.clear()
@@ -197,6 +220,7 @@ class Threads:
 
     def reconsider(self, account: Account, now: float) -> None:
         """Find out why threads are idle, after what decides it has changed."""
+        account.is_stuck = account.processing - account.occupies > SOME
         cause = self._cause(account)
         if cause != account.cause:
             self.settle(account, now)
@@ -205,8 +229,7 @@ class Threads:
     def _cause(self, account: Account) -> str:
         if account.rested or not account.base:
             return "client"
-        stuck = account.processing - account.occupies > SOME
-        runnable = account.queued or account.no_worker or stuck
+        runnable = account.queued or account.no_worker or account.is_stuck
         if not self.number:
             return "starting"
         if self.paused and (runnable or account.pauses):
@@ -215,42 +238,46 @@ class Threads:
             return "queued"
         if account.no_worker:
             return "no_worker"
-        if stuck:
+        if account.is_stuck:
             return "imbalance"
         return "dependencies" if account.waiting else "tail"
 
     def change(self, worker: Worker, account: Account, by: int, now: float) -> None:
-        """Give a worker one task more or less of a root."""
+        """Give a worker one task more of a root, or one less."""
         before, threads = worker.processing, worker.threads
         after = worker.processing = before + by
+        if worker.tasks is None:
+            if worker.owner is account or not before:
+                worker.owner = account
+                if after <= threads and before <= threads:
+                    self._occupy(worker, account, float(by), now)
+                return
+            assert worker.owner is not None
+            worker.tasks = {worker.owner: before}
+            worker.shares = {worker.owner: float(min(before, threads))}
         count = worker.tasks.get(account, 0) + by
         if count > 0:
             worker.tasks[account] = count
         else:
             worker.tasks.pop(account, None)
-        if count == after:  # all of them are of this root, before and after
-            share = after if after < threads else threads
-            self._share(worker, account, float(share), now)
-            return
-        part = threads / after if after > threads else 1.0
-        if count <= 0:
             self._share(worker, account, 0.0, now)
-        if count > 0 and after <= threads and before <= threads:
-            self._share(worker, account, float(count), now)
-            return
+        part = threads / after if after > threads else 1.0
         for each, number in worker.tasks.items():
-            self._share(worker, each, number * part, now)
+            self._share(worker, each, float(min(after, threads)) if number == after else number * part, now)
+        if len(worker.tasks) == 1 and count <= 0:
+            (worker.owner,) = worker.tasks
+            worker.tasks = None
 
     def _share(self, worker: Worker, account: Account, share: float, now: float) -> None:
         before = worker.shares.get(account, 0.0)
-        if share == before:
-            return
-        self.settle(account, now)
-        more = share - before
-        if share:
+        if share != before:
             worker.shares[account] = share
-        else:
-            del worker.shares[account]
+            if not share:
+                del worker.shares[account]
+            self._occupy(worker, account, share - before, now)
+
+    def _occupy(self, worker: Worker, account: Account, more: float, now: float) -> None:
+        self.settle(account, now)
         self.occupies += more
         account.occupies += more
         if not worker.is_running:
@@ -261,15 +288,16 @@ class Threads:
         self.advance(now)
         self.number -= worker.threads
         self.paused -= not worker.is_running
+        for account, share in worker.occupants().items():
+            self._occupy(worker, account, -share, now)
         worker.lost, worker.threads = worker.threads, 0
-        for account in list(worker.shares):
-            self._share(worker, account, 0.0, now)
+        worker.shares = dict.fromkeys(worker.shares, 0.0)
 
     def pause(self, worker: Worker, now: float, *, is_running: bool) -> None:
         """Note that a worker was paused, or goes on."""
         worker.is_running = is_running
         by = -1 if is_running else 1
         self.paused += by
-        for account, share in worker.shares.items():
+        for account, share in worker.occupants().items():
             self.settle(account, now)
             account.pauses += by * share

@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from .critical_path import DATA, THREAD, PathNode, path_to_arrival, path_to_run
-from .occupancy import Account, Mark, Threads, Worker
+from .critical_path import DATA, THREAD, Base, PathNode, path_from, path_to_arrival, path_to_run
+from .occupancy import SOME, Account, Mark, Threads, Worker
 from .parts import GroupKey, Lap
 
-__all__ = ["GroupTimes", "RunTimes", "Sent"]
+__all__ = ["GroupTimes", "RunTimes"]
 
 #: Threads of a worker whose last runs are kept: tasks that secede use new ones.
 MAX_THREADS = 1000
+#: Seconds within which tasks are sent at the same time: a large graph takes seconds.
+TOGETHER = 0.01
 #: States of tasks that have not ended, but ``processing``.
 _WAITING = ("waiting", "queued", "no-worker")
 
@@ -32,21 +34,10 @@ class GroupTimes(NamedTuple):
     key: GroupKey
 
 
-class Sent:
-    """Tasks that were sent to a worker; one object for all that have the same values."""
-
-    __slots__ = ("at", "edge", "is_remote", "node", "waited", "worker")
-
-    def __init__(self, worker: Worker, node: PathNode, edge: int, at: float, waited: str, *, is_remote: bool) -> None:
-        self.worker = worker
-        #: That made them runnable, or freed their places in the queue.
-        self.node = node
-        self.edge = edge
-        self.at = at
-        #: Why they were not sent as soon as the scheduler was told of that node.
-        self.waited = waited
-        #: Whether an input was on another worker.
-        self.is_remote = is_remote
+#: Of tasks that were sent to a worker; one for all that have the same values:
+#: the worker; the node that made them runnable, or freed their places in the queue, and the edge; when they were sent;
+#: why not as soon as the scheduler was told of that node; whether an input was on another worker.
+Sent = tuple[Worker, PathNode, int, float, str, bool]
 
 
 class RunTimes:
@@ -73,14 +64,16 @@ class RunTimes:
         self._seceded: set[Any] = set()
         #: Tasks that wait for a place in the queue or for a worker, and the node that made them runnable.
         self._runnable: dict[Any, PathNode] = {}
+        #: Why tasks wait that are runnable, if it is not that alone.
+        self._waited: dict[Any, str] = {}
         #: Stimulus of the last run that the scheduler was told of, and its node.
         self._last_of: Any = None
-        self._last: PathNode | None = None
+        self._last: PathNode = path_from(Base(now, None))
         #: Stimulus of the last graph, when it came, and when it was taken in.
         self._graph: tuple[Any, Mark, float] = (None, Mark(now, 0.0, 0.0, 0.0), now)
         #: What was sent by the last stimulus.
         self._burst_of: Any = None
-        self._burst: dict[tuple[Any, ...], Sent] = {}
+        self._burst: dict[str, Sent] = {}
 
     def account(self, root_id: str) -> Account:
         """Return where what happens to the tasks of a root counts."""
@@ -136,7 +129,8 @@ class RunTimes:
     def enter(self, of: GroupTimes, state: str, now: float, stimulus: Any) -> None:
         """Count a task that begins to wait, be queued or lack a worker, and was in none of these states."""
         account = of.account
-        self._wake(account, now, stimulus)
+        if not account.unfinished:
+            self._wake(account, now, stimulus)
         account.unfinished += 1
         self._count(account, state, 1, now)
 
@@ -144,6 +138,7 @@ class RunTimes:
         """Count no more a task that waited, was queued or lacked a worker, and ends without being sent."""
         account = of.account
         self._runnable.pop(key, None)
+        self._waited.pop(key, None)
         self._count(account, state, -1, now)
         self._less(account, now)
 
@@ -151,7 +146,9 @@ class RunTimes:
         """Count a task that waits in another way."""
         account = of.account
         if before == "waiting":
-            self._runnable[key] = self._released(account, stimulus, ran_before=False)[0]
+            self._runnable[key], waited = self._released(account, stimulus, ran_before=False)
+            if waited == "lost":
+                self._waited[key] = waited
         self._count(account, before, -1, now)
         self._count(account, after, 1, now)
 
@@ -163,7 +160,6 @@ class RunTimes:
         address: str,
         now: float,
         stimulus: Any,
-        *,
         ran_before: bool,
         is_remote: bool,
     ) -> None:
@@ -178,42 +174,74 @@ class RunTimes:
         is_remote
             Whether an input was on another worker.
         """
-        account = of.account
-        worker = self.threads.workers.get(address)
+        account, _ = of
+        threads = self.threads
+        worker = threads.workers.get(address)
         if worker is None:
             worker = Worker(address, 0)  # it has just left; what was sent to it will be released
-        if before in _WAITING:
-            self._count(account, before, -1, now)
-        else:
-            self._wake(account, now, stimulus)
-            account.unfinished += 1
         edge = DATA
-        runnable = self._runnable.pop(key, None)
-        if runnable is None:
-            node, waited = self._released(account, stimulus, ran_before=ran_before)
-        else:
-            node = runnable
-            waited = "no_worker" if before == "no-worker" else "queued"
-            if node[0] is not account.base:
-                node = account.latest
-            if stimulus is self._last_of or stimulus == self._last_of:
+        if before == "queued" or before == "no-worker":
+            if before == "queued":
+                waited = "queued"
+                account.queued -= 1
+                crossed = not account.queued
+            else:
+                waited = "no_worker"
+                account.no_worker -= 1
+                crossed = not account.no_worker
+            node = self._runnable.pop(key, None)
+            if node is None or node[0] is not account.base:
+                node = account.origin
+            if stimulus == self._last_of:
                 freed = self._last
-                if freed is not None and freed[0] is account.base:
-                    if freed[1] > node[1]:
-                        node, edge = freed, THREAD
-                else:
+                if freed[0] is not account.base:
                     waited = "others"
-        if self._burst_of is not stimulus:
+                elif freed[1] > node[1]:
+                    node, edge = freed, THREAD
+            if self._waited and key in self._waited:
+                waited = self._waited.pop(key)
+        else:
+            if before == "waiting":
+                account.waiting -= 1
+                crossed = not account.waiting
+            else:
+                crossed = True
+                if not account.unfinished:
+                    self._wake(account, now, stimulus)
+                account.unfinished += 1
+            if stimulus == self._last_of:
+                node = self._last
+                waited = "dispatch"
+                if node[0] is not account.base:
+                    node, waited = account.latest, "others"
+            elif stimulus is account.arrival_of and account.arrival[0] is account.base:
+                node, waited = account.arrival, "dispatch"
+            else:
+                node, waited = self._released(account, stimulus, ran_before=ran_before)
+        sent: Sent | None = None
+        if stimulus is self._burst_of:
+            sent = self._burst.get(address)
+        else:
             self._burst_of = stimulus
-            self._burst = {}
-        same = worker, is_remote, edge, waited, id(node)
-        sent = self._burst.get(same)
-        if sent is None or sent.node is not node:
-            sent = self._burst[same] = Sent(worker, node, edge, now, waited, is_remote=is_remote)
+            self._burst.clear()
+        if (
+            sent is None
+            or sent[1] is not node
+            or sent[4] != waited
+            or sent[5] is not is_remote
+            or sent[2] != edge
+            or now - sent[3] > TOGETHER
+        ):
+            sent = self._burst[address] = (worker, node, edge, now, waited, is_remote)
         self._sent[key] = sent
         account.processing += 1
-        self.threads.change(worker, account, 1, now)
-        self.threads.reconsider(account, now)
+        processing = worker.processing
+        if worker.owner is account and worker.tasks is None and processing >= worker.threads:
+            worker.processing = processing + 1
+        else:
+            threads.change(worker, account, 1, now)
+        if crossed or (account.processing - account.occupies > SOME) is not account.is_stuck:
+            threads.reconsider(account, now)
 
     def release(self, of: GroupTimes, key: Any, now: float, *, was_lost: bool = False) -> None:
         """Count a task no more that a worker has, and of which it reports no run.
@@ -227,10 +255,10 @@ class RunTimes:
         sent = self._sent.pop(key, None)
         if sent is None:
             return
-        worker = sent.worker
+        worker, _, _, at, _, _ = sent
         if was_lost and worker.lost:
             worker.lost -= 1
-            account.lost += max(0.0, now - max(sent.at, worker.last_told))
+            account.lost += max(0.0, now - max(at, worker.last_told))
         self._exit(account, key, worker, now)
         self._less(account, now)
 
@@ -243,7 +271,6 @@ class RunTimes:
         thread: Any,
         now: float,
         stimulus: Any,
-        *,
         again: float = 0.0,
     ) -> None:
         """Count a run that has ended.
@@ -257,56 +284,77 @@ class RunTimes:
         """
         account, group = of
         sent = self._sent.pop(key, None)
-        if sent is None:  # sent before this began to count
+        if sent is None:  # it came when this did not count yet
             return
-        worker, node, edge = sent.worker, sent.node, sent.edge
+        worker, node, edge, at, waited, is_remote = sent
         base = account.base
         if node[0] is not base:
-            node, edge = account.latest, DATA
+            node, edge = account.origin, DATA
         others_until = 0.0
-        last = worker.last.get(thread)
+        by_thread = worker.last
+        last = by_thread.get(thread)
         if last is not None:
-            if last[0] is not base:
-                if last[0].owner is not account:
-                    others_until = last[1]
-                last = account.displaced.pop((worker, thread), None) if account.displaced else None
-                if last is not None and last[0] is not base:
-                    last = None
-            if last is not None and node[1] < last[1] <= start:
-                node, edge = last, THREAD
-        cause = "input" if sent.is_remote else "dispatch"
-        node = path_to_run(node, group, edge, start, stop, now, sent.at, sent.waited, others_until, cause)
-        before = worker.last.get(thread)
-        if before is not None and before[0] is not base:
-            owner = before[0].owner
-            if owner is not account and before[0] is owner.base:
-                owner.displaced[worker, thread] = before
-        worker.last[thread] = node
-        if len(worker.last) > MAX_THREADS:
-            del worker.last[next(iter(worker.last))]
+            if last[0] is base:
+                if node[1] < last[1] <= start:
+                    node, edge = last, THREAD
+            else:
+                others_until, own = self._displaced(worker, thread, last, account)
+                if own is not None and node[1] < own[1] <= start:
+                    node, edge = own, THREAD
+        elif len(by_thread) >= MAX_THREADS:
+            del by_thread[next(iter(by_thread))]
+        by_thread[thread] = node = path_to_run(node, group, edge, start, stop, now, at, waited, others_until, is_remote)
         worker.last_told = now
         if node[1] > account.latest[1]:
             account.latest = node
         self._last_of, self._last = stimulus, node
-        account.recomputed += again
-        self._exit(account, key, worker, now)
-        self._less(account, now)
+        if again:
+            account.recomputed += again
+        processing = worker.processing
+        if worker.owner is account and worker.tasks is None and processing > worker.threads and not self._seceded:
+            worker.processing = processing - 1
+            account.processing -= 1
+            if (account.processing - account.occupies > SOME) is not account.is_stuck:
+                self.threads.reconsider(account, now)
+        else:
+            self._exit(account, key, worker, now)
+        if account.unfinished > 1:
+            account.unfinished -= 1
+        else:
+            self._less(account, now)
+
+    def _displaced(
+        self, worker: Worker, thread: Any, last: PathNode, account: Account
+    ) -> tuple[float, PathNode | None]:
+        """Look at the last run on a thread, of another root or an earlier lap, before one of a root takes its place.
+
+        Returns
+        -------
+        Until when another root's lasted, and the last run there of the root itself.
+        """
+        owner: Account = last[0].owner
+        if owner is account:
+            return 0.0, None
+        if last[0] is owner.base:
+            owner.displaced[worker, thread] = last
+        own = account.displaced.pop((worker, thread), None)
+        return last[1], own if own is not None and own[0] is account.base else None
 
     def secede(self, of: GroupTimes, key: Any, now: float) -> None:
         """Note that a task has left its worker's pool of threads, where another one can run."""
         sent = self._sent.get(key)
         if sent is not None and key not in self._seceded:
             self._seceded.add(key)
-            self.threads.change(sent.worker, of.account, -1, now)
+            self.threads.change(sent[0], of.account, -1, now)
             of.account.processing -= 1
 
     def steal(self, of: GroupTimes, key: Any, address: str, now: float) -> None:
         """Note that a task was taken from its worker and given to another one."""
         sent, worker = self._sent.get(key), self.threads.workers.get(address)
         if sent is not None and worker is not None and key not in self._seceded:
-            self.threads.change(sent.worker, of.account, -1, now)
+            self.threads.change(sent[0], of.account, -1, now)
             self.threads.change(worker, of.account, 1, now)
-            self._sent[key] = Sent(worker, sent.node, sent.edge, sent.at, sent.waited, is_remote=sent.is_remote)
+            self._sent[key] = (worker, *sent[1:])
 
     # Sweeps
 
@@ -355,8 +403,6 @@ class RunTimes:
     # Inside
 
     def _wake(self, account: Account, now: float, stimulus: Any) -> None:
-        if account.unfinished:
-            return
         graph, came, _ = self._graph
         is_graph = stimulus == graph
         if account.base is None:
@@ -386,11 +432,8 @@ class RunTimes:
 
     def _released(self, account: Account, stimulus: Any, *, ran_before: bool) -> tuple[PathNode, str]:
         """Return the node that made a task runnable, and why it was not sent at once."""
-        if stimulus is self._last_of or stimulus == self._last_of:
-            last = self._last
-            if last is not None and last[0] is account.base:
-                return last, "dispatch"
-            return account.latest, "others"
+        if stimulus == self._last_of:
+            return (self._last, "dispatch") if self._last[0] is account.base else (account.latest, "others")
         if stimulus == self._graph[0]:
             return self._arrive(account, stimulus), "dispatch"
         return account.latest, "lost" if ran_before else self._cause_of(stimulus)

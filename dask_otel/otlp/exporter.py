@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace.sampling import Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from .. import __version__
+from ..diagnosis.parts import PARTS
 from ..errors import Remarks, SettingError
 from ..identity import client_names
 from ..metrics.snapshot import ExporterCounts, Snapshot, deltas
@@ -1075,6 +1076,20 @@ class TelemetryOutput:
             "error": self._error(record),
             "clients": self.clients(record.clients),
             "tasks": record.tally.tasks,
+            **self._reasons(record),
+        }
+
+    def _reasons(self, record: SegmentRecord) -> dict[str, Any]:
+        """Why it took as long as it did."""
+        verdict = record.verdict and self._redactor.verdict(record.verdict)
+        first = verdict.findings[0] if verdict and verdict.findings else None
+        waterfall = record.waterfall
+        return {
+            "verdict": [finding.id for finding in verdict.findings] if verdict else None,
+            "verdict_text": clean(verdict.text) if verdict else "",
+            "verdict_withheld": clean(verdict.withheld) if verdict else "",
+            "at_most": first.at_most if first else None,
+            "waterfall": {part: waterfall.wall(part) for part in PARTS if waterfall.wall(part)} if waterfall else None,
         }
 
 

@@ -65,9 +65,7 @@ class RunTimesHooks:
             if of and task.state in _WAITING:
                 self.times.enter(of, task.state, now, "")
             elif of and task.state == "processing":
-                self.times.send(
-                    of, task.key, "", task.processing_on.address, now, "", ran_before=False, is_remote=False
-                )
+                self.times.send(of, task.key, "", task.processing_on.address, now, "", False, False)
                 if task in task.processing_on.long_running:
                     self.times.secede(of, task.key, now)
         self._handler = self._scheduler.stream_handlers.get("long-running")
@@ -112,6 +110,14 @@ class RunTimesHooks:
             of = groups.get(task.group) or self._group(task.group)
             if of is None:
                 return
+            if finish == "waiting" and start == "released" and task.type is None:
+                account = of[0]
+                if account.waiting:  # nothing changes but the numbers
+                    account.waiting += 1
+                    account.unfinished += 1
+                else:
+                    enter(of, finish, time() + clock.offset, stimulus)
+                return
             now = time() + clock.offset
             if finish == "processing":
                 is_again = task.type is not None
@@ -126,7 +132,7 @@ class RunTimesHooks:
                     if on not in (dependency.who_has or ()):
                         is_remote = True
                         break
-                send(of, key, start, on.address, now, stimulus, ran_before=is_again, is_remote=is_remote)
+                send(of, key, start, on.address, now, stimulus, is_again, is_remote)
             elif start == "processing":
                 if startstops and finish != "released":
                     begin = end = 0.0
@@ -142,7 +148,7 @@ class RunTimesHooks:
                         again.discard(key)
                         seconds = end - begin
                     offset = clock.offset
-                    run(of, key, begin + offset, end + offset, thread, now, stimulus, again=seconds)
+                    run(of, key, begin + offset, end + offset, thread, now, stimulus, seconds)
                 else:
                     again.discard(key)
                     times.release(of, key, now, was_lost=finish == "released" and stimulus.startswith(LOST))
