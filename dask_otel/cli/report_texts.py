@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..schema import typed_error
+from ..schema import VERDICT_IDS, typed_error
 from ..status.texts import duration, number_of
 from .run_texts import EDGES, GAPS, NOT_EXPLAINED, OTHER_STEPS, PARTS, percent, plain
 
@@ -35,7 +36,7 @@ def why(run: Run) -> list[str]:
             share = f", {percent(verdict.at_most / run.seconds)} of the time" if run.seconds else ""
             out.append(f"Without it, the run would be {duration(verdict.at_most)} faster at most{share}.")
         if verdict.ids[1:]:
-            out.append(f"Next: {plain(', '.join(verdict.ids[1:]))}.")
+            out.append(f"Next: {_explained(verdict.ids[1:])}.")
         if withheld:
             out.append(f"No verdict on a part of it: {withheld}")
     elif withheld:
@@ -49,8 +50,14 @@ def why(run: Run) -> list[str]:
             "No verdict: the trace has no waterfall. Its dask-otel was an older one, or otel.verdicts was false there."
         ]
     if verdict.hints:
-        out.append(f"Also noticed, at no cost of time: {plain(', '.join(verdict.hints))}.")
+        out.append(f"Also noticed, at no cost of time: {_explained(verdict.hints)}.")
     return out
+
+
+def _explained(ids: Sequence[str]) -> str:
+    """Name causes, with what they mean."""
+    meanings = ((plain(id_), VERDICT_IDS.get(id_)) for id_ in ids)
+    return "; ".join(f"{id_} ({meaning})" if meaning else id_ for id_, meaning in meanings)
 
 
 class Share(NamedTuple):
