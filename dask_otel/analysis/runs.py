@@ -23,7 +23,7 @@ from .otlp_json import PlainSpan, spans_of
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["Runs", "load"]
+__all__ = ["Runs", "load", "read_spans"]
 
 _URL = re.compile(r"(?:(?P<what>jaeger|tempo)\+)?(?P<url>https?://.+)", re.IGNORECASE | re.DOTALL)
 _TRACE_ID = re.compile(r"[0-9a-fA-F]{1,32}")
@@ -137,6 +137,36 @@ def load(
     LoadWarning
         If something is left out, such as the last line of a file that is still being written.
     """
+    return Runs(
+        **make_frames(
+            read_spans(
+                source,
+                trace_ids=trace_ids,
+                service=service,
+                root=root,
+                since=since,
+                until=until,
+                limit=limit,
+                headers=headers,
+                timeout=timeout,
+            )
+        )
+    )
+
+
+def read_spans(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    *,
+    trace_ids: str | Iterable[str] | None = None,
+    service: str | None = None,
+    root: str | None = None,
+    since: datetime | str | None = None,
+    until: datetime | str | None = None,
+    limit: int = 100,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 60.0,
+) -> list[PlainSpan]:
+    """Return the spans that ``load`` makes frames of; without pandas."""
     given = [trace_ids] if isinstance(trace_ids, str) else list(trace_ids or ())
     ids = [_trace_id(each, "trace_ids") for each in given]
     if not isinstance(limit, int) or limit < 1:
@@ -152,7 +182,7 @@ def load(
     selected = _selected(spans, ids, service, root, begin, end)
     if not selected:
         raise LoadError(_nothing(source, ids, spans))
-    return Runs(**make_frames(selected))
+    return selected
 
 
 def _read(source: Any) -> Iterable[PlainSpan]:

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import schema
+from ..diagnosis.findings import HINTS
 from ..diagnosis.parts import LABELS
 from .texts import duration
 
 __all__ = ["Part", "Reasons", "reasons"]
 
+#: Parts that are shorter, of the duration, are drawn as one.
+MIN_SHARE = 0.01
 #: Steps of the critical path that are named.
 MAX_NAMED_STEPS = 3
 #: Addresses that a text may link to: those of Dask's documentation.
@@ -71,7 +74,7 @@ def reasons(spans: Sequence[Mapping[str, Any]]) -> list[Reasons]:
                     verdict=[_words(id_) for id_ in attributes.get(schema.VERDICT, ())],
                     text=_pieces(attributes.get(schema.VERDICT_TEXT, "")),
                     at_most="" if at_most is None else duration(at_most),
-                    hints=[_words(id_) for id_ in attributes.get(schema.VERDICT_HINTS, ())],
+                    hints=[HINTS.get(id_, _words(id_)) for id_ in attributes.get(schema.VERDICT_HINTS, ())],
                     withheld=attributes.get(schema.VERDICT_WITHHELD, ""),
                     parts=list(_parts(attributes)),
                     steps=_steps(attributes),
@@ -93,15 +96,19 @@ def _pieces(text: str) -> list[tuple[str, bool]]:
 def _parts(attributes: Mapping[str, Any]) -> Iterator[Part]:
     seconds = {part: attributes.get(name, 0.0) for part, name in schema.WATERFALL.items()}
     threads, whole = attributes.get(schema.WATERFALL_THREADS, 0.0), sum(seconds.values())
-    # What is unaccounted for is negative: the others are more than the whole, and the bar is that of all of them.
+    if not threads > 0 or not whole > 0:
+        return
+    # What was counted twice is negative: the others are more than the whole, and the bar is that of all of them.
     drawn = sum(each for each in seconds.values() if each > 0)
+    small = [part for part, each in seconds.items() if abs(each) < MIN_SHARE * whole]
+    rest = sum(seconds.pop(part) for part in small)
     left = 0.0
-    for part, each in seconds.items():
-        if each and threads and whole > 0:
+    for part, each in [*seconds.items(), ("rest", rest)]:
+        if each:
             width = 100 * max(0.0, each) / drawn
-            wall = each / threads
-            text = duration(wall) if wall > 0 else f"-{duration(-wall)}"
-            yield Part(part, LABELS[part], text, f"{each / whole:.0%}", left, width)
+            text = duration(each / threads) if each > 0 else f"\N{MINUS SIGN}{duration(-each / threads)}"
+            share = f"{each / whole:.0%}".replace("-", "\N{MINUS SIGN}")
+            yield Part(part, LABELS.get(part, "the rest"), text, share, left, width)
             left += width
 
 
