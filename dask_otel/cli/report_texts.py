@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..schema import VERDICT_IDS, typed_error
+from ..diagnosis.findings import FINDINGS, HINTS
+from ..schema import typed_error
 from ..status.texts import duration, number_of
 from .run_texts import EDGES, GAPS, NOT_EXPLAINED, OTHER_STEPS, PARTS, percent, plain
 
@@ -42,21 +43,20 @@ def why(run: Run) -> list[str]:
     elif withheld:
         out = [f"No verdict: {withheld}"]
     elif run.parts:
-        out = [
-            "Nothing slowed it down: most of the time, tasks computed, other root spans ran, or nobody asked for more."
-        ]
+        out = ["Nothing stands out: no cause took much of the time, or the run was too short to judge."]
     else:
         out = [
             "No verdict: the trace has no waterfall. Its dask-otel was an older one, or otel.verdicts was false there."
         ]
     if verdict.hints:
-        out.append(f"Also noticed, at no cost of time: {_explained(verdict.hints)}.")
+        out.append(f"Also noticed: {_explained(verdict.hints)}.")
     return out
 
 
 def _explained(ids: Sequence[str]) -> str:
-    """Name causes, with what they mean."""
-    meanings = ((plain(id_), VERDICT_IDS.get(id_)) for id_ in ids)
+    """Name findings or hints, with what they mean."""
+    known = HINTS | {id_: finding.meaning for id_, finding in FINDINGS.items()}
+    meanings = ((plain(id_), known.get(id_)) for id_ in ids)
     return "; ".join(f"{id_} ({meaning})" if meaning else id_ for id_, meaning in meanings)
 
 

@@ -163,9 +163,11 @@ def read(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", LoadWarning)
         try:
-            # A file is read as a whole in any case, and what else is in it is worth a word.
-            asked = {"trace_ids": trace_id, "root": root, "limit": limit} if _ADDRESS.match(place) else {}
-            found = runs_of(load(place, service=service, **asked))
+            if _ADDRESS.match(place):
+                loaded = load(place, trace_ids=trace_id, service=service, root=root, limit=limit)
+            else:  # it is read as a whole in any case, and what else is in it is worth a word
+                loaded = load(place, service=service)
+            found = runs_of(loaded)
         except LoadError as error:
             raise BadSourceError(str(error)) from error
     for text in dict.fromkeys(str(each.message) for each in caught):

@@ -25,7 +25,7 @@ def etl(number=1, at=0.0, **rest):
         "https://docs.dask.org/en/stable/best-practices.html.",
         schema.VERDICT_SECONDS: 3.0,
         schema.VERDICT_AT_MOST: 2.5,
-        schema.VERDICT_HINTS: ("failed_work",),
+        schema.VERDICT_HINTS: ("failed_tasks",),
     }
     run = MadeRun(
         number,
@@ -50,8 +50,8 @@ etl: error, took 10 s, 12 tasks (3 failed), 4 threads
 
 stragglers: The last 2 tasks of etl / load / read ran alone for 3 s. Split them: https://docs.dask.org/en/stable/best-practices.html.
 Without it, the run would be 2.5 s faster at most, 25% of the time.
-Next: late_workers (workers came late, or were too few at first).
-Also noticed, at no cost of time: failed_work (runs that failed, or were cancelled, took much of the time).
+Next: late_workers (workers came when the run had begun).
+Also noticed: failed_tasks (tasks failed).
 
 What the threads did
   cpu       5 s  50%  ████████████  tasks used a core
@@ -119,7 +119,7 @@ def test_roots_of_the_same_trace_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("attributes", "parts", "expected"),
     [
-        ({}, {"cpu": 9.5, "client": 0.5}, "Nothing slowed it down: "),
+        ({}, {"cpu": 9.5, "client": 0.5}, "Nothing stands out: "),
         (
             {},
             None,
