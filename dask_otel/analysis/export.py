@@ -130,7 +130,7 @@ def _worker(attributes: Mapping[str, Any]) -> str:
 
 
 def _in_order(by_place: Mapping[_Place, Sequence[int]], starts: Sequence[int]) -> list[_Place]:
-    """Put services before workers, and all in the order of their first spans, but the spans of a root together."""
+    """Put services before workers, and all in the order of their first spans, but the tracks of a root together."""
     of_process: dict[str, int] = {}
     of_root: dict[tuple[str, str], int] = {}
     of_place = {place: min(starts[number] for number in numbers) for place, numbers in by_place.items()}
@@ -146,7 +146,7 @@ def _in_order(by_place: Mapping[_Place, Sequence[int]], starts: Sequence[int]) -
             place.process,
             of_root[place.process, place.root or place.track],
             place.root,
-            of_place[place] if not place.root else 0,
+            of_place[place],
             place.track,
         ),
     )
