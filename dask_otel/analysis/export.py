@@ -79,6 +79,7 @@ def write(spans: Iterable[PlainSpan], file: IO[bytes], format: str) -> int:
             processes[place.process] = Process(len(processes) + 1, place.process)
             writer.process(processes[place.process])
     tracks = 0
+    of_root: dict[tuple[str, str], int] = {}  # number of the track that has the segments of a root span
     for place in places:
         by_lane: dict[int, list[int]] = {}
         for number, lane in divide(by_place[place], starts, ends, parents, depth):
@@ -86,7 +87,10 @@ def write(spans: Iterable[PlainSpan], file: IO[bytes], format: str) -> int:
         for lane, lane_s_spans in by_lane.items():
             tracks += 1
             name = f"{place.track} ({lane + 1})" if lane else place.track
-            writer.track(Track(tracks, processes[place.process], name))
+            above = of_root.get((place.process, place.root), 0)
+            if place.root and not above and place.track == place.root:
+                of_root[place.process, place.root] = tracks
+            writer.track(Track(tracks, processes[place.process], name, above))
             for number in lane_s_spans:
                 writer.slice(
                     _slice(known[number], ends[number], arrows_from.get(number, ()), arrows_to.get(number, ()))
