@@ -179,7 +179,9 @@ ALLOWED = {
         "distributed",
     },
     "cli": {
+        "analysis",
         "config",
+        "diagnosis",
         "errors",
         "identity",
         "otlp",
@@ -194,7 +196,9 @@ ALLOWED = {
         "opentelemetry",
         "pandas",
         "rich",
+        "tornado",
     },
+    "analysis": {"schema", "numpy", "pandas"},
     "__init__": {"config", "current", "identity", "links", "preload", "safety", "dask"},
 }
 

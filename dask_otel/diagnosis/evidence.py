@@ -22,21 +22,16 @@ class GroupFacts:
     #: Tasks that entered, and runs that ended with a result.
     tasks: int = 0
     completed: int = 0
-    #: Seconds that the runs took, in all; of one run, the middle one, one that 95 % do not exceed, and the longest.
+    #: Seconds that the runs took, in all; and the middle one and the longest.
     compute: float = 0.0
     p50: float | None = None
-    p95: float | None = None
     longest: float | None = None
     #: Bytes of all results, and of the largest.
     output: int | None = None
     largest_output: int | None = None
-    #: Thread-seconds by Dask's fine metrics, where no other group has the same prefix; ``overhead`` is ``executor``
-    #: and ``other``.
+    #: Thread-seconds by Dask's fine metrics, where no other group has the same prefix.
     cpu: float | None = None
     noncpu: float | None = None
-    overhead: float | None = None
-    #: Number of groups on whose results it depends.
-    dependencies: int | None = None
     #: Tasks that ran again though they had a result, and that were lost while they ran.
     recomputed: int = 0
     lost: int = 0
@@ -51,7 +46,6 @@ class Failures:
     #: Tasks whose inputs failed.
     upstream_failed: int = 0
     retried: int = 0
-    cancelled: int = 0
 
 
 @dataclass(slots=True)
@@ -62,15 +56,12 @@ class GraphFacts:
     #: Of the largest graph.
     tasks: int | None = None
     size: int | None = None
-    #: Seconds that the scheduler took to take them in.
-    seconds: float = 0.0
 
 
 @dataclass(slots=True)
 class Departure:
     """A worker that left though nobody had asked it to."""
 
-    threads: int | None = None
     #: As its last heartbeat said.
     memory: int | None = None
     limit: int | None = None
@@ -88,8 +79,6 @@ class ClusterEvidence:
     Means are over time and over what was busy: workers that had tasks on threads when they sent a heartbeat.
     """
 
-    #: How many busy workers there were, as a mean.
-    busy_workers: float | None = None
     #: Of a busy process (workers may share one): cores that it used, its threads, and how many had tasks.
     process_cpu: float | None = None
     process_threads: float | None = None
@@ -107,25 +96,21 @@ class ClusterEvidence:
     #: By how much ticks of the scheduler's event loop were late, in all, and what garbage collection took there.
     late_ticks: float | None = None
     garbage_collection: float | None = None
-    #: For how long workers were paused, summed over workers.
-    paused: float | None = None
     #: Most bytes on the workers' disks at a time.
     spilled: int | None = None
     #: Part (0…1) of the workers' memory that Dask does not manage: of paused workers if there were any.
     unmanaged: float | None = None
     #: The highest use of a worker's memory, as a part of its limit.
     memory_peak: float | None = None
-    #: Seconds of reading and writing on disks by the workers' memory monitors.
-    monitor_disk: float | None = None
-    #: Of transfers between workers, summed: seconds, of which on the network, and bytes.
-    gather: float | None = None
-    gather_network: float | None = None
-    gather_bytes: int | None = None
-    #: Bytes that workers sent to others than workers: clients, and the scheduler for them.
-    served_bytes: int | None = None
-    #: Threads of the cluster when the run began, when it ended, and the most in between.
+    #: Seconds in which workers wrote data to disk and read it, outside of tasks: memory monitors, and for transfers.
+    background_disk: float | None = None
+    #: Seconds in which workers received data from others, and sent data to others and to clients, each summed over
+    #: transfers; and bytes that were sent.
+    receiving: float | None = None
+    sending: float | None = None
+    sent_bytes: int | None = None
+    #: Threads of the cluster when the run began, and the most since.
     threads_start: int | None = None
-    threads_end: int | None = None
     threads_most: int | None = None
     #: Workers that left unexpectedly: the first ones, and how many in all.
     departures: tuple[Departure, ...] = ()

@@ -130,5 +130,5 @@ HINTS = {
     "failed_tasks": "tasks failed",
     "retried_tasks": "tasks failed and were tried again",
     "unused_memory": "no worker has used as much as 70 % of its memory, in a run of at least 30 s",
-    "large_results": "the program took its time between graphs, and at least 100 MiB of results went to it",
+    "large_results": "the program took its time between graphs, and fetched at least 100 MiB of results",
 }

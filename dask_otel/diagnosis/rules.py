@@ -123,7 +123,7 @@ class Case:
     @cached_property
     def spills(self) -> float:
         """Thread-seconds for which writing and reading by Dask held up the threads of a worker, at most."""
-        written = (self.cluster.monitor_disk or 0.0) + self.thread_seconds("disk")
+        written = (self.cluster.background_disk or 0.0) + self.thread_seconds("disk")
         return written * max(1.0, self.cluster.process_threads or 1.0)
 
     @cached_property
@@ -277,13 +277,13 @@ def _handed(case: Case) -> Suspect | None:
     if case.spills >= 0.5 * threads:
         return Suspect("spilling", wall, _with(f"{what}, while workers wrote to disk", case.memory[1]))
     gaps = case.gaps("input", "dispatch", "report", "queued")
-    moved = (cluster.gather or 0.0) >= 0.3 * threads or (case.gaps("input") or 0.0) >= 0.5 * (gaps or wall)
-    moved = moved and cluster.gather_bytes != 0
-    size_each = (cluster.gather_bytes or 0) / case.completed if case.completed else 0.0
+    moved = (cluster.receiving or 0.0) >= 0.3 * threads or (case.gaps("input") or 0.0) >= 0.5 * (gaps or wall)
+    moved = moved and cluster.sent_bytes != 0
+    size_each = (cluster.sent_bytes or 0) / case.completed if case.completed else 0.0
     if moved and (size_each >= MUCH or (case.mean or 0.0) >= SHORT):
         shown = f"{what}"
-        if cluster.gather_bytes:
-            shown += f", while {size(cluster.gather_bytes)} moved between workers"
+        if cluster.sent_bytes:
+            shown += f", while {size(cluster.sent_bytes)} left the workers that had made it"
         return Suspect("transfers", wall, f"{shown}.", gaps)
     if tiny := _tiny(case, "handed", "waited"):
         return tiny
@@ -419,7 +419,7 @@ RULES: dict[str, Rule] = {
 def late_workers(case: Case) -> Suspect | None:
     """Whether there were no threads at first, or fewer than later: what the work that was there lost by it."""
     none, cluster = case.wall("starting"), case.cluster
-    most = max(cluster.threads_most or 0, cluster.threads_end or 0)
+    most = cluster.threads_most or 0
     few = 0.0
     if cluster.threads_start is not None and most > cluster.threads_start and most > case.threads:
         few = sum(case.wall(part) for part in OWN) * (1 - case.threads / most)

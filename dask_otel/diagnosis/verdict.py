@@ -143,6 +143,10 @@ def _hints(facts: RunFacts) -> tuple[str, ...]:
         hints.append("retried_tasks")
     if cluster.memory_peak is not None and cluster.memory_peak < UNUSED and run.seconds >= LONG_RUN:
         hints.append("unused_memory")
-    if (cluster.served_bytes or 0) >= LARGE_RESULTS and run.wall("client") >= WORTH * run.seconds:
+    # Bytes are counted where they leave: workers received little of it.
+    to_clients = (cluster.sent_bytes or 0) >= LARGE_RESULTS and (cluster.receiving or 0.0) < 0.5 * (
+        cluster.sending or 0
+    )
+    if to_clients and run.wall("client") >= WORTH * run.seconds:
         hints.append("large_results")
     return tuple(hints)

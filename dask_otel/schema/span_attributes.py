@@ -263,7 +263,8 @@ CRITICAL_GAP = {
         "lost": "work was lost with a worker, and done again",
         "input": "inputs were on their way from other workers",
         "dispatch": "a task was on its way to a worker, or the worker was busy",
-        "unfinished": "no task of the path had ended since, when the segment was cut or the cluster closed",
+        "unfinished": "after the last run that has ended, until the segment ended: tasks that were cancelled, lost or "
+        "failed without a run, and those that go on in the next segment",
     }.items()
 }
 CRITICAL_STEPS = _attribute("dask.critical.steps", "string[]", [SEGMENT], meaning=
