@@ -252,6 +252,8 @@ class ActedCluster(ScriptedScheduler):
         annotations = {"span": lambda key: spans[key]}
         if rng.random() < 0.5:
             annotations["retries"] = 1
+        if self._faults and rng.random() < 0.15:  # perhaps on a worker that is not there
+            annotations["workers"] = [f"tcp://10.0.0.{rng.randint(0, 3)}:4000"]
         tasks = {key: Task(key, max, *map(TaskRef, inputs)) for key, inputs in graph.items()}
         await self.scheduler.stream_handlers["update-graph"](
             client=rng.choice(CLIENTS),
