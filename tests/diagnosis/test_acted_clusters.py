@@ -1,4 +1,4 @@
-"""Laps of random workloads, against oracles that have the full record: skew, faults, stealing, several roots at once."""
+"""Laps of random workloads, with faults, skew and several roots at once, against oracles that have the full record."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_laps_are_those_of_the_oracles(first):
             own = expected.occupied, expected.paused, expected.others, expected.without_threads
             assert threads == pytest.approx(own, abs=1e-6), f"threads in {key}, seed {seed}"
             idle = {cause: lap.idle.get(cause, 0.0) for cause in IDLE}
-            assert idle == pytest.approx({cause: expected.idle[cause] for cause in IDLE}, abs=1e-6), f"{key}, seed {seed}"
+            assert idle == pytest.approx({cause: expected.idle[cause] for cause in IDLE}, abs=1e-6), (
+                f"{key}, seed {seed}"
+            )
 
 
 async def acted(seed: int) -> ActedCluster:

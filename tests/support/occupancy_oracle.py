@@ -70,6 +70,10 @@ class _Cluster:
         elif event.status or event.what == "left":
             self.paused.discard(event.worker)
 
+    def of(self, root: str) -> set[int]:
+        """Unfinished tasks of a root."""
+        return {task for task, (of, _, _) in self.tasks.items() if of == root}
+
     def shares(self) -> dict[tuple[str, str], float]:
         """Threads that have tasks, by worker and root."""
         processing = Counter((on, root) for task, (root, state, on) in self.tasks.items()
@@ -85,12 +89,11 @@ class _Cluster:
 
     def cause(self, root: str) -> str:
         """Why threads are idle."""
-        states = Counter(state for task, (of, state, _) in self.tasks.items() if of == root and task not in self.seceded)
-        unfinished = any(of == root for of, _, _ in self.tasks.values())
+        states = Counter(self.tasks[task][1] for task in self.of(root) - self.seceded)
         shares = self.shares()
         is_stuck = states["processing"] - sum(share for (_, of), share in shares.items() if of == root) > 1e-6
         has_paused = any(of == root and worker in self.paused for worker, of in shares)
-        if not unfinished:
+        if not self.of(root):
             return "client"
         if not self.threads:
             return "starting"
@@ -112,8 +115,10 @@ def occupancy(events: Sequence[Event], root: str, start: float, end: float) -> O
     """
     found, cluster, cause = Occupancy(), _Cluster(), "client"
     for event, until in _pieces(events, start, end):
+        # The end of a task that has seceded frees no thread.
+        has_seceded = isinstance(event, Move) and event.task in cluster.seceded and len(cluster.of(root)) > 1
         cluster.apply(event)
-        if _is_looked_at(event, root):
+        if _is_looked_at(event, root) and not has_seceded:
             cause = cluster.cause(root)
         since = max(event.at, start)
         for begin, stop, is_graph in _parts(events, root, since, until):
@@ -121,9 +126,13 @@ def occupancy(events: Sequence[Event], root: str, start: float, end: float) -> O
             shares = cluster.shares()
             own = sum(share for (_, of), share in shares.items() if of == root)
             found.occupied += own * passed
-            found.paused += passed * sum(share for (on, of), share in shares.items() if of == root and on in cluster.paused)
+            found.paused += passed * sum(
+                share for (on, of), share in shares.items() if of == root and on in cluster.paused
+            )
             found.others += passed * (sum(shares.values()) - own)
-            found.idle["graph" if is_graph and cause == "client" else cause] += passed * (sum(cluster.threads.values()) - sum(shares.values()))
+            found.idle["graph" if is_graph and cause == "client" else cause] += passed * (
+                sum(cluster.threads.values()) - sum(shares.values())
+            )
             found.without_threads += passed * (not cluster.threads)
     return found
 
@@ -148,7 +157,9 @@ def _parts(events: Sequence[Event], root: str, since: float, until: float) -> It
     """A time divided where graphs came; and whether one was being taken in that has tasks of the root which move."""
     if until <= since:
         return
-    moved = {each.stimulus for each in events if isinstance(each, Move) and each.root == root and each.finish in _WAITING}
+    moved = {
+        each.stimulus for each in events if isinstance(each, Move) and each.root == root and each.finish in _WAITING
+    }
     graphs = [(each.received, each.at) for each in events if isinstance(each, Arrival) and each.stimulus in moved]
     times = sorted({since, until, *(at for graph in graphs for at in graph if since < at < until)})
     for begin, end in pairwise(times):

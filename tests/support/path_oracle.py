@@ -136,7 +136,7 @@ def lap_paths(events: Sequence[Event]) -> list[LapPath]:
         if lap is None:
             continue
         # A graph counts from when something waits for it: one of results that are there changes nothing.
-        is_awaited = was_at_rest and unfinished[event.root] or _is_release(event)
+        is_awaited = (was_at_rest and unfinished[event.root]) or _is_release(event)
         if arrival and is_awaited and all(node.stimulus != arrival.stimulus for node in lap.nodes):
             lap.nodes.append(_arrived(lap, arrival, graph))
         if _is_run(event):
@@ -194,7 +194,9 @@ def _arrived(lap: LapPath, arrival: Arrival, number: int) -> Node:
 class _Run:
     """A run that has ended, whose node is to be made."""
 
-    def __init__(self, events: Sequence[Event], number: int, lap: LapPath, run: Move, nodes: Mapping[int, Node]) -> None:
+    def __init__(
+        self, events: Sequence[Event], number: int, lap: LapPath, run: Move, nodes: Mapping[int, Node]
+    ) -> None:
         self._lap = lap
         #: Of all runs before, of whatever root.
         self._nodes = nodes
@@ -287,7 +289,7 @@ class _Run:
         is_graph = any(node.stimulus == released.stimulus for node in self._lap.nodes if not node.group)
         if self._by(released.stimulus, n) or is_graph:
             return "dispatch"
-        if released.finish == "processing" and released.had_result or released.stimulus.startswith(LOST):
+        if (released.finish == "processing" and released.had_result) or released.stimulus.startswith(LOST):
             return "lost"
         return "client" if released.stimulus.startswith(RETRY) else "dispatch"
 
