@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields, replace
 from math import isfinite
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,17 @@ from dask_otel.diagnosis.evidence import ClusterEvidence, Departure, Failures, G
 from dask_otel.diagnosis.findings import FINDINGS, HINTS
 from dask_otel.diagnosis.parts import GAPS, PARTS, CriticalPath, GroupKey, OnPath, Step, Waterfall
 from dask_otel.diagnosis.quantities import number, percent, seconds, size
-from dask_otel.diagnosis.verdict import Verdict, judge
+from dask_otel.diagnosis.rules import LONG, RULES, SHARE, SKEWED
+from dask_otel.diagnosis.verdict import (
+    LARGE_RESULTS,
+    LEAST_SECONDS,
+    LEAST_TASKS,
+    LONG_RUN,
+    UNUSED,
+    WORTH,
+    Verdict,
+    judge,
+)
 from dask_otel.privacy import Capture, Redactor
 
 
@@ -427,3 +438,24 @@ def test_any_facts_have_a_verdict(facts):
     assert len({finding.id for finding in verdict.findings}) == len(costs)
     assert {*verdict.hints} <= {*HINTS}
     assert not re.search(r"None|nan", verdict.withheld)
+
+
+def test_the_page_says_which_thresholds_hold():
+    page = (Path(__file__).parents[2] / "docs/verdicts.md").read_text(encoding="utf-8")
+    text = " ".join(page.split())
+    assert (
+        f"at least {percent(WORTH)} of the duration; `io` and `oversubscribed` at least {percent(SHARE['io'])}" in text
+    )
+    assert f"`p2p` at least {percent(SHARE['p2p'])}" in text
+    assert {*SHARE} == {"io", "oversubscribed", "p2p"}
+    assert SHARE["io"] == SHARE["oversubscribed"]
+    assert f"Runs of less than {LEAST_SECONDS:.0f} s and of fewer than {LEAST_TASKS} tasks" in text
+    assert f"more than {SKEWED:.0f} times as long" in text
+    assert f"{LONG:.0f} times as long: `stragglers`" in text
+    assert f"{percent(UNUSED)} of its memory, in a run of at least {LONG_RUN:.0f} s" in HINTS["unused_memory"]
+    assert f"{size(LARGE_RESULTS)} of results" in HINTS["large_results"]
+    assert {part for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for part in re.findall("`(.*?)`", row)} > {
+        *RULES,
+        "starting",
+        "lost",
+    }
