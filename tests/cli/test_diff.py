@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from support.environment import environment
 from support.runs import MadeRun, run_command, write
 
 from dask_otel.cli import diff as module
 from dask_otel.schema import CRITICAL_SECONDS, SPAN_RESULT, TASK_COUNT
+
+PAGE = Path(__file__).parents[2] / "docs/compare.md"
 
 
 def etl(number, seconds=10.0, *, root="etl", read=5.0, tasks=10, step="load / read", **rest):
@@ -75,6 +80,23 @@ def sides(tmp_path):
 def test_a_comparison(sides):
     done = run_command("diff", *sides, "--fail-if-slower", "10%", exit_code=1)
     assert done.output == DIFF
+    assert f"```text\n{DIFF}```" in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_recipes_for_ci(sides, tmp_path, monkeypatch):
+    """They are YAML, and their commands are right."""
+    monkeypatch.chdir(tmp_path)
+    recipes = re.findall("```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    github, gitlab = map(yaml.safe_load, recipes)
+    commands = [step["run"] for step in github["jobs"]["speed"]["steps"] if "run" in step], gitlab["speed"]["script"]
+    for lines in commands:
+        command = next(line for line in lines if "dask-otel diff" in line)
+        for name, place in zip(("old", "new"), sides, strict=True):
+            command = command.replace(f'"$RUNNER_TEMP/{name}"', str(place)).replace(f"/tmp/{name}", str(place))
+        _, *arguments = command.split()
+        assert run_command(*arguments, exit_code=1).output == DIFF
+        assert (tmp_path / "diff.html").exists()
+        (tmp_path / "diff.html").unlink()
 
 
 def test_exit_codes(sides, tmp_path):
