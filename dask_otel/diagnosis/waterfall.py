@@ -33,6 +33,8 @@ _GAPS_CUT_FIRST = ("unfinished", "report", "graph", "client", "dispatch", *GAPS)
 #: Groups of a segment's path that are kept apart.
 MAX_GROUPS = 2000
 NOTHING = OnPath()
+#: Thread-seconds that are not a rounding error; and a part that is one.
+SOME, NEGLIGIBLE = 1e-6, 1e-9
 
 
 class Laps:
@@ -123,7 +125,7 @@ class Laps:
             others = OnPath(others.data * part, others.thread * part)
         elif excess < 0.0:  # the path went back where a lap began before the last run of the one before had ended
             _add(gaps, "client", -excess)
-        gaps = {cause: value for cause, value in gaps.items() if value > 0.0}
+        gaps = {cause: value for cause, value in gaps.items() if value > NEGLIGIBLE}
         return CriticalPath(start, end, groups, gaps, others, self._titles)
 
     def waterfall(
@@ -140,8 +142,10 @@ class Laps:
         """
         duration = end - start
         without = min(max(0.0, self._without_threads), duration)
-        threads = available / (duration - without) if available > 0.0 and duration > without else 1.0
-        if available <= 0.0:
+        threads = 1.0
+        if available > SOME and duration > without:
+            threads = available / (duration - without)
+        else:
             without = duration
         parts = dict.fromkeys(PARTS, 0.0)
         for key, value in metrics.items():
@@ -172,7 +176,7 @@ class Laps:
             parts["client" if self.end else "handed"] -= excess
         else:
             _cut(parts, excess, _CUT_FIRST)
-        return Waterfall({part: value for part, value in parts.items() if value}, threads, duration)
+        return Waterfall({part: value for part, value in parts.items() if abs(value) > NEGLIGIBLE}, threads, duration)
 
 
 def _plus(one: OnPath, other: OnPath) -> OnPath:
