@@ -26,6 +26,8 @@ from support.measured import MeasuredPlugin, all_told, bounds, check_series, his
 from support.memory import MemoryPlugin
 from support.trees import is_top
 
+from dask_otel.diagnosis.parts import OVERHEAD_ACTIVITIES
+
 SPANS = {"client": True, "nthreads": [("127.0.0.1", 2)]}
 
 
