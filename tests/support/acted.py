@@ -153,8 +153,16 @@ class ActedCluster(ScriptedScheduler):
                 if (task.key, task.run_id) not in worker.known:
                     worker.known.add((task.key, task.run_id))
                     transfer = rng.choice((0.0, rng.uniform(0, 0.05)))
-                    fate = rng.choices(("done", "failed", "async", "known"), (30, 1, 1, 0.5) if self._faults else (30, 0, 1, 0))[0]
-                    run = _Run(task.key, task.run_id, self._now + rng.uniform(0.0005, 0.005) + transfer, rng.expovariate(1 / self._length), fate)
+                    fate = rng.choices(
+                        ("done", "failed", "async", "known"), (30, 1, 1, 0.5) if self._faults else (30, 0, 1, 0)
+                    )[0]
+                    run = _Run(
+                        task.key,
+                        task.run_id,
+                        self._now + rng.uniform(0.0005, 0.005) + transfer,
+                        rng.expovariate(1 / self._length),
+                        fate,
+                    )
                     run.secedes = rng.random() * run.seconds if self._faults and rng.random() < 0.03 else 0.0
                     worker.pending.append(run)
                     self._at(run.ready - self._now, self._start, worker)
@@ -169,7 +177,12 @@ class ActedCluster(ScriptedScheduler):
             if not worker.is_running or self.scheduler.workers.get(worker.address) is None:
                 return
             task = self.scheduler.tasks.get(run.key)
-            if not task or task.run_id != run.run_id or not task.processing_on or task.processing_on.address != worker.address:
+            if (
+                not task
+                or task.run_id != run.run_id
+                or not task.processing_on
+                or task.processing_on.address != worker.address
+            ):
                 worker.pending.remove(run)  # cancelled, or stolen
                 worker.known.discard((run.key, run.run_id))
                 continue
@@ -188,14 +201,24 @@ class ActedCluster(ScriptedScheduler):
     async def _secede(self, worker: _Worker, run: _Run) -> None:
         worker.threads.add(next(self._numbers) + 10**7)
         self.scheduler.stream_handlers["long-running"](
-            key=run.key, worker=worker.address, run_id=run.run_id, compute_duration=0.1, stimulus_id=f"secede-{self._now}"
+            key=run.key,
+            worker=worker.address,
+            run_id=run.run_id,
+            compute_duration=0.1,
+            stimulus_id=f"secede-{self._now}",
         )
 
     async def _stop(self, worker: _Worker, run: _Run) -> None:
         """A run ends; the scheduler is told a little later."""
         if run.fate != "async" and not run.secedes:
             worker.threads.add(run.thread)
-        self._at(self._rng.choice((0.0005, self._rng.uniform(0, 0.03))), self._told, worker, run, self._now - self._rng.uniform(0, 1e-5))
+        self._at(
+            self._rng.choice((0.0005, self._rng.uniform(0, 0.03))),
+            self._told,
+            worker,
+            run,
+            self._now - self._rng.uniform(0, 1e-5),
+        )
 
     async def _told(self, worker: _Worker, run: _Run, stop: float) -> None:
         if worker.address not in self.scheduler.workers:
@@ -205,7 +228,9 @@ class ActedCluster(ScriptedScheduler):
             self._fetch(task, worker.address)
         steps = [{"action": "compute", "start": run.start + worker.skew, "stop": stop + worker.skew}]
         if self._rng.random() < 0.2:
-            steps.insert(0, {"action": "transfer", "start": run.start + worker.skew - 0.01, "stop": run.start + worker.skew})
+            steps.insert(
+                0, {"action": "transfer", "start": run.start + worker.skew - 0.01, "stop": run.start + worker.skew}
+            )
         if self._rng.random() < 0.1:  # of a run before
             steps = [{"action": "compute", "start": run.start - 9.0, "stop": run.start - 8.0}, *steps]
         common = {"key": run.key, "worker": worker.address, "run_id": run.run_id, "thread": run.thread, "metadata": {}}
@@ -326,7 +351,12 @@ class ActedCluster(ScriptedScheduler):
         run = self._rng.choice(victim.pending)
         task = self.scheduler.tasks.get(run.key)
         stealing = self.scheduler.extensions["stealing"]
-        if not task or not task.processing_on or task.processing_on.address != victim.address or task in stealing.in_flight:
+        if (
+            not task
+            or not task.processing_on
+            or task.processing_on.address != victim.address
+            or task in stealing.in_flight
+        ):
             return
         thief = self._rng.choice([each for each in self.scheduler.workers.values() if each.address != victim.address])
         stimulus = stealing.move_task_request(task, task.processing_on, thief)
@@ -336,7 +366,9 @@ class ActedCluster(ScriptedScheduler):
         elif run in victim.pending:
             victim.pending.remove(run)
             victim.known.discard((run.key, run.run_id))
-        self.scheduler.stream_handlers["steal-response"](key=run.key, state=state, stimulus_id=stimulus, worker=victim.address)
+        self.scheduler.stream_handlers["steal-response"](
+            key=run.key, state=state, stimulus_id=stimulus, worker=victim.address
+        )
 
     async def _reschedule(self) -> None:
         processing = [task for worker in self.scheduler.workers.values() for task in worker.processing]

@@ -194,7 +194,9 @@ def _arrived(lap: LapPath, arrival: Arrival, number: int) -> Node:
 class _Run:
     """A run that has ended, whose node is to be made."""
 
-    def __init__(self, events: Sequence[Event], number: int, lap: LapPath, run: Move, nodes: Mapping[int, Node]) -> None:
+    def __init__(
+        self, events: Sequence[Event], number: int, lap: LapPath, run: Move, nodes: Mapping[int, Node]
+    ) -> None:
         self._lap = lap
         #: Of all runs before, of whatever root.
         self._nodes = nodes
