@@ -79,6 +79,7 @@ def write(spans: Iterable[PlainSpan], file: IO[bytes], format: str) -> int:
             processes[place.process] = Process(len(processes) + 1, place.process)
             writer.process(processes[place.process])
     tracks = 0
+    of_root: dict[tuple[str, str], int] = {}  # number of the track that has the segments of a root span
     for place in places:
         by_lane: dict[int, list[int]] = {}
         for number, lane in divide(by_place[place], starts, ends, parents, depth):
@@ -86,7 +87,10 @@ def write(spans: Iterable[PlainSpan], file: IO[bytes], format: str) -> int:
         for lane, lane_s_spans in by_lane.items():
             tracks += 1
             name = f"{place.track} ({lane + 1})" if lane else place.track
-            writer.track(Track(tracks, processes[place.process], name))
+            above = of_root.get((place.process, place.root), 0)
+            if place.root and not above and place.track == place.root:
+                of_root[place.process, place.root] = tracks
+            writer.track(Track(tracks, processes[place.process], name, above))
             for number in lane_s_spans:
                 writer.slice(
                     _slice(known[number], ends[number], arrows_from.get(number, ()), arrows_to.get(number, ()))
@@ -130,7 +134,7 @@ def _worker(attributes: Mapping[str, Any]) -> str:
 
 
 def _in_order(by_place: Mapping[_Place, Sequence[int]], starts: Sequence[int]) -> list[_Place]:
-    """Put services before workers, and all in the order of their first spans, but the spans of a root together."""
+    """Put services before workers, and all in the order of their first spans, but the tracks of a root together."""
     of_process: dict[str, int] = {}
     of_root: dict[tuple[str, str], int] = {}
     of_place = {place: min(starts[number] for number in numbers) for place, numbers in by_place.items()}
@@ -146,7 +150,7 @@ def _in_order(by_place: Mapping[_Place, Sequence[int]], starts: Sequence[int]) -
             place.process,
             of_root[place.process, place.root or place.track],
             place.root,
-            of_place[place] if not place.root else 0,
+            of_place[place],
             place.track,
         ),
     )

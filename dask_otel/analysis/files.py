@@ -53,6 +53,7 @@ def read_file(path: Path) -> Iterator[PlainSpan]:
         is_compressed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         lines = _lines(gzip.GzipFile(fileobj=raw) if is_compressed else raw, path)
+        has_lines = False
         for number, line in lines:
             try:
                 found = [span for document in documents(line.decode("utf-8")) for span in spans_of(document)]
@@ -61,13 +62,14 @@ def read_file(path: Path) -> Iterator[PlainSpan]:
             except ValueError as error:
                 rest = list(lines)
                 # A document on many lines does not begin so.
-                is_line = number > 1 or line.lstrip().startswith(b'{"resourceSpans"')
+                is_line = has_lines or line.lstrip().startswith(b'{"resourceSpans"')
                 if is_line and not rest and not line.endswith(b"\n"):
                     _warn(path, f"line {number} is not complete, and left out")
                     return
-                if number > 1:
+                if has_lines:
                     raise LoadError(f"{path}, line {number}: not a trace: not JSON ({error})") from error
-                found = _whole(path, line + b"".join(each for _, each in rest), error)
+                found = _whole(path, line + b"".join(each for _, each in rest), number, error)
+            has_lines = True
             yield from found
 
 
@@ -82,7 +84,7 @@ def _lines(file: IO[bytes] | gzip.GzipFile, path: Path) -> Iterator[tuple[int, b
         _warn(path, f"it cannot be decompressed beyond line {number} ({error}), and the rest is left out")
 
 
-def _whole(path: Path, content: bytes, error: ValueError) -> list[PlainSpan]:
+def _whole(path: Path, content: bytes, number: int, error: ValueError) -> list[PlainSpan]:
     """Spans of a document on many lines."""
     try:
         return [span for document in documents(content.decode("utf-8")) for span in spans_of(document)]
@@ -90,7 +92,7 @@ def _whole(path: Path, content: bytes, error: ValueError) -> list[PlainSpan]:
         raise LoadError(f"{path}: {wrong}") from wrong
     except ValueError:
         raise LoadError(
-            f"{path}, line 1: not a trace: not JSON ({error}). Files have to hold OTLP in JSON, compressed or not"
+            f"{path}, line {number}: not a trace: not JSON ({error}). Files have to hold OTLP in JSON"
         ) from error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ _STATUSES = ("unset", "ok", "error")
 _DOUBLES = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PlainSpan:
     """A span as plain data. Ids are lower-case hexadecimal, times nanoseconds since the epoch, 0 if unknown."""
 
@@ -109,8 +109,8 @@ def _span(span: Mapping[str, Any], resource: dict[str, Any]) -> PlainSpan:
         parent_id=_id(_get(span, "parentSpanId", "parent_span_id", default=""), 16),
         name=str(_get(span, "name", default="")),
         kind=_enumerated(_get(span, "kind", default=0), _KINDS, "SPAN_KIND_"),
-        start=_integer(_get(span, "startTimeUnixNano", "start_time_unix_nano", default=0)),
-        end=_integer(_get(span, "endTimeUnixNano", "end_time_unix_nano", default=0)),
+        start=int(_get(span, "startTimeUnixNano", "start_time_unix_nano", default=0)),
+        end=int(_get(span, "endTimeUnixNano", "end_time_unix_nano", default=0)),
         status=_enumerated(_get(status, "code", default=0), _STATUSES, "STATUS_CODE_"),
         status_message=str(_get(status, "message", default="")),
         attributes=_attributes(span),
@@ -125,7 +125,7 @@ def _span(span: Mapping[str, Any], resource: dict[str, Any]) -> PlainSpan:
         events=tuple(
             (
                 str(_get(event, "name", default="")),
-                _integer(_get(event, "timeUnixNano", "time_unix_nano", default=0)),
+                int(_get(event, "timeUnixNano", "time_unix_nano", default=0)),
                 _attributes(event),
             )
             for event in _list(span, "events")
@@ -136,35 +136,53 @@ def _span(span: Mapping[str, Any], resource: dict[str, Any]) -> PlainSpan:
 
 def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes of a span, a link, an event or a resource; one without a value is absent."""
-    return _entries(_list(holder, "attributes"))
+    return _entries(holder.get("attributes") or ())
 
 
 def _entries(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    values = ((str(_get(entry, "key", default="")), _value(_get(entry, "value", default={}))) for entry in entries)
+    values = ((entry.get("key", ""), _value(entry.get("value") or {})) for entry in entries)
     return {name: value for name, value in values if value is not None}
 
 
 def _value(value: Mapping[str, Any]) -> Any:
     """Return an ``AnyValue``: a list is a tuple; None if it is empty, or of a type that later versions may have."""
-    for key, content in value.items():
-        if content is None:
-            continue
-        kind = key.replace("_", "").lower()
-        if kind == "stringvalue":
-            return str(content)
-        if kind == "boolvalue":
-            return content if isinstance(content, bool) else str(content).lower() == "true"
-        if kind == "intvalue":
-            return _integer(content)
-        if kind == "doublevalue":
-            return _DOUBLES[content] if content in _DOUBLES else float(content)
-        if kind == "bytesvalue":
-            return b64decode(content)
-        if kind == "arrayvalue":
-            return tuple(_value(item) for item in _list(content, "values"))
-        if kind == "kvlistvalue":
-            return _entries(_list(content, "values"))
+    for kind, content in value.items():
+        if content is not None and (read := _READ.get(kind) or _READ.get(_camel_case(kind))):
+            return read(content)
     return None
+
+
+def _camel_case(key: str) -> str:
+    first, *others = key.split("_")
+    return first + "".join(map(str.capitalize, others))
+
+
+def _bool(content: Any) -> bool:
+    return content if isinstance(content, bool) else str(content).lower() == "true"
+
+
+def _double(content: Any) -> float:
+    return float(_DOUBLES.get(content, content))
+
+
+def _array(content: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(map(_value, content.get("values") or ()))
+
+
+def _mapping(content: Mapping[str, Any]) -> dict[str, Any]:
+    return _entries(content.get("values") or ())
+
+
+#: What reads a value, by its key in ``AnyValue``.
+_READ: dict[str, Callable[[Any], Any]] = {
+    "stringValue": str,
+    "boolValue": _bool,
+    "intValue": int,
+    "doubleValue": _double,
+    "bytesValue": b64decode,
+    "arrayValue": _array,
+    "kvlistValue": _mapping,
+}
 
 
 def _id(written: Any, digits: int) -> str:
@@ -173,6 +191,8 @@ def _id(written: Any, digits: int) -> str:
     Protobuf's own form of JSON has base64 in its place, which Tempo sends; the two differ in length.
     """
     text = str(written or "")
+    if not text:
+        return ""
     if len(text) != digits and len(text.rstrip("=")) == -(-digits * 2 // 3):
         text = b64decode(text + "=" * (-len(text) % 4)).hex()
     text = text.lower()
@@ -180,11 +200,6 @@ def _id(written: Any, digits: int) -> str:
         return ""
     int(text, 16)
     return text.rjust(digits, "0")
-
-
-def _integer(number: Any) -> int:
-    """Return a 64-bit number, which JSON has as text, but not always."""
-    return int(float(number)) if isinstance(number, float) else int(number)
 
 
 def _enumerated(code: Any, words: tuple[str, ...], prefix: str) -> str:

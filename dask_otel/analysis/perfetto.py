@@ -53,9 +53,11 @@ class PerfettoWriter:
     def track(self, track: Track) -> None:
         """Begin a track."""
         self._close(None)
-        self._uuid = _int(11, _track_uuid(track))
-        descriptor = _int(1, _track_uuid(track)) + _int(5, _process_uuid(track.process)) + _text(2, track.name)
-        descriptor += _int(12, track.number) + _int(15, _NOT_MERGED)
+        uuid = _track_uuid(track.number)
+        self._uuid = _int(11, uuid)
+        parent = _track_uuid(track.parent) if track.parent else _process_uuid(track.process)
+        descriptor = _int(1, uuid) + _int(5, parent) + _text(2, track.name)
+        descriptor += _int(11, _EXPLICIT) + _int(12, track.number) + _int(15, _NOT_MERGED)
         self._file.write(_packet(_message(60, descriptor)))
 
     def slice(self, slice_: Slice) -> None:
@@ -97,8 +99,8 @@ def _process_uuid(process: Process) -> int:
     return 2 * process.number
 
 
-def _track_uuid(track: Track) -> int:
-    return 2 * track.number + 1
+def _track_uuid(number: int) -> int:
+    return 2 * number + 1
 
 
 def _arguments(field: int, arguments: Arguments) -> bytes:

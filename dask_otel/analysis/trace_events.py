@@ -25,6 +25,8 @@ class Track(NamedTuple):
     number: int
     process: Process
     name: str
+    #: Below which track it is, where a format has tracks within tracks; 0 for none.
+    parent: int = 0
 
 
 class Instant(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,6 +34,9 @@ _COLOURS = {
     "others": "others",
     **dict.fromkeys(IDLE, "idle"),
 }
+
+#: Addresses that a text may link to: those of Dask's documentation.
+_LINK = re.compile(r"(https://(?:docs|distributed)\.dask\.org/[^\s<>\"]*[^\s<>\".,;:)])")
 
 _TEMPLATES = Loader(str(Path(__file__).parents[1]))
 
@@ -70,7 +74,7 @@ def report_document(run: Run) -> bytes:
         "cli/report.html",
         run=run,
         facts=report_texts.facts(run),
-        why=report_texts.why(run),
+        why=[_LINK.split(sentence) for sentence in report_texts.why(run)],
         bar=_pieces(run.parts, whole),
         shares=[(share, colour_of(share.name), 100 * share.seconds / whole) for share in report_texts.parts(run)],
         on_path=[(share, 100 * share.seconds / whole) for share in report_texts.path(run)],

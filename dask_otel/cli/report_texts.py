@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..diagnosis.findings import FINDINGS, HINTS
 from ..schema import typed_error
 from ..status.texts import duration, number_of
 from .run_texts import EDGES, GAPS, NOT_EXPLAINED, OTHER_STEPS, PARTS, percent, plain
@@ -35,22 +37,27 @@ def why(run: Run) -> list[str]:
             share = f", {percent(verdict.at_most / run.seconds)} of the time" if run.seconds else ""
             out.append(f"Without it, the run would be {duration(verdict.at_most)} faster at most{share}.")
         if verdict.ids[1:]:
-            out.append(f"Next: {plain(', '.join(verdict.ids[1:]))}.")
+            out.append(f"Next: {_explained(verdict.ids[1:])}.")
         if withheld:
             out.append(f"No verdict on a part of it: {withheld}")
     elif withheld:
         out = [f"No verdict: {withheld}"]
     elif run.parts:
-        out = [
-            "Nothing slowed it down: most of the time, tasks computed, other root spans ran, or nobody asked for more."
-        ]
+        out = ["Nothing stands out: no cause took much of the time, or the run was too short to judge."]
     else:
         out = [
             "No verdict: the trace has no waterfall. Its dask-otel was an older one, or otel.verdicts was false there."
         ]
     if verdict.hints:
-        out.append(f"Also noticed, at no cost of time: {plain(', '.join(verdict.hints))}.")
+        out.append(f"Also noticed: {_explained(verdict.hints)}.")
     return out
+
+
+def _explained(ids: Sequence[str]) -> str:
+    """Name findings or hints, with what they mean."""
+    known = HINTS | {id_: finding.meaning for id_, finding in FINDINGS.items()}
+    meanings = ((plain(id_), known.get(id_)) for id_ in ids)
+    return "; ".join(f"{id_} ({meaning})" if meaning else id_ for id_, meaning in meanings)
 
 
 class Share(NamedTuple):

@@ -27,7 +27,7 @@ __all__ = [
 #: What threads did, by part of a waterfall.
 PARTS = {
     "cpu": "tasks used a core",
-    "noncpu": "tasks ran without a core: waited for the GIL, input and output, a free core",
+    "noncpu": "tasks waited: for the GIL, input or output, a free core",
     "disk": "spilled data was written to disk and read back",
     "serialize": "data was serialised, compressed, and the reverse",
     "p2p": "P2P shuffles",

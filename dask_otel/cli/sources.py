@@ -18,13 +18,14 @@ from .doctor_lines import WrappedError
 if TYPE_CHECKING:  # pandas is imported when runs are read
     from ..analysis.run import Run
 
-__all__ = ["BadSourceError", "Filters", "Found", "find", "source_options"]
+__all__ = ["BadSourceError", "Filters", "Found", "find", "read", "source_options"]
 
 #: Where backends are asked if nothing else is given.
 DEFAULT = "http://localhost:16686"
 #: Traces that a backend is asked for, if not by id.
 MAX_TRACES = 100
 _TRACE_ID = re.compile("[0-9a-fA-F]{32}")
+_ADDRESS = re.compile("(jaeger[+]|tempo[+])?https?://", re.IGNORECASE)
 #: ``@2``, ``@2-6`` after a name, file or folder: the latest run is number 1.
 _NUMBERS = re.compile(r"(.+)@(\d+)(?:-(\d+))?", re.DOTALL)
 
@@ -103,7 +104,7 @@ def _in_order(runs: Iterable[Run]) -> list[Run]:
 
 def _exists(path: str) -> bool:
     try:
-        return Path(path).expanduser().exists()
+        return bool(path) and Path(path).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long, no path at all, no such user
         return False
 
@@ -117,20 +118,20 @@ def _find(selection: str, filters: Filters) -> Found:
     place, root, trace_id = filters.place, filters.root, filters.trace_id
     if _exists(name):
         place = name
-        found = _read(place, filters.service, trace_id)
+        found = read(place, filters.service, trace_id)
     elif _TRACE_ID.fullmatch(name):
         trace_id = name.lower()
-        found = _read(place, filters.service, trace_id)
-    elif re.match("(jaeger[+]|tempo[+])?https?://", name):
+        found = read(place, filters.service, trace_id)
+    elif _ADDRESS.match(name):
         raise BadSourceError(f"{name}: an address goes behind --from; a trace id or the name of a root span goes here")
     elif re.search(r"[/\\]|\.(jsonl?|gz)$", name) and not filters.source:
         raise BadSourceError(f"{name}: there is no such file or folder; the name of a root span may need --from")
     else:
         root = name
-        found = _read(place, filters.service, trace_id, name, max(last, MAX_TRACES))
+        found = read(place, filters.service, trace_id, name, max(last, MAX_TRACES))
     runs = [run for run in found if root in (None, run.root) and trace_id in (None, run.trace_id)]
     if not runs:
-        raise BadSourceError(_no_run(selection, place, root, found))
+        raise BadSourceError(_no_run(selection, place, root, trace_id, found))
     if numbers:
         if last > len(runs):
             raise BadSourceError(f"{selection}: {place} has only {len(runs)} of these runs, not {last}")
@@ -138,19 +139,20 @@ def _find(selection: str, filters: Filters) -> Found:
     return Found(runs, [run for run in found if run not in runs])
 
 
-def _no_run(selection: str, place: str, root: str | None, found: Sequence[Run]) -> str:
+def _no_run(selection: str, place: str, root: str | None, trace_id: str | None, found: Sequence[Run]) -> str:
     roots = sorted({run.root for run in found})
     names = ", ".join(map(repr, roots[:10])) + (" …" if len(roots) > 10 else "")
     what = f"no finished run of {root!r}" if root else "no finished run of Dask"
+    what += f" in trace {trace_id}" if trace_id and selection != trace_id else ""
     where = "" if selection == place else f" in {place}"
     return f"{selection}: there is {what}{where}" + (f", but of {names}" if names else "")
 
 
 @cache
-def _read(
+def read(
     place: str, service: str | None, trace_id: str | None, root: str | None = None, limit: int = MAX_TRACES
 ) -> Sequence[Run]:
-    """Return all runs in a place, or those that were asked for. Both sides of a comparison may ask for the same."""
+    """Return the runs in a place; of a backend, those that were asked for. Both sides of a comparison may ask alike."""
     try:
         from ..analysis import LoadError, LoadWarning, load
         from ..analysis.run import runs_of
@@ -161,7 +163,11 @@ def _read(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", LoadWarning)
         try:
-            found = runs_of(load(place, trace_ids=trace_id, service=service, root=root, limit=limit))
+            if _ADDRESS.match(place):
+                loaded = load(place, trace_ids=trace_id, service=service, root=root, limit=limit)
+            else:  # it is read as a whole in any case, and what else is in it is worth a word
+                loaded = load(place, service=service)
+            found = runs_of(loaded)
         except LoadError as error:
             raise BadSourceError(str(error)) from error
     for text in dict.fromkeys(str(each.message) for each in caught):

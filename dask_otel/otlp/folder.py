@@ -26,8 +26,10 @@ from .encoding import SpanEncoder
 from .spans import Bounded, SpanData, SpanFactory, SpanForm
 from .transport import ExportResult, RetryDecision, Sender
 
-__all__ = ["FILES", "FolderSender", "JsonEncoder", "TraceFolder"]
+__all__ = ["FILES", "FOLDER", "FolderSender", "JsonEncoder", "TraceFolder"]
 
+#: Name of the exporter.
+FOLDER = "folder"
 #: Files of one scheduler in a folder that is full.
 FILES = 8
 #: Names of our files; others are left alone.
@@ -160,7 +162,7 @@ class FolderSender(Sender):
     is_local = True
 
     def __init__(self, path: str, max_bytes: int, writer: str) -> None:
-        super().__init__("folder")
+        super().__init__(FOLDER)
         self.folder = TraceFolder(path, max_bytes, writer)
         self.target = str(self.folder.path)
 
@@ -185,7 +187,7 @@ class FolderSender(Sender):
 class JsonEncoder:
     """Encodes the spans of a factory as OTLP in JSON: each by itself, and a request is a line of encoded spans.
 
-    Protobuf's own JSON takes twenty times as long, and has base64 in the place of hexadecimal ids.
+    Protobuf's own JSON has base64 in the place of OTLP's hexadecimal ids.
     """
 
     def __init__(self, factory: SpanFactory) -> None:

@@ -18,9 +18,9 @@ from dask.system import CPU_COUNT
 from dask.utils import parse_timedelta
 from distributed import gc, system_monitor
 from distributed.comm import get_address_host
-from distributed.metrics import time
 
 from ..diagnosis.evidence import ClusterEvidence, Departure
+from ..safety import Safety
 from .cluster import Delay, in_parts
 from .outcomes import prefix_of
 from .pace import Pace
@@ -72,8 +72,8 @@ class Peaks:
         self._samples.append(sample)
         self._values.append(value)
         if len(self._values) > MAX_PEAKS:  # they have fallen all the time: the oldest ones become less exact
-            del self._samples[: MAX_PEAKS // 2 : 2]
-            del self._values[: MAX_PEAKS // 2 : 2]
+            del self._samples[1 : MAX_PEAKS // 2 : 2]
+            del self._values[1 : MAX_PEAKS // 2 : 2]
 
     def since(self, sample: int) -> float | None:
         """Return the highest value of a sample and all that followed."""
@@ -125,16 +125,15 @@ class Evidence:
         ``distributed.Scheduler``
     """
 
-    def __init__(self, scheduler: Any, delay: Delay) -> None:
+    def __init__(self, scheduler: Any, delay: Delay, safety: Safety) -> None:
         self._scheduler = scheduler
         self._delay = delay
+        self._safety = safety
         #: Seconds from one tick of a worker's event loop to the next without a delay.
         self._tick = float(parse_timedelta(dask.config.get("distributed.admin.tick.interval"), default="ms"))
         #: Sums over samples. Those that end in ``.n`` count what a mean is over.
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._samples = 0
-        #: When sampling began that goes on; None while no root is open.
-        self._since: float | None = None
         self._spilled, self._memory, self._threads = Peaks(), Peaks(), Peaks()
         self._departures: deque[Departure] = deque(maxlen=MAX_DEPARTURES)
         self._departed = 0
@@ -161,17 +160,15 @@ class Evidence:
             Whether any root is open.
         """
         if not is_needed:
-            self._since, self._cpu_times, self._workers = None, None, {}
+            self._cpu_times, self._workers = None, {}
             return
-        if self._since is None:
-            self._since = time()
         found, workers = _Sample(self._samples, self._use_of_machine()), {}
         for some in in_parts(list(self._scheduler.workers.values())):
             for worker in some:
                 workers[worker.address] = worker
-                # What has been reported before says nothing about the runs that are open.
-                if worker.metrics and worker.last_seen >= self._since:
-                    self._read(worker, found)
+                if worker.metrics:  # else it has just come
+                    with self._safety.guard("evidence"):  # a worker may have another version
+                        self._read(worker, found)
             await pace.rest()
         self._workers = workers
         self._add(found)
@@ -251,6 +248,8 @@ class Evidence:
         """Add what one worker has reported."""
         metrics, sums = worker.metrics, found.sums
         memory, spilled = metrics["memory"], metrics["spilled_bytes"]
+        cpu, delay = metrics["cpu"] / 100, max(0.0, metrics["event_loop_interval"] - self._tick)
+        tasks = min(metrics["task_counts"].get("executing", 0), worker.nthreads)
         found.spilled += spilled["disk"]
         if worker.memory_limit:
             found.peak = max(found.peak or 0.0, memory / worker.memory_limit)
@@ -260,10 +259,9 @@ class Evidence:
         if worker.status.name == "paused":
             sums["paused.memory"] += memory
             sums["paused.unmanaged"] += unmanaged
-        tasks = min(metrics["task_counts"].get("executing", 0), worker.nthreads)
         if not tasks:
             return
-        sums["loop"] += max(0.0, metrics["event_loop_interval"] - self._tick)
+        sums["loop"] += delay
         sums["loop.n"] += 1
         if "gil_contention" in metrics:
             sums["gil"] += metrics["gil_contention"]
@@ -272,8 +270,8 @@ class Evidence:
         process = found.processes.get(name)
         if process is None:
             process = found.processes[name] = _Process(self._machine(worker.host, metrics, found))
-            process.cpu = metrics["cpu"] / 100
-            process.machine.cpu += process.cpu
+            process.cpu = cpu
+            process.machine.cpu += cpu
         process.threads += worker.nthreads
         process.tasks += tasks
         process.machine.tasks += tasks

@@ -130,7 +130,7 @@ class SchedulerBridge:
         self.evidence: Evidence | None = None
         self._delay = Delay(scheduler, safety)
         if self.run_times:
-            self.evidence = Evidence(scheduler, self._delay)
+            self.evidence = Evidence(scheduler, self._delay, safety)
             self.span_tree.forest.mark, self.span_tree.evidence_since = self.evidence.mark, self.evidence.since
             self.span_tree.lap_start = self.run_times.times.lap_start
             self.span_tree.judge = self._judge

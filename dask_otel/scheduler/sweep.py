@@ -225,7 +225,8 @@ class Sweep:
                 laps = self._run_times.times.take(now)
                 self._run_times.forget(taken.forgotten)
         if self._evidence:
-            self._evidence.begin_sweep()
+            with self._safety.guard("evidence"):
+                self._evidence.begin_sweep()
         self._read_threads()
         self._cluster_metrics.begin_sweep()
         self._cluster_metrics.count(taken.counts)

@@ -278,7 +278,8 @@ GRAPH_UPDATE_TIME = _attribute("dask.graph.update_time", "double", [SEGMENT], un
 THREAD_TIME_AVAILABLE = _attribute("dask.thread_time.available", "double", [SEGMENT], unit="s", meaning=
     "thread-seconds that the cluster had during the segment")
 THREAD_TIME_BUSY = _attribute("dask.thread_time.busy", "double", [SEGMENT], unit="s", meaning=
-    "thread-seconds that the tasks used: the sum of `dask.execute.*.seconds`")
+    "thread-seconds that the tasks used: the sum of `dask.execute.*.seconds` without `executor` and `other`, which are "
+    "overhead of Dask's")
 THREAD_TIME_OTHERS = _attribute("dask.thread_time.others", "double", [SEGMENT], unit="s", meaning=
     "thread-seconds that other root spans used during the segment. Absent if that is more than the cluster had: "
     "heartbeats report use with a delay, and tasks that [secede](#threads-that-are-not-counted) use additional "

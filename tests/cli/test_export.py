@@ -53,8 +53,8 @@ def test_what_is_asked_for(source, tmp_path):
     file = tmp_path / "out.json"
     chrome = ("--format", "chrome", "-o", file)
     done = run(source, *chrome)
-    assert (done.exit_code, done.stdout) == (0, "")
-    assert done.stderr.startswith(f"2 spans of 2 traces: open {file} in https://ui.perfetto.dev, chrome://tracing")
+    assert done.exit_code == 0
+    assert done.output.startswith(f"2 spans of 2 traces: open {file} in https://ui.perfetto.dev, chrome://tracing")
     assert names(file) == ["Alice's", "Bob's"]
     for selection, found in {
         (source, "--root", "Bob's"): "Bob's",
@@ -80,7 +80,7 @@ def test_a_file_that_exists_is_replaced_when_all_is_written(source, tmp_path, mo
     monkeypatch.setattr(ChromeWriter, "end", _no_space)
     before = sorted(tmp_path.iterdir())
     done = run(source, "--format", "chrome", "-o", link)
-    assert (done.exit_code, done.stderr) == (2, f"Error: {link}: No space left on device; give another file to -o\n")
+    assert (done.exit_code, done.output) == (2, f"Error: {link}: No space left on device; give another file to -o\n")
     assert file.read_text() == "old"
     assert sorted(tmp_path.iterdir()) == before
     monkeypatch.undo()
@@ -117,9 +117,9 @@ def test_bad_input(source, tmp_path, monkeypatch, arguments, message):
     output = [] if "-o" in arguments else ["-o", tmp_path / "out"]
     before = sorted(tmp_path.iterdir())
     done = run(*arguments, *output)
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith("Error: ")
-    assert message in " ".join(done.stderr.split())
+    assert done.exit_code == 2
+    assert done.output.startswith("Error: ")
+    assert message in " ".join(done.output.split())
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -241,8 +241,8 @@ class ActedCluster(ScriptedScheduler):
             )  # fmt: skip
         else:
             self.scheduler.handle_task_finished(
-                **common, stimulus_id=f"task-finished-{self._unique()}", startstops=() if run.fate == "known" else steps,
-                status="OK", nbytes=100, type=b"int", typename="int",
+                **common, stimulus_id=f"task-finished-{self._unique()}", status="OK",
+                startstops=() if run.fate == "known" else steps, nbytes=100, type=b"int", typename="int",
             )  # fmt: skip
 
     def _unique(self) -> int:
@@ -277,6 +277,8 @@ class ActedCluster(ScriptedScheduler):
         annotations = {"span": lambda key: spans[key]}
         if rng.random() < 0.5:
             annotations["retries"] = 1
+        if self._faults and rng.random() < 0.15:  # perhaps on a worker that is not there
+            annotations["workers"] = [f"tcp://10.0.0.{rng.randint(0, 3)}:4000"]
         tasks = {key: Task(key, max, *map(TaskRef, inputs)) for key, inputs in graph.items()}
         await self.scheduler.stream_handlers["update-graph"](
             client=rng.choice(CLIENTS),

@@ -138,7 +138,7 @@ class FullRecord(SchedulerPlugin):  # type: ignore[misc]
                 worker=details.get("worker") or "",
                 thread=details.get("thread"),
                 sent_to=target.address if target else "",
-                lacks_input=target is not None and any(target not in (each.who_has or ()) for each in task.dependencies),
+                lacks_input=any(target and target not in (each.who_has or ()) for each in task.dependencies),
                 is_needed=bool(task.who_wants or task.waiters),
                 had_result=task.type is not None,
             )

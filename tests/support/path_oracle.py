@@ -13,7 +13,7 @@ from dask_otel.spantree.events import latest_run
 
 from .full_record import Arrival, Cut, Event, Move, Swept
 
-__all__ = ["LapPath", "Node", "lap_paths"]
+__all__ = ["LapPath", "Node", "is_lost", "lap_paths"]
 
 UNFINISHED = ("waiting", "queued", "no-worker", "processing")
 RUNNABLE = ("queued", "no-worker", "processing")
@@ -120,7 +120,7 @@ def lap_paths(events: Sequence[Event]) -> list[LapPath]:
         if event.task in lost and event.finish in ("waiting", "queued", "no-worker"):
             continue
         lost.discard(event.task)
-        if _is_lost(event):
+        if is_lost(event):
             lost.add(event.task)
             continue
         graph, arrival = _arrival(events, number, event)
@@ -136,7 +136,7 @@ def lap_paths(events: Sequence[Event]) -> list[LapPath]:
         if lap is None:
             continue
         # A graph counts from when something waits for it: one of results that are there changes nothing.
-        is_awaited = was_at_rest and unfinished[event.root] or _is_release(event)
+        is_awaited = (was_at_rest and unfinished[event.root]) or _is_release(event)
         if arrival and is_awaited and all(node.stimulus != arrival.stimulus for node in lap.nodes):
             lap.nodes.append(_arrived(lap, arrival, graph))
         if _is_run(event):
@@ -162,7 +162,7 @@ def _is_run(move: Move) -> bool:
     return move.start != move.finish and move.finish in ("memory", "erred") and bool(move.startstops)
 
 
-def _is_lost(move: Move) -> bool:
+def is_lost(move: Move) -> bool:
     """Whether the task runs again only because its result was lost: until a worker has it, this keeps no lap going."""
     lost = move.start == "released" and move.finish == "waiting" and move.had_result
     return lost and not move.stimulus.startswith(ASKED_FOR)
@@ -215,7 +215,7 @@ class _Run:
         self._sent = self._last(lambda move: move.finish == "processing")
         waited = self._last(lambda move: move.finish == "waiting" and move.start == "released")
         #: Whether it is in no state of waiting before it is sent.
-        self._is_lost = waited is not None and _is_lost(waited[1])
+        self._is_lost = waited is not None and is_lost(waited[1])
         if self._is_lost:
             self._released = self._sent
 
@@ -249,9 +249,14 @@ class _Run:
         return max(candidates, key=lambda each: each[0].end)
 
     def _by(self, stimulus: str, number: int) -> list[Node]:
-        """The node of the run whose end had a stimulus; none if that was another root's. Workers may choose equal ones."""
-        last = [n for n, run in self._runs if n < number and run.stimulus == stimulus][-1:]
-        return [node for node in self._lap.nodes if [node.number] == last and node.group]
+        """The node of the run whose end had a stimulus; none if that was another root's."""
+        n, run = self._run_by(stimulus, number)
+        return [node for node in self._lap.nodes if run and node.group and node.number == n]
+
+    def _run_by(self, stimulus: str, number: int) -> tuple[int, Move | None]:
+        """The run whose end had a stimulus: the last one before; workers may choose equal ones again later."""
+        last = [(n, run) for n, run in self._runs if n < number][-1:]
+        return last[0] if last and last[0][1].stimulus == stimulus else (-1, None)
 
     def _divide(self, gaps: Counter[str], before: Node, begin: float) -> None:
         """Say what the time from the end before it to its begin was for."""
@@ -270,7 +275,7 @@ class _Run:
         if not self._sent or not self._released:
             return "dispatch"
         why = self._why_not_released()
-        if self._released is self._sent or why == "lost":
+        if self._released[0] == self._sent[0] or why == "lost":
             return why
         if self._is_by_others(*self._sent):
             return "others"
@@ -284,14 +289,14 @@ class _Run:
         is_graph = any(node.stimulus == released.stimulus for node in self._lap.nodes if not node.group)
         if self._by(released.stimulus, n) or is_graph:
             return "dispatch"
-        if released.finish == "processing" and released.had_result or released.stimulus.startswith(LOST):
+        if (released.finish == "processing" and released.had_result) or released.stimulus.startswith(LOST):
             return "lost"
         return "client" if released.stimulus.startswith(RETRY) else "dispatch"
 
     def _is_by_others(self, number: int, move: Move) -> bool:
         """Whether a task moved since another root's run ended."""
-        runs = [run for n, run in self._runs if n < number and run.stimulus == move.stimulus]
-        return bool(runs) and runs[-1].root != self._run.root
+        _, run = self._run_by(move.stimulus, number)
+        return run is not None and run.root != self._run.root
 
     def _end_of_others(self, end: float) -> float:
         """When another root's run ended that was the latest on its thread."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
+
+from click.testing import CliRunner
 
 from dask_otel import schema
 from dask_otel.analysis.frames import make_frames
 from dask_otel.analysis.otlp_json import PlainSpan
+from dask_otel.cli.main import dask_otel as commands
+from dask_otel.cli.sources import read
 
 #: When runs begin, seconds since the epoch.
 BEGIN = 1_800_000_000
@@ -104,3 +109,48 @@ class MadeRun:
 def frames(*runs, rows=lambda spans: spans):
     """Data frames of runs; ``rows`` may put their spans into another order."""
     return SimpleNamespace(**make_frames(rows([span for run in runs for span in run.spans])))
+
+
+def write(path, *runs):
+    """Write the spans of runs as OTLP in JSON, a line for each run; return the path."""
+    with path.open("w", encoding="utf-8") as file:
+        for run in runs:
+            resource = {"attributes": _attributes(run.spans[0].resource)}
+            scope = {"spans": [_span(span) for span in run.spans]}
+            file.write(json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [scope]}]}) + "\n")
+    return path
+
+
+def _span(span):
+    return {
+        "traceId": span.trace_id,
+        "spanId": span.span_id,
+        "parentSpanId": span.parent_id,
+        "name": span.name,
+        "kind": 1,
+        "startTimeUnixNano": str(span.start),
+        "endTimeUnixNano": str(span.end),
+        "attributes": _attributes(span.attributes),
+        "status": {"code": 2, "message": span.status_message} if span.status == "error" else {},
+    }
+
+
+def _attributes(values):
+    return [{"key": key, "value": _value(value)} for key, value in values.items()]
+
+
+def _value(value):
+    if isinstance(value, tuple):
+        return {"arrayValue": {"values": [_value(each) for each in value]}}
+    kind = {bool: "boolValue", int: "intValue", float: "doubleValue", str: "stringValue"}[type(value)]
+    return {kind: str(value) if kind == "intValue" else value}
+
+
+def run_command(*arguments, exit_code=0):
+    """Run a command of dask-otel; return what it printed."""
+    read.cache_clear()
+    done = CliRunner().invoke(commands, [*map(str, arguments)])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == exit_code, done.output
+    return done
