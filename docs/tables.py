@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dask_otel import schema
+from dask_otel.diagnosis.findings import FINDINGS, HINTS
 from dask_otel.schema import (
     ATTRIBUTES,
     CALLER,
@@ -49,7 +50,12 @@ def _links() -> str:
 
 
 def _verdicts() -> str:
-    return _table(("id", "what takes the time"), [(f"`{id_}`", text) for id_, text in schema.VERDICT_IDS.items()])
+    rows = [(f"`{id_}`", each.meaning, f"{each.remedy} ([more]({each.link}))") for id_, each in FINDINGS.items()]
+    return _table(("id", "what takes the time", "what helps"), rows)
+
+
+def _hints() -> str:
+    return _table(("id", "what was noticed"), [(f"`{id_}`", text) for id_, text in HINTS.items()])
 
 
 def _limits() -> str:
@@ -106,6 +112,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "group span": lambda: attributes(lambda each: GROUP in each.on and SEGMENT not in each.on),
     "why it was slow": lambda: attributes(lambda each: _is_reason(each) and SEGMENT in each.on),
     "verdicts": _verdicts,
+    "hints": _hints,
     "task span": lambda: attributes(lambda each: TASK in each.on and not _is_on_every(each)),
     "phase": lambda: attributes(lambda each: PHASE in each.on and not _is_on_every(each)),
     "pending span": lambda: attributes(lambda each: PENDING in each.on and not _is_on_every(each)),

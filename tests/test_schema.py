@@ -16,6 +16,7 @@ from support.memory import SCOPE
 from support.records import FAILURE, group, pending, phase, segment, task
 
 import dask_otel
+from dask_otel.diagnosis.findings import FINDINGS
 from dask_otel.diagnosis.parts import EDGES, GAPS, PARTS
 from dask_otel.otlp.spans import SpanFactory, attributes, exception_event
 from dask_otel.schema import (
@@ -26,6 +27,7 @@ from dask_otel.schema import (
     LINK,
     LINK_TYPES,
     MAX_VALUE,
+    MAX_VERDICTS,
     METRIC,
     METRICS,
     TASK_OUTCOMES,
@@ -125,6 +127,10 @@ def test_the_outcomes_of_the_span_tree_are_those_of_the_schema():
 
 def test_parts_gaps_and_edges_are_those_of_the_diagnosis():
     assert (tuple(WATERFALL), tuple(CRITICAL_GAP), tuple(CRITICAL_EDGE)) == (PARTS, GAPS, EDGES)
+
+
+def test_each_verdict_has_a_series_that_is_kept_free():
+    assert len(FINDINGS) <= MAX_VERDICTS
 
 
 def test_metrics_have_attributes_of_the_schema():

@@ -13,6 +13,7 @@ __all__ = [
     "EDGES",
     "GAPS",
     "IDLE",
+    "LABELS",
     "OVERHEAD_ACTIVITIES",
     "OWN",
     "PARTS",
@@ -43,6 +44,29 @@ IDLE = (
 )
 #: All parts of a waterfall. ``unaccounted`` is negative: fine metrics have more than workers had tasks.
 PARTS = (*OWN, "unaccounted", "others", *IDLE)
+
+#: What the parts are called for people.
+LABELS = {
+    "cpu": "computing",
+    "noncpu": "tasks that wait",
+    "disk": "reading and writing spilled data",
+    "serialize": "serialising",
+    "p2p": "P2P shuffles",
+    "lost": "failed and lost runs",
+    "overhead": "Dask's overhead",
+    "handed": "with a worker, not running yet",
+    "unaccounted": "counted twice",
+    "others": "other root spans",
+    "starting": "no workers yet",
+    "paused": "workers paused",
+    "queued": "queued",
+    "no_worker": "no suitable worker",
+    "imbalance": "other workers have the tasks",
+    "dependencies": "tasks wait for others",
+    "tail": "the last tasks",
+    "graph": "graph on its way",
+    "client": "think time",
+}
 
 #: Why the critical path waited between two runs; ``unfinished``: after the last run that has ended.
 GAPS = (

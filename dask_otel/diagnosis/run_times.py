@@ -21,6 +21,8 @@ __all__ = ["GroupTimes", "RunTimes"]
 
 #: Threads of a worker whose last runs are kept: tasks that secede use new ones.
 MAX_THREADS = 1000
+#: Seconds within which tasks are sent at the same time: a large graph takes seconds.
+TOGETHER = 0.01
 #: States of tasks that have not ended, but ``processing``.
 _WAITING = ("waiting", "queued", "no-worker")
 
@@ -222,7 +224,14 @@ class RunTimes:
         else:
             self._burst_of = stimulus
             self._burst.clear()
-        if sent is None or sent[1] is not node or sent[4] != waited or sent[5] is not is_remote or sent[2] != edge:
+        if (
+            sent is None
+            or sent[1] is not node
+            or sent[4] != waited
+            or sent[5] is not is_remote
+            or sent[2] != edge
+            or now - sent[3] > TOGETHER
+        ):
             sent = self._burst[address] = (worker, node, edge, now, waited, is_remote)
         self._sent[key] = sent
         account.processing += 1

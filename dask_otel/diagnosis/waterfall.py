@@ -33,6 +33,8 @@ _GAPS_CUT_FIRST = ("unfinished", "report", "graph", "client", "dispatch", *GAPS)
 #: Groups of a segment's path that are kept apart.
 MAX_GROUPS = 2000
 NOTHING = OnPath()
+#: Thread-seconds that are not a rounding error; and a part that is one.
+SOME, NEGLIGIBLE = 1e-6, 1e-9
 
 
 class Laps:
@@ -108,7 +110,8 @@ class Laps:
 
     def path(self, start: float, end: float) -> CriticalPath:
         """Return the critical path of the segment from ``start`` to ``end``."""
-        gaps = dict(self._gaps)
+        # By clocks that are off, a lap may begin before the path of the one before ends.
+        gaps = {cause: max(0.0, seconds) for cause, seconds in self._gaps.items()}
         lead, rest = self.start - start, end - self._path_end
         _add(gaps, "graph", max(0.0, lead))
         _add(gaps, "unfinished", max(0.0, rest))
@@ -121,9 +124,9 @@ class Laps:
             part = max(0.0, duration) / seconds
             groups = {key: OnPath(each.data * part, each.thread * part) for key, each in groups.items()}
             others = OnPath(others.data * part, others.thread * part)
-        elif excess < 0.0:  # the path went back where a lap began before the last run of the one before had ended
+        elif excess < 0.0:
             _add(gaps, "client", -excess)
-        gaps = {cause: value for cause, value in gaps.items() if value > 0.0}
+        gaps = {cause: value for cause, value in gaps.items() if value > NEGLIGIBLE}
         return CriticalPath(start, end, groups, gaps, others, self._titles)
 
     def waterfall(
@@ -140,8 +143,10 @@ class Laps:
         """
         duration = end - start
         without = min(max(0.0, self._without_threads), duration)
-        threads = available / (duration - without) if available > 0.0 and duration > without else 1.0
-        if available <= 0.0:
+        threads = 1.0
+        if available > SOME and duration > without:
+            threads = available / (duration - without)
+        else:
             without = duration
         parts = dict.fromkeys(PARTS, 0.0)
         for key, value in metrics.items():
@@ -169,10 +174,10 @@ class Laps:
         parts["graph"] += max(0.0, min(self.start - start, duration)) * threads
         excess = sum(parts.values()) - threads * duration
         if excess < 0.0:
-            parts["client" if self.end else "handed"] -= excess
+            parts["client"] -= excess
         else:
             _cut(parts, excess, _CUT_FIRST)
-        return Waterfall({part: value for part, value in parts.items() if value}, threads, duration)
+        return Waterfall({part: value for part, value in parts.items() if abs(value) > NEGLIGIBLE}, threads, duration)
 
 
 def _plus(one: OnPath, other: OnPath) -> OnPath:

@@ -107,7 +107,15 @@ NEEDED_TO_FORGET = {
 #: What verdicts need besides; the rest of the bridge does without.
 NEEDED_TO_JUDGE = {
     "distributed.scheduler.TaskState": ("dependencies", "who_has"),
-    "distributed.scheduler.WorkerState": ("long_running", "nthreads", "processing"),
+    "distributed.scheduler.Scheduler": ("address",),
+    "distributed.scheduler.WorkerState": (
+        "host",
+        "long_running",
+        "metrics",
+        "nbytes",
+        "nthreads",
+        "processing",
+    ),
 }
 
 _NO_SPANS = "the scheduler extension 'spans'"

@@ -22,6 +22,8 @@ from weakref import WeakKeyDictionary
 import dask
 from distributed.scheduler import heartbeat_interval
 
+from ..diagnosis.evidence import RunFacts
+from ..diagnosis.verdict import Verdict, judge
 from ..metrics.series import MetricSettings
 from ..safety import Safety, log
 from ..spantree.ledger import OUTLIER_SECONDS
@@ -31,6 +33,7 @@ from ..spantree.to_records import Level, SpanTreeSettings
 from ..threads import HURRY, in_thread
 from .cluster import ClusterMetrics, Delay, Departures
 from .compat import can_forget, can_judge, can_split
+from .evidence import Evidence
 from .forgetting import Forgetting, LateMetrics, memory_of
 from .inbox import FailedRunTap, HeartbeatTap, Inbox
 from .pace import Clock
@@ -124,8 +127,13 @@ class SchedulerBridge:
         )
         #: None if verdicts are off.
         self.run_times = RunTimesHooks(scheduler, self.clock, safety) if settings.verdicts and can_judge() else None
+        self.evidence: Evidence | None = None
+        self._delay = Delay(scheduler, safety)
         if self.run_times:
+            self.evidence = Evidence(scheduler, self._delay, safety)
+            self.span_tree.forest.mark, self.span_tree.evidence_since = self.evidence.mark, self.evidence.since
             self.span_tree.lap_start = self.run_times.times.lap_start
+            self.span_tree.judge = self._judge
         self.inbox = Inbox(
             scheduler,
             self.clock,
@@ -151,7 +159,6 @@ class SchedulerBridge:
             safety=safety,
         )
         self.departures = Departures(scheduler.workers)
-        self._delay = Delay(scheduler, safety)
         self.cluster_metrics = ClusterMetrics(
             scheduler, self.span_tree, settings.metrics, self._delay, output.exporters, self.clock, safety
         )
@@ -168,6 +175,7 @@ class SchedulerBridge:
             groups,
             self.cluster_metrics,
             self.run_times,
+            self.evidence,
             self._forgetting,
             output,
             self.clock,
@@ -218,6 +226,11 @@ class SchedulerBridge:
             self.why_ended = why
             self._closing = asyncio.create_task(self._close(), name="dask-otel close")
         return self._closing
+
+    def _judge(self, facts: RunFacts) -> Verdict:
+        with self.safety.guard("verdict"):  # a run without one is better than none
+            return judge(facts)
+        return Verdict()
 
     def hand_over(self, heir: Output | None) -> asyncio.Task[None]:
         """End now, between two sweeps, so that another bridge can count what follows; what is counted is sent.

@@ -50,6 +50,8 @@ MAX_CONTEXTS = 16
 MAX_ACTIVITIES = 32
 MAX_ERROR_TYPES = 32
 MAX_COMPONENTS = 32
+#: Ids of verdicts that there may be.
+MAX_VERDICTS = 32
 #: Characters of an attribute of a metric.
 MAX_METRIC_VALUE = 200
 #: Seconds after which a value that was not recorded makes room for another one.

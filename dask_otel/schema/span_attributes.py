@@ -211,30 +211,6 @@ WALL = {
 VERDICT = _attribute("dask.verdict", "string[]", [SEGMENT, METRIC], meaning=
     "on segments of root Dask spans, as are all attributes of [verdicts](#why-it-was-slow): ids of the reasons why it "
     "took long, the most costly first. Absent if nothing but the work itself took long. On metrics, the first one")
-#: Values of ``dask.verdict``.
-VERDICT_IDS = {
-    "gil": "tasks of one process wait for Python's interpreter lock",
-    "io": "tasks wait for something outside: the network, a disk, a database",
-    "oversubscribed": "more threads run than there are cores, e.g. those of BLAS",
-    "tiny_tasks": "tasks are so short that Dask's own work around them costs more",
-    "transfers": "data moves between workers",
-    "busy_worker": "event loops of workers are too busy to start tasks",
-    "skew": "one task of a group has far more data, or takes far longer, than the others",
-    "stragglers": "the last tasks keep the others waiting",
-    "narrow_graph": "the graph has too few tasks at a time for the threads, e.g. a chain",
-    "large_graph": "the graph is too large to send and to take in quickly",
-    "large_results": "large results are gathered to the client",
-    "spilling": "workers write results to disk, or are paused until they have",
-    "unmanaged_memory": "workers are paused by memory that Dask does not manage",
-    "scheduler_bound": "the scheduler's event loop is too busy",
-    "lost_work": "workers died, and their work was done again",
-    "no_worker": "tasks wait for a worker with the resources or the host that they ask for",
-    "late_workers": "workers came late, or were too few at first",
-    "imbalance": "some workers have more tasks than threads, others none",
-    "failed_work": "runs that failed, or were cancelled, took much of the time",
-    "p2p": "P2P shuffles take the time",
-    "few_threads": "more tasks are ready than the cluster has threads",
-}
 VERDICT_TEXT = _attribute("dask.verdict.text", "string", [SEGMENT], meaning=
     "the first reason in two sentences: the numbers that show it, and what helps")
 VERDICT_AT_MOST = _attribute("dask.verdict.at_most", "double", [SEGMENT], unit="s", meaning=
@@ -287,6 +263,8 @@ CRITICAL_GAP = {
         "lost": "work was lost with a worker, and done again",
         "input": "inputs were on their way from other workers",
         "dispatch": "a task was on its way to a worker, or the worker was busy",
+        "unfinished": "after the last run that has ended, until the segment ended: tasks that were cancelled, lost or "
+        "failed without a run, and those that go on in the next segment",
     }.items()
 }
 CRITICAL_STEPS = _attribute("dask.critical.steps", "string[]", [SEGMENT], meaning=
@@ -300,7 +278,8 @@ GRAPH_UPDATE_TIME = _attribute("dask.graph.update_time", "double", [SEGMENT], un
 THREAD_TIME_AVAILABLE = _attribute("dask.thread_time.available", "double", [SEGMENT], unit="s", meaning=
     "thread-seconds that the cluster had during the segment")
 THREAD_TIME_BUSY = _attribute("dask.thread_time.busy", "double", [SEGMENT], unit="s", meaning=
-    "thread-seconds that the tasks used: the sum of `dask.execute.*.seconds`")
+    "thread-seconds that the tasks used: the sum of `dask.execute.*.seconds` without `executor` and `other`, which are "
+    "overhead of Dask's")
 THREAD_TIME_OTHERS = _attribute("dask.thread_time.others", "double", [SEGMENT], unit="s", meaning=
     "thread-seconds that other root spans used during the segment. Absent if that is more than the cluster had: "
     "heartbeats report use with a delay, and tasks that [secede](#threads-that-are-not-counted) use additional "

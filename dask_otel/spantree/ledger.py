@@ -199,7 +199,9 @@ class Ledger:
         self.elsewhere: dict[str, Tally] = {}
         #: By id of a span that counts tasks which this one requested, its segment if it has one.
         self.counted_in: dict[str, tuple[int, int] | None] = {}
+        #: Seconds that the scheduler took for graphs; number of these, and of those of closed child segments.
         self.graph_seconds = 0.0
+        self.graphs = 0
         self.graph_failures: dict[str, int] = {}
         #: Those that failed, then the longest.
         self.phases: list[Phase] = []
@@ -319,6 +321,7 @@ class Ledger:
     def add_graph(self, graph: Graph) -> None:
         """Add what a submission contained."""
         self.graph_seconds += graph.seconds
+        self.graphs += graph.seconds > 0
         self.clients.update(dict.fromkeys(graph.clients))
         self.collections.update(dict.fromkeys(graph.collections))
         for name, values in graph.annotations.items():
@@ -353,6 +356,7 @@ class Ledger:
         sum_into(self.metrics, child.metrics)
         self.metrics_complete &= child.metrics_complete
         self.graph_seconds += child.graph_seconds
+        self.graphs += child.graphs
         self.truncated_groups += child.left_out_groups
         self.truncated_tasks += child.truncated_tasks
         self.truncated_phases += child.truncated_phases

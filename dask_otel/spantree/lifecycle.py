@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ..diagnosis.evidence import ClusterEvidence, RunFacts
 from ..diagnosis.parts import GroupKey, Lap, OnPath, Step
+from ..diagnosis.verdict import Verdict, judge
 from ..diagnosis.waterfall import Laps
 from ..identity import group_id, segment_id
 from .events import Change, Claim, Dependency, Graph, Metrics, SpanInfo, WorkerSpan
+from .facts import Groups, facts_of
 from .forgotten import ForgottenIds
 from .ledger import Ledger
-from .records import GroupRecord, Record, RootRuns, StandInRecord
+from .records import GroupRecord, Record, RootRuns, SegmentRecord, StandInRecord
 from .timing import Heartbeats, Threads
 from .to_records import (
     Critical,
@@ -177,6 +180,9 @@ class SpanTree:
         self.roots = RootRuns()
         #: Returns when the lap of a root began that is not over; None if there is none.
         self.lap_start: Callable[[str], float | None] = lambda root_id: None
+        #: What has been seen of the cluster since a mark, and what follows from that and from the facts of a run.
+        self.evidence_since: Callable[[Any], ClusterEvidence] = lambda mark: ClusterEvidence()
+        self.judge: Callable[[RunFacts], Verdict] = judge
         #: Seconds to subtract from times that leave, see ``scheduler.pace.Clock``.
         self._offset = 0.0
         #: Spans in the place of group spans, to be sent by the next ``advance``: parents, names of groups, and when.
@@ -243,6 +249,7 @@ class SpanTree:
         if node and node.segment and node.ledger:
             node.ledger.laps = node.ledger.laps or Laps()
             node.ledger.laps.add(lap)
+            node.segment.cluster = self.evidence_since(node.segment.mark)
 
     def add_graph(self, graph: Graph, now: float) -> None:
         """Record what a submission contained for a Dask span."""
@@ -506,8 +513,10 @@ class SpanTree:
             self._reserve,
             level,
             self.settings.slowest_tasks,
-            self._critical(node, ledger),
+            self._critical(node, segment, ledger),
         )
+        if node.parent is None:
+            self._judge(record, segment, ledger)
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
         if self._offset:  # else the same object: nodes are many
             node.previous_end += self._offset
@@ -529,22 +538,29 @@ class SpanTree:
             if len(self._unsent) > MAX_UNSENT:
                 del self._unsent[next(iter(self._unsent))]
 
-    def _critical(self, node: Node, ledger: Ledger) -> Critical:
+    def _critical(self, node: Node, segment: Segment, ledger: Ledger) -> Critical:
         """Return what says how long groups of a segment that closes are on the critical path of its root."""
-        root_ledger = node.root.ledger or ledger  # that of a root that closes has been taken out
+        # Those of a root that closes have been taken out.
+        root_ledger, root_segment = (node.root.ledger or ledger), (node.root.segment or segment)
         laps, lap_start = root_ledger.laps, self.lap_start(node.root.info.id)
+        if laps is None:
+            return lambda names: None
+        root_segment.facts = root_segment.facts or Groups()
+        root_segment.facts.add(node.info.id, node.info.tags, ledger)
         for group in ledger.groups.values():
-            if laps is None:
-                break
             laps.describe(GroupKey(node.info.id, group.name), Step(node.info.tags, group.prefix))
 
         def critical(names: Iterable[str]) -> OnPath | None:
-            if laps is None:
-                return None
             keys = [GroupKey(node.info.id, name) for name in names]
             return laps.of_groups(keys, is_known=lap_start is None or lap_start >= ledger.tally.end)
 
         return critical
+
+    def _judge(self, record: SegmentRecord, segment: Segment, ledger: Ledger) -> None:
+        """Find out why the segment of a root took as long as it did."""
+        facts = facts_of(record, ledger, segment.facts or Groups(), segment.cluster)
+        if facts:
+            record.verdict = self.judge(facts)
 
     def _keep_group(self, node: Node, name: str, trace_id: int) -> bool:
         """Ensure that a group's first group span is sent; return whether it is, or was."""

@@ -104,7 +104,7 @@ def test_why_a_root_was_slow():
         "Divide the data into smaller partitions.",
         "dask.verdict.at_most": 1.25,
         "dask.verdict.seconds": 1.5,
-        "dask.verdict.hints": ["memory_headroom"],
+        "dask.verdict.hints": ["unused_memory"],
         "dask.verdict.withheld": "fine metrics are missing",
         "dask.waterfall.threads": 2.0,
         **{f"dask.waterfall.{part}.seconds": 0.5 for part in PARTS},

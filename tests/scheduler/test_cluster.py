@@ -21,10 +21,12 @@ from distributed.utils_test import gen_cluster, gen_test, inc
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, TraceIdRatioBased
 from support.callers import anchored, inside
-from support.clusters import finished, until
+from support.clusters import busy_seconds, finished, until
 from support.measured import MeasuredPlugin, all_told, bounds, check_series, histogram, measured, nonzero, value, values
 from support.memory import MemoryPlugin
 from support.trees import is_top
+
+from dask_otel.diagnosis.parts import OVERHEAD_ACTIVITIES
 
 SPANS = {"client": True, "nthreads": [("127.0.0.1", 2)]}
 
@@ -40,11 +42,6 @@ def fail_otherwise(x):
 def slow(seconds):
     time.sleep(seconds)
     return seconds
-
-
-def busy_seconds(metrics):
-    """Busy thread-seconds among Dask's metrics, without what it derives."""
-    return sum(v for k, v in metrics.items() if k[0] == "execute" and k[-1] == "seconds" and k[2] != IDLE)
 
 
 IDLE = "idle or other spans"
@@ -105,7 +102,9 @@ def check_thread_time(snapshot, scheduler):
     assert nonzero(found) == pytest.approx(nonzero(busy))
     merged = Span.merge(*roots)
     idle = merged.cumulative_worker_metrics["execute", "N/A", IDLE, "seconds"]
-    assert sum(found.values()) + idle == pytest.approx(merged.active_cpu_seconds, abs=0.01)
+    total = merged.cumulative_worker_metrics
+    overhead = sum(v for k, v in total.items() if k[0] == "execute" and k[2] in OVERHEAD_ACTIVITIES)
+    assert sum(found.values()) + overhead + idle == pytest.approx(merged.active_cpu_seconds, abs=0.01)
     assert sum(found.values()) <= value(snapshot, "dask.scheduler.thread_time")
 
 

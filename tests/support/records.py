@@ -63,7 +63,7 @@ VERDICT = Verdict(
         ),
         Finding("gil", "noncpu", 0.5, 0.5, "Threads {waited} for the interpreter lock.", "Use processes."),
     ),
-    hints=("memory_headroom",),
+    hints=("unused_memory",),
     withheld="fine metrics are missing",
 )
 

@@ -1,0 +1,198 @@
+"""The verdicts on twelve ill and six healthy workloads, and what five cures save.
+
+Each workload runs on a cluster of its own, in processes of their own, whose traces come here over OTLP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import time
+
+import psutil
+
+FOLDER = Path(__file__).parent
+sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "tests")]
+
+from workloads import CURES, HEALTHY, ILL, Cure, Workload
+from workloads.cluster import start
+from workloads.evidence import Meter
+
+from dask_otel.cli.receiver import Receiver, Span
+
+#: A workload is run again if other programs used so many cores meanwhile: half as much as it needs to be a cause.
+NOISE = 0.4
+TRIES = 2
+#: Seconds to wait until they use fewer.
+QUIET = 20.0
+#: What a cure may save beyond "at most", as a part of the ill run: durations vary.
+TOLERANCE = 0.1
+
+
+@dataclass
+class Result:
+    """What came of a workload."""
+
+    workload: str
+    expected: list[str]
+    #: Seconds of the root's segment.
+    seconds: float = 0.0
+    #: Seconds that the client waited.
+    waited: float = 0.0
+    #: Cores that other programs used meanwhile.
+    noise: float = 0.0
+    verdict: list[str] = field(default_factory=list)
+    text: str = ""
+    at_most: float = 0.0
+    #: Wall seconds by part.
+    waterfall: dict[str, float] = field(default_factory=dict)
+    #: Seconds by what the critical path is made of.
+    path: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
+    hints: list[str] = field(default_factory=list)
+    withheld: str = ""
+    evidence: list[str] = field(default_factory=list)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the first verdict is one that was expected, or there is none where none was."""
+        return self.verdict[0] in self.expected if self.expected and self.verdict else not (self.expected or self.verdict)
+
+    def lines(self) -> list[str]:
+        """Return the result as text."""
+
+        def seconds(parts: dict[str, float]) -> str:
+            largest = sorted(parts.items(), key=lambda item: -abs(item[1]))
+            return ", ".join(f"{name} {value:.1f}" for name, value in largest if abs(value) >= 0.05) or "-"
+
+        lines = [
+            f"{'right' if self.is_right else 'WRONG'}: {self.workload}: {self.seconds:.1f} s of {self.waited:.1f} s, "
+            f"expected {' or '.join(self.expected) or 'none'}, found {', '.join(self.verdict) or 'none'} "
+            f"(others used {self.noise:.1f} cores)",
+            f"  text: {self.text or '-'}",
+            f"  waterfall: {seconds(self.waterfall)}",
+            f"  path: {seconds(self.path)}",
+            f"  steps: {seconds(self.steps)}",
+        ]
+        lines += [f"  hint: {each}" for each in self.hints]
+        lines += [f"  withheld: {self.withheld}"] if self.withheld else []
+        return lines + [f"  {each}" for each in self.evidence]
+
+
+def measure(workload: Workload, *, evidence: bool) -> tuple[Result, list[Span]]:
+    """Run a workload; return what was found, and the spans."""
+    with Receiver() as receiver:
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoints["http/protobuf"],
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        }
+        with start(workload, environment) as cluster:
+            with Meter(cluster, stream=evidence) as measured:
+                workload.run(cluster)
+                done = time()
+            # The last task has ended not long before the client knew of it.
+            receiver.wait(lambda spans: any(not each.parent_id and each.end > done - 2 for each in spans), timeout=60)
+        spans = receiver.wait(lambda spans: True, timeout=1)
+    roots = [each for each in spans if not each.parent_id]
+    worst = max(roots, key=lambda root: ("dask.verdict" in root.attributes, root.seconds))
+    result = from_root(workload, worst)
+    result.waited, result.noise = measured.seconds, measured.others
+    result.evidence = measured.lines() if evidence else []
+    return result, spans
+
+
+def from_root(workload: Workload, root: Span) -> Result:
+    """Read the attributes of a root."""
+    found = root.attributes
+
+    def seconds(prefix: str) -> dict[str, float]:
+        names = [name for name in found if name.startswith(f"{prefix}.") and name.endswith(".seconds")]
+        return {name.removeprefix(f"{prefix}.").removesuffix(".seconds"): found[name] for name in names}
+
+    threads = found.get("dask.waterfall.threads", 0)
+    path = seconds("dask.critical")
+    return Result(
+        workload.name,
+        sorted(workload.expected),
+        root.seconds,
+        verdict=found.get("dask.verdict", []),
+        text=found.get("dask.verdict.text", ""),
+        at_most=found.get("dask.verdict.at_most", 0.0),
+        waterfall={part: value / threads for part, value in seconds("dask.waterfall").items()} if threads else {},
+        path={name: value for name, value in path.items() if name != "steps"},
+        steps=dict(zip(found.get("dask.critical.steps", ()), found.get("dask.critical.steps.seconds", ()), strict=False)),
+        hints=found.get("dask.verdict.hints", []),
+        withheld=found.get("dask.verdict.withheld", ""),
+    )
+
+
+def measure_quietly(workload: Workload, *, evidence: bool, tries: int) -> tuple[Result, list[Span]]:
+    """Run a workload, again if other programs used the processor too much, whatever the verdict was."""
+    for left in reversed(range(tries)):
+        wait_for_quiet()
+        result, spans = measure(workload, evidence=evidence)
+        print("\n".join(result.lines()), flush=True)
+        if result.noise < NOISE or not left:
+            break
+        print("  too noisy: once more", flush=True)
+    return result, spans
+
+
+def wait_for_quiet() -> None:
+    """Wait until other programs leave the processors alone, but not for ever."""
+    deadline = time() + QUIET
+    while psutil.cpu_percent(2.0) / 100 * os.cpu_count() > NOISE and time() < deadline:
+        pass
+
+
+def check_cure(cure: Cure, ill: Result, cured: Result) -> list[str]:
+    """Return what is wrong with a cure."""
+    saved = ill.seconds - cured.seconds
+    print(
+        f"cure of {cure.of}: {ill.seconds:.1f} s, cured {cured.seconds:.1f} s: saved {saved:.1f} s, "
+        f"at most {ill.at_most:.1f} s were said",
+        flush=True,
+    )
+    wrong = [] if saved > 0 else [f"{cure.of}: the cure does not help"]
+    if saved > ill.at_most + TOLERANCE * ill.seconds:
+        wrong.append(f"{cure.of}: saved {saved:.1f} s, more than {ill.at_most:.1f} s")
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="names of workloads")
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--tries", type=int, default=TRIES, help="runs of a workload until one is without noise")
+    parser.add_argument("--evidence", action="store_true", help="measure without the bridge, too")
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    names = options.only or [each.name for each in (*ILL, *HEALTHY, *(cure.cured for cure in CURES))]
+    cures = [cure for cure in CURES if cure.cured.name in names]
+    names += [cure.of for cure in cures if cure.of not in names]
+    results: list[Result] = []
+    failed: list[str] = []
+    for _ in range(options.repeat):
+        found = {}
+        for workload in (*ILL, *HEALTHY, *(cure.cured for cure in cures)):
+            if workload.name in names:
+                found[workload.name], _ = measure_quietly(workload, evidence=options.evidence, tries=options.tries)
+        results += found.values()
+        wrong = [each.name for each in ILL if each.name in found and not found[each.name].is_right]
+        failed += wrong if len(wrong) > 1 or options.only else []
+        failed += [each.name for each in HEALTHY if each.name in found and not found[each.name].is_right]
+        for cure in cures:
+            failed += check_cure(cure, found[cure.of], found[cure.cured.name])
+    if options.json:
+        Path(options.json).write_text(json.dumps([asdict(each) for each in results], indent=1), encoding="utf-8")
+    print("wrong: " + (", ".join(failed) or "nothing"))
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    main()

@@ -1,0 +1,70 @@
+"""Cures of five ill workloads: the same work, without its illness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from .cluster import WorkerOptions, Workload
+from .ill import (
+    FOUR,
+    PROCESSES,
+    SLOW_NETWORK,
+    anomalies,
+    count_requests,
+    price_all,
+    score_all_customers,
+    simulate_with_workers,
+)
+
+
+@dataclass(frozen=True)
+class Cure:
+    """A workload that does what an ill one does, but faster, and what a comparison of the two should name."""
+
+    #: Name of the ill workload.
+    of: str
+    cured: Workload
+    #: Prefixes of tasks of which one became faster by most; none if no task did.
+    steps: frozenset[str]
+    #: Parts of the waterfall of which one shrank by most.
+    parts: frozenset[str]
+
+
+CURES = (
+    # Processes instead of threads.
+    Cure(
+        "gil",
+        Workload("gil, cured", count_requests, (WorkerOptions(processes=2, memory="2GiB"),)),
+        frozenset({"parse", "read_lines"}),
+        frozenset({"noncpu"}),
+    ),
+    # Larger partitions.
+    Cure(
+        "tiny tasks",
+        Workload("tiny tasks, cured", partial(price_all, 8), PROCESSES),
+        frozenset({"price", "filter", "sum", "sum-part", "bag-from_sequence", "lambda"}),
+        frozenset({"handed", "overhead"}),
+    ),
+    # The large customer's orders in several partitions.
+    Cure(
+        "skew",
+        Workload("skew, cured", partial(score_all_customers, 64), FOUR),
+        frozenset({"score_customers"}),
+        frozenset({"tail"}),
+    ),
+    # Data that is loaded in the chunks that are needed.
+    Cure(
+        "transfers",
+        Workload("transfers, cured", partial(anomalies, (4_800, 1_000)), SLOW_NETWORK),
+        frozenset({"rechunk-split", "rechunk-merge", "concatenate", "getitem"}),
+        frozenset({"handed"}),
+    ),
+    # Workers that are there when the work comes.
+    Cure(
+        "late workers",
+        Workload("late workers, cured", simulate_with_workers, PROCESSES),
+        frozenset(),
+        frozenset({"starting"}),
+    ),
+)
