@@ -73,6 +73,7 @@ class Account:
         "__weakref__",
         "arrival",
         "arrival_of",
+        "at",
         "base",
         "began",
         "cause",
@@ -86,7 +87,6 @@ class Account:
         "occupied",
         "occupies",
         "origin",
-        "others",
         "paused",
         "pauses",
         "processing",
@@ -112,9 +112,11 @@ class Account:
         self.is_stuck = False
         #: Why threads that no root occupies are idle.
         self.cause = "client"
-        # Sums of the lap up to a moment, and those of the cluster when it began and at that moment.
+        # Sums of the lap: of the threads that it has up to ``at``; of idle ones, up to ``marked``, the sums of the cluster
+        # when the cause became another one; and those of the cluster when the lap began.
+        self.at = 0.0
         self.began = self.marked = Mark(0.0, 0.0, 0.0, 0.0)
-        self.occupied = self.paused = self.others = self.lost = self.recomputed = 0.0
+        self.occupied = self.paused = self.lost = self.recomputed = 0.0
         self.idle: dict[str, float] = {}
         #: Where paths of the lap begin; None while there is no lap.
         self.base: Base | None = None
@@ -132,7 +134,8 @@ class Account:
     def begin(self, at: Mark) -> None:
         """Begin a lap at a moment, which may have passed if the root occupies no threads since then."""
         self.began = self.marked = at
-        self.occupied = self.paused = self.others = self.lost = self.recomputed = 0.0
+        self.at = at.at
+        self.occupied = self.paused = self.lost = self.recomputed = 0.0
         self.idle = {}
         self.base = Base(at.at, self)
         self.latest = self.origin = path_from(self.base)
@@ -150,7 +153,7 @@ class Account:
             ended.at,
             self.occupied,
             self.paused,
-            self.others,
+            max(0.0, ended.occupied - began.occupied - self.occupied),
             self.idle,
             ended.without - began.without,
             path_of(self.latest),
@@ -199,21 +202,19 @@ class Threads:
     def settle(self, account: Account, now: float) -> None:
         """Bring the sums of a root up to date, before one of their factors changes."""
         self.advance(now)
-        at, occupied, idle, _ = account.marked
         now = self.at
-        own = account.occupies * (now - at)
-        account.occupied += own
-        account.paused += account.pauses * (now - at)
-        account.others += self.occupied - occupied - own
-        if self.idle > idle:
-            account.idle[account.cause] = account.idle.get(account.cause, 0.0) + self.idle - idle
+        account.occupied += account.occupies * (now - account.at)
+        account.paused += account.pauses * (now - account.at)
+        account.at = now
+        idle = self.idle - account.marked.idle
+        if idle > 0.0:
+            account.idle[account.cause] = account.idle.get(account.cause, 0.0) + idle
         account.marked = Mark(now, self.occupied, self.idle, self.without)
 
     def settle_until(self, account: Account, mark: Mark, cause: str) -> None:
         """Bring the sums of a root that occupies no threads up to date with a moment that has passed."""
         before = account.marked
         if mark.at > before.at:
-            account.others += mark.occupied - before.occupied
             if mark.idle > before.idle:
                 account.idle[cause] = account.idle.get(cause, 0.0) + mark.idle - before.idle
             account.marked = mark
@@ -277,9 +278,23 @@ class Threads:
             self._occupy(worker, account, share - before, now)
 
     def _occupy(self, worker: Worker, account: Account, more: float, now: float) -> None:
-        self.settle(account, now)
-        self.occupies += more
+        # The same as in ``advance`` and ``settle``, as far as it depends on this: it happens for most tasks.
+        occupies, passed = self.occupies, now - self.at
+        if passed > 0.0:
+            self.occupied += occupies * passed
+            self.idle += (self.number - occupies) * passed
+            if not self.number:
+                self.without += passed
+            self.at = now
+        else:
+            now = self.at
+        self.occupies = occupies + more
+        passed = now - account.at
+        account.at = now
+        account.occupied += account.occupies * passed
         account.occupies += more
+        if account.pauses:
+            account.paused += account.pauses * passed
         if not worker.is_running:
             account.pauses += more
 
