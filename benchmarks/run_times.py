@@ -218,7 +218,9 @@ def main():
     print("bytes that verdicts keep")
     print(f"  for each queued task     {kept(queued, TASKS, at=2 * TASKS - 1):.0f} (budget 50)")
     print(f"  for each task on workers {kept(at_once, TASKS, at=2 * TASKS - 1):.0f} (budget 50)")
-    print(f"  for each finished task of a chain of {CHAIN}, in groups that alternate: {kept(chains, CHAIN):.3f} (budget 0)")
+    print(
+        f"  for each finished task of a chain of {CHAIN}, in groups that alternate: {kept(chains, CHAIN):.3f} (budget 0)"
+    )
 
 
 if __name__ == "__main__":

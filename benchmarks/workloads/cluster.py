@@ -77,9 +77,7 @@ class Cluster:
                 port = ("--worker-port", str(network.port))
                 arguments += ["--no-nanny", *port, "--contact-address", network.address]
             environment = {"PYTHONPATH": python_path(str(FOLDER))}
-            worker = Process(
-                "worker", self.address, *arguments, *LOOPBACK, folder=self._folder, env=environment
-            )
+            worker = Process("worker", self.address, *arguments, *LOOPBACK, folder=self._folder, env=environment)
             self._stack.callback(worker.stop_or_kill)
 
     @contextmanager
@@ -122,4 +120,3 @@ def start(workload: Workload, environment: Mapping[str, str]) -> Iterator[Cluste
 def kill(pid: int) -> None:
     """End a process as the kernel does when memory is short."""
     os.kill(pid, 9)
-

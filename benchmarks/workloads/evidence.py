@@ -34,7 +34,9 @@ class Evidence:
         """Return what is above, as text."""
 
         def text(counted: Counter[str], largest: int = 12) -> str:
-            return ", ".join(f"{name} {seconds:.1f}" for name, seconds in counted.most_common(largest) if seconds > 0.05)
+            return ", ".join(
+                f"{name} {seconds:.1f}" for name, seconds in counted.most_common(largest) if seconds > 0.05
+            )
 
         return [
             f"cores: {text(Counter({name: each / self.seconds for name, each in self.cpu.items()}))}",

@@ -69,6 +69,9 @@ class RunTimes:
         #: Stimulus of the last run that the scheduler was told of, and its node.
         self._last_of: Any = None
         self._last: PathNode = path_from(Base(now, None))
+        #: A thread that the last run has freed: worker, root and when. What the same stimulus sends there takes it at once,
+        #: and nothing changes; else it counts as soon as something else happens.
+        self._freed: tuple[Worker, Account, float] | None = None
         #: Stimulus of the last graph, when it came, and when it was taken in.
         self._graph: tuple[Any, Mark, float] = (None, Mark(now, 0.0, 0.0, 0.0), now)
         #: What was sent by the last stimulus.
@@ -86,6 +89,7 @@ class RunTimes:
 
     def worker_joined(self, address: str, threads: int, now: float, *, is_running: bool = True) -> None:
         """Count the threads of a worker."""
+        self._count_freed()
         if address in self.threads.workers:
             return
         self.threads.advance(now)
@@ -97,6 +101,7 @@ class RunTimes:
 
     def worker_left(self, address: str, now: float) -> None:
         """Count the threads of a worker no more. Its tasks are released by transitions that may follow."""
+        self._count_freed()
         worker = self.threads.workers.pop(address, None)
         if worker:
             self.threads.leave(worker, now)
@@ -104,6 +109,7 @@ class RunTimes:
 
     def worker_status(self, address: str, now: float, *, is_running: bool) -> None:
         """Note that a worker was paused, or goes on."""
+        self._count_freed()
         worker = self.threads.workers.get(address)
         if worker and worker.is_running != is_running:
             self.threads.pause(worker, now, is_running=is_running)
@@ -118,6 +124,7 @@ class RunTimes:
 
     def graph_came(self, now: float) -> Mark:
         """Return what ``graph_taken`` needs of the moment at which a graph comes."""
+        self._count_freed()
         return self.threads.mark(now)
 
     def graph_taken(self, stimulus: Any, came: Mark, now: float) -> None:
@@ -128,6 +135,7 @@ class RunTimes:
 
     def enter(self, of: GroupTimes, state: str, now: float, stimulus: Any) -> None:
         """Count a task that begins to wait, be queued or lack a worker, and was in none of these states."""
+        self._count_freed()
         account = of.account
         if not account.unfinished:
             self._wake(account, now, stimulus)
@@ -136,6 +144,7 @@ class RunTimes:
 
     def leave(self, of: GroupTimes, key: Any, state: str, now: float) -> None:
         """Count no more a task that waited, was queued or lacked a worker, and ends without being sent."""
+        self._count_freed()
         account = of.account
         self._runnable.pop(key, None)
         self._waited.pop(key, None)
@@ -144,6 +153,7 @@ class RunTimes:
 
     def move(self, of: GroupTimes, key: Any, before: str, after: str, now: float, stimulus: Any) -> None:
         """Count a task that waits in another way."""
+        self._count_freed()
         account = of.account
         if before == "waiting":
             self._runnable[key], waited = self._released(account, stimulus, ran_before=False)
@@ -176,6 +186,7 @@ class RunTimes:
         """
         account, _ = of
         threads = self.threads
+        by_last = stimulus == self._last_of
         worker = threads.workers.get(address)
         if worker is None:
             worker = Worker(address, 0)  # it has just left; what was sent to it will be released
@@ -192,12 +203,12 @@ class RunTimes:
             node = self._runnable.pop(key, None)
             if node is None or node[0] is not account.base:
                 node = account.origin
-            if stimulus == self._last_of:
-                freed = self._last
-                if freed[0] is not account.base:
+            if by_last:
+                last = self._last
+                if last[0] is not account.base:
                     waited = "others"
-                elif freed[1] > node[1]:
-                    node, edge = freed, THREAD
+                elif last[1] > node[1]:
+                    node, edge = last, THREAD
             if self._waited and key in self._waited:
                 waited = self._waited.pop(key)
         else:
@@ -209,7 +220,7 @@ class RunTimes:
                 if not account.unfinished:
                     self._wake(account, now, stimulus)
                 account.unfinished += 1
-            if stimulus == self._last_of:
+            if by_last:
                 node = self._last
                 waited = "dispatch"
                 if node[0] is not account.base:
@@ -234,12 +245,18 @@ class RunTimes:
         ):
             sent = self._burst[address] = (worker, node, edge, now, waited, is_remote)
         self._sent[key] = sent
-        account.processing += 1
-        processing = worker.processing
-        if worker.owner is account and worker.tasks is None and processing >= worker.threads:
-            worker.processing = processing + 1
+        freed = self._freed
+        if freed is not None and by_last and freed[0] is worker and freed[1] is account:
+            self._freed = None
         else:
-            threads.change(worker, account, 1, now)
+            if freed is not None:
+                self._count_freed()
+            account.processing += 1
+            processing = worker.processing
+            if worker.owner is account and worker.tasks is None and processing >= worker.threads:
+                worker.processing = processing + 1
+            else:
+                threads.change(worker, account, 1, now)
         if crossed or (account.processing - account.occupies > SOME) is not account.is_stuck:
             threads.reconsider(account, now)
 
@@ -251,6 +268,7 @@ class RunTimes:
         was_lost
             Whether its worker has left.
         """
+        self._count_freed()
         account = of.account
         sent = self._sent.pop(key, None)
         if sent is None:
@@ -282,6 +300,8 @@ class RunTimes:
         again
             Seconds of it that had been computed before.
         """
+        if self._freed is not None:
+            self._count_freed()
         account, group = of
         sent = self._sent.pop(key, None)
         if sent is None:  # it came when this did not count yet
@@ -316,8 +336,10 @@ class RunTimes:
             account.processing -= 1
             if (account.processing - account.occupies > SOME) is not account.is_stuck:
                 self.threads.reconsider(account, now)
+        elif self._seceded and key in self._seceded:
+            self._seceded.discard(key)
         else:
-            self._exit(account, key, worker, now)
+            self._freed = worker, account, now
         if account.unfinished > 1:
             account.unfinished -= 1
         else:
@@ -342,6 +364,7 @@ class RunTimes:
 
     def secede(self, of: GroupTimes, key: Any, now: float) -> None:
         """Note that a task has left its worker's pool of threads, where another one can run."""
+        self._count_freed()
         sent = self._sent.get(key)
         if sent is not None and key not in self._seceded:
             self._seceded.add(key)
@@ -350,6 +373,7 @@ class RunTimes:
 
     def steal(self, of: GroupTimes, key: Any, address: str, now: float) -> None:
         """Note that a task was taken from its worker and given to another one."""
+        self._count_freed()
         sent, worker = self._sent.get(key), self.threads.workers.get(address)
         if sent is not None and worker is not None and key not in self._seceded:
             self.threads.change(sent[0], of.account, -1, now)
@@ -360,6 +384,7 @@ class RunTimes:
 
     def take(self, now: float) -> list[Lap]:
         """Return the laps that are over, and find out anew for the other roots why threads are idle."""
+        self._count_freed()
         laps = []
         for account in list(self._active):
             if account.rested:
@@ -372,6 +397,7 @@ class RunTimes:
 
     def cut(self, root_id: str, now: float) -> Lap | None:
         """End the lap of a root that goes on, and begin the next one; None if it has none."""
+        self._count_freed()
         account = self._accounts.get(root_id)
         if account is None or account.base is None:
             return None
@@ -402,7 +428,16 @@ class RunTimes:
 
     # Inside
 
+    def _count_freed(self) -> None:
+        if self._freed is not None:
+            worker, account, at = self._freed
+            self._freed = None
+            account.processing -= 1
+            self.threads.change(worker, account, -1, at)
+            self.threads.reconsider(account, at)
+
     def _wake(self, account: Account, now: float, stimulus: Any) -> None:
+        self._count_freed()
         graph, came, _ = self._graph
         is_graph = stimulus == graph
         if account.base is None:
@@ -462,6 +497,7 @@ class RunTimes:
     def _less(self, account: Account, now: float) -> None:
         account.unfinished -= 1
         if account.unfinished <= 0:
+            self._count_freed()
             account.unfinished = 0
             if account.base is not None and not account.rested:
                 self.threads.settle(account, now)
