@@ -112,8 +112,8 @@ class Account:
         self.is_stuck = False
         #: Why threads that no root occupies are idle.
         self.cause = "client"
-        # Sums of the lap: of the threads that it has up to ``at``; of idle ones, up to ``marked``, the sums of the cluster
-        # when the cause became another one; and those of the cluster when the lap began.
+        # Sums of the lap: of the threads that it has, up to ``at``; of idle ones, up to ``marked``. Both marks are sums of
+        # the cluster: when the lap began, and when the cause became another one.
         self.at = 0.0
         self.began = self.marked = Mark(0.0, 0.0, 0.0, 0.0)
         self.occupied = self.paused = self.lost = self.recomputed = 0.0

@@ -69,8 +69,8 @@ class RunTimes:
         #: Stimulus of the last run that the scheduler was told of, and its node.
         self._last_of: Any = None
         self._last: PathNode = path_from(Base(now, None))
-        #: A thread that the last run has freed: worker, root and when. What the same stimulus sends there takes it at once,
-        #: and nothing changes; else it counts as soon as something else happens.
+        #: A thread that the last run has freed: worker, root and when. If the same stimulus sends a task there, it takes
+        #: the thread at once, and nothing changes; else it counts as free as soon as something else happens.
         self._freed: tuple[Worker, Account, float] | None = None
         #: Stimulus of the last graph, when it came, and when it was taken in.
         self._graph: tuple[Any, Mark, float] = (None, Mark(now, 0.0, 0.0, 0.0), now)
