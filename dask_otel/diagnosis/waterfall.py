@@ -131,7 +131,8 @@ class Laps:
         Parameters
         ----------
         metrics
-            Fine metrics of the segment: ``("execute", prefix, activity, unit)``, ``("p2p", where, activity, unit)``.
+            Fine metrics of the segment: ``("execute", prefix, activity, unit)``. Those of the context ``p2p`` are left
+            out: they repeat what shuffles do in tasks, and add what goes on beside threads, most of it idle.
         available
             Thread-seconds that the cluster had.
         """
@@ -144,8 +145,9 @@ class Laps:
             without = duration
         parts = dict.fromkeys(PARTS, 0.0)
         for key, value in metrics.items():
-            if key[-1] == "seconds":
-                parts["p2p" if key[0] == "p2p" else ACTIVITIES.get(str(key[-2]), "cpu")] += value
+            if key[0] == "execute" and key[-1] == "seconds":
+                activity = str(key[-2])
+                parts["p2p" if activity.startswith("p2p-") else ACTIVITIES.get(activity, "cpu")] += value
         again = min(self._recomputed, parts["cpu"] + parts["noncpu"])
         if again > 0.0:
             of_cpu = again * parts["cpu"] / (parts["cpu"] + parts["noncpu"])

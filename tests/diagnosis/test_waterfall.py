@@ -45,7 +45,12 @@ def test_every_part():
     )
     metrics = execute(
         thread_cpu=8.0, thread_noncpu=4.0, disk_read=0.5, disk_write=0.5, deserialize=1.0, executor=0.75, other=0.25
-    ) | {("execute", None, "failed", "seconds"): 0.5, ("p2p", "foreground", "cpu", "seconds"): 1.0}
+    ) | {("execute", None, "failed", "seconds"): 0.5, ("execute", None, "p2p-get-output-cpu", "seconds"): 1.0}
+    # The same again, and a coroutine that waits.
+    metrics |= {
+        ("p2p", "foreground", "get-output-cpu", "seconds"): 1.0,
+        ("p2p", "background-comms", "idle", "seconds"): 9.0,
+    }
     metrics["execute", None, "memory-read", "bytes"] = 1e9
     found = laps(one).waterfall(metrics, 100.0, 110.0, 40.0)
     assert found.parts == pytest.approx(
