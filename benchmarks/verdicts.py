@@ -60,7 +60,9 @@ class Result:
     @property
     def is_right(self) -> bool:
         """Whether the first verdict is one that was expected, or there is none where none was."""
-        return self.verdict[0] in self.expected if self.expected and self.verdict else not (self.expected or self.verdict)
+        return (
+            self.verdict[0] in self.expected if self.expected and self.verdict else not (self.expected or self.verdict)
+        )
 
     def lines(self) -> list[str]:
         """Return the result as text."""
@@ -124,7 +126,9 @@ def from_root(workload: Workload, root: Span) -> Result:
         at_most=found.get("dask.verdict.at_most", 0.0),
         waterfall={part: value / threads for part, value in seconds("dask.waterfall").items()} if threads else {},
         path={name: value for name, value in path.items() if name != "steps"},
-        steps=dict(zip(found.get("dask.critical.steps", ()), found.get("dask.critical.steps.seconds", ()), strict=False)),
+        steps=dict(
+            zip(found.get("dask.critical.steps", ()), found.get("dask.critical.steps.seconds", ()), strict=False)
+        ),
         hints=found.get("dask.verdict.hints", []),
         withheld=found.get("dask.verdict.withheld", ""),
     )
