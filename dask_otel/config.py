@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import dask
 import yaml
-from dask.utils import parse_timedelta
+from dask.utils import parse_bytes, parse_timedelta
 
 from .errors import SettingError
 from .schema import MAX_METRIC_VALUE, MAX_SLOWEST, METRICS
@@ -73,6 +73,7 @@ class Settings:
     trace_url: str | None
     annotations: tuple[str, ...]
     split_groups: bool
+    verdicts: bool
     sweep_interval: float
     shutdown_timeout: float
     #: None if spans are kept.
@@ -85,6 +86,10 @@ class Settings:
     level: str
     default_spans: str
     max_rate: int
+    #: Absolute; None if no traces are kept in files.
+    folder: str | None
+    #: Bytes.
+    folder_size: int
     page_runs: int
     worker_plugin: bool
     worker_spans: str
@@ -142,6 +147,7 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         trace_url=get("trace-url", _template),
         annotations=get("annotations", _names),
         split_groups=get("split-groups", _boolean),
+        verdicts=get("verdicts", _boolean),
         sweep_interval=get("sweep-interval", _duration("10ms", "1m")),
         shutdown_timeout=get("shutdown-timeout", _duration("0s", "10m")),
         forget_spans=get("forget-spans", _or_never(_duration("5s", "30 days"))),
@@ -153,6 +159,8 @@ def load(complain: Callable[[SettingError], None]) -> Settings:
         level=get("traces.level", _one_of("spans", "groups", "tasks")),
         default_spans=get("traces.default-spans", _one_of("full", "segments", "off")),
         max_rate=get("traces.max-rate", _whole(0, 10**9)),
+        folder=get("traces.folder", _path),
+        folder_size=get("traces.folder-size", _bytes("1 MiB", "1 TiB")),
         page_runs=get("page.runs", _whole(0, MAX_PAGE_RUNS)),
         worker_plugin=get("workers.plugin", _boolean),
         worker_spans=get("workers.spans", _one_of("any", "child")),
@@ -291,6 +299,19 @@ def _text(value: Any, name: str) -> str | None:
     return written or None
 
 
+def _path(value: Any, name: str) -> str | None:
+    """The path of a folder, made absolute, or None."""
+    if value in (None, False) or (isinstance(value, str) and value.strip().lower() in _NEVER):
+        return None
+    written = _as_text(value)
+    try:
+        if written and "\0" not in written:
+            return os.path.abspath(os.path.expanduser(written))
+    except OSError:  # the path is relative, and the current folder was removed
+        pass
+    raise SettingError(name, value, "the absolute path of a folder, e.g. /var/lib/dask/traces")
+
+
 def _template(value: Any, name: str) -> str | None:
     """A link with a place for a trace's id. The status page shows it to everybody, so it must not hold a password."""
     value = value.strip() if isinstance(value, str) else value
@@ -383,6 +404,21 @@ def _duration(low: str, high: str) -> Callable[[Any, str], float]:
         if seconds is None or not parse_timedelta(low) <= seconds <= parse_timedelta(high):
             raise SettingError(name, value, f"a time between {low} and {high}, e.g. 5s or 1m")
         return float(seconds)
+
+    return parse
+
+
+def _bytes(low: str, high: str) -> Callable[[Any, str], int]:
+    """A number of bytes."""
+
+    def parse(value: Any, name: str) -> int:
+        try:
+            size = None if isinstance(value, bool) else parse_bytes(value)
+        except (ValueError, TypeError, AttributeError, IndexError, OverflowError):
+            size = None
+        if size is None or not parse_bytes(low) <= size <= parse_bytes(high):
+            raise SettingError(name, value, f"a size between {low} and {high}, e.g. 100 MiB")
+        return int(size)
 
     return parse
 

@@ -224,6 +224,8 @@ class OTelPlugin(BridgePlugin):
                     capture=settings.capture,
                     max_rate=settings.max_rate,
                     recent_runs=settings.page_runs,
+                    folder=settings.folder,
+                    folder_size=settings.folder_size,
                 )
         except SettingError as error:
             self._why_off = str(error)
@@ -244,8 +246,9 @@ class OTelPlugin(BridgePlugin):
             annotations=settings.annotations,
             split_groups=settings.split_groups,
             phase_threshold=settings.phase_threshold,
-            # Without the scheduler's spans, those of tasks would have no parents.
-            gives_worker_plugin=settings.worker_plugin and bool(sink.status()["exporters"]),
+            verdicts=settings.verdicts,
+            # Without the scheduler's spans, those of tasks would have no parents where they are sent.
+            gives_worker_plugin=settings.worker_plugin and any(not thread.is_local for thread in sink.span_threads),
             forget_spans=settings.forget_spans,
             hidden=tuple(name for name, is_captured in settings.capture.items() if not is_captured),
             tags_in_group_names=settings.capture["tags"],

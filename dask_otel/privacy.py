@@ -9,6 +9,8 @@ from secrets import token_bytes
 from typing import Any, TypeVar
 from uuid import UUID
 
+from .diagnosis.parts import CriticalPath, GroupKey, Step
+from .diagnosis.verdict import Verdict
 from .identity import client_names
 from .schema import ERROR_TYPE, SPAN_ROOT, TASK_PREFIX
 from .spantree.counts import FirstError
@@ -85,6 +87,8 @@ class Redactor:
                 "collections": record.collections if self.capture.types else (),
                 "clients": self.clients(record.clients),
                 "submitters": record.submitters if self.capture.clients else {},
+                "critical": record.critical and self._critical_path(record.critical),
+                "verdict": record.verdict and self.verdict(record.verdict),
             }
         elif isinstance(record, GroupRecord):
             changes["types"] = record.types if self.capture.types else {}
@@ -133,6 +137,20 @@ class Redactor:
         if name == TASK_PREFIX:
             return self.key(value)
         return self._error_type(value) if name == ERROR_TYPE else value
+
+    def verdict(self, verdict: Verdict) -> Verdict:
+        """Return a verdict with pseudonyms for the steps that it names."""
+        findings = (replace(each, steps=tuple(map(self._step, each.steps))) for each in verdict.findings)
+        return replace(verdict, findings=tuple(findings))
+
+    def _critical_path(self, path: CriticalPath) -> CriticalPath:
+        keys = {key: GroupKey(key.span_id, self.key(key.name)) for key in path.groups}
+        groups = {keys[key]: seconds for key, seconds in path.groups.items()}
+        titles = {keys[key]: self._step(step) for key, step in path.titles.items() if key in keys}
+        return replace(path, groups=groups, titles=titles)
+
+    def _step(self, step: Step) -> Step:
+        return Step(self.tags(step.tags), self.key(step.prefix) if step.prefix else "")
 
     def _run(self, run: TaskRun) -> TaskRun:
         return run._replace(

@@ -99,9 +99,9 @@ class Safety:
     def caught(self, where: str, error: Exception) -> None:
         """Count an exception, and log it the first time."""
         kind = (where, type(error).__name__)
-        # A collector may be away for as long as it likes, traces go on without metrics and without a page, and span
-        # processors of workers and clients are not ours.
-        may_give_up = not where.startswith(("exporter", "metrics", "page", "task span", "caller"))
+        # A collector may be away for as long as it likes, traces go on without metrics, without a page and without
+        # evidence, and span processors of workers and clients are not ours.
+        may_give_up = not where.startswith(("exporter", "metrics", "page", "evidence", "task span", "caller"))
         with self._lock:
             self._failures[kind] += 1
             is_first = self._failures[kind] == 1

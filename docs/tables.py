@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dask_otel import schema
+from dask_otel.diagnosis.findings import FINDINGS, HINTS
 from dask_otel.schema import (
     ATTRIBUTES,
     CALLER,
@@ -26,7 +27,7 @@ from dask_otel.schema import (
     Attribute,
 )
 
-PAGES = [Path(__file__).with_name(name) for name in ("attributes.md", "metrics.md")]
+PAGES = [Path(__file__).with_name(name) for name in ("attributes.md", "metrics.md", "verdicts.md")]
 
 
 def attributes(condition: Callable[[Attribute], bool]) -> str:
@@ -46,6 +47,15 @@ def _resource() -> str:
 
 def _links() -> str:
     return _table((f"`{schema.LINK_TYPE}`", "from → to"), [(f"`{type_}`", text) for type_, text in LINK_TYPES.items()])
+
+
+def _verdicts() -> str:
+    rows = [(f"`{id_}`", each.meaning, f"{each.remedy} ([more]({each.link}))") for id_, each in FINDINGS.items()]
+    return _table(("id", "what takes the time", "what helps"), rows)
+
+
+def _hints() -> str:
+    return _table(("id", "what was noticed"), [(f"`{id_}`", text) for id_, text in HINTS.items()])
 
 
 def _limits() -> str:
@@ -83,6 +93,10 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join([f"| {lines[0]} |", "|" + "---|" * len(head), *(f"| {line} |" for line in lines[1:])])
 
 
+def _is_reason(each: Attribute) -> bool:
+    return each.name.startswith(("dask.verdict", "dask.waterfall.", "dask.critical."))
+
+
 def _is_on_every(each: Attribute) -> bool:
     return {*EVERY} <= {*each.on}
 
@@ -92,10 +106,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "resource": _resource,
     "every span": lambda: attributes(_is_on_every),
     "segments and group spans": lambda: attributes(
-        lambda each: {SEGMENT, GROUP} <= {*each.on} and not _is_on_every(each)
+        lambda each: {SEGMENT, GROUP} <= {*each.on} and not _is_on_every(each) and not _is_reason(each)
     ),
-    "segment": lambda: attributes(lambda each: SEGMENT in each.on and GROUP not in each.on),
+    "segment": lambda: attributes(lambda each: SEGMENT in each.on and GROUP not in each.on and not _is_reason(each)),
     "group span": lambda: attributes(lambda each: GROUP in each.on and SEGMENT not in each.on),
+    "why it was slow": lambda: attributes(lambda each: _is_reason(each) and SEGMENT in each.on),
     "task span": lambda: attributes(lambda each: TASK in each.on and not _is_on_every(each)),
     "phase": lambda: attributes(lambda each: PHASE in each.on and not _is_on_every(each)),
     "pending span": lambda: attributes(lambda each: PENDING in each.on and not _is_on_every(each)),
@@ -104,6 +119,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "client phase": lambda: attributes(lambda each: CLIENT_PHASE in each.on),
     "caller span": lambda: attributes(lambda each: CALLER in each.on and SEGMENT not in each.on),
     "metrics": _metrics,
+    "verdicts": _verdicts,
+    "hints": _hints,
 }
 
 

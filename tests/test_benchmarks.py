@@ -28,6 +28,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
         "inside.py --groups 1 --batches 0",
         "carriers.py --tasks 100 --rounds 1 --batches 0",
         "client.py --groups 1 --rounds 1 --batches 0",
+        "diff.py --rounds 1",
         "forgetting.py --roots 10000 --kept 2000",
     ],
 )

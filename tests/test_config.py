@@ -55,6 +55,7 @@ def test_defaults():
         trace_url=None,
         annotations=(),
         split_groups=True,
+        verdicts=True,
         sweep_interval=1.0,
         shutdown_timeout=10.0,
         forget_spans=None,
@@ -66,6 +67,8 @@ def test_defaults():
         level="tasks",
         default_spans="full",
         max_rate=60_000,
+        folder=None,
+        folder_size=100 * 2**20,
         page_runs=20,
         worker_plugin=True,
         worker_spans="any",
@@ -205,6 +208,11 @@ def test_other_misspelt_settings_hide_nothing(others):
         ("otel.traces.default-spans", True, "one of full, segments, off"),
         ("otel.traces.max-rate", -1, "a whole number from 0"),
         ("otel.traces.max-rate", 1.5, "a whole number from 0"),
+        ("otel.traces.folder", {"path": "/traces"}, "the absolute path of a folder"),
+        ("otel.traces.folder", "/tra\0ces", "the absolute path of a folder"),
+        ("otel.traces.folder-size", "1 MB", "a size between 1 MiB and 1 TiB"),
+        ("otel.traces.folder-size", "large", "a size between 1 MiB and 1 TiB"),
+        ("otel.traces.folder-size", True, "a size between 1 MiB and 1 TiB"),
         ("otel.metrics.exclude", ["dask.activity.oi"], "did you mean dask.activity.io?"),
         ("otel.metrics.exclude", "dask.activity.io dask.activity", "a list of names"),
         ("otel.metrics.root-names", "(.*)", "a list of pairs"),
@@ -345,6 +353,14 @@ TEXTS = {
 LINK = "http://jaeger/{trace_id}"
 #: Of settings that a word can switch off.
 TIMES = {"1h": 3600.0, "90s": 90.0, "5": 5.0} | dict.fromkeys(("", "null", "off", "False", "never", "none"))
+PATHS = {
+    "/var/traces": "/var/traces",
+    " /a b/ ": "/a b",
+    "~/traces": str(Path.home() / "traces"),
+    "1": f"{Path.cwd()}/1",
+}
+PATHS |= dict.fromkeys(("", "null", "off", "False", "none"))
+SIZES = {"100 MiB": 100 * 2**20, "'2MB'": 2_000_000, "1.5GiB": 1536 * 2**20, "2e6": 2_000_000, "5_000_000": 5_000_000}
 CONTEXTS = {"LINK": "link", "none": "none", "None": "none", "null": "none", "'parent'": "parent"}
 KINDS = [
     ("annotations", "annotations", NAMES),
@@ -360,9 +376,12 @@ KINDS = [
     ("capture.preset", "capture", {"all": True, "strict": False, "Strict": False}),
     ("capture.user", "capture_user", YES | NO),
     ("split-groups", "split_groups", YES | NO),
+    ("verdicts", "verdicts", YES | NO),
     ("forget-spans", "forget_spans", TIMES),
     ("client.context", "client_context", CONTEXTS),
     ("cluster-name", "cluster_name", TEXTS),
+    ("traces.folder", "folder", PATHS),
+    ("traces.folder-size", "folder_size", SIZES),
     ("trace-url", "trace_url", {LINK: LINK, f" {LINK} ": LINK, "": None, "null": None}),
 ]
 

@@ -16,17 +16,23 @@ from support.memory import SCOPE
 from support.records import FAILURE, group, pending, phase, segment, task
 
 import dask_otel
+from dask_otel.diagnosis.findings import FINDINGS
+from dask_otel.diagnosis.parts import EDGES, GAPS, PARTS
 from dask_otel.otlp.spans import SpanFactory, attributes, exception_event
 from dask_otel.schema import (
     ATTRIBUTES,
+    CRITICAL_EDGE,
+    CRITICAL_GAP,
     EXCEPTION,
     LINK,
     LINK_TYPES,
     MAX_VALUE,
+    MAX_VERDICTS,
     METRIC,
     METRICS,
     TASK_OUTCOMES,
     WALL,
+    WATERFALL,
     Kind,
     clean,
     identifier,
@@ -52,6 +58,7 @@ TYPES = {
     "double": {float},
     "bool": {bool},
     "string[]": {list},
+    "double[]": {list},
     "string or string[]": {str, list},
     "double; int for bytes and counts": {int, float},
 }
@@ -75,6 +82,8 @@ def test_each_kind_of_span_has_exactly_the_attributes_of_the_schema(kind):
         assert values["dask.kind"] == kind
         for name, value in values.items():
             assert type(value) in TYPES[entry(name).type], name
+            if entry(name).type in ("string[]", "double[]"):
+                assert {type(item) for item in value} == {float if entry(name).type == "double[]" else str}, name
             if entry(name).type.startswith("double;"):
                 assert type(value) is (int if name.endswith((".bytes", ".count")) else float), name
 
@@ -114,6 +123,14 @@ def test_texts_are_cut_at_the_cap_of_their_attribute():
 
 def test_the_outcomes_of_the_span_tree_are_those_of_the_schema():
     assert list(TASK_OUTCOMES) == ["completed", *OUTCOMES]
+
+
+def test_parts_gaps_and_edges_are_those_of_the_diagnosis():
+    assert (tuple(WATERFALL), tuple(CRITICAL_GAP), tuple(CRITICAL_EDGE)) == (PARTS, GAPS, EDGES)
+
+
+def test_each_verdict_has_a_series_that_is_kept_free():
+    assert len(FINDINGS) <= MAX_VERDICTS
 
 
 def test_metrics_have_attributes_of_the_schema():

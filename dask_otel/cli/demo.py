@@ -1,8 +1,8 @@
 """``dask-otel demo``: runs a workflow on a local cluster and shows its trace.
 
-The workflow writes and reads a Parquet dataset, in nested spans; one step fails and one is retried. Dask's
-documentation has these spans on its page "Spans"; here each ``compute()`` is inside its span, because a DataFrame keeps
-only the span that is active then.
+The workflow writes and reads a Parquet dataset, in nested spans. One step fails, one task is retried, and one takes so
+much longer than the others that most threads wait for it. Dask's documentation has these spans on its page "Spans";
+here each ``compute()`` is inside its span, because a DataFrame keeps only the span that is active then.
 """
 
 from __future__ import annotations
@@ -40,14 +40,19 @@ from .. import OTelPlugin, config, schema, trace_id
 from ..errors import Remarks, SettingError
 from ..otlp.environment import otlp_protocol, sdk_disabled
 from ..otlp.transport import make_senders
+from ..status.reasons import reasons
 from .receiver import Receiver, Span
 from .waterfall import SINGLE_TASK, waterfall
 
 __all__ = ["STEPS", "demo", "run"]
 
 STEPS = ("data load", "ML preprocessing", "Model training", "Quality gate")
+#: How long each model is trained: the other threads wait for the third one.
+_ROUNDS = (100, 100, 6000, 100)
 #: Seconds that the trace may take to arrive once the workflow is done.
 TIMEOUT = 60.0
+#: Parts of the waterfall of thread time that are printed.
+_MAX_PARTS = 5
 #: The documentation's first page, in a checkout.
 DOCUMENTATION = "docs/index.md"
 
@@ -96,6 +101,7 @@ def _run_and_draw(receiver: Receiver, console: Console, keep: bool, svg: Path | 
         if svg:
             console.save_svg(str(svg), title="dask-otel demo")
         _legend(columns, console)
+        _why(spans, console)
         _next_steps(console, keep)
         if keep:
             _keep(cluster, root_id, console)
@@ -137,7 +143,7 @@ def run(client: Client, folder: Path) -> Iterator[str]:
             yield STEPS[2]
             # The last one fails once, on purpose: Dask runs it again.
             failed = folder.with_suffix(".failed")
-            models = client.map(_train, range(4), means=means, failed=failed, key="train", retries=1)
+            models = client.map(_train, range(4), _ROUNDS, means=means, failed=failed, key="train", retries=1)
             client.gather(models)
         with span(STEPS[3]):
             yield STEPS[3]
@@ -145,14 +151,14 @@ def run(client: Client, folder: Path) -> Iterator[str]:
             client.gather(scores, errors="skip")
 
 
-def _train(seed: int, means: pd.DataFrame, failed: Path) -> float:
+def _train(seed: int, rounds: int, means: pd.DataFrame, failed: Path) -> float:
     if seed == 3 and not failed.exists():
         failed.touch()
         raise ConnectionError("the feature store did not answer")
     score = 0.0
-    for _ in range(1500):
+    for _ in range(rounds):
         score += float(means.sample(frac=0.5, random_state=seed)["x"].std())
-    return score / 1500 + seed
+    return score / rounds + seed
 
 
 def _check_rows(score: float) -> float:
@@ -233,7 +239,10 @@ def _progress(console: Console) -> Iterator[Callable[[str], None]]:
         yield begin
 
 
-_PURPOSE = "One step fails, and one task is run again, on purpose: the trace shows where and why."
+_PURPOSE = (
+    "One step fails, one task is run again, and one takes far longer than the others, on purpose: the trace shows "
+    "where and why."
+)
 
 
 def _draw(spans: list[Span], console: Console) -> list[str]:
@@ -269,6 +278,25 @@ def _legend(columns: Sequence[str], console: Console) -> None:
         console.print(Text(f"{name:10}  ", style="cyan").append(first, style="default"))
         for line in others:
             console.print(f"{'':12}{line}", highlight=False)
+
+
+def _why(spans: Sequence[Span], console: Console) -> None:
+    """Print why the workflow took as long as it did: the verdict, and where the time went."""
+    rows = [
+        {"id": each.span_id, "name": each.name, "start": each.start, "attributes": each.attributes} for each in spans
+    ]
+    for found in reasons(rows):
+        console.print("\nWhy it took so long:", style="bold")
+        text = "".join(piece for piece, _ in found.text)
+        if found.verdict:
+            text = f"{found.verdict[0]}: {text} A cure saves at most {found.at_most}."
+            text += f" Less costly: {', '.join(found.verdict[1:])}." if found.verdict[1:] else ""
+        console.print(Text(text or "nothing but the work itself took long."))
+        largest = sorted(found.parts, key=lambda part: -part.width)[:_MAX_PARTS]
+        room = max(len(part.label) for part in largest)
+        for part in largest:
+            line = Text(f"  {part.label:{room}}  ").append(f"{part.seconds:>8} {part.share:>4}  ")
+            console.print(line.append("█" * max(1, round(part.width / 4)), style="cyan"))
 
 
 def _next_steps(console: Console, keep: bool) -> None:

@@ -38,12 +38,13 @@ from ..otlp.environment import (
     shown,
 )
 from ..otlp.exporter import DISABLED, NO_METRICS, Found, read_variables
+from ..otlp.folder import FolderSender
 from ..otlp.misspelt import KNOWN
 from ..otlp.spans import SpanFactory
 from ..otlp.transport import ExportResult, RetryDecision, Sender
 from ..spantree.events import SpanInfo
 from ..spantree.records import PendingRecord
-from .doctor_advice import Failure, advice, server
+from .doctor_advice import FOLDER_ADVICE, Failure, advice, server
 from .doctor_lines import Findings, make_console, print_wrapped, reported
 from .doctor_scheduler import check_scheduler
 
@@ -171,13 +172,25 @@ def _findings(endpoint: str | None) -> Findings:
     if len(findings.good) == len(found.spans) or elsewhere:
         for sender in found.metrics:
             _try_metrics(sender, findings, is_optional=bool(found.spans) and is_default_endpoint(METRICS))
-    if not (found.spans or found.metrics or has_problems):
+    if settings.folder and not sdk_disabled():
+        _try_folder(settings.folder, settings.folder_size, findings)
+    elif not (found.spans or found.metrics or has_problems):
         findings.works("nothing is sent, as configured; the page /otel/ on the scheduler shows the runs")
     if os.environ.get(TRACES.exporter, "").strip().lower() == "none" and endpoint is None:
         findings.remark(f"{TRACES.exporter} is none: no spans are sent")
     for line in found.remarks.readings:
         findings.remark(line)
     return findings
+
+
+def _try_folder(path: str, size: int, findings: Findings) -> None:
+    """Try whether files can be written to the folder of traces."""
+    try:
+        FolderSender(path, size, "doctor").folder.check()
+    except OSError as error:
+        findings.fault(f"otel.traces.folder, {path}: {FOLDER_ADVICE}", reported(error.strerror or str(error)))
+    else:
+        findings.works(f"otel.traces.folder, {path}: traces can be kept there")
 
 
 def _server(sender: Sender) -> str:

@@ -9,8 +9,13 @@ from urllib.parse import urlsplit
 from ..otlp.environment import TRACES, Proxy, Signal
 from .probe import GRPC, HTTP, TIMEOUT, Listener, what_listens
 
-__all__ = ["Failure", "advice", "is_loopback", "server"]
+__all__ = ["FOLDER_ADVICE", "Failure", "advice", "is_loopback", "server"]
 
+#: For the folder of traces.
+FOLDER_ADVICE = (
+    "Traces cannot be kept there: it has to be a folder, or the path of a new one, in which the scheduler's user may "
+    "write, on a disk with room."
+)
 _USE_HTTP = "This is not a gRPC port: use {PROTOCOL}=http/protobuf, or the gRPC port, usually 4317."
 _USE_GRPC = "This is not an HTTP port: use {PROTOCOL}=grpc, or the HTTP port, usually 4318."
 _NO_TLS = "The port does not speak TLS: write http:// in the endpoint"

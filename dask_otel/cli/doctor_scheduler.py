@@ -28,9 +28,10 @@ from rich.console import Console
 from rich.text import Text
 
 from ..otlp.environment import METRICS, TRACES, Proxy, Signal
+from ..otlp.folder import FOLDER
 from ..status.handlers import STATUS_CALL
 from ..status.report import destination
-from .doctor_advice import Failure, advice, server
+from .doctor_advice import FOLDER_ADVICE, Failure, advice, server
 from .doctor_lines import Findings, WrappedError, make_console, print_wrapped, reported
 
 __all__ = ["Facts", "ask_facts", "check_scheduler", "why_without"]
@@ -242,6 +243,8 @@ def _where(exporter: dict[str, Any]) -> str:
 
 
 def _cause(exporter: dict[str, Any], signal: Signal, machine: str, *, is_shared: bool = False) -> str:
+    if exporter["name"] == FOLDER:
+        return FOLDER_ADVICE
     proxy = Proxy(**exporter["via"]) if exporter["via"] else None
     return advice(
         Failure(

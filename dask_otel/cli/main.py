@@ -17,7 +17,7 @@ from ..errors import SettingError
 __all__ = ["dask_otel"]
 
 #: Each is a module of this package, with a function of this name.
-_COMMANDS = ("demo", "doctor")
+_COMMANDS = ("demo", "diff", "doctor", "export", "report")
 
 
 class _Commands(click.Group):

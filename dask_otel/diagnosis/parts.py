@@ -13,18 +13,23 @@ __all__ = [
     "EDGES",
     "GAPS",
     "IDLE",
+    "LABELS",
+    "OVERHEAD_ACTIVITIES",
     "OWN",
     "PARTS",
     "CriticalPath",
     "GroupKey",
     "Lap",
     "OnPath",
+    "Step",
     "Waterfall",
 ]
 
 #: What threads did that had tasks of the root, as fine metrics say; ``handed`` is the rest: a worker had the task, but
 #: it did not run.
 OWN = ("cpu", "noncpu", "disk", "serialize", "p2p", "lost", "overhead", "handed")
+#: Activities of fine metrics that are overhead of Dask's, during which threads do not work.
+OVERHEAD_ACTIVITIES = ("executor", "other")
 #: Why other threads were idle. If several causes apply, it is the first one.
 IDLE = (
     "starting",
@@ -40,8 +45,42 @@ IDLE = (
 #: All parts of a waterfall. ``unaccounted`` is negative: fine metrics have more than workers had tasks.
 PARTS = (*OWN, "unaccounted", "others", *IDLE)
 
-#: Why the critical path waited between two runs.
-GAPS = ("client", "graph", "report", "queued", "no_worker", "others", "lost", "input", "dispatch")
+#: What the parts are called for people.
+LABELS = {
+    "cpu": "computing",
+    "noncpu": "tasks that wait",
+    "disk": "reading and writing spilled data",
+    "serialize": "serialising",
+    "p2p": "P2P shuffles",
+    "lost": "failed and lost runs",
+    "overhead": "Dask's overhead",
+    "handed": "with a worker, not running yet",
+    "unaccounted": "counted twice",
+    "others": "other root spans",
+    "starting": "no workers yet",
+    "paused": "workers paused",
+    "queued": "queued",
+    "no_worker": "no suitable worker",
+    "imbalance": "other workers have the tasks",
+    "dependencies": "tasks wait for others",
+    "tail": "the last tasks",
+    "graph": "graph on its way",
+    "client": "think time",
+}
+
+#: Why the critical path waited between two runs; ``unfinished``: after the last run that has ended.
+GAPS = (
+    "client",
+    "graph",
+    "report",
+    "queued",
+    "no_worker",
+    "others",
+    "lost",
+    "input",
+    "dispatch",
+    "unfinished",
+)
 #: What a run on the critical path waited for: its inputs, or a thread on which another run was.
 EDGES = ("data", "thread")
 
@@ -51,6 +90,18 @@ class GroupKey(NamedTuple):
 
     span_id: str
     name: str
+
+
+class Step(NamedTuple):
+    """What people call a group of tasks. Pseudonyms may take the place of these names, see ``privacy.py``."""
+
+    #: Tags of its Dask span, from the root down; empty in a text that says them elsewhere.
+    tags: tuple[str, ...]
+    #: Prefix of the group; empty for the span as a whole.
+    prefix: str
+
+    def __str__(self) -> str:
+        return " / ".join(filter(None, (*self.tags, self.prefix)))
 
 
 class OnPath(NamedTuple):
@@ -76,11 +127,22 @@ class CriticalPath:
     gaps: dict[str, float] = field(default_factory=dict)
     #: Seconds in groups beyond the number that is kept.
     other_groups: OnPath = field(default_factory=OnPath)
+    #: What the groups are called.
+    titles: dict[GroupKey, Step] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
         """Seconds of runs."""
-        return sum(each.seconds for each in self.groups.values()) + self.other_groups.seconds
+        return self.along("data") + self.along("thread")
+
+    def along(self, edge: str) -> float:
+        """Seconds of runs to which an edge leads, see ``EDGES``."""
+        return float(sum(getattr(each, edge) for each in (*self.groups.values(), self.other_groups)))
+
+    def steps(self, most: int) -> list[tuple[Step, float]]:
+        """Return the groups that take the most of the path, the longest first, with their seconds."""
+        longest = sorted(self.groups.items(), key=lambda item: (-item[1].seconds, item[0]))[:most]
+        return [(self.titles.get(key) or Step((), key.name), each.seconds) for key, each in longest if each.seconds]
 
 
 @dataclass(slots=True)
@@ -105,6 +167,9 @@ class Lap:
     #: Seconds, not thread-seconds, in which the cluster had no thread.
     without_threads: float
     path: CriticalPath
+    #: Threads that ran what was lost with its worker, at least; and threads that ran again what had finished before.
+    lost: float = 0.0
+    recomputed: float = 0.0
     #: Since the lap before: threads that had tasks of other roots, idle ones, and seconds without threads.
     pause_others: float = 0.0
     pause_idle: float = 0.0

@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
-__all__ = ["Finding", "Verdict"]
+from .evidence import RunFacts
+from .findings import FINDINGS
+from .parts import OWN, Step
+from .quantities import percent
+from .rules import RULES, SHARE, Case, Suspect, late_workers, lost_work
+
+__all__ = ["Finding", "Verdict", "judge"]
+
+#: Seconds and tasks from which on a run is judged: in a shorter one, start and end are most of it.
+LEAST_SECONDS, LEAST_TASKS = 1.0, 4
+#: Part of the wall (0…1) from which on a cause is named, unless ``SHARE`` has another one; and from which on a part of
+#: the waterfall adds to a cause that has others.
+WORTH, MINOR = 0.1, 0.03
+#: Of the thread-seconds; if more than these are counted twice, fine metrics and occupancy do not fit together.
+UNACCOUNTED = 0.1
+#: Bytes, seconds and part of the memory of the hints.
+LARGE_RESULTS = 100 * 2**20
+LONG_RUN, UNUSED = 30.0, 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +36,18 @@ class Finding:
     #: Wall seconds of the part; and how many of them a cure could save at most.
     seconds: float
     at_most: float
-    #: The numbers that show it, in one sentence, and what helps, in another.
+    #: The numbers that show it, in one sentence, and what helps, in another. In place of names that people gave, the
+    #: evidence has ``{0}``, ``{1}`` …, if there are ``steps``: pseudonyms may take their place.
     evidence: str
     remedy: str
+    #: The names.
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Both sentences, with the names."""
+        evidence = self.evidence.format(*map(str, self.steps)) if self.steps else self.evidence
+        return f"{evidence} {self.remedy}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +56,7 @@ class Verdict:
 
     #: The most costly first; empty if nothing but the work itself took long.
     findings: tuple[Finding, ...] = ()
-    #: Ids of what else was noticed, outside the ranking.
+    #: Ids of what else was noticed, outside the ranking, see ``HINTS``.
     hints: tuple[str, ...] = ()
     #: Why there is no verdict, though there may be a reason for one.
     withheld: str = ""
@@ -37,4 +64,91 @@ class Verdict:
     @property
     def text(self) -> str:
         """Two sentences about the most costly finding; empty if there is none."""
-        return f"{self.findings[0].evidence} {self.findings[0].remedy}" if self.findings else ""
+        return self.findings[0].text if self.findings else ""
+
+
+def judge(facts: RunFacts) -> Verdict:
+    """Return why a run was slow.
+
+    Parts of the same cause are one finding, with the evidence of the largest. What explains nothing is not named, and
+    neither are runs so short, or of so few tasks, that their start and end are most of them.
+    """
+    run = facts.waterfall
+    hints = _hints(facts)
+    if not (isfinite(run.seconds) and run.seconds >= LEAST_SECONDS):
+        return Verdict(hints=hints)
+    if not (isfinite(run.threads) and run.threads > 0):
+        return Verdict(hints=hints, withheld="the cluster had no thread while the run lasted")
+    if sum(group.tasks for group in facts.groups) < LEAST_TASKS:
+        return Verdict(hints=hints)
+    case = Case(facts)
+    fits = -case.wall("unaccounted") < UNACCOUNTED * run.seconds
+    suspects: list[tuple[str, Suspect]] = []
+    #: Wall seconds that cannot be judged, and that are not explained.
+    unknown = unexplained = 0.0
+    for part, rule in RULES.items():
+        wall = case.wall(part)
+        if wall < MINOR * run.seconds:
+            continue
+        if (part in OWN and not fits) or (part == "handed" and not facts.metrics_complete):
+            unknown += wall  # of metrics that are missing, all seconds are in ``handed``
+        elif suspect := rule(case):
+            suspects.append((part, suspect))
+        elif part in ("noncpu", "handed", "overhead"):
+            unexplained = max(unexplained, wall)
+    if late := late_workers(case):
+        suspects.append(("starting", late))
+    suspects.append(("lost", lost_work(case)))
+    findings = _findings(suspects, run.seconds)
+    named = findings[0].seconds if findings else 0.0
+    withheld = ""
+    if unknown >= WORTH * run.seconds and unknown > named:
+        withheld = "workers have not delivered all their metrics"
+        if facts.metrics_complete:
+            withheld = "the workers' metrics have more seconds than their threads had"
+        withheld += f", so {percent(unknown / run.seconds)} of the time cannot be judged"
+    elif unexplained >= max(SHARE.values()) * run.seconds and not findings:
+        withheld = f"nothing that is known explains {percent(unexplained / run.seconds)} of the time"
+        if case.others_use:
+            withheld = f"{withheld}, in which other programs kept the machine busy"
+    return Verdict(findings, hints, withheld)
+
+
+def _findings(suspects: list[tuple[str, Suspect]], lasted: float) -> tuple[Finding, ...]:
+    """Join suspects of one cause, and leave out what cost little."""
+    by_id: dict[str, list[tuple[str, Suspect]]] = {}
+    for part, suspect in suspects:
+        if isfinite(suspect.seconds) and suspect.seconds > 0:
+            by_id.setdefault(suspect.id, []).append((part, suspect))
+    findings = []
+    for id_, some in by_id.items():
+        total = min(sum(suspect.seconds for _, suspect in some), lasted)
+        if total < SHARE.get(id_, WORTH) * lasted:
+            continue
+        part, largest = max(some, key=lambda each: each[1].seconds)
+        at_most = min(total, sum(_at_most(suspect) for _, suspect in some))
+        findings.append(Finding(id_, part, total, at_most, largest.evidence, FINDINGS[id_].advice, largest.steps))
+    return tuple(sorted(findings, key=lambda each: each.seconds, reverse=True))
+
+
+def _at_most(suspect: Suspect) -> float:
+    on_path = suspect.on_path
+    return suspect.seconds if on_path is None or not on_path > 0 else min(suspect.seconds, on_path)
+
+
+def _hints(facts: RunFacts) -> tuple[str, ...]:
+    run, cluster, failures = facts.waterfall, facts.cluster, facts.failures
+    hints = []
+    if failures.erred or failures.upstream_failed:
+        hints.append("failed_tasks")
+    if failures.retried:
+        hints.append("retried_tasks")
+    if cluster.memory_peak is not None and cluster.memory_peak < UNUSED and run.seconds >= LONG_RUN:
+        hints.append("unused_memory")
+    # Bytes are counted where they leave: workers received little of it.
+    to_clients = (cluster.sent_bytes or 0) >= LARGE_RESULTS and (cluster.receiving or 0.0) < 0.5 * (
+        cluster.sending or 0
+    )
+    if to_clients and run.wall("client") >= WORTH * run.seconds:
+        hints.append("large_results")
+    return tuple(hints)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from .. import schema
 from ..schema import Metric
 from ..spantree.events import Change
-from ..spantree.records import Record, RootRun, TaskRecord
+from ..spantree.records import Record, RootReasons, RootRun, TaskRecord
 from .series import MetricSettings, Registry
 from .snapshot import ActivityKey, AttributeValues, Cluster, Exemplar, ExporterCounts, MetricPoints
 
@@ -89,6 +89,17 @@ class Recorder:
         if run.span_id in shown:
             exemplar = Exemplar(seconds, self._now, run.trace_id, run.span_id)
             self._registry.exemplify(schema.SPAN_DURATION, values, exemplar)
+
+    def root_explained(self, reasons: RootReasons) -> None:
+        """Record why a segment of a root span took as long as it did."""
+        root = reasons.span.tags[0]
+        for part, seconds in reasons.waterfall.parts.items() if reasons.waterfall else ():
+            if seconds > 0:  # what is unaccounted for is negative, and a counter only rises
+                self._registry.add(schema.WATERFALL_TIME, (root, part), seconds)
+        if reasons.verdict and reasons.verdict.findings:
+            first = reasons.verdict.findings[0]
+            self._registry.add(schema.VERDICTS, (root, first.id), 1)
+            self._registry.add(schema.VERDICT_TIME, (root, first.id), first.at_most)
 
     def tasks_shown(self, records: Iterable[Record]) -> None:
         """Make exemplars of the tasks among records that are in the queue of an exporter."""

@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace.sampling import Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from .. import __version__
+from ..diagnosis.parts import PARTS
 from ..errors import Remarks, SettingError
 from ..identity import client_names
 from ..metrics.snapshot import ExporterCounts, Snapshot, deltas
@@ -45,6 +46,7 @@ from .environment import (
     not_read,
     sdk_disabled,
 )
+from .folder import FolderSender
 from .metrics import MetricFactory
 from .misspelt import misspelt
 from .packing import Packed, Packer, Place, count_of, kind_of_item, places, records_at, unpacked
@@ -83,6 +85,7 @@ MAX_BATCH_BYTES = 3 * 2**20
 #: Seconds between two log lines on one topic.
 LOG_EVERY = 60.0
 METRICS_LOG_EVERY = 600.0
+FOLDER_LOG_EVERY = 3600.0
 #: Seconds until a backend that takes no metrics gets a snapshot again: at first, doubled each time, and at most. It may
 #: be a collector that has a pipeline for metrics after its next restart.
 UNSUPPORTED_BACK_OFF = (60.0, 600.0)
@@ -202,6 +205,10 @@ class RetrySettings:
     can_split: bool
 
 
+#: For a disk: what it cannot take is not kept in memory until it can.
+FOLDER_RETRY = RetrySettings(BACK_OFF, 0.0, LAST_CHANCE, FOLDER_LOG_EVERY, can_split=True)
+
+
 class ExportQueue(ABC):
     """What waits for one export thread, and the counts of what became of the rest.
 
@@ -293,10 +300,12 @@ class SpanExportQueue(ExportQueue):
 
     items = "spans"
 
-    def __init__(self, form: SpanForm, safety: Safety, limits: Limits | None = None) -> None:
+    def __init__(
+        self, form: SpanForm, safety: Safety, limits: Limits | None = None, retry: RetrySettings | None = None
+    ) -> None:
         super().__init__()
         limits = limits or Limits()
-        self.retry = RetrySettings(BACK_OFF, GIVE_UP_AFTER, LAST_CHANCE, LOG_EVERY, can_split=True)
+        self.retry = retry or RetrySettings(BACK_OFF, GIVE_UP_AFTER, LAST_CHANCE, LOG_EVERY, can_split=True)
         self.delay = limits.delay
         self.spacing = limits.spacing
         #: Takes records that cannot be sent until the shutdown ends; None if they are lost.
@@ -608,6 +617,11 @@ class ExportThread:
             return self.queue.settled >= mark
 
     @property
+    def is_local(self) -> bool:
+        """Whether it writes to this machine's disk."""
+        return self._sender.is_local
+
+    @property
     def is_supported(self) -> bool:
         """False for a backend without a place for this signal."""
         return not self.unsupported
@@ -771,6 +785,8 @@ class ExportThread:
             target = (self._sender.target or "its backend") + self._through
             is_unsupported = result.is_unsupported and self.queue.is_latest_only
             hint = NO_METRICS if is_unsupported else f"it tries again; {left} {'waits' if left == 1 else 'wait'}"
+            if self.is_local:
+                hint = "they are lost there; it tries again with the next ones. Nothing else is affected"
             log.warning(
                 "dask-otel cannot send %s with exporter %r to %s (%s); %s",
                 items,
@@ -1037,7 +1053,8 @@ class TelemetryOutput:
     def _gives_up(self, thread: ExportThread) -> bool:
         """Whether the last metrics are not worth an attempt, since neither metrics nor spans have arrived."""
         is_lost = thread.is_failing or not thread.is_supported
-        return bool(is_lost and self.span_threads and all(each.is_failing for each in self.span_threads))
+        sending = [each for each in self.span_threads if not each.is_local]
+        return bool(is_lost and sending and all(each.is_failing for each in sending))
 
     def _error(self, record: SegmentRecord) -> str | None:
         failure = self._redactor.failure(record.failure)
@@ -1059,6 +1076,20 @@ class TelemetryOutput:
             "error": self._error(record),
             "clients": self.clients(record.clients),
             "tasks": record.tally.tasks,
+            **self._reasons(record),
+        }
+
+    def _reasons(self, record: SegmentRecord) -> dict[str, Any]:
+        """Why it took as long as it did."""
+        verdict = record.verdict and self._redactor.verdict(record.verdict)
+        first = verdict.findings[0] if verdict and verdict.findings else None
+        waterfall = record.waterfall
+        return {
+            "verdict": [finding.id for finding in verdict.findings] if verdict else None,
+            "verdict_text": clean(verdict.text) if verdict else "",
+            "verdict_withheld": clean(verdict.withheld) if verdict else "",
+            "at_most": first.at_most if first else None,
+            "waterfall": {part: waterfall.wall(part) for part in PARTS if waterfall.wall(part)} if waterfall else None,
         }
 
 
@@ -1113,30 +1144,34 @@ class Found:
         """Describe what is wrong with the variables, and its consequence; without secrets."""
         lines = [*self.remarks.problems]
         lines += [f"{name} is set, but not read; use the other OTEL_* variables" for name in not_read()]
-        if self.spans_error and str(self.spans_error) == str(self.metrics_error):
+        if self.spans_error and str(self.spans_error) == str(self.metrics_error) and not self.spans:
             return [*lines, f"{self.spans_error}; dask-otel stays off"]
         errors = ((self.spans_error, "spans"), (self.metrics_error, "metrics"))
         return lines + [f"{error}; no {what} are sent" for error, what in errors if error]
 
 
-def read_variables(endpoint: str | None = None) -> Found:
+def read_variables(endpoint: str | None = None, folder: FolderSender | None = None) -> Found:
     """Make the exporters that the standard variables name.
 
     Parameters
     ----------
     endpoint
         As for ``make_senders``.
+    folder
+        Another exporter of spans, which needs no variable.
     """
     found = Found()
     remarks = found.remarks
     remarks.problems += misspelt()
     try:
         found.spans = make_senders(endpoint, TRACES, remarks)
-        if found.spans:
-            found.limits, found.span_limits = make_limits(remarks), make_span_limits(remarks)
-            found.sampler = make_sampler(remarks)
     except SettingError as error:
         found.spans_error = error
+    if folder:
+        found.spans.append(folder)
+    if found.spans:
+        found.limits, found.span_limits = make_limits(remarks), make_span_limits(remarks)
+        found.sampler = make_sampler(remarks)
     try:
         found.metrics = make_senders(endpoint, METRICS, remarks)
         if found.metrics:
@@ -1156,6 +1191,8 @@ def connect(
     capture: Mapping[str, bool],
     max_rate: int,
     recent_runs: int = 0,
+    folder: str | None = None,
+    folder_size: int = 0,
 ) -> TelemetryOutput | None:
     """Make what exports records and metrics to the backends that the standard variables name.
 
@@ -1169,6 +1206,8 @@ def connect(
         Spans a minute; 0 for no limit.
     recent_runs
         Number of finished runs that are kept for the page.
+    folder, folder_size
+        Where spans are kept in files, and their bytes at most; None if they are not.
 
     Returns
     -------
@@ -1182,7 +1221,7 @@ def connect(
     if sdk_disabled():
         log.info("dask-otel is off: %s", DISABLED)
         return None
-    found = read_variables()
+    found = read_variables(folder=FolderSender(folder, folder_size, instance_id) if folder else None)
     errors = {"spans": found.spans_error, "metrics": found.metrics_error}
     why = None if found.spans or found.metrics else found.spans_error or found.metrics_error
     for what, error in errors.items():
@@ -1209,7 +1248,8 @@ def connect(
         ExportThread(
             sender,
             MetricExportQueue(
-                otlp if sender.target else plain, is_optional=bool(found.spans) and is_default_endpoint(METRICS)
+                otlp if sender.target else plain,
+                is_optional=any(not each.is_local for each in found.spans) and is_default_endpoint(METRICS),
             ),
             safety,
         )
@@ -1219,7 +1259,11 @@ def connect(
     if found.span_limits:
         factory = SpanFactory(resource, scope, found.span_limits, redactor, sampling.known)
         span_threads = [
-            ExportThread(sender, SpanExportQueue(sender.form(factory), safety, found.limits), safety)
+            ExportThread(
+                sender,
+                SpanExportQueue(sender.form(factory), safety, found.limits, FOLDER_RETRY if sender.is_local else None),
+                safety,
+            )
             for sender in found.spans
         ]
     return TelemetryOutput(

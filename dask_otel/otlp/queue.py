@@ -53,6 +53,12 @@ def size_of(record: Record) -> int:
             size += _tally_size(record.elsewhere)
         for values in (*record.annotations.values(), *record.submitters.values()):
             size += _strings_size(values)
+        if record.waterfall:
+            size += ENTRY * len(record.waterfall.parts)
+        if record.critical:
+            size += ENTRY * (len(record.critical.gaps) + 3 * len(record.critical.groups))
+        if record.verdict:
+            size += sum(RECORD + len(finding.text) for finding in record.verdict.findings)
     return size
 
 

@@ -19,8 +19,21 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from .. import schema
+from ..diagnosis.parts import OVERHEAD_ACTIVITIES, CriticalPath, OnPath, Waterfall
+from ..diagnosis.verdict import Verdict
 from ..identity import client_names
-from ..schema import MAX_LINKS, MAX_NAME, MAX_SPAN_ACTIVITIES, MAX_VALUE, clean, clean_items, identifier
+from ..schema import (
+    MAX_LINKS,
+    MAX_NAME,
+    MAX_SPAN_ACTIVITIES,
+    MAX_STEP,
+    MAX_STEPS,
+    MAX_VALUE,
+    clean,
+    clean_items,
+    identifier,
+    shorten,
+)
 from ..spantree.counts import Tally, quantile
 from ..spantree.events import Metrics
 from ..spantree.records import (
@@ -52,7 +65,7 @@ __all__ = [
     "kind_of",
 ]
 
-Attributes = dict[str, "str | bool | int | float | list[str]"]
+Attributes = dict[str, "str | bool | int | float | list[str] | list[float]"]
 
 #: Value of ``dask.kind``.
 KINDS: dict[type[Record], str] = {
@@ -330,12 +343,17 @@ def _segment(record: SegmentRecord) -> Attributes:
             schema.DROPPED_SPANS: record.dropped_spans,
         }
     )
+    out |= _verdict(record.verdict)
     out |= _thread_time(record)
     if record.tally.run_start:
         out[schema.SPAN_QUEUE_TIME] = max(0.0, record.tally.run_start - record.start)
     out |= {schema.WALL[part]: seconds for part, seconds in record.wall.items()}
     out |= _nonzero({schema.GRAPH_UPDATE_TIME: record.graph_seconds})
     out[schema.METRICS_COMPLETE] = record.metrics_complete
+    if record.waterfall:
+        out |= _waterfall(record.waterfall)
+    if record.critical:
+        out |= _critical_path(record.critical)
     if record.clients:
         out[schema.CLIENT_ID] = _one_or_list(record.clients)
         if names := client_names(record.clients):
@@ -361,6 +379,8 @@ def _group(record: GroupRecord) -> Attributes:
         out[schema.GROUP_DEPENDENCIES] = list(record.dependencies)
     out |= _tally(record.tally)
     out |= _nonzero({schema.TRUNCATED_TASKS: record.truncated_tasks})
+    if record.critical is not None:
+        out |= _on_path(record.critical)
     if record.retried_error:
         out[schema.RETRY_ERROR_TYPE] = record.retried_error.type
         out[schema.RETRY_ERROR_MESSAGE] = record.retried_error.message
@@ -443,7 +463,11 @@ def _thread_time(record: SegmentRecord) -> Attributes:
     A task that secedes is busy in an additional thread, so that more may be used than there were: then the ratio, and
     what other roots used, mean nothing.
     """
-    busy = sum(value for key, value in record.metrics.items() if key[0] == "execute" and key[-1] == "seconds")
+    busy = sum(
+        value
+        for key, value in record.metrics.items()
+        if key[0] == "execute" and key[-1] == "seconds" and key[2] not in OVERHEAD_ACTIVITIES
+    )
     mine = record.threads_available - record.threads_others
     out: Attributes = {schema.THREAD_TIME_AVAILABLE: record.threads_available}
     if mine >= 0:
@@ -453,6 +477,41 @@ def _thread_time(record: SegmentRecord) -> Attributes:
         if 0 <= busy <= mine and mine > 0:
             out[schema.EFFICIENCY] = busy / mine
     return out
+
+
+def _verdict(verdict: Verdict | None) -> Attributes:
+    out: Attributes = {}
+    if verdict and verdict.findings:
+        first = verdict.findings[0]
+        out[schema.VERDICT] = [finding.id for finding in verdict.findings]
+        out[schema.VERDICT_TEXT] = verdict.text
+        out[schema.VERDICT_AT_MOST] = float(first.at_most)
+        out[schema.VERDICT_SECONDS] = float(first.seconds)
+    if verdict and verdict.hints:
+        out[schema.VERDICT_HINTS] = list(verdict.hints)
+    if verdict and verdict.withheld:
+        out[schema.VERDICT_WITHHELD] = verdict.withheld
+    return out
+
+
+def _waterfall(waterfall: Waterfall) -> Attributes:
+    out: Attributes = {schema.WATERFALL_THREADS: float(waterfall.threads)}
+    return out | _nonzero({name: float(waterfall.parts.get(part, 0.0)) for part, name in schema.WATERFALL.items()})
+
+
+def _critical_path(path: CriticalPath) -> Attributes:
+    out = _on_path(OnPath(path.along("data"), path.along("thread")))
+    out |= _nonzero({name: float(path.gaps.get(cause, 0.0)) for cause, name in schema.CRITICAL_GAP.items()})
+    if steps := path.steps(MAX_STEPS):
+        # Cut here, so that no item is left out of one of the lists only.
+        out[schema.CRITICAL_STEPS] = [shorten(str(step), MAX_STEP) for step, _ in steps]
+        out[schema.CRITICAL_STEPS_SECONDS] = [float(seconds) for _, seconds in steps]
+    return out
+
+
+def _on_path(seconds: OnPath) -> Attributes:
+    out: Attributes = {schema.CRITICAL_SECONDS: float(seconds.seconds)}
+    return out | _nonzero({name: float(getattr(seconds, edge)) for edge, name in schema.CRITICAL_EDGE.items()})
 
 
 def _fine_metrics(metrics: Metrics) -> Attributes:
@@ -528,13 +587,14 @@ def _name(name: str) -> str:
 
 
 def _clean(
-    name: str, value: str | bool | int | float | list[str], longest: int | None
-) -> str | bool | int | float | list[str]:
+    name: str, value: str | bool | int | float | list[str] | list[float], longest: int | None
+) -> str | bool | int | float | list[str] | list[float]:
     if isinstance(value, str):
         known = schema.ATTRIBUTES.get(name)
         return clean(value, known.cap if known else MAX_VALUE)[:longest]
     if isinstance(value, list):
-        return [item[:longest] for item in clean_items(value)]
+        texts = [item for item in value if isinstance(item, str)]
+        return [item[:longest] for item in clean_items(texts)] if texts else value
     if isinstance(value, int) and not _LEAST <= value <= _GREATEST:
         return float(value)
     return value

@@ -266,6 +266,8 @@ class Sender:
     proxy: Proxy | None = None
     #: ``grpc`` or ``http/protobuf``; empty for exporters that are not OTLP.
     protocol = ""
+    #: Whether it writes to this machine's disk: says nothing about whether any backend can be reached.
+    is_local = False
     #: Names of the headers that a variable adds to each request; the values may be secrets.
     header_names: tuple[str, ...] = ()
 

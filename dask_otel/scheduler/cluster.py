@@ -55,7 +55,10 @@ class Delay(Tap):
         super().__init__(scheduler, "digest_metric", safety)
         #: Seconds from one tick to the next without a delay.
         self._regular = float(parse_timedelta(dask.config.get("distributed.admin.tick.interval"), default="ms"))
+        self._least = 2 * self._regular
         self._longest = 0.0
+        #: Seconds by which ticks were late, in all: those that were late by more than one tick.
+        self.late = 0.0
 
     def take(self) -> float:
         """Return the longest delay of a tick since the last call, in seconds."""
@@ -65,8 +68,11 @@ class Delay(Tap):
     def _called(self, name: Any, value: float) -> None:
         self._original(name, value)
         # Called at each tick, also on an idle scheduler, so it has no guard; Dask itself has compared the value before.
-        if name == "tick-duration" and value > self._longest and self._listening:
-            self._longest = value
+        if name == "tick-duration" and self._listening:
+            if value > self._longest:
+                self._longest = value
+            if value > self._least:
+                self.late += value - self._regular
 
 
 class Departures:
@@ -237,6 +243,10 @@ class ClusterMetrics:
         for run in self._span_tree.roots.drain():
             with self._safety.guard("metrics"):
                 self._recorder.root_ended(run, self._shown)
+            await pace.rest()
+        for reasons in self._span_tree.roots.drain_reasons():
+            with self._safety.guard("metrics"):
+                self._recorder.root_explained(reasons)
             await pace.rest()
         self._shown.clear()
 

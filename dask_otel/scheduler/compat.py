@@ -20,9 +20,11 @@ from ..safety import Safety, log
 __all__ = [
     "NEEDED",
     "NEEDED_TO_FORGET",
+    "NEEDED_TO_JUDGE",
     "NEEDED_TO_SPLIT",
     "Tap",
     "can_forget",
+    "can_judge",
     "can_split",
     "can_work",
     "missing",
@@ -102,6 +104,20 @@ NEEDED_TO_FORGET = {
     "distributed.spans.SpansSchedulerExtension": ("root_spans", "spans_search_by_name", "spans_search_by_tag"),
 }
 
+#: What verdicts need besides; the rest of the bridge does without.
+NEEDED_TO_JUDGE = {
+    "distributed.scheduler.TaskState": ("dependencies", "who_has"),
+    "distributed.scheduler.Scheduler": ("address",),
+    "distributed.scheduler.WorkerState": (
+        "host",
+        "long_running",
+        "metrics",
+        "nbytes",
+        "nthreads",
+        "processing",
+    ),
+}
+
 _NO_SPANS = "the scheduler extension 'spans'"
 
 
@@ -152,6 +168,19 @@ def can_forget() -> bool:
     if lacking:
         log.warning(
             "dask-otel: spans are never forgotten, as with otel.forget-spans: null: distributed %s lacks %s. "
+            "Upgrade dask-otel, or use a distributed that it supports.",
+            distributed.__version__,
+            ", ".join(lacking),
+        )
+    return not lacking
+
+
+def can_judge() -> bool:
+    """Whether ``distributed`` has what verdicts need; if not, log what it lacks."""
+    lacking = _lacking(NEEDED_TO_JUDGE)
+    if lacking:
+        log.warning(
+            "dask-otel: runs get no verdicts, as with otel.verdicts: false: distributed %s lacks %s. "
             "Upgrade dask-otel, or use a distributed that it supports.",
             distributed.__version__,
             ", ".join(lacking),

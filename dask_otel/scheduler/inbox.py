@@ -98,6 +98,8 @@ class Inbox:
         Seconds; no shorter run gets a span because it was slow.
     bounds
         Bounds of the histogram of compute times, seconds.
+    on_task
+        Called in the hook with the transition of each task that is not at rest.
     """
 
     def __init__(
@@ -109,11 +111,13 @@ class Inbox:
         *,
         slow_from: float = -1.0,
         bounds: tuple[float, ...] = (),
+        on_task: Callable[..., None] | None = None,
     ) -> None:
         #: In which compute times are counted.
         self.intervals = Intervals(bounds)
         self._ends = self.intervals.ends
         self._slow_from = slow_from
+        self._on_task = on_task
         self._tasks: Mapping[Any, Any] = scheduler.tasks
         self._workers: Mapping[str, Any] = scheduler.workers
         self._clock = clock
@@ -259,6 +263,7 @@ class Inbox:
         """
         tasks, changes, forgotten = self._tasks, self._changes, self._forgotten
         claimed, provisional, with_span = self._claimed, self._provisional, self._with_span
+        on_task = self._on_task
 
         def transition(
             key: Any,
@@ -283,6 +288,8 @@ class Inbox:
                         forgotten[tasks[key].group] = None
                     return
                 task = tasks[key]
+                if on_task:
+                    on_task(key, task, start, finish, stimulus_id, startstops, worker, thread)
                 try:
                     change = changes[task.group]
                 except KeyError:

@@ -148,7 +148,11 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
 
         Called by Dask with every event.
         """
-        if self._bridge and isinstance(msg, dict):
+        if self._bridge and topic == "stealing" and isinstance(msg, tuple):
+            with self._bridge.safety.guard("log_event hook"):
+                if self._bridge.run_times:
+                    self._bridge.run_times.stolen(msg)
+        elif self._bridge and isinstance(msg, dict):
             if topic == TOPIC:  # without a guard, which would cost as much as the rest
                 self._bridge.inbox.span_made(msg)
                 return
@@ -162,15 +166,24 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
                     self._bridge.submissions.logged(msg)
                 elif action == "closing-worker":
                     self._bridge.departures.announced(topic, msg.get("reason"))
+                elif action == "worker-status-change":
+                    if self._bridge.run_times:
+                        self._bridge.run_times.worker_status(topic, msg.get("status"))
                 elif action == "remove-worker" and topic == "all" and isinstance(msg.get("expected"), bool):
+                    if self._bridge.run_times:
+                        self._bridge.run_times.worker_left(str(msg.get("worker")))
                     is_expected = self._bridge.departures.is_expected(msg.get("worker"), msg["expected"])
                     self._bridge.inbox.count(WORKER_REMOVED, is_expected)
+                    if self._bridge.evidence and not is_expected:
+                        self._bridge.evidence.left(msg)
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """Append a new worker; called by Dask."""
         if self._bridge:
             with self._bridge.safety.guard("add_worker hook"):
                 self._bridge.inbox.worker_joined(worker)
+                if self._bridge.run_times:
+                    self._bridge.run_times.worker_joined(worker)
                 self._bridge.inbox.count(WORKER_ADDED)
 
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:

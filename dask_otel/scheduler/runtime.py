@@ -22,6 +22,8 @@ from weakref import WeakKeyDictionary
 import dask
 from distributed.scheduler import heartbeat_interval
 
+from ..diagnosis.evidence import RunFacts
+from ..diagnosis.verdict import Verdict, judge
 from ..metrics.series import MetricSettings
 from ..safety import Safety, log
 from ..spantree.ledger import OUTLIER_SECONDS
@@ -30,10 +32,12 @@ from ..spantree.records import Record
 from ..spantree.to_records import Level, SpanTreeSettings
 from ..threads import HURRY, in_thread
 from .cluster import ClusterMetrics, Delay, Departures
-from .compat import can_forget, can_split
+from .compat import can_forget, can_judge, can_split
+from .evidence import Evidence
 from .forgetting import Forgetting, LateMetrics, memory_of
 from .inbox import FailedRunTap, HeartbeatTap, Inbox
 from .pace import Clock
+from .run_times import RunTimesHooks
 from .split_groups import splitter_of
 from .submissions import Submissions
 from .sweep import Output, Sweep
@@ -76,6 +80,8 @@ class BridgeSettings:
     #: What takes at least so long to be taken in is a phase.
     phase_threshold: float = 0.05
     tags_in_group_names: bool = True
+    #: Whether roots have waterfalls, critical paths and verdicts.
+    verdicts: bool = True
     #: Whether all workers get ``OTelWorkerPlugin``.
     gives_worker_plugin: bool = False
     #: How long after its end a root is forgotten; None: never.
@@ -119,6 +125,15 @@ class SchedulerBridge:
         self.span_tree = SpanTree(
             self.clock.now(), scheduler.total_nthreads, settings.span_tree, first_number, memory.ids
         )
+        #: None if verdicts are off.
+        self.run_times = RunTimesHooks(scheduler, self.clock, safety) if settings.verdicts and can_judge() else None
+        self.evidence: Evidence | None = None
+        self._delay = Delay(scheduler, safety)
+        if self.run_times:
+            self.evidence = Evidence(scheduler, self._delay, safety)
+            self.span_tree.forest.mark, self.span_tree.evidence_since = self.evidence.mark, self.evidence.since
+            self.span_tree.lap_start = self.run_times.times.lap_start
+            self.span_tree.judge = self._judge
         self.inbox = Inbox(
             scheduler,
             self.clock,
@@ -126,6 +141,7 @@ class SchedulerBridge:
             first_number,
             slow_from=_slow_from(settings.span_tree),
             bounds=settings.metrics.task_bounds,
+            on_task=self.run_times.make_task_hook() if self.run_times else None,
         )
         splitter = splitter_of(scheduler) if can_split() else None
         spans = scheduler.extensions["spans"].spans
@@ -138,11 +154,11 @@ class SchedulerBridge:
             splits=settings.split_groups,
             shows_tags=settings.tags_in_group_names,
             phase_threshold=settings.phase_threshold,
+            run_times=self.run_times,
             clock=self.clock,
             safety=safety,
         )
         self.departures = Departures(scheduler.workers)
-        self._delay = Delay(scheduler, safety)
         self.cluster_metrics = ClusterMetrics(
             scheduler, self.span_tree, settings.metrics, self._delay, output.exporters, self.clock, safety
         )
@@ -158,6 +174,8 @@ class SchedulerBridge:
             self.inbox,
             groups,
             self.cluster_metrics,
+            self.run_times,
+            self.evidence,
             self._forgetting,
             output,
             self.clock,
@@ -175,6 +193,7 @@ class SchedulerBridge:
             FailedRunTap(scheduler, self.inbox, safety),
             self.submissions,
             self._delay,
+            *([self.run_times] if self.run_times else []),
         )
         for tap in self._taps:
             tap.install()
@@ -207,6 +226,11 @@ class SchedulerBridge:
             self.why_ended = why
             self._closing = asyncio.create_task(self._close(), name="dask-otel close")
         return self._closing
+
+    def _judge(self, facts: RunFacts) -> Verdict:
+        with self.safety.guard("verdict"):  # a run without one is better than none
+            return judge(facts)
+        return Verdict()
 
     def hand_over(self, heir: Output | None) -> asyncio.Task[None]:
         """End now, between two sweeps, so that another bridge can count what follows; what is counted is sent.

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from distributed.utils import nbytes
 
+from ..diagnosis.occupancy import Mark
 from ..identity import Caller, caller_of
 from ..messages import ANNOTATION, PARENT_FIELD, Submitter
 from ..patching import clear_annotations, wrap
@@ -26,6 +27,7 @@ from ..spantree.events import Graph, Phase
 from .inbox import NOBODY, Inbox, RequestedSpan
 from .outcomes import prefix_of
 from .pace import Clock
+from .run_times import RunTimesHooks
 from .span_annotations import SharedAnnotations
 from .split_groups import GroupSplitter, Misplaced
 from .task_parents import TaskParents
@@ -63,6 +65,8 @@ class Submission:
     submitter_span: str
     collections: tuple[str, ...]
     code: tuple[str, int] | None = None
+    #: What ``RunTimesHooks`` needs of the moment at which the graph came.
+    came: Mark | None = None
     #: Keys of new tasks, while the graph is taken in.
     new: Collection[Any] = ()
     #: Number of new tasks for each group of the graph's tasks and their inputs.
@@ -86,6 +90,8 @@ class Submissions:
         Whether it may move tasks; else they stay where Dask puts them.
     phase_threshold
         Seconds; a graph that takes at least so long to be taken in is a phase of its span.
+    run_times
+        Is told when graphs come, and when they have been taken in.
     """
 
     def __init__(
@@ -99,10 +105,12 @@ class Submissions:
         splits: bool,
         shows_tags: bool,
         phase_threshold: float,
+        run_times: RunTimesHooks | None,
         clock: Clock,
         safety: Safety,
     ) -> None:
         self._inbox = inbox
+        self._run_times = run_times
         self._scheduler = scheduler
         self._extension = scheduler.extensions["spans"]
         self._annotations = tuple(annotations)
@@ -152,7 +160,10 @@ class Submissions:
     async def _update_graph(self, *args: Any, **message: Any) -> Any:
         if self._listening:
             with self._safety.guard("update-graph hook"):
-                _current.set(_submission(message, self._clock.now()))
+                submission = _submission(message, self._clock.now())
+                _current.set(submission)
+                if self._run_times:
+                    submission.came = self._run_times.graph_came()
                 # Layers that are made meanwhile would get the annotations of whoever made the cluster.
                 clear_annotations()
         try:
@@ -260,6 +271,8 @@ class Submissions:
             for group in {self._scheduler.tasks[key].group for key in tasks}:
                 self._inbox.touch(group)
             return
+        if self._run_times and submission.came:
+            self._run_times.graph_taken(stimulus_id, submission.came)
         sizes: Counter[str] = Counter()
         for group, size in submission.groups.items():
             self._inbox.touch(group)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from distributed.metrics import time
 
+from ..diagnosis.parts import Lap
 from ..messages import SpanMade
 from ..metrics.snapshot import ExporterCounts, Snapshot
 from ..safety import Safety
@@ -16,10 +17,12 @@ from ..spantree.events import Change, Claim, Metrics, WorkerSpan
 from ..spantree.lifecycle import SpanTree
 from ..spantree.records import GroupRecord, PendingRecord, Record, SegmentRecord, StandInRecord
 from .cluster import ClusterMetrics, in_parts
+from .evidence import Evidence
 from .forgetting import Forgetting
 from .inbox import Inbox, RequestedSpan
 from .outcomes import prefix_of
 from .pace import Clock, Pace, Unpaced
+from .run_times import RunTimesHooks
 from .task_groups import TaskGroupReader, requested_spans, span_info
 from .task_parents import Sampler
 
@@ -100,6 +103,8 @@ class Sweep:
         inbox: Inbox,
         groups: TaskGroupReader,
         cluster_metrics: ClusterMetrics,
+        run_times: RunTimesHooks | None,
+        evidence: Evidence | None,
         forgetting: Forgetting | None,
         output: Output,
         clock: Clock,
@@ -114,6 +119,8 @@ class Sweep:
         self._clock = clock
         self._safety = safety
         self._groups = groups
+        self._run_times = run_times
+        self._evidence = evidence
         self._forgetting = forgetting
         #: Of the last sweep: when it ended, and for how many seconds it held the event loop, in all and at a stretch.
         self.cost: dict[str, float] = {}
@@ -142,9 +149,15 @@ class Sweep:
                 return
             pace = Pace()
             now = await self._collect(pace)
+            with self._safety.guard("run times"):
+                self._cut_laps(self._span_tree.roots_to_cut(now))
             is_busy = self._scheduler._active_graph_updates > 0
             await self._send(self._span_tree.advance(now, self._clock.offset, taking_in_graph=is_busy), pace)
             await self._cluster_metrics.count_ended(pace)
+            if self._run_times:
+                with self._safety.guard("run times"):
+                    for _ in self._run_times.times.forget(self._span_tree.is_over):
+                        await pace.rest()
             if self._forgetting:
                 with self._safety.guard("forgetting"):
                     for _ in self._forgetting.forget_some(now):
@@ -179,6 +192,8 @@ class Sweep:
             now, stopped = self.counted_until, "unfinished"
             if now is None:
                 now, stopped = await self._collect_all(pace), "interrupted"
+            with self._safety.guard("run times"):
+                self._cut_laps([top.info.id for top in self._span_tree.forest.open_tops])
             for _ in range(MAX_FAILURES):
                 with self._safety.guard("closing of segments"):
                     await self._send(self._span_tree.close(now, self._clock.offset, stopped=stopped), pace)
@@ -204,6 +219,14 @@ class Sweep:
     async def _collect(self, pace: Pace) -> float:
         """Feed the span tree with everything that has happened up to one moment; return that moment."""
         now, taken = self._clock.now(), self._inbox.take()
+        laps: list[Lap] = []
+        if self._run_times:
+            with self._safety.guard("run times"):  # at the same moment
+                laps = self._run_times.times.take(now)
+                self._run_times.forget(taken.forgotten)
+        if self._evidence:
+            with self._safety.guard("evidence"):
+                self._evidence.begin_sweep()
         self._read_threads()
         self._cluster_metrics.begin_sweep()
         self._cluster_metrics.count(taken.counts)
@@ -242,6 +265,14 @@ class Sweep:
                     await pace.rest()
                 self._add_change(group, change, now)
             await pace.rest()
+        if self._evidence:
+            with self._safety.guard("evidence"):
+                await self._evidence.sample(pace, is_needed=bool(self._span_tree.forest.open_tops))
+        # After changes: the segments of which they are laps are open now.
+        for lap in laps:
+            with self._safety.guard("run times"):
+                self._span_tree.add_lap(lap)
+            await pace.rest()
         # After changes: the group is known now. Before anything is closed: the parent is to be sent.
         for reported in taken.spans_made:
             with self._safety.guard("sweep"):
@@ -272,6 +303,14 @@ class Sweep:
                     self._cluster_metrics.busy(span_id, self._span_tree.add_metrics(span_id, metrics, now))
                 await pace.rest()
         return now
+
+    def _cut_laps(self, root_ids: Iterable[str]) -> None:
+        """End the laps of roots whose segments are about to close."""
+        if self._run_times:
+            for root_id in root_ids:
+                lap = self._run_times.times.cut(root_id, self._clock.now())
+                if lap:
+                    self._span_tree.add_lap(lap)
 
     def _add_change(self, group: Any, change: Change, now: float) -> None:
         # Without a span, it is scattered data that no graph has used yet.

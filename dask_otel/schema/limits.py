@@ -26,6 +26,9 @@ MAX_CALLERS = 8
 MAX_PHASES = 20
 #: Types of results of the span ``other groups``.
 MAX_TYPES = 32
+#: Steps of a critical path that a segment names, and bytes of each, so that they fit in a list.
+MAX_STEPS = 10
+MAX_STEP = MAX_LIST // MAX_STEPS
 #: Values of one annotation that one graph may add to a segment.
 MAX_ANNOTATION_VALUES = 32
 
@@ -47,6 +50,8 @@ MAX_CONTEXTS = 16
 MAX_ACTIVITIES = 32
 MAX_ERROR_TYPES = 32
 MAX_COMPONENTS = 32
+#: Ids of verdicts that there may be.
+MAX_VERDICTS = 32
 #: Characters of an attribute of a metric.
 MAX_METRIC_VALUE = 200
 #: Seconds after which a value that was not recorded makes room for another one.

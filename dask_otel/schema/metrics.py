@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from .limits import MAX_VERDICTS
 from .span_attributes import (
     ACTIVITY,
     COMPONENT_NAME,
@@ -23,6 +24,9 @@ from .span_attributes import (
     TASK_OUTCOMES,
     TASK_PREFIX,
     TASK_STATE,
+    VERDICT,
+    WATERFALL,
+    WATERFALL_PART,
     WORKER_EXPECTED,
     WORKER_STATUS,
 )
@@ -127,6 +131,12 @@ SPAN_DURATION = _metric("dask.span.duration", _HISTOGRAM, "s", SPAN_ROOT, SPAN_R
     description="Duration of runs of root spans, from the first task to the last")
 SPAN_THREAD_TIME = _metric("dask.span.thread_time", _COUNTER, "s", SPAN_ROOT, description=
     "Thread-seconds that a root span's tasks used")
+WATERFALL_TIME = _metric("dask.waterfall.time", _COUNTER, "s", SPAN_ROOT, WATERFALL_PART, folded=len(WATERFALL),
+    description="Thread-seconds that the cluster had while a root span was active, by what they went into")
+VERDICTS = _metric("dask.verdicts", _COUNTER, "{run}", SPAN_ROOT, VERDICT, folded=MAX_VERDICTS, description=
+    "Runs of root spans that were slow for a reason, by the most costly reason")
+VERDICT_TIME = _metric("dask.verdict.time", _COUNTER, "s", SPAN_ROOT, VERDICT, folded=MAX_VERDICTS, description=
+    "Seconds by which these runs could have been shorter at most, if that reason had not been there")
 SWEEP_DURATION = _metric("dask_otel.sweep.duration", _HISTOGRAM, "s",
     bounds=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5), description=
     "Time for which a sweep held the scheduler's event loop")

@@ -24,6 +24,7 @@ from .limits import (
     MAX_PROGRESS_SPANS,
     MAX_ROOT_NAMES,
     MAX_SPAN_ACTIVITIES,
+    MAX_STEPS,
     MAX_SUBMITTERS,
     MAX_TRACEBACK,
     MAX_VALUE,
@@ -40,7 +41,16 @@ CALLER, CLIENT_PHASE = "caller", "client phase"
 EVERY = (SEGMENT, GROUP, TASK, PHASE, PENDING)
 _SUMMED = (SEGMENT, GROUP)
 
-Type = Literal["string", "int", "double", "bool", "string[]", "string or string[]", "double; int for bytes and counts"]
+Type = Literal[
+    "string",
+    "int",
+    "double",
+    "bool",
+    "string[]",
+    "double[]",
+    "string or string[]",
+    "double; int for bytes and counts",
+]
 #: What has one value in most cases.
 _ONE_OR_MORE: Type = "string or string[]"
 _BY_UNIT: Type = "double; int for bytes and counts"
@@ -127,6 +137,17 @@ EXECUTE = _pattern("dask.execute.<activity>.<unit>", _BY_UNIT, _SUMMED, meaning=
 WORKER_COUNT = _attribute("dask.worker.count", "int", _SUMMED, meaning="workers that ran tasks")
 WORKER_SHARE_MAX = _attribute("dask.worker.share.max", "double", _SUMMED, unit="0…1", meaning=
     "share of the compute time that the busiest worker had")
+CRITICAL_SECONDS = _attribute("dask.critical.seconds", "double", _SUMMED, unit="s", meaning=
+    "on segments of root Dask spans: seconds of the [critical path](#the-critical-path) in which a task ran; with the "
+    "gaps they sum to the duration. On a group span: those of its tasks; absent if it was sent before they were known")
+#: By what the run waited for.
+CRITICAL_EDGE = {
+    edge: _attribute(f"dask.critical.{edge}.seconds", "double", _SUMMED, meaning, unit="s")
+    for edge, meaning in {
+        "data": "part of it in tasks that waited for their inputs: make them faster; absent if 0",
+        "thread": "part of it in tasks that waited for a thread: more threads help; absent if 0",
+    }.items()
+}
 
 SPAN_TAGS = _attribute("dask.span.tags", "string[]", [SEGMENT], meaning=
     "tags of the Dask span from the root down: `Span.name`")
@@ -187,13 +208,78 @@ WALL = {
         "idle": "part in which no task was unfinished: think time",
     }.items()
 }
+VERDICT = _attribute("dask.verdict", "string[]", [SEGMENT, METRIC], meaning=
+    "on segments of root Dask spans, as are all attributes of [verdicts](#why-it-was-slow): ids of the reasons why it "
+    "took long, the most costly first. Absent if nothing but the work itself took long. On metrics, the first one")
+VERDICT_TEXT = _attribute("dask.verdict.text", "string", [SEGMENT], meaning=
+    "the first reason in two sentences: the numbers that show it, and what helps")
+VERDICT_AT_MOST = _attribute("dask.verdict.at_most", "double", [SEGMENT], unit="s", meaning=
+    "seconds that could be saved at most, if that reason went away")
+VERDICT_SECONDS = _attribute("dask.verdict.seconds", "double", [SEGMENT], unit="s", meaning=
+    "wall seconds of the part of the waterfall that the reason is about")
+VERDICT_HINTS = _attribute("dask.verdict.hints", "string[]", [SEGMENT], meaning=
+    "ids of what else was noticed, and did not cost time")
+VERDICT_WITHHELD = _attribute("dask.verdict.withheld", "string", [SEGMENT], meaning=
+    "why there is no verdict, though there may be a reason for one")
+WATERFALL_THREADS = _attribute("dask.waterfall.threads", "double", [SEGMENT], meaning=
+    "mean number of threads that the cluster had while it had any. A part divided by it is wall seconds; those of all "
+    "parts sum to the duration")
+#: By part.
+WATERFALL = {
+    part: _attribute(f"dask.waterfall.{part}.seconds", "double", [SEGMENT], meaning, unit="s")
+    for part, meaning in {
+        "cpu": "thread-seconds in which tasks of the root used a core; absent if 0, as are the parts below. All parts "
+        "sum to the thread-seconds that the cluster had",
+        "noncpu": "tasks ran and waited: for the interpreter lock, the network, a disk, a core",
+        "disk": "workers read or wrote spilled results for the tasks",
+        "serialize": "tasks, inputs and results were serialised, deserialised or compressed",
+        "p2p": "P2P shuffles",
+        "lost": "runs that failed or were cancelled",
+        "overhead": "Dask's own work around the tasks in the worker's threads",
+        "handed": "a worker had the task, but did not run it: its inputs were on their way, or the worker was busy",
+        "unaccounted": "negative: fine metrics report more than workers can have done, because tasks secede",
+        "others": "threads had tasks of other root spans",
+        "starting": "idle: the cluster had no worker yet",
+        "paused": "idle: the worker was paused, since its memory was nearly full",
+        "queued": "idle: tasks were queued on the scheduler",
+        "no_worker": "idle: tasks waited for a suitable worker",
+        "imbalance": "idle: other workers had more tasks than threads",
+        "dependencies": "idle: all tasks that were left waited for others",
+        "tail": "idle: all tasks that were left ran",
+        "graph": "idle: a graph was sent or taken in",
+        "client": "idle: no task was unfinished: think time",
+    }.items()
+}
+#: By cause.
+CRITICAL_GAP = {
+    cause: _attribute(f"dask.critical.gap.{cause}.seconds", "double", [SEGMENT], meaning, unit="s")
+    for cause, meaning in {
+        "client": "seconds of the critical path in which nothing was submitted; absent if 0, as are the gaps below",
+        "graph": "a graph was sent or taken in",
+        "report": "a worker had finished a task, and the scheduler had not yet heard of it",
+        "queued": "a task was queued on the scheduler",
+        "no_worker": "a task waited for a suitable worker",
+        "others": "a thread had tasks of other root spans",
+        "lost": "work was lost with a worker, and done again",
+        "input": "inputs were on their way from other workers",
+        "dispatch": "a task was on its way to a worker, or the worker was busy",
+        "unfinished": "after the last run that has ended, until the segment ended: tasks that were cancelled, lost or "
+        "failed without a run, and those that go on in the next segment",
+    }.items()
+}
+CRITICAL_STEPS = _attribute("dask.critical.steps", "string[]", [SEGMENT], meaning=
+    f"the groups that take most of the critical path, up to {MAX_STEPS}, the longest first: path of their span and "
+    "their prefix, `Alice's workflow / data load / read_parquet`")
+CRITICAL_STEPS_SECONDS = _attribute("dask.critical.steps.seconds", "double[]", [SEGMENT], unit="s", meaning=
+    "seconds of the critical path that they take, in the same order")
 GRAPH_UPDATE_TIME = _attribute("dask.graph.update_time", "double", [SEGMENT], unit="s", meaning=
     "time that the scheduler took to process the graphs; the time of one graph is divided between its spans by number "
     "of tasks")
 THREAD_TIME_AVAILABLE = _attribute("dask.thread_time.available", "double", [SEGMENT], unit="s", meaning=
     "thread-seconds that the cluster had during the segment")
 THREAD_TIME_BUSY = _attribute("dask.thread_time.busy", "double", [SEGMENT], unit="s", meaning=
-    "thread-seconds that the tasks used: the sum of `dask.execute.*.seconds`")
+    "thread-seconds that the tasks used: the sum of `dask.execute.*.seconds` without `executor` and `other`, which are "
+    "overhead of Dask's")
 THREAD_TIME_OTHERS = _attribute("dask.thread_time.others", "double", [SEGMENT], unit="s", meaning=
     "thread-seconds that other root spans used during the segment. Absent if that is more than the cluster had: "
     "heartbeats report use with a delay, and tasks that [secede](#threads-that-are-not-counted) use additional "
@@ -334,6 +420,8 @@ for _name, _meaning in {
 CLUSTER_NAME = _attribute("dask.cluster.name", "string", [RESOURCE], meaning=
     "the setting `otel.cluster-name`, else `DASK_GATEWAY_CLUSTER_NAME`, if set")
 
+WATERFALL_PART = _attribute("dask.waterfall.part", "string", [METRIC], meaning=
+    "what thread-seconds went into, as in `dask.waterfall.<part>.seconds`")
 TASK_STATE = _attribute("dask.task.state", "string", [METRIC], meaning="state of a task on the scheduler")
 TASK_OUTCOME = _attribute("dask.task.outcome", "string", [METRIC], meaning=
     "what became of a task, as in `dask.task.<outcome>`")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple, TypeVar
 
+from ..diagnosis.parts import OVERHEAD_ACTIVITIES
+from ..diagnosis.waterfall import Laps
 from ..identity import Caller
 from ..schema import (
     MAX_CALLERS,
@@ -197,7 +199,9 @@ class Ledger:
         self.elsewhere: dict[str, Tally] = {}
         #: By id of a span that counts tasks which this one requested, its segment if it has one.
         self.counted_in: dict[str, tuple[int, int] | None] = {}
+        #: Seconds that the scheduler took for graphs; number of these, and of those of closed child segments.
         self.graph_seconds = 0.0
+        self.graphs = 0
         self.graph_failures: dict[str, int] = {}
         #: Those that failed, then the longest.
         self.phases: list[Phase] = []
@@ -214,6 +218,8 @@ class Ledger:
         self.collections: dict[str, None] = {}
         self.annotations: dict[str, dict[str, None]] = {}
         self.code: tuple[str, int] | None = None
+        #: Of a root, once it has one.
+        self.laps: Laps | None = None
 
     def group(self, name: str, prefix: str, number: int, since: float) -> GroupLedger:
         """Open the ledger of one more group."""
@@ -303,7 +309,7 @@ class Ledger:
                 total = ("execute", None, *key[2:])
                 of_prefix = self.metrics_by_prefix.setdefault(key[1], {})
                 of_prefix[key] = of_prefix.get(key, 0) + value
-                if key[-1] == "seconds":
+                if key[-1] == "seconds" and key[2] not in OVERHEAD_ACTIVITIES:
                     busy += value
             self.metrics[total] = self.metrics.get(total, 0) + value
         return busy
@@ -315,6 +321,7 @@ class Ledger:
     def add_graph(self, graph: Graph) -> None:
         """Add what a submission contained."""
         self.graph_seconds += graph.seconds
+        self.graphs += graph.seconds > 0
         self.clients.update(dict.fromkeys(graph.clients))
         self.collections.update(dict.fromkeys(graph.collections))
         for name, values in graph.annotations.items():
@@ -349,6 +356,7 @@ class Ledger:
         sum_into(self.metrics, child.metrics)
         self.metrics_complete &= child.metrics_complete
         self.graph_seconds += child.graph_seconds
+        self.graphs += child.graphs
         self.truncated_groups += child.left_out_groups
         self.truncated_tasks += child.truncated_tasks
         self.truncated_phases += child.truncated_phases

@@ -7,17 +7,23 @@ All methods are called by one sweep at a time; the time is passed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ..diagnosis.evidence import ClusterEvidence, RunFacts
+from ..diagnosis.parts import GroupKey, Lap, OnPath, Step
+from ..diagnosis.verdict import Verdict, judge
+from ..diagnosis.waterfall import Laps
 from ..identity import group_id, segment_id
 from .events import Change, Claim, Dependency, Graph, Metrics, SpanInfo, WorkerSpan
+from .facts import Groups, facts_of
 from .forgotten import ForgottenIds
 from .ledger import Ledger
-from .records import GroupRecord, Record, RootRuns, StandInRecord
+from .records import GroupRecord, Record, RootRuns, SegmentRecord, StandInRecord
 from .timing import Heartbeats, Threads
 from .to_records import (
+    Critical,
     Level,
     SpanTreeSettings,
     close_segment,
@@ -172,6 +178,11 @@ class SpanTree:
             now, settings.max_groups, first_number, settings.keep_requested, forgotten or ForgottenIds()
         )
         self.roots = RootRuns()
+        #: Returns when the lap of a root began that is not over; None if there is none.
+        self.lap_start: Callable[[str], float | None] = lambda root_id: None
+        #: What has been seen of the cluster since a mark, and what follows from that and from the facts of a run.
+        self.evidence_since: Callable[[Any], ClusterEvidence] = lambda mark: ClusterEvidence()
+        self.judge: Callable[[RunFacts], Verdict] = judge
         #: Seconds to subtract from times that leave, see ``scheduler.pace.Clock``.
         self._offset = 0.0
         #: Spans in the place of group spans, to be sent by the next ``advance``: parents, names of groups, and when.
@@ -231,6 +242,14 @@ class SpanTree:
         node.root.busy += busy
         self.forest.busy += busy
         return busy
+
+    def add_lap(self, lap: Lap) -> None:
+        """Add what threads did for a root while it had unfinished tasks, to its open segment."""
+        node = self.forest.nodes.get(lap.root_id)
+        if node and node.segment and node.ledger:
+            node.ledger.laps = node.ledger.laps or Laps()
+            node.ledger.laps.add(lap)
+            node.segment.cluster = self.evidence_since(node.segment.mark)
 
     def add_graph(self, graph: Graph, now: float) -> None:
         """Record what a submission contained for a Dask span."""
@@ -334,7 +353,7 @@ class SpanTree:
         yield from self.forest.drop_notes()
         yield from self._account(now)
         earliest = now
-        max_segment, pending_span_after = self.settings.max_segment, self.settings.pending_span_after
+        pending_span_after = self.settings.pending_span_after
         for number, top in enumerate(list(self.forest.open_tops)):
             if not number % LOOKS_AT_ONCE:
                 yield None
@@ -344,8 +363,8 @@ class SpanTree:
             age = now - start
             if start < earliest:
                 earliest = start
-            # A root comes before the tops below it, and is as old: all are cut together. In a pause, a run would end.
-            if age >= max_segment and age >= max_segment * (1 if top.load.unfinished else 2):
+            # A root comes before the tops below it, and is as old: all are cut together.
+            if self._is_too_old(top, now):
                 yield from self._cut(top, now)
             elif age >= pending_span_after and self._wants_pending_span(top, age):
                 yield pending_span(top, top.segment, now, self._offset)
@@ -387,6 +406,17 @@ class SpanTree:
             self._open_for_held(node, now)
         for node in sorted(self.forest.open, key=lambda node: -node.depth):
             yield from self._close(node, now, stopped=stopped)
+
+    def roots_to_cut(self, now: float) -> list[str]:
+        """Return the ids of roots whose segments ``advance`` will cut."""
+        if not self.forest.open_tops:
+            return []
+        return [top.root.info.id for top in self.forest.open_tops if self._is_too_old(top, now)]
+
+    def is_over(self, root_id: str) -> bool:
+        """Whether a root has no open segment."""
+        node = self.forest.nodes.get(root_id)
+        return node is None or node.segment is None
 
     # What is to be forgotten
 
@@ -452,6 +482,11 @@ class SpanTree:
             return False
         return now - segment.last_change >= self.settings.idle_timeout
 
+    def _is_too_old(self, top: Node, now: float) -> bool:
+        """Whether an open segment is to be cut; in a pause it is given twice the time, since the run may end."""
+        age, max_segment = now - top.segment.start if top.segment else 0.0, self.settings.max_segment
+        return age >= max_segment and age >= max_segment * (1 if top.load.unfinished else 2)
+
     def _account(self, now: float) -> Iterator[None]:
         """Account for what changed."""
         for node in self.forest.account(now):
@@ -478,12 +513,16 @@ class SpanTree:
             self._reserve,
             level,
             self.settings.slowest_tasks,
+            self._critical(node, segment, ledger),
         )
+        if node.parent is None:
+            self._judge(record, segment, ledger)
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
         if self._offset:  # else the same object: nodes are many
             node.previous_end += self._offset
         if record.is_top:
             self.roots.closed(record)
+        self.roots.explained(record)
         above = node.parent
         if above and above.segment and above.ledger:
             above.segment.enclose(record.start, record.end)
@@ -498,6 +537,30 @@ class SpanTree:
             self._unsent[segment.id] = segment.trace_id
             if len(self._unsent) > MAX_UNSENT:
                 del self._unsent[next(iter(self._unsent))]
+
+    def _critical(self, node: Node, segment: Segment, ledger: Ledger) -> Critical:
+        """Return what says how long groups of a segment that closes are on the critical path of its root."""
+        # Those of a root that closes have been taken out.
+        root_ledger, root_segment = (node.root.ledger or ledger), (node.root.segment or segment)
+        laps, lap_start = root_ledger.laps, self.lap_start(node.root.info.id)
+        if laps is None:
+            return lambda names: None
+        root_segment.facts = root_segment.facts or Groups()
+        root_segment.facts.add(node.info.id, node.info.tags, ledger)
+        for group in ledger.groups.values():
+            laps.describe(GroupKey(node.info.id, group.name), Step(node.info.tags, group.prefix))
+
+        def critical(names: Iterable[str]) -> OnPath | None:
+            keys = [GroupKey(node.info.id, name) for name in names]
+            return laps.of_groups(keys, is_known=lap_start is None or lap_start >= ledger.tally.end)
+
+        return critical
+
+    def _judge(self, record: SegmentRecord, segment: Segment, ledger: Ledger) -> None:
+        """Find out why the segment of a root took as long as it did."""
+        facts = facts_of(record, ledger, segment.facts or Groups(), segment.cluster)
+        if facts:
+            record.verdict = self.judge(facts)
 
     def _keep_group(self, node: Node, name: str, trace_id: int) -> bool:
         """Ensure that a group's first group span is sent; return whether it is, or was."""

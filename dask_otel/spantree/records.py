@@ -24,6 +24,7 @@ __all__ = [
     "PendingRecord",
     "PhaseRecord",
     "Record",
+    "RootReasons",
     "RootRun",
     "RootRuns",
     "SegmentRecord",
@@ -204,6 +205,14 @@ class RootRun(NamedTuple):
     span_id: int
 
 
+class RootReasons(NamedTuple):
+    """Why a segment of a root took as long as it did, whether or not a trace shows it."""
+
+    span: SpanInfo
+    waterfall: Waterfall | None
+    verdict: Verdict | None
+
+
 class RootRuns:
     """Joins the segments of runs that were cut: a run is from the first task to the last."""
 
@@ -211,6 +220,7 @@ class RootRuns:
         #: By id of a top that was cut and goes on: when it began, and the trace and span id of a segment that failed.
         self._cut: dict[str, tuple[float, tuple[int, int] | None]] = {}
         self._ended: list[RootRun] = []
+        self._reasons: list[RootReasons] = []
         #: Ids of spans whose segment is there for numbers that came late.
         self._late: set[str] = set()
 
@@ -232,7 +242,17 @@ class RootRuns:
         result = "error" if failed and record.result != "interrupted" else record.result
         self._ended.append(RootRun(record.span, start, record.end, result, *(failed or at)))
 
+    def explained(self, record: SegmentRecord) -> None:
+        """Note why a segment of a root took long, if that is known."""
+        if record.waterfall or record.verdict:
+            self._reasons.append(RootReasons(record.span, record.waterfall, record.verdict))
+
     def drain(self) -> list[RootRun]:
         """Hand over the runs that have ended."""
         ended, self._ended = self._ended, []
         return ended
+
+    def drain_reasons(self) -> list[RootReasons]:
+        """Hand over why segments took long."""
+        reasons, self._reasons = self._reasons, []
+        return reasons

@@ -13,6 +13,7 @@ from heapq import heappush, heappushpop
 from itertools import chain, islice
 from operator import itemgetter
 
+from ..diagnosis.parts import OnPath
 from ..identity import group_id, others_id, pending_id, phase_id, task_id
 from .counts import FirstError, Tally, sum_into
 from .events import Dependency, Metrics, Phase, PickedRun, TaskRun
@@ -211,6 +212,8 @@ def _result(counts: Mapping[str, int], failure: Failure | None, graph_failures: 
 TAKE_IN = "take in graph"
 #: Returns the trace and span id of a group's span.
 Find = Callable[[Dependency], "tuple[int, int] | None"]
+#: Returns how long groups that share a span are on the critical path of their root; None if that is not known.
+Critical = Callable[[Iterable[str]], "OnPath | None"]
 #: Runs that get a span, by group, with the reason.
 Runs = Mapping["str | None", Sequence["tuple[str, TaskRun | PickedRun]"]]
 
@@ -226,6 +229,7 @@ def close_segment(
     find: Find,
     level: Level,
     slowest_tasks: int,
+    critical: Critical,
 ) -> tuple[SegmentRecord, Iterator[Record]]:
     """Make the record of a segment whose groups have been folded, and, one at a time, those of its groups and tasks.
 
@@ -237,6 +241,8 @@ def close_segment(
         Why it closes, if its work is not done.
     level, slowest_tasks
         What the trace shows, see ``SpanTreeSettings``.
+    critical
+        Says how long its groups are on the critical path.
     """
     runs = pick_runs(ledger, segment.budget, slowest_tasks) if level >= Level.TASKS else {}
     ledger.truncated_tasks += sum(_truncated(group, runs) for group in ledger.all_groups())
@@ -252,8 +258,8 @@ def close_segment(
 
     if level < Level.GROUPS:
         parents = [group for group in ledger.groups.values() if group.is_parent]
-        return record, _inside(record, ledger, parents, offset, runs, lambda to: None)
-    inside = _inside(record, ledger, ledger.all_groups(), offset, runs, find_here)
+        return record, _inside(record, ledger, parents, offset, runs, lambda to: None, critical)
+    inside = _inside(record, ledger, ledger.all_groups(), offset, runs, find_here, critical)
     return record, chain(_phases(record, ledger.phases, offset), inside)
 
 
@@ -365,6 +371,9 @@ def _segment(
     if failure is None and result in ENDS and is_top:
         lost = ledger.tally.lost_for_good + (elsewhere.lost_for_good if elsewhere else 0)
         failure = Failure(result, "", unfinished=node.load.unfinished + lost)
+    duration = segment.start, end + offset
+    available = threads.available(*duration)
+    laps = ledger.laps if node.parent is None else None
     return SegmentRecord(
         span=node.info,
         top=segment.top.info,
@@ -383,7 +392,7 @@ def _segment(
         previous_id=previous_id,
         metrics=ledger.metrics,
         wall=segment.wall.until(end + offset),
-        threads_available=threads.available(segment.start, end + offset),
+        threads_available=available,
         threads_others=max(0.0, segment.others_now - segment.others_at_start),
         metrics_complete=ledger.metrics_complete,
         clients=tuple(ledger.clients),
@@ -398,6 +407,8 @@ def _segment(
         truncated_tasks=ledger.truncated_tasks,
         truncated_phases=ledger.truncated_phases,
         submitters={name: tuple(values) for name, values in ledger.submitters.items()} if is_top else {},
+        waterfall=laps.waterfall(ledger.metrics, *duration, available) if laps else None,
+        critical=laps.path(*duration) if laps else None,
     )
 
 
@@ -422,13 +433,20 @@ def _phases(segment: SegmentRecord, phases: Sequence[Phase], offset: float) -> I
 
 
 def _inside(
-    segment: SegmentRecord, ledger: Ledger, groups: Iterable[GroupLedger], offset: float, runs: Runs, find: Find
+    segment: SegmentRecord,
+    ledger: Ledger,
+    groups: Iterable[GroupLedger],
+    offset: float,
+    runs: Runs,
+    find: Find,
+    critical: Critical,
 ) -> Iterator[Record]:
     """Make the records of groups and tasks."""
     for group in groups:
         alone = not group.folded and ledger.prefixes[group.prefix] == 1
         metrics = ledger.metrics_by_prefix.get(group.prefix, {}) if alone else None
         record = _group(segment, group, metrics, offset, _truncated(group, runs), find)
+        record.critical = critical(ledger.others_names if group.folded else [group.name])
         yield record
         for reason, run in runs.get(group.key, ()):
             yield _task(record, run.described(), offset, reason)

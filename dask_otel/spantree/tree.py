@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice, takewhile
 from typing import NamedTuple
 
+from ..diagnosis.evidence import ClusterEvidence
 from ..identity import Caller, Origin, group_id, origin_of, others_id, place, segment_id
 from ..schema import MAX_PROGRESS_SPANS
 from .counts import Load
 from .events import SpanInfo
+from .facts import Groups
 from .forgotten import ForgottenIds
 from .ledger import Budget, GroupLedger, Ledger
 from .timing import Activity, Happened, Heartbeats, Wall
@@ -31,12 +33,15 @@ class Segment:
         "budget",
         "children",
         "claimed",
+        "cluster",
         "enclosed_from",
         "enclosed_until",
+        "facts",
         "has_wordless_runs",
         "id",
         "is_parent",
         "last_change",
+        "mark",
         "number",
         "others_at_start",
         "others_now",
@@ -92,6 +97,11 @@ class Segment:
         self.others_at_start = self.others_now = others
         #: What happened since the wall time was last accounted for.
         self.activity = Activity()
+        #: Of a root: the groups of its tree whose segments have closed; a mark of what was known of the cluster when it
+        #: began, and what has been seen from then until its last lap ended.
+        self.facts: Groups | None = None
+        self.mark: object = None
+        self.cluster = ClusterEvidence()
 
     def enclose(self, start: float, end: float) -> None:
         """Note that a child was sent."""
@@ -382,6 +392,8 @@ class Forest:
         self.held: dict[Node, None] = {}
         #: Nodes that a submission has named since the last sweep.
         self.noted: dict[Node, None] = {}
+        #: Returns a mark of what is known of the cluster now, see ``Segment.mark``.
+        self.mark: Callable[[], object] = lambda: None
         #: Busy thread-seconds of all roots, so far.
         self.busy = 0.0
 
@@ -475,6 +487,8 @@ class Forest:
         start = max(at, self.born, node.previous_end)
         start = max(min(start, now), above.start if above else 0.0)  # later than now only if the clock was set back
         node.segment = Segment(node, start, self.busy - node.root.busy, self._max_groups)
+        if node.parent is None:
+            node.segment.mark = self.mark()
         node.stamp_groups(node.begin_ledger(start))
         self.held.pop(node, None)
         self.open[node] = None

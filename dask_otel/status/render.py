@@ -22,6 +22,8 @@ MAX_INLINE_ROWS = 120
 MAX_INLINE_BYTES = 2**19
 #: Pixels of a document: of its heading, of a row, of a line of text below one, and the most.
 _TOP, _ROW, _LINE, _MAX_HEIGHT = 130, 28, 21, 700
+#: Characters of a text on one line, about.
+_ON_A_LINE = 110
 
 _TEMPLATES = Loader(str(Path(__file__).parent))
 
@@ -103,6 +105,10 @@ def _height(drawn: Waterfall) -> int:
             attributes = row.is_open and row.kind != "more"
             height += _ROW + (_LINE if row.error else 0) + (_ROW if attributes else 0)
             closed_at = len(drawn.rows) if row.is_open else row.depth
+    for each in drawn.reasons:
+        lines = [bool(each.verdict), len(each.verdict) > 1, bool(each.hints), 2 * bool(each.path)]
+        lines.append(sum(len(piece) for piece, _ in each.text) // _ON_A_LINE)
+        height += 7 * _LINE + _ROW * sum(lines) + (3 * _LINE + _LINE * len(each.parts) // 3 if each.parts else 0)
     height += 3 * _LINE * len(drawn.errors[:1]) + 2 * _LINE * len(drawn.errors[:MAX_ERRORS])
     height += _LINE * len(drawn.errors[MAX_ERRORS : MAX_ERRORS + 1])
     return min(height, _MAX_HEIGHT)

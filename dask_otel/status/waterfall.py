@@ -13,6 +13,7 @@ from time import sleep
 from typing import Any
 
 from .. import schema
+from .reasons import Reasons, reasons
 from .texts import duration, number_of, ticks
 
 __all__ = ["FailedLike", "Row", "Waterfall", "waterfall"]
@@ -123,6 +124,8 @@ class Waterfall:
     more_errors: int
     #: Round times: where each is, in percent of the bars' width, and its text.
     ticks: list[tuple[float, str]]
+    #: Why it took long, as far as that is known.
+    reasons: list[Reasons]
 
     def parts(self) -> Iterator[list[Row]]:
         """Yield some rows at a time, and rest in between: the event loop must not wait for the interpreter lock."""
@@ -163,7 +166,7 @@ def waterfall(spans: Sequence[Mapping[str, Any]], show: str = "", until: float =
     for row, following in zip(ordered, [*ordered[1:], ordered[0]], strict=True):
         row.closes = max(0, row.depth - following.depth)
     _open(ordered, roots, [each.row for each in errors], show)
-    return Waterfall(ordered, errors, more_errors, ticks(whole))
+    return Waterfall(ordered, errors, more_errors, ticks(whole), reasons(spans))
 
 
 def _errors(rows: Iterable[Row]) -> tuple[list[FailedLike], int]:

@@ -429,3 +429,17 @@ def test_what_is_wrong_with_a_live_cluster_is_said_and_is_the_exit_code(doctor, 
             code, out = doctor("--scheduler", cluster.scheduler_address)
     assert code == 1
     assert line in out
+
+
+def test_a_folder_of_traces(doctor, tmp_path):
+    variables = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}
+    with dask.config.set({"otel.traces.folder": str(tmp_path / "traces")}):
+        code, out = doctor(**variables)
+        assert (code, list((tmp_path / "traces").iterdir())) == (0, [])
+        assert f"✓ otel.traces.folder, {tmp_path / 'traces'}: traces can be kept there" in out
+        (tmp_path / "traces").rmdir()
+        (tmp_path / "traces").touch()
+        code, out = doctor()
+    assert code == 1
+    assert f"✗ otel.traces.folder, {tmp_path / 'traces'}: Traces cannot be kept there: it has to be a folder" in out
+    assert "reported: File exists" in out

@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 import threading
+import time
 import warnings
 
 import dask
@@ -300,6 +301,27 @@ def test_a_scheduler_with_it_beside_another_preload(ask, tmp_path):
     with cluster(tmp_path, env={"OTEL_TRACES_EXPORTER": "none"}, options=options, workers=0) as processes:
         _, out = ask(processes.address)
     assert "✓ is on" in out
+
+
+def test_a_folder_of_traces_that_cannot_be_used(ask, tmp_path, monkeypatch):
+    clear_variables(monkeypatch)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    (tmp_path / "traces").touch()
+    settings = {"distributed.scheduler.preload": ["dask_otel"], "otel.traces.folder": str(tmp_path / "traces")}
+    settings |= {"otel.traces.idle-timeout": "0s", "otel.sweep-interval": "10ms"}
+    with dask.config.set(settings), LocalCluster(**LOCAL | {"n_workers": 1}) as cluster, Client(cluster) as client:
+        bridge = cluster.scheduler.plugins["dask-otel"]
+        assert client.submit(sum, [1, 2]).result() == 3
+        (worker,) = cluster.workers.values()
+        assert not any("otel" in name for name in worker.plugins)  # spans of tasks would have no parents in a backend
+        while not bridge.sink.status()["exporters"][0]["dropped"]:
+            time.sleep(0.01)
+        code, out = ask(cluster.scheduler_address)
+    assert code == 1
+    place = f"exporter folder, {tmp_path / 'traces'}"
+    assert any(line.startswith(f"✗ {place}: Traces cannot be kept there: it has to be a folder") for line in out), out
+    assert "  reported: File exists" in "\n".join(out)
+    assert any("spans dropped: refused" in line for line in out)
 
 
 @pytest.mark.slow

@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.measured import histogram, nonzero, size, value, values
+from support.records import VERDICT, WATERFALL
 
+from dask_otel.diagnosis.parts import PARTS, Waterfall
+from dask_otel.diagnosis.verdict import Finding, Verdict
 from dask_otel.metrics.recorder import Recorder
 from dask_otel.metrics.series import OTHER, MetricSettings
 from dask_otel.metrics.snapshot import Cluster, ExporterCounts, HistogramPoint, Snapshot
 from dask_otel.schema import ATTRIBUTES, MAX_PREFIXES, MAX_SERIES, METRICS, TASK_DURATION, UNUSED_AFTER, Kind
 from dask_otel.spantree.counts import OUTCOMES, Intervals
 from dask_otel.spantree.events import Change, SpanInfo
-from dask_otel.spantree.records import RootRun
+from dask_otel.spantree.records import RootReasons, RootRun
 
 SECONDS = (0.0005, 0.001, 0.003, 0.7, 5000.0, 100_000.0)
 RESULTS = ("success", "error", "lost", "cancelled", "interrupted")
@@ -65,6 +68,9 @@ class Driven:
         span = SpanInfo(name, (name,), None, self.now)
         self.recorder.root_ended(RootRun(span, self.now, self.now + seconds, result, 1, 2), {2} if shown else ())
         self.sums["root", result] += 1
+
+    def explained(self, name):
+        self.recorder.root_explained(RootReasons(SpanInfo(name, (name,), None, self.now), WATERFALL, VERDICT))
 
     def activity(self, context, prefix, name, unit, amount):
         key = (context, prefix, name, unit)
@@ -135,6 +141,7 @@ def test_hostile():
             driven.activity(f"p2p.{name}", None, f"a{name}", "bytes", 3)
             driven.activity("execute", f"p{name}", f"a{name}", "seconds", 0.5)
             driven.recorder.busy(f"r{name}", 1.0)
+            driven.explained(f"r{name}")
         driven.recorder.open_roots({f"r{n}": 1 for n in range(2000)})
         exporter = [ExporterCounts(f"e{n}", 1, 2, 3, {f"d{n}": 1}, {f"f{n}": 1}) for n in range(300)]
         driven.recorder.bridge(exporter, {f"w{n}": n for n in range(300)})
@@ -143,7 +150,31 @@ def test_hostile():
     assert size(snapshot) > 0.9 * MAX_SERIES
     assert sum(values(snapshot, "dask.span.active").values()) == 2000
     assert sum(values(snapshot, "dask.span.thread_time").values()) == 3000
+    by_part = Counter()
+    for (_, part), seconds in values(snapshot, "dask.waterfall.time").items():
+        by_part[part] += seconds
+    assert by_part == dict.fromkeys(set(PARTS) - {"unaccounted"}, 1500.0)
+    assert sum(values(snapshot, "dask.verdicts").values()) == 3000
     assert sum(values(snapshot, "dask_otel.errors").values()) == sum(range(300))
+
+
+def test_why_roots_were_slow():
+    driven = Driven()
+    driven.explained("a")
+    driven.explained("a")
+    waterfall, late = (
+        Waterfall({"cpu": 3.0, "unaccounted": -1.0}, 1.0, 2.0),
+        Finding("late_workers", "starting", 3, 2.5, "", ""),
+    )
+    span = SpanInfo("b", ("b", "inside"), None, driven.now)
+    for reasons in ((waterfall, Verdict((late,))), (waterfall, Verdict(withheld="unknown")), (None, None)):
+        driven.recorder.root_explained(RootReasons(span, *reasons))
+    snapshot = driven.snapshot()
+    assert values(snapshot, "dask.waterfall.time") == {
+        ("b", "cpu"): 6.0, **{("a", part): 1.0 for part in PARTS if part != "unaccounted"},
+    }  # fmt: skip
+    assert values(snapshot, "dask.verdicts") == {("a", "skew"): 2, ("b", "late_workers"): 1}
+    assert values(snapshot, "dask.verdict.time") == {("a", "skew"): 2.5, ("b", "late_workers"): 2.5}
 
 
 def test_each_alone_is_bounded():

@@ -48,6 +48,9 @@ def test_what_was_not_measured_is_absent():
             truncated_tasks=0,
             truncated_phases=0,
             submitters={},
+            waterfall=None,
+            critical=None,
+            verdict=None,
         )
     )
     assert set(found) == {

@@ -1,13 +1,17 @@
-"""Requests are byte for byte what OpenTelemetry's own encoder makes of the SDK's spans."""
+"""Requests are byte for byte what OpenTelemetry's own encoder makes of the SDK's spans; lines of JSON say the same."""
 
 from __future__ import annotations
 
+import json
+from base64 import b64encode
 from types import MappingProxyType
 
 import pytest
+from google.protobuf.json_format import ParseDict
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -16,6 +20,7 @@ from support.large import large_trace
 from support.records import CALLER, INFO, group, pending, phase, root_segment, segment, task
 
 from dask_otel.otlp.encoding import SpanEncoder
+from dask_otel.otlp.folder import JsonEncoder
 from dask_otel.otlp.sampling import Decided
 from dask_otel.otlp.spans import SpanFactory
 from dask_otel.spantree.events import TaskError
@@ -36,12 +41,34 @@ def check(records, limits=None, decided=None):
     """Compare requests of whole spans and of bare ones."""
     options = {"decided": lambda record: decided} if decided else {}
     factory = SpanFactory(RESOURCE, SCOPE, limits or SpanLimits(), **options)
-    encoder = SpanEncoder(factory)
-    for ours, theirs in ((encoder.span, factory.span), (encoder.bare, factory.bare)):
-        request = encoder.request(map(ours, records))
-        expected = encode_spans(list(map(theirs, records)))
+    encoder, lines = SpanEncoder(factory), JsonEncoder(factory)
+    for name in ("span", "bare"):
+        request = encoder.request(map(getattr(encoder, name), records))
+        expected = encode_spans(list(map(getattr(factory, name), records)))
         assert request == expected
+        assert of_line(lines.request(map(getattr(lines, name), records))) == expected
         assert request.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
+
+
+def of_line(line):
+    """Read a line as protobuf does, which has base64 in the place of OTLP's hexadecimal ids."""
+    assert line.startswith(b'{"resourceSpans"')
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+
+    def with_base64(holder):
+        for name, value in holder.items():
+            if name in ("traceId", "spanId", "parentSpanId"):
+                assert value == value.lower()
+                holder[name] = b64encode(bytes.fromhex(value)).decode()
+
+        return holder
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    document = json.loads(line, object_hook=with_base64, parse_constant=refuse)
+    return ParseDict(document, ExportTraceServiceRequest())
 
 
 def test_each_kind():
@@ -65,6 +92,7 @@ def test_limits(limit):
 
 def test_what_a_sampler_adds():
     values = {"a": (1, 2), "c": 1.5, "d": True, "f": ["x", "y"], "i": 2**70, "j": (1.5, 2.5), "k": (True, False)}
+    values |= {"nan": float("inf")}
     check(RECORDS, decided=Decided(True, MappingProxyType(values), TraceState([("vendor", "1"), ("other", "2")])))
 
 

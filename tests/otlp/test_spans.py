@@ -21,6 +21,8 @@ from opentelemetry.trace import (
 )
 from support.records import CALLER, INFO, group, pending, phase, root_segment, segment, task
 
+from dask_otel.diagnosis.parts import GAPS, PARTS, CriticalPath, GroupKey, OnPath, Step, Waterfall
+from dask_otel.diagnosis.verdict import Verdict
 from dask_otel.otlp.spans import SpanFactory, attributes, error_description, exception_event
 
 RESOURCE = Resource({"service.name": "test"})
@@ -85,6 +87,71 @@ def test_is_what_a_tracer_would_have_made(record):
     theirs = made_by_a_tracer(record, limits)
     assert encode_spans([ours]) == encode_spans([theirs])
     assert ours.to_json() == theirs.to_json()
+
+
+def reasons(record):
+    return {
+        name: value
+        for name, value in attributes(record).items()
+        if name.startswith(("dask.waterfall", "dask.critical", "dask.verdict"))
+    }
+
+
+def test_why_a_root_was_slow():
+    assert reasons(segment()) == {
+        "dask.verdict": ["skew", "gil"],
+        "dask.verdict.text": "One of 8 tasks of Alice's workflow / data load / inc took 3 s, the others 0.2 s. "
+        "Divide the data into smaller partitions.",
+        "dask.verdict.at_most": 1.25,
+        "dask.verdict.seconds": 1.5,
+        "dask.verdict.hints": ["unused_memory"],
+        "dask.verdict.withheld": "fine metrics are missing",
+        "dask.waterfall.threads": 2.0,
+        **{f"dask.waterfall.{part}.seconds": 0.5 for part in PARTS},
+        "dask.waterfall.unaccounted.seconds": -0.5,
+        "dask.critical.seconds": 1.875,
+        "dask.critical.data.seconds": 1.5,
+        "dask.critical.thread.seconds": 0.375,
+        **{f"dask.critical.gap.{cause}.seconds": 0.125 for cause in GAPS},
+        "dask.critical.steps": ["Alice's workflow / data load / inc", "load-123"],
+        "dask.critical.steps.seconds": [1.25, 0.5],
+    }
+    assert reasons(group()) == {
+        "dask.critical.seconds": 1.25, "dask.critical.data.seconds": 1.0, "dask.critical.thread.seconds": 0.25,
+    }  # fmt: skip
+
+
+def test_what_is_not_known_of_a_verdict_is_absent():
+    healthy = {"verdict": Verdict(), "waterfall": Waterfall({"cpu": 3.0}, 1.0, 3.0), "critical": CriticalPath(0, 0)}
+    assert reasons(segment(**healthy)) == {
+        "dask.waterfall.threads": 1.0, "dask.waterfall.cpu.seconds": 3.0, "dask.critical.seconds": 0.0,
+    }  # fmt: skip
+    assert reasons(segment(waterfall=None, critical=None, verdict=None)) == reasons(group(critical=None)) == {}
+    assert reasons(group(critical=OnPath())) == {"dask.critical.seconds": 0.0}
+
+
+def test_the_steps_of_a_path_and_their_seconds_stay_together():
+    """A list of texts has a limit in bytes, beyond which items are left out."""
+    keys = [GroupKey("id", f"group-{number}") for number in range(20)]
+    path = CriticalPath(
+        0.0,
+        300.0,
+        groups={key: OnPath(data=float(number)) for number, key in enumerate(keys)},
+        titles={key: Step(("ä" * 200, "x" * 200), key.name) for key in keys},
+    )
+    sent = SpanFactory(RESOURCE, SCOPE, SpanLimits()).span(segment(critical=path)).attributes
+    assert [step[-8:] for step in sent["dask.critical.steps"]] == [f"group-{number}" for number in range(19, 9, -1)]
+    assert sent["dask.critical.steps.seconds"] == tuple(map(float, range(19, 9, -1)))
+
+
+def test_beyond_the_limit_only_fine_metrics_are_missing():
+    """The limit is 128, and a segment may have 32 activities in each of several units."""
+    many = {("execute", "inc", f"activity-{n}", unit): 1 for n in range(32) for unit in ("seconds", "bytes")}
+    record = root_segment(metrics=many)
+    sent = SpanFactory(RESOURCE, SCOPE, SpanLimits()).span(record)
+    missing = attributes(record).keys() - sent.attributes.keys()
+    assert 0 < len(missing) == sent.dropped_attributes < len(many)
+    assert all(name.startswith("dask.execute.") for name in missing)
 
 
 def test_limits_keep_the_first_and_count_the_rest():

@@ -10,7 +10,7 @@ import dask
 import pytest
 from distributed import Worker, span
 from distributed.utils_test import captured_logger, gen_cluster, inc, slowinc
-from support.clusters import close
+from support.clusters import busy_seconds, close
 from support.memory import MemoryPlugin
 from support.misbehaving import Misbehaving
 from support.processes import cluster
@@ -62,7 +62,7 @@ def root_of(plugin):
 def check_complete(scheduler, root_id, attributes):
     """All that Dask itself has of the span."""
     metrics = scheduler.extensions["spans"].spans[root_id].cumulative_worker_metrics
-    seconds = sum(v for k, v in metrics.items() if k[0] == "execute" and k[-1] == "seconds" and "idle" not in k[2])
+    seconds = busy_seconds(metrics)
     assert attributes["dask.thread_time.busy"] == pytest.approx(seconds)
     assert seconds >= 8 * 0.02
     assert attributes["dask.metrics.complete"] is True

@@ -21,10 +21,13 @@ from distributed.utils_test import gen_cluster, gen_test, inc
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, TraceIdRatioBased
 from support.callers import anchored, inside
-from support.clusters import finished, until
+from support.clusters import busy_seconds, finished, until
 from support.measured import MeasuredPlugin, all_told, bounds, check_series, histogram, measured, nonzero, value, values
 from support.memory import MemoryPlugin
 from support.trees import is_top
+
+from dask_otel.diagnosis.parts import OVERHEAD_ACTIVITIES
+from dask_otel.schema import WATERFALL
 
 SPANS = {"client": True, "nthreads": [("127.0.0.1", 2)]}
 
@@ -40,11 +43,6 @@ def fail_otherwise(x):
 def slow(seconds):
     time.sleep(seconds)
     return seconds
-
-
-def busy_seconds(metrics):
-    """Busy thread-seconds among Dask's metrics, without what it derives."""
-    return sum(v for k, v in metrics.items() if k[0] == "execute" and k[-1] == "seconds" and k[2] != IDLE)
 
 
 IDLE = "idle or other spans"
@@ -105,7 +103,9 @@ def check_thread_time(snapshot, scheduler):
     assert nonzero(found) == pytest.approx(nonzero(busy))
     merged = Span.merge(*roots)
     idle = merged.cumulative_worker_metrics["execute", "N/A", IDLE, "seconds"]
-    assert sum(found.values()) + idle == pytest.approx(merged.active_cpu_seconds, abs=0.01)
+    total = merged.cumulative_worker_metrics
+    overhead = sum(v for k, v in total.items() if k[0] == "execute" and k[2] in OVERHEAD_ACTIVITIES)
+    assert sum(found.values()) + overhead + idle == pytest.approx(merged.active_cpu_seconds, abs=0.01)
     assert sum(found.values()) <= value(snapshot, "dask.scheduler.thread_time")
 
 
@@ -393,6 +393,23 @@ def check_root_runs(plugin, spans):
     for labels, seconds in runs.items():
         assert list(found[labels].counts) == histogram(seconds, bounds(plugin.last, "dask.span.duration"))
         assert found[labels].sum == pytest.approx(sum(seconds), abs=1e-5)
+    check_reasons(plugin.last, spans)
+
+
+def check_reasons(snapshot, spans):
+    """Why roots were slow: the metrics sum up what their segments say."""
+    parts, counts, seconds = Counter(), Counter(), Counter()
+    for each in spans:
+        root = each.attributes["dask.span.root"]
+        for part, name in WATERFALL.items():
+            parts[root, part] += max(0.0, each.attributes.get(name, 0.0))
+        if "dask.verdict" in each.attributes:
+            counts[root, each.attributes["dask.verdict"][0]] += 1
+            seconds[root, each.attributes["dask.verdict"][0]] += each.attributes["dask.verdict.at_most"]
+    assert nonzero(parts)
+    assert values(snapshot, "dask.waterfall.time") == pytest.approx(nonzero(parts))
+    assert values(snapshot, "dask.verdicts") == nonzero(counts)
+    assert values(snapshot, "dask.verdict.time") == pytest.approx(nonzero(seconds))
 
 
 def exemplars(plugin, name):

@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 from distributed import Worker, span
 from distributed.utils_test import gen_cluster, inc, slowinc
-from support.clusters import finished
+from support.clusters import busy_seconds, finished
 from support.memory import MemoryPlugin
 
 from dask_otel import schema
@@ -41,9 +41,7 @@ async def test_a_heartbeat_that_arrives_during_a_sweep_counts_together_with_its_
     assert not beats
     (root,) = [each for each in await finished(plugin) if not each.parent_id]
     metrics = scheduler.extensions["spans"].spans[root_id].cumulative_worker_metrics
-    executed = {key[2:]: value for key, value in metrics.items() if key[0] == "execute"}
-    del executed["idle or other spans", "seconds"]  # derived by Dask
-    busy = sum(value for (_, unit), value in executed.items() if unit == "seconds")
+    busy = busy_seconds(metrics)
     assert busy > 0
     assert root.attributes["dask.thread_time.busy"] == pytest.approx(busy)
     assert root.attributes["dask.metrics.complete"]

@@ -8,7 +8,7 @@ import dask
 import pytest
 from distributed import Client, Event, Nanny, Worker, span, wait
 from distributed.utils_test import gen_cluster, inc, slowinc
-from support.clusters import bridged, close, trace_of
+from support.clusters import bridged, busy_seconds, close, trace_of
 from support.memory import MemoryPlugin
 from support.trees import tree
 
@@ -309,7 +309,7 @@ async def test_thread_time_of_others(plugin, client, scheduler, *workers):
     guest_root = (await trace_of(plugin, guest_id))[-1].attributes
     for span_id, root, seconds in ((hog_id, hog_root, 12 * 0.3), (guest_id, guest_root, 6 * 0.3)):
         metrics = scheduler.extensions["spans"].spans[span_id].cumulative_worker_metrics
-        theirs = sum(v for k, v in metrics.items() if k[0] == "execute" and k[-1] == "seconds" and "idle" not in k[2])
+        theirs = busy_seconds(metrics)
         assert root["dask.thread_time.busy"] == pytest.approx(theirs)
         assert theirs > 0.95 * seconds
     assert 0 < guest_root["dask.thread_time.others"] <= hog_root["dask.thread_time.busy"] + 0.1

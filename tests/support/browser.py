@@ -127,6 +127,8 @@ async def browser(folder):
         await page.call("Browser.close", session=False)
         await process.wait()
         await rest
+        while await socket.read_message() is not None:  # at its end, the connection is closed
+            pass
     finally:
         if socket:
             socket.close()

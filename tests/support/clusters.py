@@ -12,6 +12,7 @@ from distributed import Worker
 from distributed.utils_test import gen_cluster
 
 import dask_otel
+from dask_otel.diagnosis.parts import OVERHEAD_ACTIVITIES
 from support.memory import MemoryPlugin
 from support.task_groups import check_groups, check_spans
 from support.trees import check_shape, check_sums, forest
@@ -100,3 +101,9 @@ async def whole(plugin, scheduler, *attributes):
 async def trace_of(plugin, root_id):
     """Return a trace once its root is there; it comes last. Waiting in a thread leaves the loop to the cluster."""
     return await asyncio.to_thread(plugin.exporter.wait_for_trace, dask_otel.trace_id(root_id))
+
+
+def busy_seconds(metrics):
+    """Thread-seconds that tasks used, of Dask's fine metrics: without overhead, and without what Dask derives."""
+    left_out = (*OVERHEAD_ACTIVITIES, "idle or other spans")
+    return sum(v for k, v in metrics.items() if k[0] == "execute" and k[-1] == "seconds" and k[2] not in left_out)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dask_otel.diagnosis.parts import GAPS, PARTS, CriticalPath, GroupKey, OnPath, Step, Waterfall
+from dask_otel.diagnosis.verdict import Finding, Verdict
 from dask_otel.identity import Caller
 from dask_otel.spantree.counts import OUTCOMES, FirstError, Tally
 from dask_otel.spantree.events import Phase, SpanInfo, TaskError, TaskRun
@@ -32,6 +34,38 @@ def full_tally() -> Tally:
     tally.error = FirstError("ValueError", "boom")
     tally.hull(101.0, 102.0)
     return tally
+
+
+#: Why a root was slow: with all parts, and all gaps; the group without a title is not one of those that were known.
+WATERFALL = Waterfall(dict.fromkeys(PARTS, 0.5) | {"unaccounted": -0.5}, threads=2.0, seconds=4.25)
+CRITICAL_PATH = CriticalPath(
+    100.0,
+    103.0,
+    groups={
+        GroupKey("dask-id", "inc-123"): OnPath(data=1.0, thread=0.25),
+        GroupKey("dask-id", "load-123"): OnPath(data=0.5),
+        GroupKey("dask-id", "none-123"): OnPath(),
+    },
+    gaps=dict.fromkeys(GAPS, 0.125),
+    other_groups=OnPath(thread=0.125),
+    titles={GroupKey("dask-id", "inc-123"): Step(("Alice's workflow", "data load"), "inc")},
+)
+VERDICT = Verdict(
+    (
+        Finding(
+            id="skew",
+            part="tail",
+            seconds=1.5,
+            at_most=1.25,
+            evidence="One of 8 tasks of {0} took 3 s, the others 0.2 s.",
+            remedy="Divide the data into smaller partitions.",
+            steps=(Step(("Alice's workflow", "data load"), "inc"),),
+        ),
+        Finding("gil", "noncpu", 0.5, 0.5, "Threads {waited} for the interpreter lock.", "Use processes."),
+    ),
+    hints=("unused_memory",),
+    withheld="fine metrics are missing",
+)
 
 
 def segment(**changes: Any) -> SegmentRecord:
@@ -73,6 +107,9 @@ def segment(**changes: Any) -> SegmentRecord:
         "truncated_tasks": 4,
         "truncated_phases": 5,
         "submitters": {"service": ("alice-notebook",), "user": ("alice",), "host": ("alice-laptop",)},
+        "waterfall": WATERFALL,
+        "critical": CRITICAL_PATH,
+        "verdict": VERDICT,
     }
     return SegmentRecord(**(values | changes))
 
@@ -103,6 +140,7 @@ def group(**changes: Any) -> GroupRecord:
         "metrics": {("execute", "inc", "thread-cpu", "seconds"): 1.5},
         "folded": 0,
         "truncated_tasks": 1,
+        "critical": OnPath(data=1.0, thread=0.25),
     }
     return GroupRecord(**(values | changes))
 

@@ -122,6 +122,10 @@ class ScriptedScheduler:
         Called with the scheduler before anything happens.
     """
 
+    config: Mapping[str, Any] = CONFIG
+    #: Whether Dask checks itself.
+    validate = True
+
     def __init__(self, workers: int = 3, *, saturation: Any = 1.1, install: Callable[[Scheduler], Any] | None = None):
         self._initial_workers = workers
         self._saturation = saturation
@@ -137,10 +141,10 @@ class ScriptedScheduler:
     async def __aenter__(self) -> ScriptedScheduler:
         self._stack = AsyncExitStack()
         self._stack.enter_context(
-            dask.config.set(CONFIG | {"distributed.scheduler.worker-saturation": self._saturation})
+            dask.config.set({**self.config, "distributed.scheduler.worker-saturation": self._saturation})
         )
         self._stack.enter_context(mock.patch("distributed.scheduler.time", self._time))
-        scheduler = Scheduler(protocol="inproc", dashboard=False, dashboard_address=":0", validate=True)
+        scheduler = Scheduler(protocol="inproc", dashboard=False, dashboard_address=":0", validate=self.validate)
         self.scheduler = await self._stack.enter_async_context(scheduler)
         for callback in scheduler.periodic_callbacks.values():
             callback.stop()
@@ -277,9 +281,13 @@ class ScriptedScheduler:
         scheduler.total_nthreads_history.append((self._now, scheduler.total_nthreads))
         scheduler.check_idle_saturated(worker)
         scheduler.stream_comms[address] = _Connection()
+        self.has_joined(address)
         stimulus = f"add-worker-{self._now}"
         scheduler.transitions(scheduler.bulk_schedule_unrunnable_after_adding_worker(worker), stimulus)
         scheduler.stimulus_queue_slots_maybe_opened(stimulus_id=stimulus)
+
+    def has_joined(self, address: str) -> None:
+        """Called where Dask calls plugins."""
 
     async def leave(self, choice: float) -> None:
         """A worker is lost."""

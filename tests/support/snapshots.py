@@ -12,7 +12,8 @@ from dask_otel import schema
 from dask_otel.metrics.recorder import Recorder
 from dask_otel.metrics.snapshot import Cluster, ExporterCounts, Snapshot
 from dask_otel.spantree.events import Change, SpanInfo
-from dask_otel.spantree.records import RootRun
+from dask_otel.spantree.records import RootReasons, RootRun
+from support.records import VERDICT, WATERFALL
 
 CLUSTER = Cluster(
     tasks={"processing": 3, "memory": 0},
@@ -36,6 +37,7 @@ def everything(recorder: Recorder, *, prefix: str = "inc", root: str = "etl", er
     run = RootRun(SpanInfo("id", (root,), None, 0.0), 10.0, 14.0, "success", 1, 2)
     recorder.root_ended(run, {2})
     recorder.busy(root, 2.5)
+    recorder.root_explained(RootReasons(run.span, WATERFALL, VERDICT))
     recorder.open_roots({root: 1})
     recorder.count(schema.GRAPH_UPDATES, "OK", 1)
     recorder.count(schema.WORKER_ADDED, None, 1)
