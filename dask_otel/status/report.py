@@ -250,7 +250,9 @@ class StatusReport:
             top = drawn.drawn.rows[0]
             tasks = f"{top.tasks} {'task' if top.tasks == '1' else 'tasks'}" if top.tasks else ""
             error = schema.shorten(" ".join((top.error or "").split()), 200)
-            text = " · ".join(filter(None, [f"{top.label} took {top.duration}", top.result, tasks, error]))
+            why = next((each for each in drawn.drawn.reasons if each.verdict), None)
+            slow = f"slow because of {why.verdict[0]}, at most {why.at_most}" if why else ""
+            text = " · ".join(filter(None, [f"{top.label} took {top.duration}", top.result, tasks, error, slow]))
         elif progress:
             text = f"{schema.shorten(self._running(progress)['name'], 100)} is not over; "
             text += "here are the spans that have finished" if drawn else "none of its spans has finished yet"

@@ -15,6 +15,7 @@ __all__ = [
     "lines",
     "query",
     "row",
+    "spans",
     "stacked",
     "stat",
     "table",
@@ -180,6 +181,15 @@ def heatmap(title: str, about: str, expression: str, *, width: int = 12) -> Pane
             "yAxis": {"axisPlacement": "left", "unit": "s", "reverse": False},
         },
     }
+
+
+def spans(title: str, about: str, search: str, *, width: int = WIDTH) -> Panel:
+    """Return a table of spans with the attributes that they are searched for or selected by, the latest first."""
+    panel = traces(title, about, search, width=width)
+    panel["targets"][0]["tableType"] = "spans"
+    panel["options"]["sortBy"] = [{"displayName": "Start time", "desc": True}]
+    panel["transformations"] = []
+    return panel
 
 
 def traces(title: str, about: str, search: str, *, width: int = WIDTH) -> Panel:

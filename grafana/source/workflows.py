@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from .cluster import CHOOSE_CLUSTER
-from .panels import Dashboard, bars, choice, heatmap, lines, query, row, stacked, stat, table, text, total, traces
+from .panels import (
+    Dashboard,
+    bars,
+    choice,
+    heatmap,
+    lines,
+    query,
+    row,
+    spans,
+    stacked,
+    stat,
+    table,
+    text,
+    total,
+    traces,
+)
 from .promql import RANGE, STEP, count, latest, or_zero, part_of, per_second, quantile, ratio, select
 
 __all__ = ["workflows"]
@@ -15,12 +30,25 @@ RUNS = f"{DURATION}_count"
 FAILED = 'dask_span_result=~"error|lost"'
 BUSY = "dask_span_thread_time_seconds_total"
 HAD = "dask_scheduler_thread_time_seconds_total"
+WATERFALL = "dask_waterfall_time_seconds_total"
+VERDICTS = "dask_verdicts_total"
+VERDICT_TIME = "dask_verdict_time_seconds_total"
+BY_REASON = "dask_span_root, dask_verdict"
+BY_PART = "dask_span_root, dask_waterfall_part"
 #: Root segments of traces: what nothing but the root's own name leads to.
 SLOW = (
     '{ span.dask.kind = "span" && span.dask.span.path = span.dask.span.root && span.dask.span.root =~ `${root:regex}` '
     "&& (resource.dask.cluster.name =~ `${cluster:regex}` "
     '|| (resource.dask.cluster.name = nil && "" =~ `${cluster:regex}`)) '
     "&& trace:duration > $slower } with (most_recent=true)"
+)
+#: Segments of roots that say what took long.
+SLOW_FOR_A_REASON = (
+    '{ span.dask.kind = "span" && span.dask.verdict.text != nil && span.dask.span.root =~ `${root:regex}` '
+    "&& (resource.dask.cluster.name =~ `${cluster:regex}` "
+    '|| (resource.dask.cluster.name = nil && "" =~ `${cluster:regex}`)) } '
+    "| select(span.dask.span.root, span.dask.verdict, span.dask.verdict.at_most, span.dask.verdict.text) "
+    "with (most_recent=true)"
 )
 
 
@@ -148,6 +176,56 @@ def workflows() -> Dashboard:
             [query(latest(_active(), "dask_span_root"), "{{dask_span_root}}")],
             "short",
             width=24,
+        ),
+        row("Why runs were slow"),
+        bars(
+            "Verdicts",
+            "Runs of root spans that were slow for a reason, by the most costly reason. What the reasons mean, and what "
+            "helps, is in dask-otel's documentation.",
+            [query(count(select(VERDICTS, ROOT), STEP, "dask_verdict"), "{{dask_verdict}}")],
+            "short",
+        ),
+        bars(
+            "Where the time went",
+            "Thread-seconds that the clusters had while these root spans were active, by what they went into: cpu, "
+            "noncpu (tasks that wait), overhead, handed (with a worker, not running yet) … in threads with their tasks; "
+            "others: with tasks of other root spans; the rest: idle threads, and why.",
+            [query(count(select(WATERFALL, ROOT), STEP, "dask_waterfall_part"), "{{dask_waterfall_part}}")],
+            "s",
+        ),
+        table(
+            "Reasons",
+            "In the time range; choose a week to see what to work on. Saved at most: by how much the runs could have "
+            "been shorter, if the reason had not been there.",
+            [
+                ("Saved at most", count(select(VERDICT_TIME, ROOT), RANGE, BY_REASON), "s"),
+                ("Runs", count(select(VERDICTS, ROOT), RANGE, BY_REASON), "short"),
+            ],
+            [("dask_span_root", "Root span"), ("dask_verdict", "Reason")],
+            sort="Saved at most",
+            width=12,
+        ),
+        table(
+            "Parts of the time",
+            "Thread-seconds in the time range that the clusters had while these root spans were active, and their "
+            "share.",
+            [
+                ("Thread time", count(select(WATERFALL, ROOT), RANGE, BY_PART), "s"),
+                (
+                    "Share",
+                    f"{count(select(WATERFALL, ROOT), RANGE, BY_PART)} / on (dask_span_root) group_left () "
+                    f"({count(select(WATERFALL, ROOT), RANGE, 'dask_span_root')} > 0)",
+                    "percentunit",
+                ),
+            ],
+            [("dask_span_root", "Root span"), ("dask_waterfall_part", "Part")],
+            sort="Thread time",
+            width=12,
+        ),
+        spans(
+            "Latest runs with a verdict",
+            "The latest 200 runs that were slow for a reason, with the reason and what helps. The id opens the trace.",
+            SLOW_FOR_A_REASON,
         ),
         row("Traces"),
         traces(

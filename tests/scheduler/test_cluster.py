@@ -27,6 +27,7 @@ from support.memory import MemoryPlugin
 from support.trees import is_top
 
 from dask_otel.diagnosis.parts import OVERHEAD_ACTIVITIES
+from dask_otel.schema import WATERFALL
 
 SPANS = {"client": True, "nthreads": [("127.0.0.1", 2)]}
 
@@ -392,6 +393,23 @@ def check_root_runs(plugin, spans):
     for labels, seconds in runs.items():
         assert list(found[labels].counts) == histogram(seconds, bounds(plugin.last, "dask.span.duration"))
         assert found[labels].sum == pytest.approx(sum(seconds), abs=1e-5)
+    check_reasons(plugin.last, spans)
+
+
+def check_reasons(snapshot, spans):
+    """Why roots were slow: the metrics sum up what their segments say."""
+    parts, counts, seconds = Counter(), Counter(), Counter()
+    for each in spans:
+        root = each.attributes["dask.span.root"]
+        for part, name in WATERFALL.items():
+            parts[root, part] += max(0.0, each.attributes.get(name, 0.0))
+        if "dask.verdict" in each.attributes:
+            counts[root, each.attributes["dask.verdict"][0]] += 1
+            seconds[root, each.attributes["dask.verdict"][0]] += each.attributes["dask.verdict.at_most"]
+    assert nonzero(parts)
+    assert values(snapshot, "dask.waterfall.time") == pytest.approx(nonzero(parts))
+    assert values(snapshot, "dask.verdicts") == nonzero(counts)
+    assert values(snapshot, "dask.verdict.time") == pytest.approx(nonzero(seconds))
 
 
 def exemplars(plugin, name):

@@ -111,6 +111,55 @@ def test_who_submitted_and_what_failed(receiver):
     with_page(test)
 
 
+def _sleep(seconds):
+    from time import sleep
+
+    sleep(seconds)
+
+
+@pytest.mark.slow  # shorter runs have no verdict
+@pytest.mark.parametrize("hides", [False, True])
+def test_why_a_run_was_slow(receiver, hides):
+    async def test(plugin, client, scheduler):
+        async with Worker(scheduler.address, nthreads=6):
+            with span("planted") as root:
+                # One task takes most of the time: the other threads have nothing to do.
+                await wait(client.map(_sleep, [0.02] * 9 + [2.0], key="planted-key", pure=False))
+            await status(scheduler, finished(1))
+        (run,) = (await status(scheduler, finished(1)))["finished"]
+        assert run["verdict"][0] == "skew"
+        assert sum(run["waterfall"].values()) == pytest.approx(run["duration"], abs=0.01)
+        assert 1.0 < run["waterfall"]["tail"] < 2.0
+        assert 1.0 < run["at_most"] < 2.0
+        assert run["verdict_withheld"] == ""
+        page = (await get(scheduler, "/otel/")).body.decode()
+        assert re.search(r'data-label="why so long">skew<br><span class="dim">at most [\d.]+ m?s<', page)
+        shown = unescape((await get(scheduler, f"/otel/{run['run']}")).body.decode())
+        assert run["verdict_text"].split(": https:")[0] in shown
+        assert '<a href="https://docs.dask.org/' in shown
+        assert "the last tasks" in shown
+        view = await dask_otel.show_trace(root, client=client)
+        assert re.search(r"· slow because of skew, at most [\d.]+ m?s$", view.text)
+        assert ("planted / planted-key" in run["verdict_text"]) != hides
+        assert ("planted" in json.dumps(run) + page + shown + view.text + view.document) != hides
+
+    with_page(test, **{"otel.capture.preset": "strict" if hides else "all"})
+
+
+def test_without_verdicts(receiver):
+    async def test(plugin, client, scheduler):
+        with span("root"):
+            await client.submit(sum, [1, 2], key="sum")
+        (run,) = (await status(scheduler, finished(1)))["finished"]
+        assert [run[name] for name in ("verdict", "waterfall", "at_most")] == [None, None, None]
+        assert "why so long" not in (await get(scheduler, "/otel/")).body.decode()
+        page = (await get(scheduler, f"/otel/{run['run']}")).body.decode()
+        assert not re.search(r"Why it took|dask\.(waterfall|critical|verdict)", page)
+        assert "dask.thread_time.available" in page
+
+    with_page(test, **{"otel.verdicts": False})
+
+
 @pytest.mark.parametrize(("threshold", "is_long"), [("0s", True), ("1h", False)])
 def test_a_graph_that_takes_long(monkeypatch, threshold, is_long):
     """With the setting of the scheduler, over the wire and on the page of the run."""
