@@ -27,7 +27,7 @@ from dask_otel.schema import (
     Attribute,
 )
 
-PAGES = [Path(__file__).with_name(name) for name in ("attributes.md", "metrics.md")]
+PAGES = [Path(__file__).with_name(name) for name in ("attributes.md", "metrics.md", "verdicts.md")]
 
 
 def attributes(condition: Callable[[Attribute], bool]) -> str:
@@ -111,8 +111,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "segment": lambda: attributes(lambda each: SEGMENT in each.on and GROUP not in each.on and not _is_reason(each)),
     "group span": lambda: attributes(lambda each: GROUP in each.on and SEGMENT not in each.on),
     "why it was slow": lambda: attributes(lambda each: _is_reason(each) and SEGMENT in each.on),
-    "verdicts": _verdicts,
-    "hints": _hints,
     "task span": lambda: attributes(lambda each: TASK in each.on and not _is_on_every(each)),
     "phase": lambda: attributes(lambda each: PHASE in each.on and not _is_on_every(each)),
     "pending span": lambda: attributes(lambda each: PENDING in each.on and not _is_on_every(each)),
@@ -121,6 +119,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "client phase": lambda: attributes(lambda each: CLIENT_PHASE in each.on),
     "caller span": lambda: attributes(lambda each: CALLER in each.on and SEGMENT not in each.on),
     "metrics": _metrics,
+    "verdicts": _verdicts,
+    "hints": _hints,
 }
 
 

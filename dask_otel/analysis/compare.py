@@ -1,9 +1,9 @@
 """Two runs compared, or several of each: what got slower, by which part of the waterfall and by which step.
 
 Steps are aligned by span path below the root and prefix, because ids and keys differ between runs. With several runs a
-side, each number is the median of its side. The differences of all parts, and those of all that is on the critical
-path, sum to the whole difference together with ``rest``, which is what they do not explain: medians need not add up,
-and traces can lack a part.
+side, each number is the mean of the runs in the middle: those that took neither longest nor shortest. So one run that
+took very long counts for nothing, and yet numbers add up: the differences of all parts, and those of all that is on the
+critical path, sum to the whole difference together with ``rest``, which is 0 but where traces lack parts or paths.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median
+from statistics import fmean
 
 from ..schema import WATERFALL
 from .noise import chance, is_noise
@@ -22,20 +22,20 @@ __all__ = ["Change", "Comparison", "Explained", "StepChange", "compare"]
 
 @dataclass(frozen=True)
 class Change:
-    """A number in the runs of both sides, at least one of each."""
+    """A number in the runs of both sides, at least one of each, those that took longest last."""
 
     before: tuple[float, ...]
     after: tuple[float, ...]
 
     @cached_property
     def old(self) -> float:
-        """Median of the old runs."""
-        return median(self.before)
+        """Mean of the old runs in the middle."""
+        return _middle(self.before)
 
     @cached_property
     def new(self) -> float:
-        """Median of the new runs."""
-        return median(self.after)
+        """Mean of the new runs in the middle."""
+        return _middle(self.after)
 
     @property
     def difference(self) -> float:
@@ -48,14 +48,29 @@ class Change:
         return self.difference / self.old if self.old else None
 
     @cached_property
-    def is_noise(self) -> bool | None:
-        """Whether the difference can be chance; None if there is one run a side."""
-        return is_noise(self.before, self.after)
-
-    @cached_property
     def chance(self) -> float | None:
         """How likely such a difference is by chance; None if there is one run a side."""
-        return None if len(self.before) == len(self.after) == 1 else chance(self.before, self.after)
+        if len(self.before) == len(self.after) == 1:
+            return None
+        return chance(*self._in_order) if self.difference else 1.0
+
+    @cached_property
+    def is_noise(self) -> bool | None:
+        """Whether the difference can be chance; None if there is one run a side."""
+        if self.chance is None:
+            return None
+        return not self.difference or is_noise(*self._in_order)
+
+    @property
+    def _in_order(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The side with the smaller numbers, and the other one."""
+        return (self.before, self.after) if self.difference > 0 else (self.after, self.before)
+
+
+def _middle(values: Sequence[float]) -> float:
+    """Return the mean without the first and the last quarter; from three values on, without one of each at least."""
+    cut = max(len(values) // 4, int(len(values) >= 3))
+    return fmean(values[cut : len(values) - cut])
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,8 @@ OTHER_STEPS = "other steps"
 
 def compare(before: Sequence[Run], after: Sequence[Run]) -> Comparison:
     """Compare runs; at least one of each side."""
+    in_time = before, after
+    before, after = (sorted(runs, key=lambda run: run.seconds) for runs in in_time)
     seconds = Change(tuple(run.seconds for run in before), tuple(run.seconds for run in after))
     parts = path = None
     if (old := [run for run in before if run.parts]) and (new := [run for run in after if run.parts]):
@@ -129,8 +146,8 @@ def compare(before: Sequence[Run], after: Sequence[Run]) -> Comparison:
         names = dict.fromkeys(name for runs in on_path for run in runs for name in run)
         path = _explained(seconds, names, *on_path)
     return Comparison(
-        before=before,
-        after=after,
+        before=in_time[0],
+        after=in_time[1],
         seconds=seconds,
         threads=_change([run.threads for run in before], [run.threads for run in after]),
         tasks=_change([run.tasks for run in before], [run.tasks for run in after]),
@@ -141,7 +158,7 @@ def compare(before: Sequence[Run], after: Sequence[Run]) -> Comparison:
 
 
 def _change(before: Iterable[float | None], after: Iterable[float | None]) -> Change | None:
-    """Compare what is known; None if a side knows nothing."""
+    """Compare what is known, of runs in the order of their times; None if a side knows nothing."""
     old = tuple(value for value in before if value is not None)
     new = tuple(value for value in after if value is not None)
     return Change(old, new) if old and new else None

@@ -22,31 +22,25 @@ LEVEL = 0.05
 MAX_RUNS = 60
 
 
-def is_noise(before: Sequence[float], after: Sequence[float]) -> bool | None:
-    """Return whether the difference between two samples can be chance; None if each has one value only.
+def is_noise(low: Sequence[float], high: Sequence[float]) -> bool:
+    """Return whether it can be chance that the second sample is higher than the first.
 
-    A difference is no noise if chance alone would give one like it in at most ``LEVEL`` of all comparisons. Fewer than
+    It is no noise if chance alone would give a difference like it in at most ``LEVEL`` of all comparisons. Fewer than
     three values a side can not show that much: for them, the samples must not overlap.
     """
-    if len(before) == len(after) == 1:
-        return None
-    least = 1 / comb(min(len(before), MAX_RUNS) + min(len(after), MAX_RUNS), min(len(after), MAX_RUNS))
-    return chance(before, after) > max(LEVEL, least) * (1 + 1e-9)
+    least = 1 / comb(min(len(low), MAX_RUNS) + min(len(high), MAX_RUNS), min(len(high), MAX_RUNS))
+    return chance(low, high) > max(LEVEL, least) * (1 + 1e-9)
 
 
-def chance(before: Sequence[float], after: Sequence[float]) -> float:
-    """Return how likely a difference like that of two samples is by chance, in the direction of their medians."""
-    old, new = _some(before), _some(after)
-    if np.median(old) == np.median(new):
-        return 1.0
-    if np.median(old) > np.median(new):
-        old, new = -old, -new
-    values = np.concatenate([old, new])
+def chance(low: Sequence[float], high: Sequence[float]) -> float:
+    """Return how likely it is by chance that the second sample is as high as it is, compared with the first."""
+    below, above = _some(low), _some(high)
+    values = np.concatenate([below, above])
     ordered = np.sort(values)
     # Twice the mean rank of those that are equal, so that it is an integer.
     ranks = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") + 1
-    sums = _rank_sums(tuple(np.sort(ranks).tolist()), len(new))
-    return float(min(1.0, sums[int(ranks[len(old) :].sum()) :].sum()))
+    sums = _rank_sums(tuple(np.sort(ranks).tolist()), len(above))
+    return float(min(1.0, sums[int(ranks[len(below) :].sum()) :].sum()))
 
 
 def _some(values: Sequence[float]) -> Any:

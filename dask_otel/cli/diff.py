@@ -56,8 +56,8 @@ def diff(**options: Any) -> None:
     """Compare runs before and after a change.
 
     BEFORE and AFTER are ids of traces, names of root spans (etl@2: the run before the latest; etl@2-6: five runs),
-    files or folders, of which all runs count; several of these with commas between. With several runs, their medians
-    are compared, and a difference that can be chance does not count.
+    files or folders, of which all runs count; several of these with commas between. With several runs, those in the
+    middle are compared, and a difference that can be chance does not count.
 
     Exit codes: 0 not slower, 1 slower than --fail-if-slower allows, 2 no comparison.
     """

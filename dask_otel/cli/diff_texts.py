@@ -152,7 +152,7 @@ def differences(comparison: Comparison, explained: Explained | None) -> list[Dif
             remark = ", ".join(filter(None, ("can be chance" if change.is_noise else "", meaning)))
             rows.append(Difference(name, change.old, change.new, (*numbers, remark)))
     others = sum(change.difference for name, change in explained.changes.items() if name not in shown)
-    for name, value in (("others", others), (NOT_EXPLAINED, explained.rest)):
+    for name, value in (("smaller differences", others), (NOT_EXPLAINED, explained.rest)):
         if abs(value) > _TINY * before:
             rows.append(Difference(name, None, None, ("", "", signed(value), share(value), "")))
     return rows

@@ -132,6 +132,15 @@ class Case:
         running = self.thread_seconds("cpu") + self.thread_seconds("noncpu")
         return self.thread_seconds("cpu") / running if running > 0 else 0.0
 
+    @property
+    def others_use(self) -> bool:
+        """Whether other programs than workers keep the machines busy."""
+        cluster = self.cluster
+        if cluster.machine_cpus is None or cluster.machine_busy is None:
+            return False
+        others = cluster.machine_busy - (cluster.machine_cpu or 0.0)
+        return cluster.machine_busy >= 0.9 * cluster.machine_cpus and others >= 0.5 * cluster.machine_cpus
+
     @cached_property
     def lock(self) -> str:
         """How the interpreter's lock shows; empty if it does not."""
@@ -147,6 +156,22 @@ class Case:
             return taken if contention >= 0.5 else ""
         is_late = cluster.worker_loop_delay is None or cluster.worker_loop_delay >= LOCKED
         return shown if 0.6 <= cpu <= 1.3 and is_late else ""
+
+    @cached_property
+    def moves(self) -> str:
+        """How it shows that data on the move keeps threads waiting; empty if it does not."""
+        cluster = self.cluster
+        waiting = self.thread_seconds("handed") + self.thread_seconds("overhead")
+        at_inputs, gaps = self.gaps("input") or 0.0, self.gaps("input", "dispatch", "report", "queued")
+        has_moved = (cluster.receiving or 0.0) >= 0.3 * waiting or at_inputs >= 0.5 * (gaps or self.seconds)
+        if not has_moved or cluster.sent_bytes == 0:
+            return ""
+        each = (cluster.sent_bytes or 0) / self.completed if self.completed else 0.0
+        if each < MUCH and (self.mean or 0.0) < SHORT:
+            return ""
+        if not cluster.sent_bytes:
+            return " while they waited for their inputs"
+        return f" while {size(cluster.sent_bytes)} left the workers that had made it"
 
     @property
     def memory(self) -> tuple[str, str]:
@@ -192,7 +217,7 @@ def _noncpu(case: Case) -> Suspect | None:
         what = f"ticks of the workers' event loop were {seconds(cluster.worker_loop_delay or 0.0)} late"
         return Suspect("busy_worker", wall, f"{waited} without using a processor there, and {what}.", on_path)
     # On a machine that other programs keep busy, tasks wait for a core.
-    if cpu <= 0.7 * tasks and not has_inner and (not is_full or case.on_cpu < 0.3):
+    if cpu <= 0.7 * tasks and not has_inner and (not is_full or case.on_cpu < 0.05):
         what = f"a worker process with {number(tasks)} tasks at a time used {number(cpu)} cores"
         return Suspect("io", wall, f"{waited} while {what}.", on_path)
     return None
@@ -257,6 +282,8 @@ def _overhead(case: Case) -> Suspect | None:
         return Suspect("spilling", wall, _with(what, case.memory[1]))
     if case.lock:
         return Suspect("gil", wall, f"{what} while {case.lock}.")
+    if case.moves:
+        return Suspect("transfers", wall, f"{what}{case.moves}.")
     if tiny := _tiny(case, "overhead", "workers needed"):
         tiny.on_path = None  # most of it is not in a gap
         return tiny
@@ -272,19 +299,12 @@ def _late_loop(case: Case, wall: float, what: str) -> Suspect | None:
 
 def _handed(case: Case) -> Suspect | None:
     wall, threads = case.wall("handed"), case.thread_seconds("handed")
-    cluster = case.cluster
     what = f"For {case.of_run(wall)}, threads had tasks that did not run yet"
     if case.spills >= 0.5 * threads:
         return Suspect("spilling", wall, _with(f"{what}, while workers wrote to disk", case.memory[1]))
     gaps = case.gaps("input", "dispatch", "report", "queued")
-    moved = (cluster.receiving or 0.0) >= 0.3 * threads or (case.gaps("input") or 0.0) >= 0.5 * (gaps or wall)
-    moved = moved and cluster.sent_bytes != 0
-    size_each = (cluster.sent_bytes or 0) / case.completed if case.completed else 0.0
-    if moved and (size_each >= MUCH or (case.mean or 0.0) >= SHORT):
-        shown = f"{what}"
-        if cluster.sent_bytes:
-            shown += f", while {size(cluster.sent_bytes)} left the workers that had made it"
-        return Suspect("transfers", wall, f"{shown}.", gaps)
+    if case.moves:
+        return Suspect("transfers", wall, f"{what}{case.moves}.", gaps)
     if tiny := _tiny(case, "handed", "waited"):
         return tiny
     if late := _late_scheduler(case):

@@ -109,6 +109,8 @@ def judge(facts: RunFacts) -> Verdict:
         withheld += f", so {percent(unknown / run.seconds)} of the time cannot be judged"
     elif unexplained >= max(SHARE.values()) * run.seconds and not findings:
         withheld = f"nothing that is known explains {percent(unexplained / run.seconds)} of the time"
+        if case.others_use:
+            withheld = f"{withheld}, in which other programs kept the machine busy"
     return Verdict(findings, hints, withheld)
 
 

@@ -63,6 +63,21 @@ def test_differences_add_up_to_the_whole(before, after):
     assert {each.label for each in found.steps} == {each.label for each in back.steps}
 
 
+whole_runs = st.builds(
+    lambda parts, client: made(parts=parts, path={}, gaps={"client": client, "graph": sum(parts.values()) - client}),
+    st.dictionaries(st.sampled_from(PARTS), seconds, min_size=1),
+    seconds,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(whole_runs, min_size=1, max_size=9), st.lists(whole_runs, min_size=1, max_size=9))
+def test_nothing_is_left_over_if_each_run_adds_up(before, after):
+    found = compare(before, after)
+    assert found.parts.rest == pytest.approx(0.0, abs=1e-6)
+    assert found.path.rest == pytest.approx(0.0, abs=1e-6)
+
+
 @settings(max_examples=20, deadline=None)
 @given(sides)
 def test_identical_runs_differ_by_nothing(runs):
@@ -78,19 +93,36 @@ def test_identical_runs_differ_by_nothing(runs):
     assert not found.is_slower(0.0)
 
 
-def test_medians_count_and_what_they_leave_over_is_said():
-    before = [made(parts={"cpu": cpu, "tail": tail}) for cpu, tail in ((1.0, 9.0), (2.0, 2.0), (9.0, 1.0))]
+def test_the_runs_in_the_middle_count():
+    """So that parts add up, and one run that took very long does not matter."""
+    before = [made(parts={"cpu": cpu, "tail": tail}) for cpu, tail in ((1.0, 99.0), (2.0, 8.0), (8.5, 1.0), (6.0, 5.0))]
     after = [made(parts={"cpu": 4.0, "queued": 8.0})]
     found = compare(before, after)
-    assert (found.seconds.old, found.seconds.new) == (10.0, 12.0)
+    assert (found.seconds.old, found.seconds.new) == (10.5, 12.0)  # of 9.5, 10, 11 and 100
     assert found.parts == Explained(
         {
-            "queued": Change((0.0, 0.0, 0.0), (8.0,)),
-            "cpu": Change((1.0, 2.0, 9.0), (4.0,)),
-            "tail": Change((9.0, 2.0, 1.0), (0.0,)),
+            "queued": Change((0.0, 0.0, 0.0, 0.0), (8.0,)),
+            "cpu": Change((8.5, 2.0, 6.0, 1.0), (4.0,)),
+            "tail": Change((1.0, 8.0, 5.0, 99.0), (0.0,)),
         },
-        rest=-6.0,
+        rest=0.0,
     )
+    assert [change.difference for change in found.parts.changes.values()] == [8.0, 0.0, -6.5]
+    assert [found.before, found.after] == [before, after]
+
+
+def test_what_traces_lack_is_not_explained():
+    found = compare([made(parts={"cpu": 5.0}), made(seconds=11.0)], [made(parts={"cpu": 9.0})])
+    assert (found.seconds.difference, found.parts.changes["cpu"].difference, found.parts.rest) == (1.0, 4.0, -3.0)
+    assert found.path is None
+
+
+def test_what_can_be_chance():
+    assert Change((1.0,), (2.0,)).is_noise is None
+    assert Change((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)).is_noise is False
+    assert Change((4.0, 5.0, 6.0), (1.0, 2.0, 3.0)).is_noise is False  # faster
+    assert Change((1.0, 5.0, 2.0), (3.0, 4.0, 6.0)).is_noise is True
+    assert Change((1.0, 2.0), (1.0, 2.0)).is_noise is True
 
 
 def test_steps_are_aligned_below_the_root():

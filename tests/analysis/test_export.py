@@ -129,8 +129,8 @@ def test_tracks():
     spans = [
         plain(9, None, "later root", 900, 950, of("span", "A root")),
         plain(1, None, "root", 0, 500, of("span", "Z root")),
-        plain(2, 1, "child", 10, 90, of("span", "Z root / b")),
-        plain(3, 1, "child", 5, 80, of("span", "Z root / a")),
+        plain(2, 1, "child", 5, 90, of("span", "Z root / b")),
+        plain(3, 1, "child", 10, 80, of("span", "Z root / a")),
         plain(4, 3, "task", 20, 70, task("Z root / a", 12), resource=worker),
         plain(5, 4, "SELECT", 30, 60, resource=worker),
         plain(6, 5, "remote", 40, 50, resource={"service.name": "db"}),
@@ -144,8 +144,8 @@ def test_tracks():
     scheduler, on_worker = "dask-scheduler (prod)", "worker w-0 (tcp://10.0.0.1:1)"
     assert tracks == [
         (scheduler, "Z root"),
-        (scheduler, "Z root / a"),
         (scheduler, "Z root / b"),
+        (scheduler, "Z root / a"),
         (scheduler, "A root"),
         ("api", "spans"),
         ("unknown service", "spans"),
@@ -223,7 +223,10 @@ def full(format_):
                 plain(
                     *(number * 100 + more, number, "task", at, at + 100_000, task("Alice's 🐍", number % 2)),
                     error="no" if more == 2 else "",
-                    events=[("exception", at + 100_000, {"exception.type": "ValueError"})] if more == 2 else (),
+                    # Some before and some after their span.
+                    events=[("exception", at + 100_000 + (number % 3 - 1) * 10**6, {"exception.type": "ValueError"})]
+                    if more == 2
+                    else (),
                 )
             )
     return spans
@@ -276,12 +279,13 @@ def test_perfetto_reads_it(tmp_path, format_):
     trace = tmp_path / "trace"
     with trace.open("wb") as file:
         write(spans, file, format_)
-    rows, of_sets, flows = asyncio.run(_read_by_perfetto(trace, tmp_path / "profile"))
+    rows, of_sets, flows, shifts = asyncio.run(_read_by_perfetto(trace, tmp_path / "profile"))
     arguments = {}
     for set_id, key, type_, *values in of_sets:
         value = next((each for each in values if each is not None), None)
         arguments.setdefault(set_id, {})[key] = bool(value) if type_ == "bool" else value
     prefix, shift = ("debug.", 0) if format_ == "perfetto" else ("args.", BEGIN)
+    assert shifts == ([(0,)] if format_ == "perfetto" else [])  # from times in the file to those on the wall
     ids = {row[5]: arguments[row[7]].get(f"{prefix}span_id") for row in rows}
     slices, instants = [], []
     for process, track, name, start, duration, id_, around, set_id in rows:
@@ -308,7 +312,8 @@ async def _read_by_perfetto(trace, profile):
             using (track_id) join process using (upid)"""
         )
         arguments = await ui.query("select arg_set_id, key, value_type, int_value, string_value, real_value from args")
-        return rows, arguments, await ui.query("select slice_out, slice_in from flow")
+        arrows = await ui.query("select slice_out, slice_in from flow")
+        return rows, arguments, arrows, await ui.query("select clock_value - ts from clock_snapshot where clock_id = 1")
 
 
 @needs_viewers

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from support.loaded import loaded_spans
 from support.processes import cluster, our_errors
+from support.runs import run_command
 from support.trees import check_shape, check_sums, tree
 from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
 
@@ -62,3 +65,14 @@ def test_runs_from_jaeger(jaeger, tmp_path):
         load(jaeger.ui, trace_ids="abc")
     with pytest.raises(LoadError, match=f"no trace of service='nobody' now: it has .*{service!r}"):
         load(jaeger.ui, service="nobody")
+
+    where = ("--from", jaeger.ui, "--service", service)
+    for run in (ids[1], "Alice's workflow", "Alice's workflow@1"):
+        assert f"· trace {ids[1]} · from {service}\n" in run_command("report", run, *where).output
+    compared = json.loads(run_command("diff", "Alice's workflow@2", ids[1], *where, "--json").stdout)
+    assert [compared[side][0]["trace_id"] for side in ("before", "after")] == ids
+    assert compared["parts"]["not_explained"] == pytest.approx(0.0, abs=1e-6)
+    labels = {"data load / load", "prepare / scale / scale", "prepare / scale / total", "check / check"}
+    assert {step["label"] for step in compared["steps"]} == labels
+    # The results of the first run were still there.
+    assert [step["label"] for step in compared["steps"] if step["is_gone"]] == ["data load / load"]

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
+from time import sleep
 
+import dask
 import pytest
-from support.environment import environment
+import yaml
+from distributed import span
+from distributed.utils_test import gen_cluster
+from support.clusters import TWO_WORKERS, one_clock
+from support.environment import clear_variables, environment
 from support.runs import MadeRun, run_command, write
 
+import dask_otel
 from dask_otel.cli import diff as module
 from dask_otel.schema import CRITICAL_SECONDS, SPAN_RESULT, TASK_COUNT
+
+BRIDGE = {"otel.sweep-interval": "50ms", "otel.traces.idle-timeout": "300ms"}
+PAGE = Path(__file__).parents[2] / "docs/compare.md"
 
 
 def etl(number, seconds=10.0, *, root="etl", read=5.0, tasks=10, step="load / read", **rest):
@@ -75,6 +87,23 @@ def sides(tmp_path):
 def test_a_comparison(sides):
     done = run_command("diff", *sides, "--fail-if-slower", "10%", exit_code=1)
     assert done.output == DIFF
+    assert f"```text\n{DIFF}```" in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_recipes_for_ci(sides, tmp_path, monkeypatch):
+    """They are YAML, and their commands are right."""
+    monkeypatch.chdir(tmp_path)
+    recipes = re.findall("```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    github, gitlab = map(yaml.safe_load, recipes)
+    commands = [step["run"] for step in github["jobs"]["speed"]["steps"] if "run" in step], gitlab["speed"]["script"]
+    for lines in commands:
+        command = next(line for line in lines if "dask-otel diff" in line)
+        for name, place in zip(("old", "new"), sides, strict=True):
+            command = command.replace(f'"$RUNNER_TEMP/{name}"', str(place)).replace(f"/tmp/{name}", str(place))
+        _, *arguments = command.split()
+        assert run_command(*arguments, exit_code=1).output == DIFF
+        assert (tmp_path / "diff.html").exists()
+        (tmp_path / "diff.html").unlink()
 
 
 def test_exit_codes(sides, tmp_path):
@@ -186,6 +215,36 @@ def test_bad_input(sides, tmp_path, arguments, expected):
 def test_a_fault_of_ours_is_not_taken_for_slower(sides, monkeypatch):
     monkeypatch.setattr(module, "title", lambda _: 1 / 0)
     assert "ZeroDivisionError" in run_command("diff", *sides, exit_code=2).output
+
+
+def read(number, seconds):
+    sleep(seconds)
+
+
+@pytest.mark.slow
+@gen_cluster(client=True, nthreads=TWO_WORKERS, config=BRIDGE)
+async def test_the_step_and_the_part_that_made_real_runs_slower(client, scheduler, *workers, tmp_path, monkeypatch):
+    clear_variables(monkeypatch)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    plugin = dask_otel.OTelPlugin()
+    with one_clock(), dask.config.set({"otel.traces.folder": str(tmp_path)}):
+        await scheduler.register_scheduler_plugin(plugin, idempotent=False)
+        for seconds in (0.05, 0.25):
+            with span("nightly"):
+                with span("load"):
+                    inputs = client.map(read, range(6), seconds=seconds)
+                await client.submit(len, inputs, key=f"total-{seconds}")
+        await plugin.before_close()
+    found = json.loads(run_command("diff", "nightly@2", "nightly@1", "--from", tmp_path, "--json").output)
+    assert found["seconds"]["difference"] == pytest.approx(0.6, abs=0.3)
+    for explained, name in ((found["critical_path"], "load / read"), (found["parts"], "noncpu")):
+        assert next(iter(explained["changes"])) == name
+        assert explained["not_explained"] == pytest.approx(0.0, abs=1e-3)
+    assert [step["label"] for step in found["steps"]] == ["load / read", "total"]
+    told = run_command("report", "nightly", "--from", tmp_path).output
+    assert told.startswith("nightly: success, took ")
+    assert "not explained" not in told
+    assert "  nightly / load / read      6 " in told
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from support.browser import browser, needs_browser
@@ -12,6 +13,7 @@ from support.runs import MadeRun, run_command, write
 
 from dask_otel import schema
 
+PAGE = Path(__file__).parents[2] / "docs/compare.md"
 #: Names that people can give, and that must not be more than names.
 EVIL = "<script>alert(1)</script> \x1b[31m\n\u202e"
 
@@ -79,6 +81,7 @@ What failed
 
 def test_a_report(tmp_path):
     assert run_command("report", write(tmp_path / "runs.jsonl", etl())).output == REPORT
+    assert f"```text\n{REPORT}```" in PAGE.read_text(encoding="utf-8")
 
 
 def test_the_latest_run_is_reported_and_the_others_are_named(tmp_path):

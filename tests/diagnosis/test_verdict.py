@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields, replace
 from math import isfinite
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,17 @@ from dask_otel.diagnosis.evidence import ClusterEvidence, Departure, Failures, G
 from dask_otel.diagnosis.findings import FINDINGS, HINTS
 from dask_otel.diagnosis.parts import GAPS, PARTS, CriticalPath, GroupKey, OnPath, Step, Waterfall
 from dask_otel.diagnosis.quantities import number, percent, seconds, size
-from dask_otel.diagnosis.verdict import Verdict, judge
+from dask_otel.diagnosis.rules import LONG, RULES, SHARE, SKEWED
+from dask_otel.diagnosis.verdict import (
+    LARGE_RESULTS,
+    LEAST_SECONDS,
+    LEAST_TASKS,
+    LONG_RUN,
+    UNUSED,
+    WORTH,
+    Verdict,
+    judge,
+)
 from dask_otel.privacy import Capture, Redactor
 
 
@@ -139,6 +150,14 @@ CASES = {
         run({"handed": 0.4}, gaps={"input": 3.0}, cluster={"receiving": 30.0, "sent_bytes": 10**9}),
         ["transfers"],
     ),
+    "transfers that keep the loops of the workers busy": (
+        run({"handed": 0.07, "overhead": 0.2}, cluster={"receiving": 12.0, "sent_bytes": 4 * 10**8}),
+        ["transfers"],
+    ),
+    "inputs that are long on their way, and nobody knows how much it is": (
+        run({"handed": 0.2}, gaps={"input": 1.5, "dispatch": 0.2}),
+        ["transfers"],
+    ),
     "transfers between short tasks": (
         run({"handed": 0.4}, SHORT, cluster={"receiving": 30.0, "sent_bytes": 10**10}),
         ["transfers"],
@@ -249,7 +268,7 @@ TEXTS = {
     "large arguments": "Serialising and compressing data took 2 s of 10 s.",
     "a shuffle": "Shuffling between workers took 4 s of 10 s.",
     "tiny tasks": "4,000 tasks took 1 ms each, and workers needed 3 ms for each of them.",
-    "transfers": "For 4 s of 10 s, threads had tasks that did not run yet, while 954 MiB left the workers that had "
+    "transfers": "For 4 s of 10 s, threads had tasks that did not run yet while 954 MiB left the workers that had "
     "made it.",
     "a busy scheduler": "For 2 s of 10 s, threads had tasks that did not run yet, and ticks of the scheduler's event "
     "loop were late for 3 s in all.",
@@ -320,6 +339,10 @@ def test_nothing_is_said_about_what_workers_have_not_delivered():
     )
     assert judge(run({"noncpu": 0.6, "unaccounted": -0.05}, cluster=PYTHON)).findings
     assert judge(run({"handed": 0.3})).withheld == "nothing that is known explains 30 % of the time"
+    stolen = {**ONE_MACHINE, "process_cpu": 0.3, "process_tasks": 4.0, "machine_cpu": 0.3, "machine_busy": 2.0}
+    assert judge(run({"noncpu": 0.6}, cluster=stolen)).withheld == (
+        "nothing that is known explains 60 % of the time, in which other programs kept the machine busy"
+    )
     assert judge(run({}, threads=0.0)).withheld == "the cluster had no thread while the run lasted"
 
 
@@ -415,3 +438,24 @@ def test_any_facts_have_a_verdict(facts):
     assert len({finding.id for finding in verdict.findings}) == len(costs)
     assert {*verdict.hints} <= {*HINTS}
     assert not re.search(r"None|nan", verdict.withheld)
+
+
+def test_the_page_says_which_thresholds_hold():
+    page = (Path(__file__).parents[2] / "docs/verdicts.md").read_text(encoding="utf-8")
+    text = " ".join(page.split())
+    assert (
+        f"at least {percent(WORTH)} of the duration; `io` and `oversubscribed` at least {percent(SHARE['io'])}" in text
+    )
+    assert f"`p2p` at least {percent(SHARE['p2p'])}" in text
+    assert {*SHARE} == {"io", "oversubscribed", "p2p"}
+    assert SHARE["io"] == SHARE["oversubscribed"]
+    assert f"Runs of less than {LEAST_SECONDS:.0f} s and of fewer than {LEAST_TASKS} tasks" in text
+    assert f"more than {SKEWED:.0f} times as long" in text
+    assert f"{LONG:.0f} times as long: `stragglers`" in text
+    assert f"{percent(UNUSED)} of its memory, in a run of at least {LONG_RUN:.0f} s" in HINTS["unused_memory"]
+    assert f"{size(LARGE_RESULTS)} of results" in HINTS["large_results"]
+    assert {part for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for part in re.findall("`(.*?)`", row)} > {
+        *RULES,
+        "starting",
+        "lost",
+    }

@@ -268,6 +268,8 @@ def test_putting_does_not_wait_for_a_logging_handler(items):
 class Way:
     """Notes how much time it was given, and whether not to try."""
 
+    is_local = False
+
     def __init__(self, is_supported=True, is_failing=False):
         self.is_supported = is_supported
         self.is_failing = is_failing

@@ -74,6 +74,10 @@ class _Cluster:
         """Unfinished tasks of a root."""
         return {task for task, (of, _, _) in self.tasks.items() if of == root}
 
+    def states(self, root: str) -> Counter[str]:
+        """Number of them by state, without those that have seceded."""
+        return Counter(self.tasks[task][1] for task in self.of(root) - self.seceded)
+
     def shares(self) -> dict[tuple[str, str], float]:
         """Threads that have tasks, by worker and root."""
         processing = Counter((on, root) for task, (root, state, on) in self.tasks.items()
@@ -89,7 +93,7 @@ class _Cluster:
 
     def cause(self, root: str) -> str:
         """Why threads are idle."""
-        states = Counter(self.tasks[task][1] for task in self.of(root) - self.seceded)
+        states = self.states(root)
         shares = self.shares()
         is_stuck = states["processing"] - sum(share for (_, of), share in shares.items() if of == root) > 1e-6
         has_paused = any(of == root and worker in self.paused for worker, of in shares)
@@ -117,8 +121,10 @@ def occupancy(events: Sequence[Event], root: str, start: float, end: float) -> O
     for event, until in _pieces(events, start, end):
         # The end of a task that has seceded frees no thread.
         has_seceded = isinstance(event, Move) and event.task in cluster.seceded and len(cluster.of(root)) > 1
+        states = cluster.states(root)
         cluster.apply(event)
-        if _is_looked_at(event, root) and not has_seceded:
+        is_other_state = isinstance(event, Move) and states.keys() != cluster.states(root).keys()
+        if is_other_state or (_is_looked_at(event, root) and not has_seceded):
             cause = cluster.cause(root)
         since = max(event.at, start)
         for begin, stop, is_graph in _parts(events, root, since, until):
@@ -149,7 +155,7 @@ def _is_looked_at(event: Event, root: str) -> bool:
     if isinstance(event, WorkerChange):
         return event.what in ("joined", "left", "status")
     if isinstance(event, Move):
-        return event.root == root and not {event.start, event.finish}.isdisjoint((*_WAITING, "processing"))
+        return event.root == root and event.start != event.finish and "processing" in (event.start, event.finish)
     return isinstance(event, Swept)
 
 
