@@ -82,7 +82,7 @@ def judge(facts: RunFacts) -> Verdict:
     if sum(group.tasks for group in facts.groups) < LEAST_TASKS:
         return Verdict(hints=hints)
     case = Case(facts)
-    is_trusted = facts.metrics_complete and -case.wall("unaccounted") < UNACCOUNTED * run.seconds
+    fits = -case.wall("unaccounted") < UNACCOUNTED * run.seconds
     suspects: list[tuple[str, Suspect]] = []
     #: Wall seconds that cannot be judged, and that are not explained.
     unknown = unexplained = 0.0
@@ -90,8 +90,8 @@ def judge(facts: RunFacts) -> Verdict:
         wall = case.wall(part)
         if wall < MINOR * run.seconds:
             continue
-        if part in OWN and not is_trusted:
-            unknown += wall
+        if (part in OWN and not fits) or (part == "handed" and not facts.metrics_complete):
+            unknown += wall  # of metrics that are missing, all seconds are in ``handed``
         elif suspect := rule(case):
             suspects.append((part, suspect))
         elif part in ("noncpu", "handed", "overhead"):

@@ -327,12 +327,15 @@ def test_what_costs_less_than_a_tenth_is_not_named(share, ids):
 
 
 def test_nothing_is_said_about_what_workers_have_not_delivered():
-    facts = run({"noncpu": 0.6, "tail": 0.2}, group(p50=0.2, longest=6.0), cluster=PYTHON, metrics_complete=False)
+    facts = run({"handed": 0.6, "tail": 0.2}, group(p50=0.2, longest=6.0), cluster=PYTHON, metrics_complete=False)
     verdict = judge(facts)
     assert [finding.id for finding in verdict.findings] == ["skew"]
     assert verdict.withheld == "workers have not delivered all their metrics, so 60 % of the time cannot be judged"
     # What is missing is less than what is known.
-    assert not judge(run({"noncpu": 0.11, "no_worker": 0.2}, metrics_complete=False)).withheld
+    assert not judge(run({"handed": 0.11, "no_worker": 0.2}, metrics_complete=False)).withheld
+    # What has arrived is at least so much.
+    most = judge(run({"noncpu": 0.6, "handed": 0.3}, cluster=PYTHON, metrics_complete=False))
+    assert ([finding.id for finding in most.findings], most.withheld) == (["gil"], "")
     twice = judge(run({"noncpu": 0.6, "unaccounted": -0.2}, cluster=PYTHON))
     assert twice == Verdict(
         withheld="the workers' metrics have more seconds than their threads had, so 60 % of the time cannot be judged"
