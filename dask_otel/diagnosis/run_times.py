@@ -21,6 +21,8 @@ __all__ = ["GroupTimes", "RunTimes"]
 
 #: Threads of a worker whose last runs are kept: tasks that secede use new ones.
 MAX_THREADS = 1000
+#: Stands for a node where there is none.
+NOWHERE = path_from(Base(0.0, None))
 #: Roots that are looked at when a worker joins, leaves or is paused.
 FEW = 20
 #: Seconds within which tasks are sent at the same time: a large graph takes seconds.
@@ -75,9 +77,9 @@ class RunTimes:
         self._waited: dict[Any, str] = {}
         #: Stimulus of the last run that the scheduler was told of, and its node.
         self._last_of: Any = None
-        self._last: PathNode = path_from(Base(now, None))
+        self._last = NOWHERE
         #: Stimulus of the last graph, when it came, and when it was taken in.
-        self._graph: tuple[Any, Mark, float] = (None, Mark(now, 0.0, 0.0, 0.0), now)
+        self._graph: tuple[Any, Mark, float] = (None, Mark(now, 0.0, 0.0), now)
         #: What was sent by the last stimulus.
         self._burst_of: Any = None
         self._burst: dict[str, Sent] = {}
@@ -91,15 +93,14 @@ class RunTimes:
 
     # The cluster
 
-    def worker_joined(self, address: str, threads: int, now: float, *, is_running: bool = True) -> None:
+    def worker_joined(self, address: str, threads: int, status: str, now: float) -> None:
         """Count the threads of a worker."""
         if address in self.threads.workers:
             return
         self.threads.advance(now)
         self.threads.workers[address] = Worker(address, threads)
         self.threads.number += threads
-        if not is_running:
-            self.worker_status(address, now, is_running=False)
+        self.worker_status(address, status, now)
         self._reconsider_all(now)
 
     def worker_left(self, address: str, now: float) -> None:
@@ -109,12 +110,14 @@ class RunTimes:
             self.threads.leave(worker, now)
             self._reconsider_all(now)
 
-    def worker_status(self, address: str, now: float, *, is_running: bool) -> None:
-        """Note that a worker was paused, or goes on."""
-        worker = self.threads.workers.get(address)
-        if worker and worker.is_running != is_running:
-            self.threads.pause(worker, now, is_running=is_running)
-            self._reconsider_all(now)
+    def worker_status(self, address: str, status: str, now: float) -> None:
+        """Note Dask's status of a worker: ``running``, ``paused``, ``closing_gracefully`` …"""
+        worker, is_paused = self.threads.workers.get(address), status == "paused"
+        if worker:
+            worker.is_running = status == "running"
+            if worker.is_paused != is_paused:
+                self.threads.pause(worker, now, is_paused=is_paused)
+                self._reconsider_all(now)
 
     def _reconsider_all(self, now: float) -> None:
         """Find out anew why threads are idle, unless that is much work: the next sweep does the same."""
@@ -266,7 +269,7 @@ class RunTimes:
         if sent is None:
             return
         worker, _, _, at, _, _ = sent
-        if was_lost and worker.lost:
+        if was_lost and worker.lost and worker.is_running:
             worker.lost -= 1
             account.lost += max(0.0, now - max(at, worker.last_told))
         self._exit(account, key, worker, now)
@@ -429,6 +432,9 @@ class RunTimes:
         for account in list(self._resting):
             if is_over(account.root_id):
                 account.stopped = None
+                # They refer to each other: without this, only a full garbage collection would free them.
+                account.latest = account.origin = account.arrival = NOWHERE
+                account.displaced.clear()
                 self._resting.pop(account, None)
             yield
 

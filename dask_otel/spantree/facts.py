@@ -111,7 +111,8 @@ def facts_of(record: SegmentRecord, ledger: Ledger, groups: Groups, cluster: Clu
         record.waterfall,
         record.critical,
         most,
-        record.metrics_complete,
+        # Those of runs that go on come when they end.
+        record.metrics_complete and record.result not in ("unfinished", "interrupted"),
         _failures(record.tally),
         _graphs(ledger),
         cluster,
