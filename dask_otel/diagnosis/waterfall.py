@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .parts import GAPS, OVERHEAD_ACTIVITIES, PARTS, CriticalPath, GroupKey, Lap, OnPath, Step, Waterfall
+from .parts import GAPS, OVERHEAD_ACTIVITIES, PARTS, CriticalPath, GroupKey, Lap, OnPath, Waterfall
 
 __all__ = ["ACTIVITIES", "Laps"]
 
@@ -49,7 +49,6 @@ class Laps:
         self._gaps: dict[str, float] = {}
         self._groups: dict[GroupKey, OnPath] = {}
         self._other_groups = NOTHING
-        self._titles: dict[GroupKey, Step] = {}
         #: What group spans that have been sent say of their groups; None if they could not know it.
         self._sent: dict[GroupKey, OnPath | None] = {}
 
@@ -80,11 +79,6 @@ class Laps:
             else:
                 self._other_groups = _plus(self._other_groups, on_path)
         self._other_groups = _plus(self._other_groups, path.other_groups)
-
-    def describe(self, key: GroupKey, title: Step) -> None:
-        """Note what people call a group."""
-        if key in self._groups:
-            self._titles[key] = title
 
     def of_groups(self, keys: Iterable[GroupKey], *, is_known: bool) -> OnPath | None:
         """Return the seconds on the path of groups that share a span, since their spans before.
@@ -127,7 +121,7 @@ class Laps:
         elif excess < 0.0:
             _add(gaps, "client", -excess)
         gaps = {cause: value for cause, value in gaps.items() if value > NEGLIGIBLE}
-        return CriticalPath(start, end, groups, gaps, others, self._titles)
+        return CriticalPath(start, end, groups, gaps, others)
 
     def waterfall(
         self, metrics: Mapping[tuple[object, ...], float], start: float, end: float, available: float

@@ -289,7 +289,10 @@ class Inbox:
                     return
                 task = tasks[key]
                 if on_task:
-                    on_task(key, task, start, finish, stimulus_id, startstops, worker, thread)
+                    try:
+                        on_task(key, task, start, finish, stimulus_id, startstops, worker, thread)
+                    except Exception as error:  # noqa: BLE001 -- the rest of the hook goes on
+                        self._safety.caught("run times", error)
                 try:
                     change = changes[task.group]
                 except KeyError:
