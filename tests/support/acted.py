@@ -263,7 +263,10 @@ class ActedCluster(ScriptedScheduler):
                 if self._known and rng.random() < 0.1:
                     inputs.append(rng.choice(self._known))
                 graph[f"{root}{layer}-{number}-{len(graph)}"] = inputs
-        if rng.random() < 0.1:
+        if rng.random() < 0.05:  # long, in groups that alternate
+            keys = [f"{root}{n % 2}-{number}-{n}" for n in range(150)]
+            graph = {key: keys[n - 1 : n] if n else [] for n, key in enumerate(keys)}
+        elif rng.random() < 0.1:
             graph = {}
         wanted = [key for key in graph if rng.random() < 0.3] + list(graph)[-1:]
         held = [key for key in self._known if key in self.scheduler.tasks and self.scheduler.tasks[key].who_wants]
