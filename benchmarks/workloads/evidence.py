@@ -110,7 +110,7 @@ def _role(process: psutil.Process, own: psutil.Process) -> str:
         return "client"
     if "scheduler" in command:
         return "scheduler"
-    return "nannies" if "worker" in command else f"worker {process.pid}"
+    return "nannies" if "worker" in command and "--no-nanny" not in command else f"worker {process.pid}"
 
 
 def _system() -> float:

@@ -13,14 +13,18 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from .critical_path import DATA, THREAD, Base, PathNode, path_from, path_to_arrival, path_to_run
-from .occupancy import SOME, Account, Mark, Threads, Worker
+from .critical_path import DATA, THREAD, Base, PathNode, path_from, path_of, path_to_arrival, path_to_run
+from .occupancy import Account, Mark, Threads, Worker
 from .parts import GroupKey, Lap
 
 __all__ = ["GroupTimes", "RunTimes"]
 
 #: Threads of a worker whose last runs are kept: tasks that secede use new ones.
 MAX_THREADS = 1000
+#: Stands for a node where there is none.
+NOWHERE = path_from(Base(0.0, None))
+#: Roots that are looked at when a worker joins, leaves or is paused.
+FEW = 20
 #: Seconds within which tasks are sent at the same time: a large graph takes seconds.
 TOGETHER = 0.01
 #: States of tasks that have not ended, but ``processing``.
@@ -59,6 +63,11 @@ class RunTimes:
         self._active: dict[Account, None] = {}
         #: The same of roots whose lap has ended, but perhaps not their segment.
         self._resting: dict[Account, None] = {}
+        #: The same of roots without unfinished tasks, of those that had none at the last ``take``; and laps that have
+        #: ended since, each with the last node of its path.
+        self._rested: dict[Account, None] = {}
+        self._over: dict[Account, None] = {}
+        self._ended: list[tuple[Lap, PathNode]] = []
         #: Tasks that workers have.
         self._sent: dict[Any, Sent] = {}
         self._seceded: set[Any] = set()
@@ -68,12 +77,9 @@ class RunTimes:
         self._waited: dict[Any, str] = {}
         #: Stimulus of the last run that the scheduler was told of, and its node.
         self._last_of: Any = None
-        self._last: PathNode = path_from(Base(now, None))
-        #: A thread that the last run has freed: worker, root and when. If the same stimulus sends a task there, it takes
-        #: the thread at once, and nothing changes; else it counts as free as soon as something else happens.
-        self._freed: tuple[Worker, Account, float] | None = None
+        self._last = NOWHERE
         #: Stimulus of the last graph, when it came, and when it was taken in.
-        self._graph: tuple[Any, Mark, float] = (None, Mark(now, 0.0, 0.0, 0.0), now)
+        self._graph: tuple[Any, Mark, float] = (None, Mark(now, 0.0, 0.0), now)
         #: What was sent by the last stimulus.
         self._burst_of: Any = None
         self._burst: dict[str, Sent] = {}
@@ -87,44 +93,42 @@ class RunTimes:
 
     # The cluster
 
-    def worker_joined(self, address: str, threads: int, now: float, *, is_running: bool = True) -> None:
+    def worker_joined(self, address: str, threads: int, status: str, now: float) -> None:
         """Count the threads of a worker."""
-        self._count_freed()
         if address in self.threads.workers:
             return
         self.threads.advance(now)
         self.threads.workers[address] = Worker(address, threads)
         self.threads.number += threads
-        if not is_running:
-            self.worker_status(address, now, is_running=False)
-        self.reconsider_all(now)
+        self.worker_status(address, status, now)
+        self._reconsider_all(now)
 
     def worker_left(self, address: str, now: float) -> None:
         """Count the threads of a worker no more. Its tasks are released by transitions that may follow."""
-        self._count_freed()
         worker = self.threads.workers.pop(address, None)
         if worker:
             self.threads.leave(worker, now)
-            self.reconsider_all(now)
+            self._reconsider_all(now)
 
-    def worker_status(self, address: str, now: float, *, is_running: bool) -> None:
-        """Note that a worker was paused, or goes on."""
-        self._count_freed()
-        worker = self.threads.workers.get(address)
-        if worker and worker.is_running != is_running:
-            self.threads.pause(worker, now, is_running=is_running)
-            self.reconsider_all(now)
+    def worker_status(self, address: str, status: str, now: float) -> None:
+        """Note Dask's status of a worker: ``running``, ``paused``, ``closing_gracefully`` …"""
+        worker, is_paused = self.threads.workers.get(address), status == "paused"
+        if worker:
+            worker.is_running = status == "running"
+            if worker.is_paused != is_paused:
+                self.threads.pause(worker, now, is_paused=is_paused)
+                self._reconsider_all(now)
 
-    def reconsider_all(self, now: float) -> None:
-        """Find out anew why threads are idle, for all roots that have unfinished tasks."""
-        for account in self._active:
-            self.threads.reconsider(account, now)
+    def _reconsider_all(self, now: float) -> None:
+        """Find out anew why threads are idle, unless that is much work: the next sweep does the same."""
+        if len(self._active) <= FEW:
+            for account in self._active:
+                self.threads.reconsider(account, now)
 
     # Graphs
 
     def graph_came(self, now: float) -> Mark:
         """Return what ``graph_taken`` needs of the moment at which a graph comes."""
-        self._count_freed()
         return self.threads.mark(now)
 
     def graph_taken(self, stimulus: Any, came: Mark, now: float) -> None:
@@ -135,7 +139,6 @@ class RunTimes:
 
     def enter(self, of: GroupTimes, state: str, now: float, stimulus: Any) -> None:
         """Count a task that begins to wait, be queued or lack a worker, and was in none of these states."""
-        self._count_freed()
         account = of.account
         if not account.unfinished:
             self._wake(account, now, stimulus)
@@ -144,7 +147,6 @@ class RunTimes:
 
     def leave(self, of: GroupTimes, key: Any, state: str, now: float) -> None:
         """Count no more a task that waited, was queued or lacked a worker, and ends without being sent."""
-        self._count_freed()
         account = of.account
         self._runnable.pop(key, None)
         self._waited.pop(key, None)
@@ -153,7 +155,6 @@ class RunTimes:
 
     def move(self, of: GroupTimes, key: Any, before: str, after: str, now: float, stimulus: Any) -> None:
         """Count a task that waits in another way."""
-        self._count_freed()
         account = of.account
         if before == "waiting":
             self._runnable[key], waited = self._released(account, stimulus, ran_before=False)
@@ -186,7 +187,6 @@ class RunTimes:
         """
         account, _ = of
         threads = self.threads
-        by_last = stimulus == self._last_of
         worker = threads.workers.get(address)
         if worker is None:
             worker = Worker(address, 0)  # it has just left; what was sent to it will be released
@@ -203,12 +203,12 @@ class RunTimes:
             node = self._runnable.pop(key, None)
             if node is None or node[0] is not account.base:
                 node = account.origin
-            if by_last:
-                last = self._last
-                if last[0] is not account.base:
+            if stimulus == self._last_of:
+                freed = self._last
+                if freed[0] is not account.base:
                     waited = "others"
-                elif last[1] > node[1]:
-                    node, edge = last, THREAD
+                elif freed[1] > node[1]:
+                    node, edge = freed, THREAD
             if self._waited and key in self._waited:
                 waited = self._waited.pop(key)
         else:
@@ -220,7 +220,7 @@ class RunTimes:
                 if not account.unfinished:
                     self._wake(account, now, stimulus)
                 account.unfinished += 1
-            if by_last:
+            if stimulus == self._last_of:
                 node = self._last
                 waited = "dispatch"
                 if node[0] is not account.base:
@@ -245,19 +245,15 @@ class RunTimes:
         ):
             sent = self._burst[address] = (worker, node, edge, now, waited, is_remote)
         self._sent[key] = sent
-        freed = self._freed
-        if freed is not None and by_last and freed[0] is worker and freed[1] is account:
-            self._freed = None
+        account.processing += 1
+        processing = worker.processing
+        if worker.owner is account and processing >= worker.threads:
+            worker.processing = processing + 1
+            if processing == worker.threads:
+                account.stuck.add(worker)
         else:
-            if freed is not None:
-                self._count_freed()
-            account.processing += 1
-            processing = worker.processing
-            if worker.owner is account and worker.tasks is None and processing >= worker.threads:
-                worker.processing = processing + 1
-            else:
-                threads.change(worker, account, 1, now)
-        if crossed or (account.processing - account.occupies > SOME) is not account.is_stuck:
+            threads.change(worker, account, 1, now)
+        if crossed or bool(account.stuck) is not account.is_stuck or threads.paused:
             threads.reconsider(account, now)
 
     def release(self, of: GroupTimes, key: Any, now: float, *, was_lost: bool = False) -> None:
@@ -268,13 +264,12 @@ class RunTimes:
         was_lost
             Whether its worker has left.
         """
-        self._count_freed()
         account = of.account
         sent = self._sent.pop(key, None)
         if sent is None:
             return
         worker, _, _, at, _, _ = sent
-        if was_lost and worker.lost:
+        if was_lost and worker.lost and worker.is_running:
             worker.lost -= 1
             account.lost += max(0.0, now - max(at, worker.last_told))
         self._exit(account, key, worker, now)
@@ -300,8 +295,6 @@ class RunTimes:
         again
             Seconds of it that had been computed before.
         """
-        if self._freed is not None:
-            self._count_freed()
         account, group = of
         sent = self._sent.pop(key, None)
         if sent is None:  # it came when this did not count yet
@@ -331,15 +324,15 @@ class RunTimes:
         if again:
             account.recomputed += again
         processing = worker.processing
-        if worker.owner is account and worker.tasks is None and processing > worker.threads and not self._seceded:
-            worker.processing = processing - 1
+        if worker.owner is account and processing > worker.threads and not self._seceded:
+            worker.processing = processing = processing - 1
             account.processing -= 1
-            if (account.processing - account.occupies > SOME) is not account.is_stuck:
+            if processing == worker.threads:
+                account.stuck.discard(worker)
+            if bool(account.stuck) is not account.is_stuck or self.threads.paused:
                 self.threads.reconsider(account, now)
-        elif self._seceded and key in self._seceded:
-            self._seceded.discard(key)
         else:
-            self._freed = worker, account, now
+            self._exit(account, key, worker, now)
         if account.unfinished > 1:
             account.unfinished -= 1
         else:
@@ -364,7 +357,6 @@ class RunTimes:
 
     def secede(self, of: GroupTimes, key: Any, now: float) -> None:
         """Note that a task has left its worker's pool of threads, where another one can run."""
-        self._count_freed()
         sent = self._sent.get(key)
         if sent is not None and key not in self._seceded:
             self._seceded.add(key)
@@ -373,7 +365,6 @@ class RunTimes:
 
     def steal(self, of: GroupTimes, key: Any, address: str, now: float) -> None:
         """Note that a task was taken from its worker and given to another one."""
-        self._count_freed()
         sent, worker = self._sent.get(key), self.threads.workers.get(address)
         if sent is not None and worker is not None and key not in self._seceded:
             self.threads.change(sent[0], of.account, -1, now)
@@ -382,36 +373,54 @@ class RunTimes:
 
     # Sweeps
 
-    def take(self, now: float) -> list[Lap]:
-        """Return the laps that are over, and find out anew for the other roots why threads are idle."""
-        self._count_freed()
-        laps = []
+    def take(self) -> None:
+        """Have ``laps`` return those that are over now."""
+        for account in self._rested:
+            self._over[account] = None
+        self._rested = {}
+
+    def laps(self, now: float) -> Iterator[Lap | None]:
+        """Return the laps that were over at the last ``take``, and find out anew why threads are idle.
+
+        Lazy: each step is little work. A step that ends no lap yields None.
+        """
+        while self._over or self._ended:
+            if not self._ended:
+                self._end(next(iter(self._over)))
+            lap, node = self._ended.pop(0)
+            lap.path = path_of(node)
+            yield lap
         for account in list(self._active):
-            if account.rested:
-                laps.append(account.end())
-                del self._active[account]
-                self._resting[account] = None
-            else:
-                self.threads.reconsider(account, now)
-        return laps
+            if account.base is not None and not account.rested:
+                self.threads.look_again(account, now)
+            yield None
 
     def cut(self, root_id: str, now: float) -> Lap | None:
         """End the lap of a root that goes on, and begin the next one; None if it has none."""
-        self._count_freed()
         account = self._accounts.get(root_id)
         if account is None or account.base is None:
             return None
-        if not account.rested:
-            self.threads.settle(account, now)
-        lap = account.end()
         if account.rested:
+            self._rested.pop(account, None)
+            self._over.pop(account, None)
+            lap, node = account.end()
             self._active.pop(account, None)
             self._resting[account] = None
         else:
+            self.threads.settle_all(account, now)
+            lap, node = account.end()
             stopped = account.stopped
             account.begin(account.marked)
             account.stopped = stopped
+        lap.path = path_of(node)
         return lap
+
+    def _end(self, account: Account) -> None:
+        """End a lap that is over."""
+        del self._over[account]
+        self._ended.append(account.end())
+        self._active.pop(account, None)
+        self._resting[account] = None
 
     def lap_start(self, root_id: str) -> float | None:
         """Return when the lap of a root began that is not over; None if there is none."""
@@ -423,21 +432,19 @@ class RunTimes:
         for account in list(self._resting):
             if is_over(account.root_id):
                 account.stopped = None
+                # They refer to each other: without this, only a full garbage collection would free them.
+                account.latest = account.origin = account.arrival = NOWHERE
+                account.displaced.clear()
                 self._resting.pop(account, None)
             yield
 
     # Inside
 
-    def _count_freed(self) -> None:
-        if self._freed is not None:
-            worker, account, at = self._freed
-            self._freed = None
-            account.processing -= 1
-            self.threads.change(worker, account, -1, at)
-            self.threads.reconsider(account, at)
-
     def _wake(self, account: Account, now: float, stimulus: Any) -> None:
-        self._count_freed()
+        if account.rested:
+            self._rested.pop(account, None)
+            if account in self._over:
+                self._end(account)
         graph, came, _ = self._graph
         is_graph = stimulus == graph
         if account.base is None:
@@ -492,14 +499,15 @@ class RunTimes:
             return
         account.processing -= 1
         self.threads.change(worker, account, -1, now)
-        self.threads.reconsider(account, now)
+        if bool(account.stuck) is not account.is_stuck or self.threads.paused:
+            self.threads.reconsider(account, now)
 
     def _less(self, account: Account, now: float) -> None:
         account.unfinished -= 1
         if account.unfinished <= 0:
-            self._count_freed()
             account.unfinished = 0
             if account.base is not None and not account.rested:
                 self.threads.settle(account, now)
                 account.rested = self.threads.at
                 account.cause = "client"
+                self._rested[account] = None

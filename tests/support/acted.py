@@ -19,7 +19,7 @@ from dask._task_spec import Task, TaskRef
 from distributed.protocol import Serialized, serialize, to_serialize
 
 from dask_otel.diagnosis.parts import Lap
-from dask_otel.scheduler.pace import Clock
+from dask_otel.scheduler.pace import Clock, Unpaced
 
 from .full_record import Cut, FullRecord, Swept
 from .memory import MemoryPlugin
@@ -387,7 +387,7 @@ class ActedCluster(ScriptedScheduler):
         await self.plugin._bridge.sweep.sweep()
 
     async def _cut(self) -> None:
-        self.plugin._bridge.sweep._cut_laps([f"id-{self._rng.choice(ROOTS)}"])
+        await self.plugin._bridge.sweep._cut_laps([f"id-{self._rng.choice(ROOTS)}"], Unpaced())
 
 
 def annotation(path: str) -> Any:
