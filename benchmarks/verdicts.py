@@ -8,15 +8,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
+import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import time
+from typing import Any
 
 import psutil
 
-FOLDER = Path(__file__).parent
-sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "tests")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from workloads import CURES, HEALTHY, ILL, Cure, Workload
 from workloads.cluster import start
@@ -29,6 +34,8 @@ NOISE = 0.4
 TRIES = 2
 #: Seconds to wait until they use fewer.
 QUIET = 20.0
+#: Ill workloads that may have another verdict.
+ALLOWED = 1
 #: What a cure may save beyond "at most", as a part of the ill run: durations vary.
 TOLERANCE = 0.1
 
@@ -60,7 +67,9 @@ class Result:
     @property
     def is_right(self) -> bool:
         """Whether the first verdict is one that was expected, or there is none where none was."""
-        return self.verdict[0] in self.expected if self.expected and self.verdict else not (self.expected or self.verdict)
+        return (
+            self.verdict[0] in self.expected if self.expected and self.verdict else not (self.expected or self.verdict)
+        )
 
     def lines(self) -> list[str]:
         """Return the result as text."""
@@ -83,10 +92,11 @@ class Result:
         return lines + [f"  {each}" for each in self.evidence]
 
 
-def measure(workload: Workload, *, evidence: bool) -> tuple[Result, list[Span]]:
-    """Run a workload; return what was found, and the spans."""
+def measure(workload: Workload, folder: Path, *, evidence: bool) -> Result:
+    """Run a workload; the cluster also writes its traces into a folder."""
     with Receiver() as receiver:
         environment = {
+            "DASK_OTEL__TRACES__FOLDER": str(folder),
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoints["http/protobuf"],
             "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         }
@@ -102,7 +112,7 @@ def measure(workload: Workload, *, evidence: bool) -> tuple[Result, list[Span]]:
     result = from_root(workload, worst)
     result.waited, result.noise = measured.seconds, measured.others
     result.evidence = measured.lines() if evidence else []
-    return result, spans
+    return result
 
 
 def from_root(workload: Workload, root: Span) -> Result:
@@ -124,75 +134,122 @@ def from_root(workload: Workload, root: Span) -> Result:
         at_most=found.get("dask.verdict.at_most", 0.0),
         waterfall={part: value / threads for part, value in seconds("dask.waterfall").items()} if threads else {},
         path={name: value for name, value in path.items() if name != "steps"},
-        steps=dict(zip(found.get("dask.critical.steps", ()), found.get("dask.critical.steps.seconds", ()), strict=False)),
+        steps=dict(
+            zip(found.get("dask.critical.steps", ()), found.get("dask.critical.steps.seconds", ()), strict=False)
+        ),
         hints=found.get("dask.verdict.hints", []),
         withheld=found.get("dask.verdict.withheld", ""),
     )
 
 
-def measure_quietly(workload: Workload, *, evidence: bool, tries: int) -> tuple[Result, list[Span]]:
-    """Run a workload, again if other programs used the processor too much, whatever the verdict was."""
+def measure_quietly(workload: Workload, folder: Path, *, evidence: bool, tries: int, quiet: float) -> Result:
+    """Run a workload, again if other programs used the processors too much, whatever the verdict was."""
     for left in reversed(range(tries)):
-        wait_for_quiet()
-        result, spans = measure(workload, evidence=evidence)
+        wait_for_quiet(quiet)
+        shutil.rmtree(folder, ignore_errors=True)
+        result = measure(workload, folder, evidence=evidence)
         print("\n".join(result.lines()), flush=True)
         if result.noise < NOISE or not left:
             break
         print("  too noisy: once more", flush=True)
-    return result, spans
+    return result
 
 
-def wait_for_quiet() -> None:
+def wait_for_quiet(seconds: float) -> None:
     """Wait until other programs leave the processors alone, but not for ever."""
-    deadline = time() + QUIET
+    deadline = time() + seconds
     while psutil.cpu_percent(2.0) / 100 * os.cpu_count() > NOISE and time() < deadline:
         pass
 
 
-def check_cure(cure: Cure, ill: Result, cured: Result) -> list[str]:
+def check_cure(cure: Cure, ill: Result, cured: Result, folders: tuple[Path, Path]) -> list[str]:
     """Return what is wrong with a cure."""
     saved = ill.seconds - cured.seconds
+    found = difference(*folders)
+    parts, steps = list(found["parts"]["changes"]), [step["label"] for step in found["steps"]]
     print(
         f"cure of {cure.of}: {ill.seconds:.1f} s, cured {cured.seconds:.1f} s: saved {saved:.1f} s, "
-        f"at most {ill.at_most:.1f} s were said",
+        f"at most {ill.at_most:.1f} s were said; diff names {parts[0]} and {steps[0]}",
         flush=True,
     )
-    wrong = [] if saved > 0 else [f"{cure.of}: the cure does not help"]
+    wrong = []
+    if saved <= 0:
+        wrong.append("it does not help")
     if saved > ill.at_most + TOLERANCE * ill.seconds:
-        wrong.append(f"{cure.of}: saved {saved:.1f} s, more than {ill.at_most:.1f} s")
-    return wrong
+        wrong.append(f"it saved {saved:.1f} s, more than {ill.at_most:.1f} s")
+    if parts[0] not in cure.parts:
+        wrong.append(f"diff names {parts[0]}, not {' or '.join(sorted(cure.parts))}")
+    if cure.steps and not any(step in steps[0] for step in cure.steps):
+        wrong.append(f"diff names {steps[0]}, not {' or '.join(sorted(cure.steps))}")
+    return [f"cure of {cure.of}: {each}" for each in wrong]
+
+
+def difference(before: Path, after: Path) -> dict[str, Any]:
+    """Return what `dask-otel diff` says about two folders of traces."""
+    command = [
+        sys.executable,
+        "-c",
+        "from dask_otel.cli import main; main()",
+        "diff",
+        str(before),
+        str(after),
+        "--json",
+    ]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def run(names: set[str], folder: Path, **how: Any) -> tuple[list[Result], list[str]]:
+    """Run workloads once; return what was found, and what is wrong."""
+    found = {}
+    cures = [cure for cure in CURES if cure.cured.name in names]
+    for workload in (*ILL, *HEALTHY, *(cure.cured for cure in CURES)):
+        if workload.name in names or workload.name in {cure.of for cure in cures}:
+            try:
+                found[workload.name] = measure_quietly(workload, folder / workload.name, **how)
+            except Exception as error:  # noqa: BLE001  the others are still of interest
+                traceback.print_exc()
+                found[workload.name] = Result(workload.name, ["no failure"], text=repr(error))
+    ill = [each.name for each in ILL if each.name in found and not found[each.name].is_right]
+    wrong = ill if len(ill) > ALLOWED or len(found) < len(ILL) else []
+    wrong += [each.name for each in HEALTHY if each.name in found and not found[each.name].is_right]
+    for cure in cures:
+        before, after = found[cure.of], found[cure.cured.name]
+        if before.seconds and after.seconds:
+            wrong += check_cure(cure, before, after, (folder / cure.of, folder / cure.cured.name))
+        else:
+            wrong.append(f"cure of {cure.of}: no trace")
+    return list(found.values()), wrong
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="names of workloads")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="names of workloads; cured: with the ill ones")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--tries", type=int, default=TRIES, help="runs of a workload until one is without noise")
-    parser.add_argument("--evidence", action="store_true", help="measure without the bridge, too")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--quiet", type=float, default=QUIET, help="seconds to wait until other programs are quiet")
+    parser.add_argument("--evidence", action="store_true", help="also measure without the bridge")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
+    parser.add_argument("--folder", type=Path, help="where to keep the traces, a folder for each workload")
     options = parser.parse_args()
-    names = options.only or [each.name for each in (*ILL, *HEALTHY, *(cure.cured for cure in CURES))]
-    cures = [cure for cure in CURES if cure.cured.name in names]
-    names += [cure.of for cure in cures if cure.of not in names]
+    all_names = {each.name for each in (*ILL, *HEALTHY, *(cure.cured for cure in CURES))}
+    names = set(options.only or all_names)
+    if unknown := names - all_names:
+        parser.error(f"no workload is named {', '.join(sorted(unknown))}: there are {', '.join(sorted(all_names))}")
     results: list[Result] = []
-    failed: list[str] = []
-    for _ in range(options.repeat):
-        found = {}
-        for workload in (*ILL, *HEALTHY, *(cure.cured for cure in cures)):
-            if workload.name in names:
-                found[workload.name], _ = measure_quietly(workload, evidence=options.evidence, tries=options.tries)
-        results += found.values()
-        wrong = [each.name for each in ILL if each.name in found and not found[each.name].is_right]
-        failed += wrong if len(wrong) > 1 or options.only else []
-        failed += [each.name for each in HEALTHY if each.name in found and not found[each.name].is_right]
-        for cure in cures:
-            failed += check_cure(cure, found[cure.of], found[cure.cured.name])
-    if options.json:
-        Path(options.json).write_text(json.dumps([asdict(each) for each in results], indent=1), encoding="utf-8")
-    print("wrong: " + (", ".join(failed) or "nothing"))
-    sys.exit(bool(failed))
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for number in range(options.repeat):
+            folder = (options.folder or Path(temporary)) / str(number)
+            how = {"evidence": options.evidence, "tries": options.tries, "quiet": options.quiet}
+            found, failed = run(names, folder, **how)
+            results += found
+            wrong += failed
+            if options.json:
+                options.json.write_text(json.dumps([asdict(each) for each in results], indent=1), encoding="utf-8")
+    right = sum(each.is_right for each in results)
+    print(f"{right} of {len(results)} right; wrong: " + (", ".join(wrong) or "nothing"))
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     main()

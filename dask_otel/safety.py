@@ -62,6 +62,10 @@ def why_off(since: float) -> str | None:
 MAX_IN_A_ROW = 100
 
 
+#: Beginnings of places that may fail for ever: a collector may be away for as long as it likes, traces go on without
+#: metrics, without a page and without verdicts, and span processors of workers and clients are not ours.
+_DISPENSABLE = ("exporter", "metrics", "page", "evidence", "run times", "verdict", "task span", "caller")
+
 #: All that live, so that those of a process that is forked off have locks that no other thread holds.
 _all: WeakSet[Safety] = WeakSet()
 
@@ -99,9 +103,7 @@ class Safety:
     def caught(self, where: str, error: Exception) -> None:
         """Count an exception, and log it the first time."""
         kind = (where, type(error).__name__)
-        # A collector may be away for as long as it likes, traces go on without metrics, without a page and without
-        # evidence, and span processors of workers and clients are not ours.
-        may_give_up = not where.startswith(("exporter", "metrics", "page", "evidence", "task span", "caller"))
+        may_give_up = not where.startswith(_DISPENSABLE)
         with self._lock:
             self._failures[kind] += 1
             is_first = self._failures[kind] == 1

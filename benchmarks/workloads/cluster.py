@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
@@ -71,15 +70,15 @@ class Cluster:
     def add(self, options: WorkerOptions) -> None:
         """Start `dask worker`; do not wait until it has connected."""
         with self._lock:
-            arguments = options.arguments()
+            arguments = ["--dashboard-address", "127.0.0.1:0", *options.arguments()]
             if options.network:
                 network = self._stack.enter_context(SlowNetwork(options.network))
-                port = ("--worker-port", str(network.port))
-                arguments += ["--no-nanny", *port, "--contact-address", network.address]
+                listen = ("--listen-address", f"tcp://127.0.0.1:{network.port}")
+                arguments += ["--no-nanny", *listen, "--contact-address", network.address]
+            else:
+                arguments += ["--host", "127.0.0.1"]
             environment = {"PYTHONPATH": python_path(str(FOLDER))}
-            worker = Process(
-                "worker", self.address, *arguments, *LOOPBACK, folder=self._folder, env=environment
-            )
+            worker = Process("worker", self.address, *arguments, folder=self._folder, env=environment)
             self._stack.callback(worker.stop_or_kill)
 
     @contextmanager
@@ -114,7 +113,7 @@ def start(workload: Workload, environment: Mapping[str, str]) -> Iterator[Cluste
             cluster.add(options)
         cluster.client = stack.enter_context(Client(cluster.address))
         if workload.workers:
-            cluster.client.wait_for_workers(sum(each.processes for each in workload.workers))
+            cluster.client.wait_for_workers(sum(each.processes for each in workload.workers), timeout=60)
         yield cluster
         cluster.client.shutdown()
 
@@ -122,4 +121,3 @@ def start(workload: Workload, environment: Mapping[str, str]) -> Iterator[Cluste
 def kill(pid: int) -> None:
     """End a process as the kernel does when memory is short."""
     os.kill(pid, 9)
-

@@ -34,7 +34,9 @@ class Evidence:
         """Return what is above, as text."""
 
         def text(counted: Counter[str], largest: int = 12) -> str:
-            return ", ".join(f"{name} {seconds:.1f}" for name, seconds in counted.most_common(largest) if seconds > 0.05)
+            return ", ".join(
+                f"{name} {seconds:.1f}" for name, seconds in counted.most_common(largest) if seconds > 0.05
+            )
 
         return [
             f"cores: {text(Counter({name: each / self.seconds for name, each in self.cpu.items()}))}",
@@ -108,7 +110,7 @@ def _role(process: psutil.Process, own: psutil.Process) -> str:
         return "client"
     if "scheduler" in command:
         return "scheduler"
-    return "nannies" if "worker" in command else f"worker {process.pid}"
+    return "nannies" if "worker" in command and "--no-nanny" not in command else f"worker {process.pid}"
 
 
 def _system() -> float:

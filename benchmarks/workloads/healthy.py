@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd

@@ -190,19 +190,19 @@ def price_all(partitions: int, cluster: Cluster) -> None:
 
 # Large graph: many small chunks, of which each month needs few. Every ``compute`` sends the graph of all years.
 def monthly_changes(cluster: Cluster) -> None:
-    """Compute one month after the other from an array with 20,000 chunks."""
-    days = da.random.default_rng(1).random((200_000, 50), chunks=(10, 50))
+    """Compute one month after the other from an array with 10,000 chunks."""
+    days = da.random.default_rng(1).random((100_000, 50), chunks=(10, 50))
     changes = days[5:] - days[:-5]
     with span("monthly changes"):
-        for month in range(4):
-            changes[month * 200 : (month + 1) * 200].mean().compute()
+        for month in range(5):
+            changes[month * 100 : (month + 1) * 100].mean().compute()
 
 
 # Transfers: chunks of time become chunks of space, for each variable, over a slow network.
 def anomalies(chunks: tuple[int, int], cluster: Cluster) -> None:
     """Rechunk variables for an operation along time; each worker needs a piece of every chunk."""
     with dask.config.set({"array.rechunk.method": "tasks"}), span("anomalies"):
-        for seed in range(3):
+        for seed in range(2):
             data = da.random.default_rng(seed).random((4_800, 20_000), chunks=chunks)
             by_place = data.rechunk((-1, 1_000))
             (by_place.max(axis=0) - by_place.min(axis=0)).mean().compute()

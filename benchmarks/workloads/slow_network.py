@@ -15,8 +15,8 @@ CHUNK = 1 << 17
 class SlowNetwork:
     """Passes connections on to a port of this machine.
 
-    What comes back is limited to ``rate`` bytes a second, for all connections together. What is sent to the port is not:
-    that of a worker gets requests there, and answers with its data.
+    What comes back is limited to ``rate`` bytes a second, for all connections together. What is sent to the port is
+    not: a worker gets requests there, and answers with its data.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ __all__ = ["STEPS", "demo", "run"]
 
 STEPS = ("data load", "ML preprocessing", "Model training", "Quality gate")
 #: How long each model is trained: the other threads wait for the third one.
-_ROUNDS = (100, 100, 6000, 100)
+_ROUNDS = (100, 100, 8000, 100)
 #: Seconds that the trace may take to arrive once the workflow is done.
 TIMEOUT = 60.0
 #: Parts of the waterfall of thread time that are printed.

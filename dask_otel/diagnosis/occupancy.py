@@ -1,20 +1,18 @@
 """Which root occupies the threads of which worker, and what the idle ones wait for, integrated over time.
 
 A worker with fewer tasks than threads has a thread for each; one with more shares its threads between the roots in
-proportion. All sums are brought up to date when one of their factors changes, so that a moment costs nothing by itself.
+proportion. Sums are brought up to date when one of their factors changes, so that a moment costs nothing by itself, and
+no root is looked at because of what happens to another one.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .critical_path import Base, PathNode, path_from, path_of
-from .parts import Lap
+from .critical_path import Base, PathNode, path_from
+from .parts import CriticalPath, Lap
 
-__all__ = ["SOME", "Account", "Mark", "Threads", "Worker"]
-
-#: Of a number of threads, what is not a rounding error.
-SOME = 1e-6
+__all__ = ["Account", "Mark", "Threads", "Worker"]
 
 
 class Mark(NamedTuple):
@@ -23,7 +21,17 @@ class Mark(NamedTuple):
     at: float
     occupied: float
     idle: float
-    without: float
+
+
+class Part:
+    """The tasks of one root on a worker that has tasks of several."""
+
+    __slots__ = ("count", "paused", "shared")
+
+    def __init__(self, count: int, worker: Worker) -> None:
+        self.count = count
+        #: The worker's sums when the root's own was last brought up to date.
+        self.shared, self.paused = worker.shared, worker.paused
 
 
 class Worker:
@@ -31,39 +39,52 @@ class Worker:
 
     __slots__ = (
         "address",
+        "at",
+        "is_paused",
         "is_running",
         "last",
         "last_told",
         "lost",
         "owner",
+        "paused",
         "processing",
-        "shares",
-        "tasks",
+        "roots",
+        "shared",
         "threads",
     )
 
     def __init__(self, address: str, threads: int) -> None:
         self.address = address
         self.threads = threads
-        #: Not paused, nor about to leave.
+        #: Whether it is paused; and whether tasks that it has may begin, which they may not if it leaves, either.
+        self.is_paused = False
         self.is_running = True
         #: Tasks that it has, without those that have seceded.
         self.processing = 0
-        #: The root whose tasks they are; if there are several, its number of tasks by root and their threads.
+        #: The root whose tasks they are; if there are several roots, these, in the place of the one.
         self.owner: Account | None = None
-        self.tasks: dict[Account, int] | None = None
-        self.shares: dict[Account, float] = {}
+        self.roots: dict[Account, Part] | None = None
+        #: While there are several: thread-seconds for each task up to ``at``, and those of them while it was paused.
+        self.at = self.shared = self.paused = 0.0
         #: By thread, the last run that the scheduler was told of, and when it was told of any.
         self.last: dict[Any, PathNode] = {}
         self.last_told = 0.0
         #: Of its threads, once it has left: those of which the time since their last run is lost.
         self.lost = 0
 
-    def occupants(self) -> dict[Account, float]:
-        """Return how many threads each root has."""
-        if self.tasks is not None:
-            return dict(self.shares)
-        return {self.owner: float(min(self.processing, self.threads))} if self.owner and self.processing else {}
+    @property
+    def occupies(self) -> int:
+        """Threads that have tasks."""
+        return min(self.processing, self.threads)
+
+    def share(self, now: float) -> None:
+        """Bring the sums of a worker with several roots up to date."""
+        if self.processing and now > self.at:
+            more = (now - self.at) * self.occupies / self.processing
+            self.shared += more
+            if self.is_paused:
+                self.paused += more
+        self.at = now
 
 
 class Account:
@@ -86,7 +107,7 @@ class Account:
         "occupied",
         "occupies",
         "origin",
-        "others",
+        "parts",
         "paused",
         "pauses",
         "processing",
@@ -95,6 +116,7 @@ class Account:
         "rested",
         "root_id",
         "stopped",
+        "stuck",
         "unfinished",
         "waiting",
     )
@@ -105,16 +127,20 @@ class Account:
         self.waiting = self.queued = self.no_worker = self.processing = 0
         #: Those that keep a lap going, see ``RunTimes``.
         self.unfinished = 0
-        #: Threads that it occupies now; and of these, those of workers that are paused.
-        self.occupies = 0.0
-        self.pauses = 0.0
-        #: Whether workers have more of its tasks than threads for them.
+        #: Threads that it occupies now on workers that have tasks of no other root; and of these, on paused workers.
+        self.occupies = 0
+        self.pauses = 0
+        #: Its tasks on other workers.
+        self.parts: dict[Worker, Part] = {}
+        #: Workers that have more tasks than threads, as far as was seen when one of its own came or went.
+        self.stuck: set[Worker] = set()
+        #: Whether there were any when the cause was found.
         self.is_stuck = False
         #: Why threads that no root occupies are idle.
         self.cause = "client"
         # Sums of the lap up to a moment, and those of the cluster when it began and at that moment.
-        self.began = self.marked = Mark(0.0, 0.0, 0.0, 0.0)
-        self.occupied = self.paused = self.others = self.lost = self.recomputed = 0.0
+        self.began = self.marked = Mark(0.0, 0.0, 0.0)
+        self.occupied = self.paused = self.lost = self.recomputed = 0.0
         self.idle: dict[str, float] = {}
         #: Where paths of the lap begin; None while there is no lap.
         self.base: Base | None = None
@@ -132,7 +158,7 @@ class Account:
     def begin(self, at: Mark) -> None:
         """Begin a lap at a moment, which may have passed if the root occupies no threads since then."""
         self.began = self.marked = at
-        self.occupied = self.paused = self.others = self.lost = self.recomputed = 0.0
+        self.occupied = self.paused = self.lost = self.recomputed = 0.0
         self.idle = {}
         self.base = Base(at.at, self)
         self.latest = self.origin = path_from(self.base)
@@ -140,8 +166,8 @@ class Account:
         self.rested = 0.0
         self.displaced.clear()
 
-    def end(self) -> Lap:
-        """End the lap where its sums end."""
+    def end(self) -> tuple[Lap, PathNode]:
+        """End the lap where its sums end; return it with the last node of its path, which takes longer to sum up."""
         base, began, ended, stopped = self.base, self.began, self.marked, self.stopped
         assert base is not None
         lap = Lap(
@@ -150,20 +176,24 @@ class Account:
             ended.at,
             self.occupied,
             self.paused,
-            self.others,
+            max(0.0, ended.occupied - began.occupied - self.occupied),
             self.idle,
-            ended.without - began.without,
-            path_of(self.latest),
+            CriticalPath(base.start, base.start),
             self.lost,
             self.recomputed,
         )
         if stopped:
             lap.pause_others = began.occupied - stopped.occupied
             lap.pause_idle = began.idle - stopped.idle
-            lap.pause_without_threads = began.without - stopped.without
         self.stopped = ended
         self.base = None
-        return lap
+        return lap, self.latest
+
+    def settle_part(self, worker: Worker, part: Part) -> None:
+        """Bring the root's sums up to date with those of a worker that it shares."""
+        self.occupied += part.count * (worker.shared - part.shared)
+        self.paused += part.count * (worker.paused - part.paused)
+        part.shared, part.paused = worker.shared, worker.paused
 
 
 class Threads:
@@ -175,10 +205,10 @@ class Threads:
         #: Workers that are paused.
         self.paused = 0
         #: Threads that have tasks.
-        self.occupies = 0.0
-        #: Up to ``at``: thread-seconds that were occupied and idle, and seconds without any thread.
+        self.occupies = 0
+        #: Up to ``at``: thread-seconds that were occupied and idle.
         self.at = now
-        self.occupied = self.idle = self.without = 0.0
+        self.occupied = self.idle = 0.0
 
     def advance(self, now: float) -> None:
         """Bring the cluster's sums up to date."""
@@ -187,117 +217,163 @@ class Threads:
             occupies = self.occupies
             self.occupied += occupies * passed
             self.idle += (self.number - occupies) * passed
-            if not self.number:
-                self.without += passed
             self.at = now
 
     def mark(self, now: float) -> Mark:
         """Return the sums now."""
         self.advance(now)
-        return Mark(self.at, self.occupied, self.idle, self.without)
+        return Mark(self.at, self.occupied, self.idle)
 
     def settle(self, account: Account, now: float) -> None:
-        """Bring the sums of a root up to date, before one of their factors changes."""
+        """Bring the sums of a root up to date, before one of their factors changes; but for workers that it shares."""
         self.advance(now)
-        at, occupied, idle, _ = account.marked
+        at, _, idle = account.marked
         now = self.at
-        own = account.occupies * (now - at)
-        account.occupied += own
-        account.paused += account.pauses * (now - at)
-        account.others += self.occupied - occupied - own
+        if account.occupies:
+            account.occupied += account.occupies * (now - at)
+            account.paused += account.pauses * (now - at)
         if self.idle > idle:
             account.idle[account.cause] = account.idle.get(account.cause, 0.0) + self.idle - idle
-        account.marked = Mark(now, self.occupied, self.idle, self.without)
+        account.marked = Mark(now, self.occupied, self.idle)
+
+    def settle_all(self, account: Account, now: float) -> None:
+        """Bring all sums of a root up to date."""
+        self.settle(account, now)
+        for worker, part in account.parts.items():
+            worker.share(self.at)
+            account.settle_part(worker, part)
 
     def settle_until(self, account: Account, mark: Mark, cause: str) -> None:
         """Bring the sums of a root that occupies no threads up to date with a moment that has passed."""
         before = account.marked
         if mark.at > before.at:
-            account.others += mark.occupied - before.occupied
             if mark.idle > before.idle:
                 account.idle[cause] = account.idle.get(cause, 0.0) + mark.idle - before.idle
             account.marked = mark
 
     def reconsider(self, account: Account, now: float) -> None:
         """Find out why threads are idle, after what decides it has changed."""
-        account.is_stuck = account.processing - account.occupies > SOME
+        account.is_stuck = bool(account.stuck)
         cause = self._cause(account)
         if cause != account.cause:
             self.settle(account, now)
             account.cause = cause
 
+    def look_again(self, account: Account, now: float) -> None:
+        """Find out why threads are idle, also by what other roots have done on workers that are shared."""
+        for worker in account.parts:
+            if worker.processing > worker.threads:
+                account.stuck.add(worker)
+            else:
+                account.stuck.discard(worker)
+        self.reconsider(account, now)
+
     def _cause(self, account: Account) -> str:
         if account.rested or not account.base:
             return "client"
-        runnable = account.queued or account.no_worker or account.is_stuck
         if not self.number:
             return "starting"
-        if self.paused and (runnable or account.pauses):
+        if self.paused and (account.queued or account.no_worker or account.stuck or self._is_on_paused(account)):
             return "paused"
         if account.queued:
             return "queued"
         if account.no_worker:
             return "no_worker"
-        if account.is_stuck:
+        if account.stuck:
             return "imbalance"
         return "dependencies" if account.waiting else "tail"
+
+    @staticmethod
+    def _is_on_paused(account: Account) -> bool:
+        return account.pauses > 0 or any(worker.is_paused for worker in account.parts)
 
     def change(self, worker: Worker, account: Account, by: int, now: float) -> None:
         """Give a worker one task more of a root, or one less."""
         before, threads = worker.processing, worker.threads
-        after = worker.processing = before + by
-        if worker.tasks is None:
-            if worker.owner is account or not before:
-                worker.owner = account
-                if after <= threads and before <= threads:
-                    self._occupy(worker, account, float(by), now)
-                return
-            assert worker.owner is not None
-            worker.tasks = {worker.owner: before}
-            worker.shares = {worker.owner: float(min(before, threads))}
-        count = worker.tasks.get(account, 0) + by
-        if count > 0:
-            worker.tasks[account] = count
+        after = before + by
+        if worker.roots is None and worker.owner is not account and before:
+            self._divide(worker, now)
+        if worker.roots is None:
+            worker.owner = account
+            worker.processing = after
+            if after <= threads and before <= threads:
+                self.settle(account, now)
+                account.occupies += by
+                if worker.is_paused:
+                    account.pauses += by
+                self.occupies += by
         else:
-            worker.tasks.pop(account, None)
-            self._share(worker, account, 0.0, now)
-        part = threads / after if after > threads else 1.0
-        for each, number in worker.tasks.items():
-            self._share(worker, each, float(min(after, threads)) if number == after else number * part, now)
-        if len(worker.tasks) == 1 and count <= 0:
-            (worker.owner,) = worker.tasks
-            worker.tasks = None
+            self.advance(now)
+            self.occupies -= worker.occupies
+            worker.share(self.at)
+            worker.processing = after
+            self.occupies += worker.occupies
+            part = worker.roots.get(account)
+            if part is None:
+                part = worker.roots[account] = account.parts[worker] = Part(0, worker)
+            account.settle_part(worker, part)
+            part.count += by
+            if part.count <= 0:
+                del worker.roots[account], account.parts[worker]
+                account.stuck.discard(worker)
+                if len(worker.roots) == 1:
+                    self._join(worker, now)
+                return
+        if after <= threads:
+            account.stuck.discard(worker)
+        elif by > 0:
+            account.stuck.add(worker)
 
-    def _share(self, worker: Worker, account: Account, share: float, now: float) -> None:
-        before = worker.shares.get(account, 0.0)
-        if share != before:
-            worker.shares[account] = share
-            if not share:
-                del worker.shares[account]
-            self._occupy(worker, account, share - before, now)
+    def _divide(self, worker: Worker, now: float) -> None:
+        """Have a worker belong to several roots from now on."""
+        owner = worker.owner
+        assert owner is not None
+        self.settle(owner, now)
+        owner.occupies -= worker.occupies
+        if worker.is_paused:
+            owner.pauses -= worker.occupies
+        worker.owner, worker.at = None, self.at
+        part = owner.parts[worker] = Part(worker.processing, worker)
+        worker.roots = {owner: part}
 
-    def _occupy(self, worker: Worker, account: Account, more: float, now: float) -> None:
-        self.settle(account, now)
-        self.occupies += more
-        account.occupies += more
-        if not worker.is_running:
-            account.pauses += more
+    def _join(self, worker: Worker, now: float) -> None:
+        """Have a worker belong to the one root that it has tasks of."""
+        assert worker.roots is not None
+        ((owner, part),) = worker.roots.items()
+        owner.settle_part(worker, part)
+        del owner.parts[worker]
+        worker.roots, worker.owner = None, owner
+        self.settle(owner, now)
+        owner.occupies += worker.occupies
+        if worker.is_paused:
+            owner.pauses += worker.occupies
+        if worker.processing > worker.threads:
+            owner.stuck.add(worker)
+        else:
+            owner.stuck.discard(worker)
 
     def leave(self, worker: Worker, now: float) -> None:
         """Count the threads of a worker no more; it may still have tasks."""
         self.advance(now)
         self.number -= worker.threads
-        self.paused -= not worker.is_running
-        for account, share in worker.occupants().items():
-            self._occupy(worker, account, -share, now)
+        self.paused -= worker.is_paused
+        self.occupies -= worker.occupies
+        if worker.roots is not None:
+            worker.share(self.at)
+        elif worker.owner and worker.processing:
+            self.settle(worker.owner, now)
+            worker.owner.occupies -= worker.occupies
+            if worker.is_paused:
+                worker.owner.pauses -= worker.occupies
         worker.lost, worker.threads = worker.threads, 0
-        worker.shares = dict.fromkeys(worker.shares, 0.0)
 
-    def pause(self, worker: Worker, now: float, *, is_running: bool) -> None:
+    def pause(self, worker: Worker, now: float, *, is_paused: bool) -> None:
         """Note that a worker was paused, or goes on."""
-        worker.is_running = is_running
-        by = -1 if is_running else 1
+        by = 1 if is_paused else -1
         self.paused += by
-        for account, share in worker.occupants().items():
-            self.settle(account, now)
-            account.pauses += by * share
+        if worker.roots is not None:
+            worker.share(now)
+        elif worker.owner and worker.processing:
+            self.settle(worker.owner, now)
+            worker.owner.pauses += by * worker.occupies
+        worker.is_paused = is_paused

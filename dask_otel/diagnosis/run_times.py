@@ -13,14 +13,18 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from .critical_path import DATA, THREAD, Base, PathNode, path_from, path_to_arrival, path_to_run
-from .occupancy import SOME, Account, Mark, Threads, Worker
+from .critical_path import DATA, THREAD, Base, PathNode, path_from, path_of, path_to_arrival, path_to_run
+from .occupancy import Account, Mark, Threads, Worker
 from .parts import GroupKey, Lap
 
 __all__ = ["GroupTimes", "RunTimes"]
 
 #: Threads of a worker whose last runs are kept: tasks that secede use new ones.
 MAX_THREADS = 1000
+#: Stands for a node where there is none.
+NOWHERE = path_from(Base(0.0, None))
+#: Roots that are looked at when a worker joins, leaves or is paused.
+FEW = 20
 #: Seconds within which tasks are sent at the same time: a large graph takes seconds.
 TOGETHER = 0.01
 #: States of tasks that have not ended, but ``processing``.
@@ -59,6 +63,11 @@ class RunTimes:
         self._active: dict[Account, None] = {}
         #: The same of roots whose lap has ended, but perhaps not their segment.
         self._resting: dict[Account, None] = {}
+        #: The same of roots without unfinished tasks, of those that had none at the last ``take``; and laps that have
+        #: ended since, each with the last node of its path.
+        self._rested: dict[Account, None] = {}
+        self._over: dict[Account, None] = {}
+        self._ended: list[tuple[Lap, PathNode]] = []
         #: Tasks that workers have.
         self._sent: dict[Any, Sent] = {}
         self._seceded: set[Any] = set()
@@ -68,9 +77,9 @@ class RunTimes:
         self._waited: dict[Any, str] = {}
         #: Stimulus of the last run that the scheduler was told of, and its node.
         self._last_of: Any = None
-        self._last: PathNode = path_from(Base(now, None))
+        self._last = NOWHERE
         #: Stimulus of the last graph, when it came, and when it was taken in.
-        self._graph: tuple[Any, Mark, float] = (None, Mark(now, 0.0, 0.0, 0.0), now)
+        self._graph: tuple[Any, Mark, float] = (None, Mark(now, 0.0, 0.0), now)
         #: What was sent by the last stimulus.
         self._burst_of: Any = None
         self._burst: dict[str, Sent] = {}
@@ -84,35 +93,37 @@ class RunTimes:
 
     # The cluster
 
-    def worker_joined(self, address: str, threads: int, now: float, *, is_running: bool = True) -> None:
+    def worker_joined(self, address: str, threads: int, status: str, now: float) -> None:
         """Count the threads of a worker."""
         if address in self.threads.workers:
             return
         self.threads.advance(now)
         self.threads.workers[address] = Worker(address, threads)
         self.threads.number += threads
-        if not is_running:
-            self.worker_status(address, now, is_running=False)
-        self.reconsider_all(now)
+        self.worker_status(address, status, now)
+        self._reconsider_all(now)
 
     def worker_left(self, address: str, now: float) -> None:
         """Count the threads of a worker no more. Its tasks are released by transitions that may follow."""
         worker = self.threads.workers.pop(address, None)
         if worker:
             self.threads.leave(worker, now)
-            self.reconsider_all(now)
+            self._reconsider_all(now)
 
-    def worker_status(self, address: str, now: float, *, is_running: bool) -> None:
-        """Note that a worker was paused, or goes on."""
-        worker = self.threads.workers.get(address)
-        if worker and worker.is_running != is_running:
-            self.threads.pause(worker, now, is_running=is_running)
-            self.reconsider_all(now)
+    def worker_status(self, address: str, status: str, now: float) -> None:
+        """Note Dask's status of a worker: ``running``, ``paused``, ``closing_gracefully`` …"""
+        worker, is_paused = self.threads.workers.get(address), status == "paused"
+        if worker:
+            worker.is_running = status == "running"
+            if worker.is_paused != is_paused:
+                self.threads.pause(worker, now, is_paused=is_paused)
+                self._reconsider_all(now)
 
-    def reconsider_all(self, now: float) -> None:
-        """Find out anew why threads are idle, for all roots that have unfinished tasks."""
-        for account in self._active:
-            self.threads.reconsider(account, now)
+    def _reconsider_all(self, now: float) -> None:
+        """Find out anew why threads are idle, unless that is much work: the next sweep does the same."""
+        if len(self._active) <= FEW:
+            for account in self._active:
+                self.threads.reconsider(account, now)
 
     # Graphs
 
@@ -236,11 +247,13 @@ class RunTimes:
         self._sent[key] = sent
         account.processing += 1
         processing = worker.processing
-        if worker.owner is account and worker.tasks is None and processing >= worker.threads:
+        if worker.owner is account and processing >= worker.threads:
             worker.processing = processing + 1
+            if processing == worker.threads:
+                account.stuck.add(worker)
         else:
             threads.change(worker, account, 1, now)
-        if crossed or (account.processing - account.occupies > SOME) is not account.is_stuck:
+        if crossed or bool(account.stuck) is not account.is_stuck or threads.paused:
             threads.reconsider(account, now)
 
     def release(self, of: GroupTimes, key: Any, now: float, *, was_lost: bool = False) -> None:
@@ -256,7 +269,7 @@ class RunTimes:
         if sent is None:
             return
         worker, _, _, at, _, _ = sent
-        if was_lost and worker.lost:
+        if was_lost and worker.lost and worker.is_running:
             worker.lost -= 1
             account.lost += max(0.0, now - max(at, worker.last_told))
         self._exit(account, key, worker, now)
@@ -311,10 +324,12 @@ class RunTimes:
         if again:
             account.recomputed += again
         processing = worker.processing
-        if worker.owner is account and worker.tasks is None and processing > worker.threads and not self._seceded:
-            worker.processing = processing - 1
+        if worker.owner is account and processing > worker.threads and not self._seceded:
+            worker.processing = processing = processing - 1
             account.processing -= 1
-            if (account.processing - account.occupies > SOME) is not account.is_stuck:
+            if processing == worker.threads:
+                account.stuck.discard(worker)
+            if bool(account.stuck) is not account.is_stuck or self.threads.paused:
                 self.threads.reconsider(account, now)
         else:
             self._exit(account, key, worker, now)
@@ -358,34 +373,54 @@ class RunTimes:
 
     # Sweeps
 
-    def take(self, now: float) -> list[Lap]:
-        """Return the laps that are over, and find out anew for the other roots why threads are idle."""
-        laps = []
+    def take(self) -> None:
+        """Have ``laps`` return those that are over now."""
+        for account in self._rested:
+            self._over[account] = None
+        self._rested = {}
+
+    def laps(self, now: float) -> Iterator[Lap | None]:
+        """Return the laps that were over at the last ``take``, and find out anew why threads are idle.
+
+        Lazy: each step is little work. A step that ends no lap yields None.
+        """
+        while self._over or self._ended:
+            if not self._ended:
+                self._end(next(iter(self._over)))
+            lap, node = self._ended.pop(0)
+            lap.path = path_of(node)
+            yield lap
         for account in list(self._active):
-            if account.rested:
-                laps.append(account.end())
-                del self._active[account]
-                self._resting[account] = None
-            else:
-                self.threads.reconsider(account, now)
-        return laps
+            if account.base is not None and not account.rested:
+                self.threads.look_again(account, now)
+            yield None
 
     def cut(self, root_id: str, now: float) -> Lap | None:
         """End the lap of a root that goes on, and begin the next one; None if it has none."""
         account = self._accounts.get(root_id)
         if account is None or account.base is None:
             return None
-        if not account.rested:
-            self.threads.settle(account, now)
-        lap = account.end()
         if account.rested:
+            self._rested.pop(account, None)
+            self._over.pop(account, None)
+            lap, node = account.end()
             self._active.pop(account, None)
             self._resting[account] = None
         else:
+            self.threads.settle_all(account, now)
+            lap, node = account.end()
             stopped = account.stopped
             account.begin(account.marked)
             account.stopped = stopped
+        lap.path = path_of(node)
         return lap
+
+    def _end(self, account: Account) -> None:
+        """End a lap that is over."""
+        del self._over[account]
+        self._ended.append(account.end())
+        self._active.pop(account, None)
+        self._resting[account] = None
 
     def lap_start(self, root_id: str) -> float | None:
         """Return when the lap of a root began that is not over; None if there is none."""
@@ -397,12 +432,19 @@ class RunTimes:
         for account in list(self._resting):
             if is_over(account.root_id):
                 account.stopped = None
+                # They refer to each other: without this, only a full garbage collection would free them.
+                account.latest = account.origin = account.arrival = NOWHERE
+                account.displaced.clear()
                 self._resting.pop(account, None)
             yield
 
     # Inside
 
     def _wake(self, account: Account, now: float, stimulus: Any) -> None:
+        if account.rested:
+            self._rested.pop(account, None)
+            if account in self._over:
+                self._end(account)
         graph, came, _ = self._graph
         is_graph = stimulus == graph
         if account.base is None:
@@ -457,7 +499,8 @@ class RunTimes:
             return
         account.processing -= 1
         self.threads.change(worker, account, -1, now)
-        self.threads.reconsider(account, now)
+        if bool(account.stuck) is not account.is_stuck or self.threads.paused:
+            self.threads.reconsider(account, now)
 
     def _less(self, account: Account, now: float) -> None:
         account.unfinished -= 1
@@ -467,3 +510,4 @@ class RunTimes:
                 self.threads.settle(account, now)
                 account.rested = self.threads.at
                 account.cause = "client"
+                self._rested[account] = None

@@ -106,7 +106,7 @@ def judge(facts: RunFacts) -> Verdict:
         withheld = "workers have not delivered all their metrics"
         if facts.metrics_complete:
             withheld = "the workers' metrics have more seconds than their threads had"
-        withheld += f", so {percent(unknown / run.seconds)} of the time cannot be judged"
+        withheld += f", so {percent(min(1.0, unknown / run.seconds))} of the time cannot be judged"
     elif unexplained >= max(SHARE.values()) * run.seconds and not findings:
         withheld = f"nothing that is known explains {percent(unexplained / run.seconds)} of the time"
         if case.others_use:

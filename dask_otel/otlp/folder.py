@@ -18,7 +18,6 @@ from pathlib import Path
 from time import gmtime, strftime
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
 from opentelemetry.trace import SpanKind
 
 from ..spantree.records import Record
@@ -191,6 +190,8 @@ class JsonEncoder:
     """
 
     def __init__(self, factory: SpanFactory) -> None:
+        from google.protobuf.json_format import MessageToDict
+
         self._factory = factory
         request = MessageToDict(SpanEncoder(factory).request(()))
         request["resourceSpans"][0]["scopeSpans"][0]["spans"] = [_PLACE]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -65,7 +65,9 @@ class Peaks:
         self._values: list[float] = []
 
     def add(self, sample: int, value: float) -> None:
-        """Add the value of a sample, the latest so far."""
+        """Add a value of a sample, the latest so far."""
+        if self._samples and self._samples[-1] == sample and self._values[-1] >= value:
+            return
         while self._values and self._values[-1] <= value:
             self._values.pop()
             self._samples.pop()
@@ -81,39 +83,41 @@ class Peaks:
         return self._values[index] if index < len(self._values) else None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Machine:
-    """What is known of a machine in one sample."""
+    """A machine, as the latest heartbeats of its workers say."""
 
-    #: Its cores; None if not known.
+    #: Its cores, and how many all programs use; None if not known.
     cpus: float | None = None
-    #: Cores that all programs use.
     busy: float | None = None
+    is_local: bool = False
+    workers: int = 0
+    #: Threads that have tasks, and cores that processes with tasks use.
     tasks: int = 0
     cpu: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Process:
-    """A process with busy workers in one sample; in tests and notebooks, several workers share one."""
+    """A process with workers; in tests and notebooks, several workers share one."""
 
     machine: _Machine
     cpu: float = 0.0
+    #: Threads of workers that have tasks, and how many of them do.
     threads: int = 0
     tasks: int = 0
 
 
-@dataclass(slots=True)
-class _Sample:
-    """What one pass over the workers has found."""
+@dataclass(slots=True, eq=False)
+class _Report:
+    """What the latest heartbeat of a worker added."""
 
-    number: int
-    local: tuple[float, float] | None
-    sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    machines: dict[str, _Machine] = field(default_factory=dict)
-    processes: dict[str, _Process] = field(default_factory=dict)
+    worker: Any
+    process: _Process
+    metrics: Mapping[str, Any] | None = None
+    threads: int = 0
+    tasks: int = 0
     spilled: int = 0
-    peak: float | None = None
 
 
 class Evidence:
@@ -137,8 +141,12 @@ class Evidence:
         self._spilled, self._memory, self._threads = Peaks(), Peaks(), Peaks()
         self._departures: deque[Departure] = deque(maxlen=MAX_DEPARTURES)
         self._departed = 0
-        #: Workers of the last sample.
-        self._workers: dict[str, Any] = {}
+        #: By address of the worker, of the machine, and of the process.
+        self._reports: dict[str, _Report] = {}
+        self._machines: dict[str, _Machine] = {}
+        self._processes: dict[str, _Process] = {}
+        #: Bytes on all workers' disks.
+        self._on_disk = 0
         #: The processors of this machine: seconds that they were busy, and seconds in all.
         self._cpu_times: tuple[float, float] | None = None
         self._before = self._latest = self._mark()
@@ -152,7 +160,7 @@ class Evidence:
         self._before, self._latest = self._latest, self._mark()
 
     async def sample(self, pace: Pace, *, is_needed: bool) -> None:
-        """Read what workers have reported; three microseconds for each.
+        """Read what workers have reported since the last sample: ten microseconds for each that has.
 
         Parameters
         ----------
@@ -160,22 +168,27 @@ class Evidence:
             Whether any root is open.
         """
         if not is_needed:
-            self._cpu_times, self._workers = None, {}
+            if self._reports:
+                self._forget_all()
             return
-        found, workers = _Sample(self._samples, self._use_of_machine()), {}
-        for some in in_parts(list(self._scheduler.workers.values())):
+        workers, reports = self._scheduler.workers, self._reports
+        reporting: set[_Process] = set()
+        for some in in_parts(list(workers.values())):
             for worker in some:
-                workers[worker.address] = worker
-                if worker.metrics:  # else it has just come
+                metrics, report = worker.metrics, reports.get(worker.address)
+                if metrics and (report is None or report.metrics is not metrics):
                     with self._safety.guard("evidence"):  # a worker may have another version
-                        self._read(worker, found)
+                        self._read(worker, metrics, reporting)
             await pace.rest()
-        self._workers = workers
-        self._add(found)
+        if len(reports) > len(workers):
+            for address in [address for address in reports if address not in workers]:
+                self._forget(address)
+        self._add(reporting)
 
     def left(self, message: Mapping[str, Any]) -> None:
         """Note the event ``remove-worker`` of a worker that left unexpectedly."""
-        worker = self._workers.get(str(message.get("worker")))
+        report = self._reports.get(str(message.get("worker")))
+        worker = report.worker if report else None
         metrics = worker.metrics if worker else {}
         unfinished = message.get("processing-tasks", ())
         prefixes = Counter(map(prefix_of, islice(unfinished, MAX_KEYS)))
@@ -244,79 +257,111 @@ class Evidence:
             counters[name] = sum(metrics.get(key, 0.0) for key in keys)
         return counters
 
-    def _read(self, worker: Any, found: _Sample) -> None:
-        """Add what one worker has reported."""
-        metrics, sums = worker.metrics, found.sums
+    def _read(self, worker: Any, metrics: Mapping[str, Any], reporting: set[_Process]) -> None:
+        """Take in a heartbeat: what it has, instead of what the one before had."""
         memory, spilled = metrics["memory"], metrics["spilled_bytes"]
         cpu, delay = metrics["cpu"] / 100, max(0.0, metrics["event_loop_interval"] - self._tick)
         tasks = min(metrics["task_counts"].get("executing", 0), worker.nthreads)
-        found.spilled += spilled["disk"]
-        if worker.memory_limit:
-            found.peak = max(found.peak or 0.0, memory / worker.memory_limit)
         unmanaged = min(memory, max(0, memory - worker.nbytes + spilled["memory"]))
+        on_disk = spilled["disk"]
+        report = self._reports.get(worker.address)
+        if report is None:
+            report = self._reports[worker.address] = _Report(worker, self._process(worker))
+            report.process.machine.workers += 1
+        report.metrics = metrics
+        self._on_disk += on_disk - report.spilled
+        report.spilled = on_disk
+        process = report.process
+        self._has(report, tasks, cpu)
+        times = metrics.get("host_cpu")  # with ``distributed.admin.system-monitor.host-cpu``
+        if times:
+            total = sum(value for name, value in times.items() if not name.startswith("guest"))
+            process.machine.cpus = max(1.0, round(total))
+            process.machine.busy = max(0.0, total - times.get("idle", 0.0) - times.get("iowait", 0.0))
+        sums = self._sums
         sums["memory"] += memory
         sums["unmanaged"] += unmanaged
         if worker.status.name == "paused":
             sums["paused.memory"] += memory
             sums["paused.unmanaged"] += unmanaged
-        if not tasks:
-            return
-        sums["loop"] += delay
-        sums["loop.n"] += 1
-        if "gil_contention" in metrics:
-            sums["gil"] += metrics["gil_contention"]
-            sums["gil.n"] += 1
-        name = "" if worker.address.startswith("inproc") else worker.address
-        process = found.processes.get(name)
-        if process is None:
-            process = found.processes[name] = _Process(self._machine(worker.host, metrics, found))
-            process.cpu = cpu
-            process.machine.cpu += cpu
-        process.threads += worker.nthreads
-        process.tasks += tasks
-        process.machine.tasks += tasks
+        if worker.memory_limit:
+            self._memory.add(self._samples, memory / worker.memory_limit)
+        if tasks:
+            reporting.add(process)
+            sums["loop"] += delay
+            sums["loop.n"] += 1
+            if "gil_contention" in metrics:
+                sums["gil"] += metrics["gil_contention"]
+                sums["gil.n"] += 1
 
-    def _machine(self, host: str, metrics: Mapping[str, Any], found: _Sample) -> _Machine:
-        machine = found.machines.get(host)
+    def _has(self, report: _Report, tasks: int, cpu: float) -> None:
+        """Note that a worker has tasks on so many threads, and what its process uses."""
+        process, machine = report.process, report.process.machine
+        threads = report.worker.nthreads if tasks else 0
+        before = process.cpu if process.tasks else 0.0
+        process.tasks += tasks - report.tasks
+        process.threads += threads - report.threads
+        process.cpu = cpu
+        machine.tasks += tasks - report.tasks
+        machine.cpu += (cpu if process.tasks else 0.0) - before
+        report.tasks, report.threads = tasks, threads
+
+    def _process(self, worker: Any) -> _Process:
+        name = "" if worker.address.startswith("inproc") else worker.address
+        process = self._processes.get(name)
+        if process is None:
+            process = self._processes[name] = _Process(self._machine(worker.host))
+        return process
+
+    def _machine(self, host: str) -> _Machine:
+        machine = self._machines.get(host)
         if machine is None:
-            machine = found.machines[host] = _Machine()
-            times = metrics.get("host_cpu")  # with ``distributed.admin.system-monitor.host-cpu``
-            if times:
-                total = sum(value for name, value in times.items() if not name.startswith("guest"))
-                machine.cpus = max(1.0, round(total))
-                machine.busy = max(0.0, total - times.get("idle", 0.0) - times.get("iowait", 0.0))
-            elif host == self._scheduler_host():
-                machine.cpus = float(CPU_COUNT)
-                if found.local and _psutil.cpu_count() == CPU_COUNT:  # else a container has a part of them
-                    busy, seconds = found.local
-                    machine.busy = busy / seconds * CPU_COUNT
+            machine = self._machines[host] = _Machine()
+            if host == self._scheduler_host():
+                machine.cpus, machine.is_local = float(CPU_COUNT), True
         return machine
+
+    def _forget(self, address: str) -> None:
+        report = self._reports.pop(address)
+        self._has(report, 0, report.process.cpu)
+        self._on_disk -= report.spilled
+        self._processes.pop(address, None)
+        report.process.machine.workers -= 1
+        if not report.process.machine.workers:
+            self._machines.pop(report.worker.host, None)
+
+    def _forget_all(self) -> None:
+        self._reports, self._machines, self._processes = {}, {}, {}
+        self._on_disk, self._cpu_times = 0, None
 
     def _scheduler_host(self) -> str:
         return str(get_address_host(self._scheduler.address))
 
-    def _use_of_machine(self) -> tuple[float, float] | None:
-        """Return for how long the processors of this machine were busy since the last sample, and in all."""
-        if _psutil is None:
+    def _use_of_machine(self) -> float | None:
+        """Return how many cores of this machine were busy since the last sample; None if that is not known."""
+        if _psutil is None or _psutil.cpu_count() != CPU_COUNT:  # a container has a part of them
             return None
         times = _psutil.cpu_times()._asdict()
-        total = sum(value for name, value in times.items() if not name.startswith("guest"))
-        now = total - times.get("idle", 0.0) - times.get("iowait", 0.0), total
-        before, self._cpu_times = self._cpu_times, now
+        total = float(sum(value for name, value in times.items() if not name.startswith("guest")))
+        busy = total - times.get("idle", 0.0) - times.get("iowait", 0.0)
+        before, self._cpu_times = self._cpu_times, (busy, total)
         if before is None or total <= before[1]:
             return None
-        return now[0] - before[0], total - before[1]
+        return float(CPU_COUNT * (busy - before[0]) / (total - before[1]))
 
-    def _add(self, found: _Sample) -> None:
-        """Take a pass over the workers into the sums."""
-        self._samples += 1
-        sums = found.sums
-        for process in found.processes.values():
+    def _add(self, reporting: set[_Process]) -> None:
+        """Take the processes that have reported, and the machines as they are now, into the sums."""
+        sums = self._sums
+        for process in reporting:
             sums["process.n"] += 1
             sums["process.cpu"] += process.cpu
             sums["process.threads"] += process.threads
             sums["process.tasks"] += process.tasks
-        known = [each for each in found.machines.values() if each.cpus is not None]
+        use = self._use_of_machine()
+        known = [each for each in self._machines.values() if each.tasks and each.cpus is not None]
+        for machine in known:
+            if machine.is_local and use is not None:
+                machine.busy = use
         if known:
             sums["machine.n"] += 1
             sums["machine.cpus"] += sum(each.cpus or 0.0 for each in known)
@@ -325,12 +370,9 @@ class Evidence:
             if all(each.busy is not None for each in known):
                 sums["machine.busy.n"] += 1
                 sums["machine.busy"] += sum(each.busy or 0.0 for each in known)
-        for name, value in sums.items():
-            self._sums[name] += value
-        self._spilled.add(found.number, found.spilled)
-        self._threads.add(found.number, self._scheduler.total_nthreads)
-        if found.peak is not None:
-            self._memory.add(found.number, found.peak)
+        self._spilled.add(self._samples, self._on_disk)
+        self._threads.add(self._samples, self._scheduler.total_nthreads)
+        self._samples += 1
 
 
 def _collecting_garbage() -> float | None:

@@ -288,8 +288,13 @@ class Inbox:
                         forgotten[tasks[key].group] = None
                     return
                 task = tasks[key]
+                if finish == "forgotten":
+                    forgotten[task.group] = None
                 if on_task:
-                    on_task(key, task, start, finish, stimulus_id, startstops, worker, thread)
+                    try:
+                        on_task(key, task, start, finish, stimulus_id, startstops, worker, thread)
+                    except Exception as error:  # noqa: BLE001 -- the rest of the hook goes on
+                        self._safety.caught("run times", error)
                 try:
                     change = changes[task.group]
                 except KeyError:

@@ -168,10 +168,10 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
                     self._bridge.departures.announced(topic, msg.get("reason"))
                 elif action == "worker-status-change":
                     if self._bridge.run_times:
-                        self._bridge.run_times.worker_status(topic, msg.get("status"))
+                        self._bridge.run_times.worker_status(topic)
                 elif action == "remove-worker" and topic == "all" and isinstance(msg.get("expected"), bool):
                     if self._bridge.run_times:
-                        self._bridge.run_times.worker_left(str(msg.get("worker")))
+                        self._bridge.run_times.worker_left(msg.get("worker"))
                     is_expected = self._bridge.departures.is_expected(msg.get("worker"), msg["expected"])
                     self._bridge.inbox.count(WORKER_REMOVED, is_expected)
                     if self._bridge.evidence and not is_expected:

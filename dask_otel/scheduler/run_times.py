@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from distributed.metrics import time
@@ -59,7 +59,7 @@ class RunTimesHooks:
         """Begin to listen: take in what is there already."""
         now = self._now()
         for worker in self._scheduler.workers.values():
-            self.times.worker_joined(worker.address, worker.nthreads, now, is_running=worker.status.name == "running")
+            self.times.worker_joined(worker.address, worker.nthreads, worker.status.name, now)
         for task in list(self._scheduler.tasks.values()):
             of = self._group(task.group)
             if of and task.state in _WAITING:
@@ -182,19 +182,25 @@ class RunTimesHooks:
         """Note that a worker joined."""
         worker = self._scheduler.workers.get(address)
         if worker:
-            self.times.worker_joined(address, worker.nthreads, self._now(), is_running=worker.status.name == "running")
+            self.times.worker_joined(address, worker.nthreads, worker.status.name, self._now())
 
-    def worker_left(self, address: str) -> None:
-        """Note that a worker left."""
-        self.times.worker_left(address, self._now())
+    def worker_left(self, address: object) -> None:
+        """Note what Dask logs when a worker has left; anybody can log such an event."""
+        if isinstance(address, str) and address not in self._scheduler.workers:
+            self.times.worker_left(address, self._now())
 
-    def worker_status(self, address: str, status: object) -> None:
-        """Note that a worker has another status."""
-        self.times.worker_status(address, self._now(), is_running=status == "running")
+    def worker_status(self, address: str) -> None:
+        """Note what Dask logs when a worker has got another status; anybody can log such an event."""
+        worker = self._scheduler.workers.get(address)
+        if worker:
+            self.times.worker_status(address, worker.status.name, self._now())
 
     def stolen(self, event: tuple[Any, ...]) -> None:
-        """Note what Dask logs of work stealing: ``("confirm", key, state of the task, victim, thief, stimulus)``."""
-        if event[0] == "confirm":
+        """Note what Dask logs of work stealing: ``("confirm", key, state of the task, victim, thief, stimulus)``.
+
+        Anybody can log such an event.
+        """
+        if len(event) > 1 and event[0] == "confirm" and isinstance(event[1], Hashable):
             task = self._scheduler.tasks.get(event[1])
             of = self._group(task.group) if task is not None else None
             if of and task.processing_on:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from distributed.metrics import time
 
-from ..diagnosis.parts import Lap
 from ..messages import SpanMade
 from ..metrics.snapshot import ExporterCounts, Snapshot
 from ..safety import Safety
@@ -149,8 +148,7 @@ class Sweep:
                 return
             pace = Pace()
             now = await self._collect(pace)
-            with self._safety.guard("run times"):
-                self._cut_laps(self._span_tree.roots_to_cut(now))
+            await self._cut_laps(self._span_tree.roots_to_cut(now), pace)
             is_busy = self._scheduler._active_graph_updates > 0
             await self._send(self._span_tree.advance(now, self._clock.offset, taking_in_graph=is_busy), pace)
             await self._cluster_metrics.count_ended(pace)
@@ -192,8 +190,7 @@ class Sweep:
             now, stopped = self.counted_until, "unfinished"
             if now is None:
                 now, stopped = await self._collect_all(pace), "interrupted"
-            with self._safety.guard("run times"):
-                self._cut_laps([top.info.id for top in self._span_tree.forest.open_tops])
+            await self._cut_laps([top.info.id for top in self._span_tree.forest.open_tops], pace)
             for _ in range(MAX_FAILURES):
                 with self._safety.guard("closing of segments"):
                     await self._send(self._span_tree.close(now, self._clock.offset, stopped=stopped), pace)
@@ -219,11 +216,9 @@ class Sweep:
     async def _collect(self, pace: Pace) -> float:
         """Feed the span tree with everything that has happened up to one moment; return that moment."""
         now, taken = self._clock.now(), self._inbox.take()
-        laps: list[Lap] = []
         if self._run_times:
             with self._safety.guard("run times"):  # at the same moment
-                laps = self._run_times.times.take(now)
-                self._run_times.forget(taken.forgotten)
+                self._run_times.times.take()
         if self._evidence:
             with self._safety.guard("evidence"):
                 self._evidence.begin_sweep()
@@ -269,10 +264,13 @@ class Sweep:
             with self._safety.guard("evidence"):
                 await self._evidence.sample(pace, is_needed=bool(self._span_tree.forest.open_tops))
         # After changes: the segments of which they are laps are open now.
-        for lap in laps:
+        if self._run_times:
             with self._safety.guard("run times"):
-                self._span_tree.add_lap(lap)
-            await pace.rest()
+                self._run_times.forget(taken.forgotten)
+                for lap in self._run_times.times.laps(now):
+                    if lap:
+                        self._span_tree.add_lap(lap)
+                    await pace.rest()
         # After changes: the group is known now. Before anything is closed: the parent is to be sent.
         for reported in taken.spans_made:
             with self._safety.guard("sweep"):
@@ -304,13 +302,14 @@ class Sweep:
                 await pace.rest()
         return now
 
-    def _cut_laps(self, root_ids: Iterable[str]) -> None:
+    async def _cut_laps(self, root_ids: Iterable[str], pace: Pace) -> None:
         """End the laps of roots whose segments are about to close."""
-        if self._run_times:
-            for root_id in root_ids:
-                lap = self._run_times.times.cut(root_id, self._clock.now())
+        for root_id in root_ids if self._run_times else ():
+            with self._safety.guard("run times"):
+                lap = self._run_times.times.cut(root_id, self._clock.now()) if self._run_times else None
                 if lap:
                     self._span_tree.add_lap(lap)
+            await pace.rest()
 
     def _add_change(self, group: Any, change: Change, now: float) -> None:
         # Without a span, it is scattered data that no graph has used yet.

@@ -37,6 +37,10 @@ class Groups:
         if len(self._facts) > 2 * MAX_GROUPS:
             self._facts = {each.key: each for each in self.most()}
 
+    def titles(self) -> dict[GroupKey, Step]:
+        """Return what people call the groups."""
+        return {key: each.title for key, each in self._facts.items()}
+
     def most(self) -> list[GroupFacts]:
         """Return the groups with the most seconds of compute."""
         return nlargest(MAX_GROUPS, self._facts.values(), key=lambda each: each.compute)
@@ -107,7 +111,8 @@ def facts_of(record: SegmentRecord, ledger: Ledger, groups: Groups, cluster: Clu
         record.waterfall,
         record.critical,
         most,
-        record.metrics_complete,
+        # Those of runs that go on come when they end.
+        record.metrics_complete and record.result not in ("unfinished", "interrupted"),
         _failures(record.tally),
         _graphs(ledger),
         cluster,

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ..diagnosis.evidence import ClusterEvidence, RunFacts
-from ..diagnosis.parts import GroupKey, Lap, OnPath, Step
+from ..diagnosis.parts import GroupKey, Lap, OnPath
 from ..diagnosis.verdict import Verdict, judge
 from ..diagnosis.waterfall import Laps
 from ..identity import group_id, segment_id
@@ -547,8 +547,6 @@ class SpanTree:
             return lambda names: None
         root_segment.facts = root_segment.facts or Groups()
         root_segment.facts.add(node.info.id, node.info.tags, ledger)
-        for group in ledger.groups.values():
-            laps.describe(GroupKey(node.info.id, group.name), Step(node.info.tags, group.prefix))
 
         def critical(names: Iterable[str]) -> OnPath | None:
             keys = [GroupKey(node.info.id, name) for name in names]
@@ -558,7 +556,10 @@ class SpanTree:
 
     def _judge(self, record: SegmentRecord, segment: Segment, ledger: Ledger) -> None:
         """Find out why the segment of a root took as long as it did."""
-        facts = facts_of(record, ledger, segment.facts or Groups(), segment.cluster)
+        groups = segment.facts or Groups()
+        if record.critical:
+            record.critical.titles = groups.titles()
+        facts = facts_of(record, ledger, groups, segment.cluster)
         if facts:
             record.verdict = self.judge(facts)
 

@@ -407,7 +407,7 @@ def _segment(
         truncated_tasks=ledger.truncated_tasks,
         truncated_phases=ledger.truncated_phases,
         submitters={name: tuple(values) for name, values in ledger.submitters.items()} if is_top else {},
-        waterfall=laps.waterfall(ledger.metrics, *duration, available) if laps else None,
+        waterfall=laps.waterfall(ledger.metrics, *duration, available, threads.without(*duration)) if laps else None,
         critical=laps.path(*duration) if laps else None,
     )
 

@@ -180,16 +180,16 @@ def workflows() -> Dashboard:
         row("Why runs were slow"),
         bars(
             "Verdicts",
-            "Runs of root spans that were slow for a reason, by the most costly reason. What the reasons mean, and what "
-            "helps, is in dask-otel's documentation.",
+            "Runs of root spans that were slow for a reason, by the most costly reason. dask-otel's documentation says "
+            "what the reasons mean, and what helps.",
             [query(count(select(VERDICTS, ROOT), STEP, "dask_verdict"), "{{dask_verdict}}")],
             "short",
         ),
         bars(
             "Where the time went",
             "Thread-seconds that the clusters had while these root spans were active, by what they went into: cpu, "
-            "noncpu (tasks that wait), overhead, handed (with a worker, not running yet) … in threads with their tasks; "
-            "others: with tasks of other root spans; the rest: idle threads, and why.",
+            "noncpu (tasks that wait), overhead, handed (with a worker, not running yet) … of threads with their "
+            "tasks; others: threads with tasks of other root spans; the rest: idle threads, and why.",
             [query(count(select(WATERFALL, ROOT), STEP, "dask_waterfall_part"), "{{dask_waterfall_part}}")],
             "s",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from urllib.request import urlopen
 from uuid import uuid4
 
@@ -59,8 +60,23 @@ def test_a_workflow_appears_in_jaeger(jaeger, tmp_path, protocol):
     assert root.attributes["dask.worker.count"] == 2
     assert 0 < root.attributes["dask.efficiency"] <= 1
     assert root.attributes["dask.execute.thread_noncpu.seconds"] >= 10 * 0.02
+    check_reasons(root)
     assert {span.resource["service.name"] for span in spans} == {"dask-scheduler"}
     assert our_errors(processes.scheduler.log) == []
+
+
+def check_reasons(root):
+    """The waterfall sums to the threads' time, and the critical path to the duration."""
+    parts = [value for name, value in root.attributes.items() if re.fullmatch(r"dask\.waterfall\.\w+\.seconds", name)]
+    assert sum(parts) == pytest.approx(root.attributes["dask.waterfall.threads"] * root.seconds, abs=0.01)
+    gaps = [value for name, value in root.attributes.items() if name.startswith("dask.critical.gap.")]
+    assert sum(gaps) + root.attributes["dask.critical.seconds"] == pytest.approx(root.seconds, abs=0.001)
+    steps, seconds = root.attributes["dask.critical.steps"], root.attributes["dask.critical.steps.seconds"]
+    names = {"data load / load", "prepare / scale / scale", "prepare / scale / total", "check / check"}
+    assert set(steps) <= {f"Alice's workflow / {name}" for name in names}
+    assert len(set(steps)) == len(seconds) > 1
+    assert seconds == sorted(seconds, reverse=True)
+    assert sum(seconds) == pytest.approx(root.attributes["dask.critical.seconds"])
 
 
 def test_a_workflow_below_a_callers_span(jaeger, tmp_path):

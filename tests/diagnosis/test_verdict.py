@@ -178,6 +178,10 @@ CASES = {
     ),
     "a late loop": (run({"handed": 0.2, "overhead": 0.1}, cluster={"worker_loop_delay": 0.3}), ["busy_worker"]),
     "handed out, and nobody knows why it does not run": (run({"handed": 0.2}), []),
+    "short tasks wait for longer than it takes to hand them out": (
+        run({"handed": 0.4}, group(tasks=100, compute=5.0, p50=0.05)),
+        [],
+    ),
     "a pool of processes": (
         run({"overhead": 1.0}, group(compute=39.0), cluster={"worker_loop_delay": 0.3}),
         [],
@@ -203,6 +207,10 @@ CASES = {
     "three stages, each with a last wave": (
         run({"dependencies": 0.18}, *(group(name, 20, 12.0, 0.6) for name in "abc")),
         [],
+    ),
+    "a chain with one task that is longer": (
+        run({"dependencies": 0.6}, group(tasks=50, compute=10.0, p50=0.05, longest=0.8)),
+        ["narrow_graph"],
     ),
     "restrictions": (run({"no_worker": 0.5}, gaps={"no_worker": 4.0}), ["no_worker"]),
     "two tasks for each thread of some workers": (run({"imbalance": 0.3}), ["imbalance"]),

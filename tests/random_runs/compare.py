@@ -20,7 +20,7 @@ from .accounts import ByGroup, Numbers, bridge_numbers
 from .plan import Plan
 from .recorder import Recorder
 
-__all__ = ["Outcome", "compare"]
+__all__ = ["Outcome", "compare", "lineage_of"]
 
 #: What became of tasks that another span counts.
 _ELSEWHERE = ("completed", "erred", "upstream_failed")
@@ -88,7 +88,7 @@ def compare(
         Runs that the page lists.
     """
     known = recorder.known
-    lineage = recorder.lineage | {id_: tuple(_lineage(span)) for id_, span in known.items()}
+    lineage = lineage_of(recorder)
     unsampled = {id_ for id_, ids in lineage.items() if not _is_sampled(ids, plan.sampler)}
     #: Those of which some below are not sent.
     partial = {above for id_ in unsampled for above in lineage[id_]} - unsampled
@@ -274,6 +274,11 @@ def _check_folding(
         elif left_out:
             shown[id_] = set()
     return shown
+
+
+def lineage_of(recorder: Recorder) -> dict[str, tuple[str, ...]]:
+    """Return the ids of each span that there has been, from its root down."""
+    return recorder.lineage | {id_: tuple(_lineage(span)) for id_, span in recorder.known.items()}
 
 
 def _lineage(span: Any) -> list[str]:

@@ -32,7 +32,8 @@ from .apart import Spares, send_spans
 from .caller_spans import check_caller_spans, check_client, check_metrics, is_of_program
 from .callers import Callers, keep_spans
 from .cluster import Cluster, Person
-from .compare import Outcome, compare
+from .compare import Outcome, compare, lineage_of
+from .paths import Paths
 from .plan import Plan
 from .recorder import Recorder
 from .sending import PEOPLE, SendingPlugin, set_provider, worker_settings
@@ -120,7 +121,9 @@ async def _run_on_cluster(plan: Plan, spares: Spares | None, receiver: Receiver 
     async with Scheduler(host="127.0.0.1", port=0, dashboard_address=":0", dashboard=False, validate=True) as scheduler:
         recorder = Recorder(scheduler, submissions=True, split_groups=plan.split_groups)
         scheduler.add_plugin(recorder)
+        paths = Paths(scheduler)
         await scheduler.register_scheduler_plugin(plugin, idempotent=False)
+        paths.follow(plugin)
         async with AsyncExitStack() as stack:
             cluster = Cluster(scheduler, plan.memory_limit, callers)
             for _ in range(plan.people):
@@ -148,6 +151,7 @@ async def _run_on_cluster(plan: Plan, spares: Spares | None, receiver: Receiver 
             own = [each for each in spans if each.resource["service.name"] != PEOPLE]
             outcome.forgotten = memory_of(scheduler).roots
             compare(outcome, plan, after, own, finished, recorder)
+            paths.check(outcome, own, lineage_of(recorder))
             if receiver:
                 others = [each for each in spans if not is_of_program(each)]
                 check_worker_spans(outcome, others, recorder, sent, cluster)

@@ -105,6 +105,7 @@ def test_in_words(verdict, shown):
     html = inline(rows(root_segment(verdict=verdict)), 0).html.rpartition("</style>")[2]
     text = " ".join(unescape(re.sub(r"<[^>]*>", " ", html)).split())
     assert f"Why it took so long {shown}" in text
+    assert ("No verdict on a part of it: fine metrics are missing Less costly: gil" in text) == bool(verdict.findings)
     assert "computing 250 ms, 6% tasks that wait 250 ms, 6%" in text
 
 

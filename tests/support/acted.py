@@ -19,7 +19,7 @@ from dask._task_spec import Task, TaskRef
 from distributed.protocol import Serialized, serialize, to_serialize
 
 from dask_otel.diagnosis.parts import Lap
-from dask_otel.scheduler.pace import Clock
+from dask_otel.scheduler.pace import Clock, Unpaced
 
 from .full_record import Cut, FullRecord, Swept
 from .memory import MemoryPlugin
@@ -263,7 +263,10 @@ class ActedCluster(ScriptedScheduler):
                 if self._known and rng.random() < 0.1:
                     inputs.append(rng.choice(self._known))
                 graph[f"{root}{layer}-{number}-{len(graph)}"] = inputs
-        if rng.random() < 0.1:
+        if rng.random() < 0.05:  # long, in groups that alternate
+            keys = [f"{root}{n % 2}-{number}-{n}" for n in range(150)]
+            graph = {key: keys[n - 1 : n] if n else [] for n, key in enumerate(keys)}
+        elif rng.random() < 0.1:
             graph = {}
         wanted = [key for key in graph if rng.random() < 0.3] + list(graph)[-1:]
         held = [key for key in self._known if key in self.scheduler.tasks and self.scheduler.tasks[key].who_wants]
@@ -384,7 +387,7 @@ class ActedCluster(ScriptedScheduler):
         await self.plugin._bridge.sweep.sweep()
 
     async def _cut(self) -> None:
-        self.plugin._bridge.sweep._cut_laps([f"id-{self._rng.choice(ROOTS)}"])
+        await self.plugin._bridge.sweep._cut_laps([f"id-{self._rng.choice(ROOTS)}"], Unpaced())
 
 
 def annotation(path: str) -> Any:

@@ -17,14 +17,13 @@ _WAITING = ("waiting", "queued", "no-worker")
 
 @dataclass
 class Occupancy:
-    """Thread-seconds; but ``without_threads``, seconds."""
+    """Thread-seconds."""
 
     occupied: float = 0.0
     #: Of these, on paused workers.
     paused: float = 0.0
     others: float = 0.0
     idle: Counter[str] = field(default_factory=Counter)
-    without_threads: float = 0.0
 
 
 @dataclass
@@ -39,8 +38,29 @@ class _Cluster:
     seceded: set[int] = field(default_factory=set)
     #: Tasks whose results were lost with a worker, while no other worker has them.
     lost: set[int] = field(default_factory=set)
+    #: Workers and roots, where more tasks than threads were when it was looked at last: with several roots on a worker,
+    #: a root looks when one of its own tasks comes or goes there, and at sweeps.
+    stuck: set[tuple[str, str]] = field(default_factory=set)
 
     def apply(self, event: Event) -> None:
+        before = self._processing()
+        self._apply(event)
+        after = self._processing()
+        on_worker: Counter[str] = Counter()
+        for (worker, _), number in after.items():
+            on_worker[worker] += number
+        for place in self.stuck - after.keys():
+            self.stuck.discard(place)
+        for (worker, root), number in after.items():
+            is_over = on_worker[worker] > self.threads.get(worker, 0)
+            alone = number == on_worker[worker]
+            more = number > before[worker, root]
+            if (alone or more or isinstance(event, Swept)) and is_over:
+                self.stuck.add((worker, root))
+            elif (alone or number != before[worker, root] or isinstance(event, Swept)) and not is_over:
+                self.stuck.discard((worker, root))
+
+    def _apply(self, event: Event) -> None:
         if isinstance(event, WorkerChange):
             self._change(event)
         elif isinstance(event, Move) and event.root and event.start != event.finish:
@@ -65,7 +85,7 @@ class _Cluster:
         if event.what == "stolen":
             root, state, _ = self.tasks[event.task]
             self.tasks[event.task] = root, state, event.worker
-        if event.status and event.status != "running":
+        if event.status == "paused":
             self.paused.add(event.worker)
         elif event.status or event.what == "left":
             self.paused.discard(event.worker)
@@ -78,10 +98,17 @@ class _Cluster:
         """Number of them by state, without those that have seceded."""
         return Counter(self.tasks[task][1] for task in self.of(root) - self.seceded)
 
+    def _processing(self) -> Counter[tuple[str, str]]:
+        """Number of tasks, by worker and root."""
+        return Counter(
+            (on, root)
+            for task, (root, state, on) in self.tasks.items()
+            if state == "processing" and task not in self.seceded
+        )
+
     def shares(self) -> dict[tuple[str, str], float]:
         """Threads that have tasks, by worker and root."""
-        processing = Counter((on, root) for task, (root, state, on) in self.tasks.items()
-                             if state == "processing" and task not in self.seceded)  # fmt: skip
+        processing = self._processing()
         on_worker: Counter[str] = Counter()
         for (worker, _), number in processing.items():
             on_worker[worker] += number
@@ -95,7 +122,7 @@ class _Cluster:
         """Why threads are idle."""
         states = self.states(root)
         shares = self.shares()
-        is_stuck = states["processing"] - sum(share for (_, of), share in shares.items() if of == root) > 1e-6
+        is_stuck = any(of == root for _, of in self.stuck)
         has_paused = any(of == root and worker in self.paused for worker, of in shares)
         if not self.of(root):
             return "client"
@@ -139,7 +166,6 @@ def occupancy(events: Sequence[Event], root: str, start: float, end: float) -> O
             found.idle["graph" if is_graph and cause == "client" else cause] += passed * (
                 sum(cluster.threads.values()) - sum(shares.values())
             )
-            found.without_threads += passed * (not cluster.threads)
     return found
 
 

@@ -98,6 +98,7 @@ class LapPath:
 def lap_paths(events: Sequence[Event]) -> list[LapPath]:
     """All laps of all roots, in the order in which they began."""
     laps: list[LapPath] = []
+    arrivals = [(number, event) for number, event in enumerate(events) if isinstance(event, Arrival)]
     #: By number of their event, those of all runs.
     nodes: dict[int, Node] = {}
     current: dict[str, LapPath] = {}
@@ -123,7 +124,7 @@ def lap_paths(events: Sequence[Event]) -> list[LapPath]:
         if is_lost(event):
             lost.add(event.task)
             continue
-        graph, arrival = _arrival(events, number, event)
+        graph, arrival = _arrival(arrivals, number, event)
         was_at_rest = not unfinished[event.root]
         if event.finish in UNFINISHED:
             if event.root not in current:
@@ -149,10 +150,10 @@ def lap_paths(events: Sequence[Event]) -> list[LapPath]:
     return laps
 
 
-def _arrival(events: Sequence[Event], number: int, move: Move) -> tuple[int, Arrival | None]:
+def _arrival(arrivals: Sequence[tuple[int, Arrival]], number: int, move: Move) -> tuple[int, Arrival | None]:
     """The graph whose stimulus has a task move, if it has tasks of the same root."""
-    for n, event in reversed(list(enumerate(events[:number]))):
-        if isinstance(event, Arrival) and event.stimulus == move.stimulus and move.root in event.roots:
+    for n, event in reversed(arrivals):
+        if n < number and event.stimulus == move.stimulus and move.root in event.roots:
             return n, event
     return -1, None
 
