@@ -23,7 +23,7 @@ __all__ = ["Paths"]
 
 #: Seconds by which a path may miss the duration of its segment.
 TOLERANCE = 1e-3
-#: Thread-seconds: of secession and stealing the record knows a little earlier.
+#: Thread-seconds: of secession and stealing the record knows a little earlier or later.
 OCCUPANCY_TOLERANCE = 0.02
 
 
@@ -35,7 +35,7 @@ class Paths:
         run_times.time = self._read  # type: ignore[attr-defined]
         self._scheduler = scheduler
         # Its wrappers are inside those of the bridge, and its hooks are called after the bridge's.
-        self._record = FullRecord(scheduler, lambda: self._now)
+        self._record = FullRecord(scheduler, lambda: self._now, time)
         self._laps: list[Lap] = []
 
     def _read(self) -> float:

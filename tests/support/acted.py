@@ -94,7 +94,7 @@ class ActedCluster(ScriptedScheduler):
         max_segment = self._rng.choice((0.5, 3600.0, 3600.0))
         self.plugin = MemoryPlugin(sweep_interval=3600.0, shutdown_timeout=0.0, max_segment=max_segment)
         await self.plugin.add_to(self.scheduler)
-        self.record = FullRecord(self.scheduler, self._time)
+        self.record = FullRecord(self.scheduler, self._time, self._time)
         self.scheduler.add_plugin(self.record, name="full record")
         bridge = self.plugin._bridge
         add_lap, cut = bridge.span_tree.add_lap, bridge.run_times.times.cut
