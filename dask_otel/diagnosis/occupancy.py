@@ -94,6 +94,7 @@ class Account:
         "__weakref__",
         "arrival",
         "arrival_of",
+        "at",
         "base",
         "began",
         "cause",
@@ -138,7 +139,8 @@ class Account:
         self.is_stuck = False
         #: Why threads that no root occupies are idle.
         self.cause = "client"
-        # Sums of the lap up to a moment, and those of the cluster when it began and at that moment.
+        # Sums of the lap up to ``at``, but of idle threads up to ``marked``, and those of the cluster when it began.
+        self.at = 0.0
         self.began = self.marked = Mark(0.0, 0.0, 0.0)
         self.occupied = self.paused = self.lost = self.recomputed = 0.0
         self.idle: dict[str, float] = {}
@@ -158,6 +160,7 @@ class Account:
     def begin(self, at: Mark) -> None:
         """Begin a lap at a moment, which may have passed if the root occupies no threads since then."""
         self.began = self.marked = at
+        self.at = at.at
         self.occupied = self.paused = self.lost = self.recomputed = 0.0
         self.idle = {}
         self.base = Base(at.at, self)
@@ -225,16 +228,21 @@ class Threads:
         return Mark(self.at, self.occupied, self.idle)
 
     def settle(self, account: Account, now: float) -> None:
-        """Bring the sums of a root up to date, before one of their factors changes; but for workers that it shares."""
+        """Bring the sums of a root up to date, before the cause changes; but for workers that it shares."""
         self.advance(now)
-        at, _, idle = account.marked
-        now = self.at
+        self.accrue(account)
+        idle = self.idle - account.marked.idle
+        if idle > 0.0:
+            account.idle[account.cause] = account.idle.get(account.cause, 0.0) + idle
+        account.marked = Mark(self.at, self.occupied, self.idle)
+
+    def accrue(self, account: Account) -> None:
+        """Bring the sum of the threads that a root occupies up to date, before their number changes."""
+        passed = self.at - account.at
+        account.at = self.at
         if account.occupies:
-            account.occupied += account.occupies * (now - at)
-            account.paused += account.pauses * (now - at)
-        if self.idle > idle:
-            account.idle[account.cause] = account.idle.get(account.cause, 0.0) + self.idle - idle
-        account.marked = Mark(now, self.occupied, self.idle)
+            account.occupied += account.occupies * passed
+            account.paused += account.pauses * passed
 
     def settle_all(self, account: Account, now: float) -> None:
         """Bring all sums of a root up to date."""
@@ -297,7 +305,8 @@ class Threads:
             worker.owner = account
             worker.processing = after
             if after <= threads and before <= threads:
-                self.settle(account, now)
+                self.advance(now)
+                self.accrue(account)
                 account.occupies += by
                 if worker.is_paused:
                     account.pauses += by
@@ -317,7 +326,7 @@ class Threads:
                 del worker.roots[account], account.parts[worker]
                 account.stuck.discard(worker)
                 if len(worker.roots) == 1:
-                    self._join(worker, now)
+                    self._join(worker)
                 return
         if after <= threads:
             account.stuck.discard(worker)
@@ -328,7 +337,8 @@ class Threads:
         """Have a worker belong to several roots from now on."""
         owner = worker.owner
         assert owner is not None
-        self.settle(owner, now)
+        self.advance(now)
+        self.accrue(owner)
         owner.occupies -= worker.occupies
         if worker.is_paused:
             owner.pauses -= worker.occupies
@@ -336,14 +346,14 @@ class Threads:
         part = owner.parts[worker] = Part(worker.processing, worker)
         worker.roots = {owner: part}
 
-    def _join(self, worker: Worker, now: float) -> None:
+    def _join(self, worker: Worker) -> None:
         """Have a worker belong to the one root that it has tasks of."""
         assert worker.roots is not None
         ((owner, part),) = worker.roots.items()
         owner.settle_part(worker, part)
         del owner.parts[worker]
         worker.roots, worker.owner = None, owner
-        self.settle(owner, now)
+        self.accrue(owner)
         owner.occupies += worker.occupies
         if worker.is_paused:
             owner.pauses += worker.occupies
@@ -361,7 +371,7 @@ class Threads:
         if worker.roots is not None:
             worker.share(self.at)
         elif worker.owner and worker.processing:
-            self.settle(worker.owner, now)
+            self.accrue(worker.owner)
             worker.owner.occupies -= worker.occupies
             if worker.is_paused:
                 worker.owner.pauses -= worker.occupies
@@ -374,6 +384,7 @@ class Threads:
         if worker.roots is not None:
             worker.share(now)
         elif worker.owner and worker.processing:
-            self.settle(worker.owner, now)
+            self.advance(now)
+            self.accrue(worker.owner)
             worker.owner.pauses += by * worker.occupies
         worker.is_paused = is_paused
