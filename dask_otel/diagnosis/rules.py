@@ -15,12 +15,14 @@ from .evidence import GroupFacts, RunFacts
 from .parts import OWN, Step
 from .quantities import number, percent, seconds, size
 
-__all__ = ["RULES", "SHARE", "Case", "Suspect", "late_workers", "lost_work"]
+__all__ = ["MINOR", "RULES", "SHARE", "Case", "Suspect", "late_workers", "lost_work"]
 
 #: Part of the wall (0…1) from which on a cause is worth to be named; more where a part of it is normal: tasks wait a
 #: little on every machine that others use, too, and a shuffle has to move data.
 SHARE = {"io": 0.2, "oversubscribed": 0.2, "p2p": 0.25}
 
+#: Part of the wall (0…1) from which on a part of the waterfall adds to a cause that has others.
+MINOR = 0.03
 #: Seconds; mean duration of tasks that are always tiny, and of those that are if they wait for a moment only.
 TINY, SHORT = 0.02, 0.1
 #: Seconds that handing out a task may take, with all that waits for it.
@@ -415,6 +417,8 @@ def _imbalance(case: Case) -> Suspect | None:
     if wall - case.typical * case.last_wave < 0.1 * case.seconds and wall < 0.25 * case.seconds:
         return None  # the last tasks
     what = f"Threads were idle for {case.of_run(wall)} while other workers had more tasks than threads"
+    if case.wall("no_worker") >= MINOR * case.seconds:  # then the same tasks wait for the few workers that may run them
+        return Suspect("no_worker", wall, f"{what}, and tasks waited for a worker that they may run on.")
     return Suspect("imbalance", wall, f"{what}.")
 
 

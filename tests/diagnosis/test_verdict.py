@@ -213,6 +213,7 @@ CASES = {
         ["narrow_graph"],
     ),
     "restrictions": (run({"no_worker": 0.5}, gaps={"no_worker": 4.0}), ["no_worker"]),
+    "restrictions, and then one worker that meets them": (run({"no_worker": 0.2, "imbalance": 0.3}), ["no_worker"]),
     "two tasks for each thread of some workers": (run({"imbalance": 0.3}), ["imbalance"]),
     "the last tasks are not stolen": (run({"imbalance": 0.12}, group(p50=1.0)), []),
     "a large graph": (run({"graph": 0.4}, graphs=GraphFacts(1, 40_000, 50 * 2**20)), ["large_graph"]),
