@@ -1,4 +1,4 @@
-"""``otel.verdicts``: CPU of the hook for each task and each dependency, and bytes for tasks that are alive and finished.
+"""``otel.verdicts``: CPU of the hook for each task and dependency, and bytes for tasks that are alive and finished.
 
 The transitions of many tasks are replayed on the bridge's hook without verdicts and with them, in turn.
 """
@@ -217,7 +217,8 @@ def main():
     print(f"  for each of {INPUTS} inputs: {(with_inputs - alone) / INPUTS * 1e3:.0f} ns (budget 70)")
     print("bytes that verdicts keep")
     print(f"  for each queued task     {kept(queued, TASKS, at=2 * TASKS - 1):.0f} (budget 50)")
-    print(f"  for each task on workers {kept(at_once, TASKS, at=2 * TASKS - 1):.0f} (budget 50)")
+    on_workers = kept(at_once, TASKS, at=2 * TASKS - 1)
+    print(f"  for each task on workers {on_workers:.0f} (budget 50)")
     print(
         f"  for each finished task of a chain of {CHAIN}, in groups that alternate: {kept(chains, CHAIN):.3f} (budget 0)"
     )
