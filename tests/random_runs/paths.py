@@ -51,9 +51,9 @@ class Paths:
         times.cut = partial(self._cut, times.cut)
         tree.add_lap = partial(self._add_lap, tree.add_lap)
 
-    def _take(self, take: Any, now: float) -> Any:
-        self._record.events.append(Swept(now))
-        return take(now)
+    def _take(self, take: Any) -> None:
+        self._record.events.append(Swept(self._read()))
+        take()
 
     def _cut(self, cut: Any, root_id: str, now: float) -> Any:
         self._record.events.append(Cut(now, root_id))
