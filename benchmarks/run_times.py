@@ -1,4 +1,4 @@
-"""``otel.verdicts``: CPU of the hook for each task and each dependency, and bytes for tasks that are alive and finished.
+"""``otel.verdicts``: CPU of the hook for each task and input, and bytes for tasks that are alive and finished.
 
 The transitions of many tasks are replayed on the bridge's hook without verdicts and with them, in turn.
 """
@@ -11,7 +11,9 @@ import tracemalloc
 from time import process_time, time
 from types import SimpleNamespace
 
+import dask
 from distributed.scheduler import TaskGroup, TaskPrefix, TaskState, WorkerState
+from simulated import CONFIG, BridgedScheduler
 
 from dask_otel.safety import Safety
 from dask_otel.scheduler.inbox import Inbox
@@ -26,6 +28,8 @@ WORKERS, THREADS = 8, 4
 BEGIN = time() + 100.0
 #: Of the chain of which no task may be left.
 CHAIN = 100_000
+#: Tasks of a run in a scheduler, and number of runs of each kind.
+SIMULATED, SIMULATED_ROUNDS = 4_000, 4
 #: Inputs of each task, where the price of one is measured.
 INPUTS = 10
 
@@ -208,6 +212,19 @@ def kept(steps, tasks, at=None):
     return (sizes[1] - sizes[0]) / tasks
 
 
+async def in_scheduler():
+    """µs of CPU for each task, by what it is for, without verdicts and with them; medians of runs in turn."""
+    found = {False: [], True: []}
+    with dask.config.set(CONFIG):
+        for number in range(2 * SIMULATED_ROUNDS):
+            async with BridgedScheduler(20, verdicts=bool(number % 2)) as bridged:
+                keys = [f"step{n % 20}-{number}-{n}" for n in range(SIMULATED)]
+                span = {"name": ("root",), "ids": (f"root-{number}",)}
+                found[bool(number % 2)].append(await bridged.run(keys, span))
+    parts = ("dask", "hooks", "graphs", "beats", "sweeps")
+    return [{part: statistics.median(run[part] for run in found[which]) for part in parts} for which in (False, True)]
+
+
 def main():
     print(f"{TASKS} tasks, {ROUNDS} rounds, CPU that verdicts add to the hook for each task (budget 1.5 µs):")
     for story in (at_once, queued, chains):
@@ -219,7 +236,7 @@ def main():
     print(f"  for each queued task     {kept(queued, TASKS, at=2 * TASKS - 1):.0f} (budget 50)")
     print(f"  for each task on workers {kept(at_once, TASKS, at=2 * TASKS - 1):.0f} (budget 50)")
     print(
-        f"  for each finished task of a chain of {CHAIN}, in groups that alternate: {kept(chains, CHAIN):.3f} (budget 0)"
+        f"  for each finished task of chains of {CHAIN}, in groups that alternate: {kept(chains, CHAIN):.3f} (budget 0)"
     )
 
 

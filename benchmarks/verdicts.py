@@ -142,10 +142,10 @@ def from_root(workload: Workload, root: Span) -> Result:
     )
 
 
-def measure_quietly(workload: Workload, folder: Path, *, evidence: bool, tries: int) -> Result:
-    """Run a workload, again if other programs used the processor too much, whatever the verdict was."""
+def measure_quietly(workload: Workload, folder: Path, *, evidence: bool, tries: int, quiet: float) -> Result:
+    """Run a workload, again if other programs used the processors too much, whatever the verdict was."""
     for left in reversed(range(tries)):
-        wait_for_quiet()
+        wait_for_quiet(quiet)
         shutil.rmtree(folder, ignore_errors=True)
         result = measure(workload, folder, evidence=evidence)
         print("\n".join(result.lines()), flush=True)
@@ -155,9 +155,9 @@ def measure_quietly(workload: Workload, folder: Path, *, evidence: bool, tries: 
     return result
 
 
-def wait_for_quiet() -> None:
+def wait_for_quiet(seconds: float) -> None:
     """Wait until other programs leave the processors alone, but not for ever."""
-    deadline = time() + QUIET
+    deadline = time() + seconds
     while psutil.cpu_percent(2.0) / 100 * os.cpu_count() > NOISE and time() < deadline:
         pass
 
@@ -198,14 +198,14 @@ def difference(before: Path, after: Path) -> dict[str, Any]:
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def run(names: set[str], folder: Path, *, evidence: bool, tries: int) -> tuple[list[Result], list[str]]:
+def run(names: set[str], folder: Path, **how: Any) -> tuple[list[Result], list[str]]:
     """Run workloads once; return what was found, and what is wrong."""
     found = {}
     cures = [cure for cure in CURES if cure.cured.name in names]
     for workload in (*ILL, *HEALTHY, *(cure.cured for cure in CURES)):
         if workload.name in names or workload.name in {cure.of for cure in cures}:
             try:
-                found[workload.name] = measure_quietly(workload, folder / workload.name, evidence=evidence, tries=tries)
+                found[workload.name] = measure_quietly(workload, folder / workload.name, **how)
             except Exception as error:  # noqa: BLE001  the others are still of interest
                 traceback.print_exc()
                 found[workload.name] = Result(workload.name, ["no failure"], text=repr(error))
@@ -226,6 +226,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of workloads; cured: with the ill ones")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--tries", type=int, default=TRIES, help="runs of a workload until one is without noise")
+    parser.add_argument("--quiet", type=float, default=QUIET, help="seconds to wait until other programs are quiet")
     parser.add_argument("--evidence", action="store_true", help="also measure without the bridge")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
     parser.add_argument("--folder", type=Path, help="where to keep the traces, a folder for each workload")
@@ -239,7 +240,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for number in range(options.repeat):
             folder = (options.folder or Path(temporary)) / str(number)
-            found, failed = run(names, folder, evidence=options.evidence, tries=options.tries)
+            how = {"evidence": options.evidence, "tries": options.tries, "quiet": options.quiet}
+            found, failed = run(names, folder, **how)
             results += found
             wrong += failed
             if options.json:

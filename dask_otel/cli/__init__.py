@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
-__all__ = ["main"]
+__all__ = ["main", "refuse"]
+
+
+def refuse(reason: str) -> NoReturn:
+    """End a command that cannot begin, with 2: of ``dask-otel diff``, 1 means that runs are slower."""
+    sys.stderr.write(f"{reason}\n")
+    sys.exit(2)
 
 
 def main() -> None:
@@ -15,7 +22,7 @@ def main() -> None:
     try:
         from .main import dask_otel
     except ImportError as error:
-        sys.exit(f"dask-otel's command line needs {error.name}: pip install 'dask-otel[cli]', in a checkout '.[cli]'")
+        refuse(f"dask-otel's command line needs {error.name}: pip install 'dask-otel[cli]', in a checkout '.[cli]'")
     except KeyboardInterrupt:
         sys.exit(130)
     dask_otel()

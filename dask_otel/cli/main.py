@@ -13,6 +13,7 @@ import click
 
 from .. import __version__, config
 from ..errors import SettingError
+from . import refuse
 
 __all__ = ["dask_otel"]
 
@@ -33,9 +34,9 @@ class _Commands(click.Group):
             config.check_limits()  # the SDK fails without a name when it is imported
             command: click.Command = getattr(import_module(f".{cmd_name}", __package__), cmd_name)
         except SettingError as error:
-            sys.exit(str(error))
+            refuse(str(error))
         except ImportError as error:
-            sys.exit(f"{ctx.command_path} needs {error.name}: pip install 'dask-otel[cli]', in a checkout '.[cli]'")
+            refuse(f"{ctx.command_path} needs {error.name}: pip install 'dask-otel[cli]', in a checkout '.[cli]'")
         except KeyboardInterrupt:  # the imports take seconds
             sys.exit(130)
         return command

@@ -21,7 +21,6 @@ class Mark(NamedTuple):
     at: float
     occupied: float
     idle: float
-    without: float
 
 
 class Part:
@@ -41,6 +40,7 @@ class Worker:
     __slots__ = (
         "address",
         "at",
+        "is_paused",
         "is_running",
         "last",
         "last_told",
@@ -56,7 +56,8 @@ class Worker:
     def __init__(self, address: str, threads: int) -> None:
         self.address = address
         self.threads = threads
-        #: Not paused, nor about to leave.
+        #: Whether it is paused; and whether tasks that it has may begin, which they may not if it leaves, either.
+        self.is_paused = False
         self.is_running = True
         #: Tasks that it has, without those that have seceded.
         self.processing = 0
@@ -81,7 +82,7 @@ class Worker:
         if self.processing and now > self.at:
             more = (now - self.at) * self.occupies / self.processing
             self.shared += more
-            if not self.is_running:
+            if self.is_paused:
                 self.paused += more
         self.at = now
 
@@ -93,6 +94,7 @@ class Account:
         "__weakref__",
         "arrival",
         "arrival_of",
+        "at",
         "base",
         "began",
         "cause",
@@ -137,8 +139,9 @@ class Account:
         self.is_stuck = False
         #: Why threads that no root occupies are idle.
         self.cause = "client"
-        # Sums of the lap up to a moment, and those of the cluster when it began and at that moment.
-        self.began = self.marked = Mark(0.0, 0.0, 0.0, 0.0)
+        # Sums of the lap up to ``at``, but of idle threads up to ``marked``, and those of the cluster when it began.
+        self.at = 0.0
+        self.began = self.marked = Mark(0.0, 0.0, 0.0)
         self.occupied = self.paused = self.lost = self.recomputed = 0.0
         self.idle: dict[str, float] = {}
         #: Where paths of the lap begin; None while there is no lap.
@@ -157,6 +160,7 @@ class Account:
     def begin(self, at: Mark) -> None:
         """Begin a lap at a moment, which may have passed if the root occupies no threads since then."""
         self.began = self.marked = at
+        self.at = at.at
         self.occupied = self.paused = self.lost = self.recomputed = 0.0
         self.idle = {}
         self.base = Base(at.at, self)
@@ -177,7 +181,6 @@ class Account:
             self.paused,
             max(0.0, ended.occupied - began.occupied - self.occupied),
             self.idle,
-            ended.without - began.without,
             CriticalPath(base.start, base.start),
             self.lost,
             self.recomputed,
@@ -185,7 +188,6 @@ class Account:
         if stopped:
             lap.pause_others = began.occupied - stopped.occupied
             lap.pause_idle = began.idle - stopped.idle
-            lap.pause_without_threads = began.without - stopped.without
         self.stopped = ended
         self.base = None
         return lap, self.latest
@@ -207,9 +209,9 @@ class Threads:
         self.paused = 0
         #: Threads that have tasks.
         self.occupies = 0
-        #: Up to ``at``: thread-seconds that were occupied and idle, and seconds without any thread.
+        #: Up to ``at``: thread-seconds that were occupied and idle.
         self.at = now
-        self.occupied = self.idle = self.without = 0.0
+        self.occupied = self.idle = 0.0
 
     def advance(self, now: float) -> None:
         """Bring the cluster's sums up to date."""
@@ -218,26 +220,29 @@ class Threads:
             occupies = self.occupies
             self.occupied += occupies * passed
             self.idle += (self.number - occupies) * passed
-            if not self.number:
-                self.without += passed
             self.at = now
 
     def mark(self, now: float) -> Mark:
         """Return the sums now."""
         self.advance(now)
-        return Mark(self.at, self.occupied, self.idle, self.without)
+        return Mark(self.at, self.occupied, self.idle)
 
     def settle(self, account: Account, now: float) -> None:
-        """Bring the sums of a root up to date, before one of their factors changes; but for workers that it shares."""
+        """Bring the sums of a root up to date, before the cause changes; but for workers that it shares."""
         self.advance(now)
-        at, _, idle, _ = account.marked
-        now = self.at
+        self.accrue(account)
+        idle = self.idle - account.marked.idle
+        if idle > 0.0:
+            account.idle[account.cause] = account.idle.get(account.cause, 0.0) + idle
+        account.marked = Mark(self.at, self.occupied, self.idle)
+
+    def accrue(self, account: Account) -> None:
+        """Bring the sum of the threads that a root occupies up to date, before their number changes."""
+        passed = self.at - account.at
+        account.at = self.at
         if account.occupies:
-            account.occupied += account.occupies * (now - at)
-            account.paused += account.pauses * (now - at)
-        if self.idle > idle:
-            account.idle[account.cause] = account.idle.get(account.cause, 0.0) + self.idle - idle
-        account.marked = Mark(now, self.occupied, self.idle, self.without)
+            account.occupied += account.occupies * passed
+            account.paused += account.pauses * passed
 
     def settle_all(self, account: Account, now: float) -> None:
         """Bring all sums of a root up to date."""
@@ -288,7 +293,7 @@ class Threads:
 
     @staticmethod
     def _is_on_paused(account: Account) -> bool:
-        return account.pauses > 0 or any(not worker.is_running for worker in account.parts)
+        return account.pauses > 0 or any(worker.is_paused for worker in account.parts)
 
     def change(self, worker: Worker, account: Account, by: int, now: float) -> None:
         """Give a worker one task more of a root, or one less."""
@@ -300,9 +305,10 @@ class Threads:
             worker.owner = account
             worker.processing = after
             if after <= threads and before <= threads:
-                self.settle(account, now)
+                self.advance(now)
+                self.accrue(account)
                 account.occupies += by
-                if not worker.is_running:
+                if worker.is_paused:
                     account.pauses += by
                 self.occupies += by
         else:
@@ -320,7 +326,7 @@ class Threads:
                 del worker.roots[account], account.parts[worker]
                 account.stuck.discard(worker)
                 if len(worker.roots) == 1:
-                    self._join(worker, now)
+                    self._join(worker)
                 return
         if after <= threads:
             account.stuck.discard(worker)
@@ -331,24 +337,25 @@ class Threads:
         """Have a worker belong to several roots from now on."""
         owner = worker.owner
         assert owner is not None
-        self.settle(owner, now)
+        self.advance(now)
+        self.accrue(owner)
         owner.occupies -= worker.occupies
-        if not worker.is_running:
+        if worker.is_paused:
             owner.pauses -= worker.occupies
         worker.owner, worker.at = None, self.at
         part = owner.parts[worker] = Part(worker.processing, worker)
         worker.roots = {owner: part}
 
-    def _join(self, worker: Worker, now: float) -> None:
+    def _join(self, worker: Worker) -> None:
         """Have a worker belong to the one root that it has tasks of."""
         assert worker.roots is not None
         ((owner, part),) = worker.roots.items()
         owner.settle_part(worker, part)
         del owner.parts[worker]
         worker.roots, worker.owner = None, owner
-        self.settle(owner, now)
+        self.accrue(owner)
         owner.occupies += worker.occupies
-        if not worker.is_running:
+        if worker.is_paused:
             owner.pauses += worker.occupies
         if worker.processing > worker.threads:
             owner.stuck.add(worker)
@@ -359,24 +366,25 @@ class Threads:
         """Count the threads of a worker no more; it may still have tasks."""
         self.advance(now)
         self.number -= worker.threads
-        self.paused -= not worker.is_running
+        self.paused -= worker.is_paused
         self.occupies -= worker.occupies
         if worker.roots is not None:
             worker.share(self.at)
         elif worker.owner and worker.processing:
-            self.settle(worker.owner, now)
+            self.accrue(worker.owner)
             worker.owner.occupies -= worker.occupies
-            if not worker.is_running:
+            if worker.is_paused:
                 worker.owner.pauses -= worker.occupies
         worker.lost, worker.threads = worker.threads, 0
 
-    def pause(self, worker: Worker, now: float, *, is_running: bool) -> None:
+    def pause(self, worker: Worker, now: float, *, is_paused: bool) -> None:
         """Note that a worker was paused, or goes on."""
-        by = -1 if is_running else 1
+        by = 1 if is_paused else -1
         self.paused += by
         if worker.roots is not None:
             worker.share(now)
         elif worker.owner and worker.processing:
-            self.settle(worker.owner, now)
+            self.advance(now)
+            self.accrue(worker.owner)
             worker.owner.pauses += by * worker.occupies
-        worker.is_running = is_running
+        worker.is_paused = is_paused

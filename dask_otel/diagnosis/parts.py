@@ -149,7 +149,7 @@ class CriticalPath:
 class Lap:
     """What threads did while a root had unfinished tasks, without a pause that a sweep has seen.
 
-    In thread-seconds, but ``without_threads``.
+    In thread-seconds.
     """
 
     #: Id of the root.
@@ -164,16 +164,13 @@ class Lap:
     others: float
     #: Idle threads, by cause, see ``IDLE``.
     idle: dict[str, float]
-    #: Seconds, not thread-seconds, in which the cluster had no thread.
-    without_threads: float
     path: CriticalPath
     #: Threads that ran what was lost with its worker, at least; and threads that ran again what had finished before.
     lost: float = 0.0
     recomputed: float = 0.0
-    #: Since the lap before: threads that had tasks of other roots, idle ones, and seconds without threads.
+    #: Since the lap before: threads that had tasks of other roots, and idle ones.
     pause_others: float = 0.0
     pause_idle: float = 0.0
-    pause_without_threads: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

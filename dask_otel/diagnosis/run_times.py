@@ -21,6 +21,8 @@ __all__ = ["GroupTimes", "RunTimes"]
 
 #: Threads of a worker whose last runs are kept: tasks that secede use new ones.
 MAX_THREADS = 1000
+#: Stands for a node where there is none.
+NOWHERE = path_from(Base(0.0, None))
 #: Roots that are looked at when a worker joins, leaves or is paused.
 FEW = 20
 #: Seconds within which tasks are sent at the same time: a large graph takes seconds.
@@ -75,9 +77,12 @@ class RunTimes:
         self._waited: dict[Any, str] = {}
         #: Stimulus of the last run that the scheduler was told of, and its node.
         self._last_of: Any = None
-        self._last: PathNode = path_from(Base(now, None))
+        self._last = NOWHERE
+        #: The worker and root of that run, and when, while its thread has not been counted as free: most often the next
+        #: task takes it at once, and nothing changes.
+        self._freed: tuple[Worker, Account, float] | None = None
         #: Stimulus of the last graph, when it came, and when it was taken in.
-        self._graph: tuple[Any, Mark, float] = (None, Mark(now, 0.0, 0.0, 0.0), now)
+        self._graph: tuple[Any, Mark, float] = (None, Mark(now, 0.0, 0.0), now)
         #: What was sent by the last stimulus.
         self._burst_of: Any = None
         self._burst: dict[str, Sent] = {}
@@ -91,30 +96,34 @@ class RunTimes:
 
     # The cluster
 
-    def worker_joined(self, address: str, threads: int, now: float, *, is_running: bool = True) -> None:
+    def worker_joined(self, address: str, threads: int, status: str, now: float) -> None:
         """Count the threads of a worker."""
         if address in self.threads.workers:
             return
+        self._count_freed()
         self.threads.advance(now)
         self.threads.workers[address] = Worker(address, threads)
         self.threads.number += threads
-        if not is_running:
-            self.worker_status(address, now, is_running=False)
+        self.worker_status(address, status, now)
         self._reconsider_all(now)
 
     def worker_left(self, address: str, now: float) -> None:
         """Count the threads of a worker no more. Its tasks are released by transitions that may follow."""
+        self._count_freed()
         worker = self.threads.workers.pop(address, None)
         if worker:
             self.threads.leave(worker, now)
             self._reconsider_all(now)
 
-    def worker_status(self, address: str, now: float, *, is_running: bool) -> None:
-        """Note that a worker was paused, or goes on."""
-        worker = self.threads.workers.get(address)
-        if worker and worker.is_running != is_running:
-            self.threads.pause(worker, now, is_running=is_running)
-            self._reconsider_all(now)
+    def worker_status(self, address: str, status: str, now: float) -> None:
+        """Note Dask's status of a worker: ``running``, ``paused``, ``closing_gracefully`` …"""
+        self._count_freed()
+        worker, is_paused = self.threads.workers.get(address), status == "paused"
+        if worker:
+            worker.is_running = status == "running"
+            if worker.is_paused != is_paused:
+                self.threads.pause(worker, now, is_paused=is_paused)
+                self._reconsider_all(now)
 
     def _reconsider_all(self, now: float) -> None:
         """Find out anew why threads are idle, unless that is much work: the next sweep does the same."""
@@ -126,6 +135,7 @@ class RunTimes:
 
     def graph_came(self, now: float) -> Mark:
         """Return what ``graph_taken`` needs of the moment at which a graph comes."""
+        self._count_freed()
         return self.threads.mark(now)
 
     def graph_taken(self, stimulus: Any, came: Mark, now: float) -> None:
@@ -136,6 +146,7 @@ class RunTimes:
 
     def enter(self, of: GroupTimes, state: str, now: float, stimulus: Any) -> None:
         """Count a task that begins to wait, be queued or lack a worker, and was in none of these states."""
+        self._count_freed()
         account = of.account
         if not account.unfinished:
             self._wake(account, now, stimulus)
@@ -144,6 +155,7 @@ class RunTimes:
 
     def leave(self, of: GroupTimes, key: Any, state: str, now: float) -> None:
         """Count no more a task that waited, was queued or lacked a worker, and ends without being sent."""
+        self._count_freed()
         account = of.account
         self._runnable.pop(key, None)
         self._waited.pop(key, None)
@@ -152,6 +164,7 @@ class RunTimes:
 
     def move(self, of: GroupTimes, key: Any, before: str, after: str, now: float, stimulus: Any) -> None:
         """Count a task that waits in another way."""
+        self._count_freed()
         account = of.account
         if before == "waiting":
             self._runnable[key], waited = self._released(account, stimulus, ran_before=False)
@@ -201,11 +214,11 @@ class RunTimes:
             if node is None or node[0] is not account.base:
                 node = account.origin
             if stimulus == self._last_of:
-                freed = self._last
-                if freed[0] is not account.base:
+                last = self._last
+                if last[0] is not account.base:
                     waited = "others"
-                elif freed[1] > node[1]:
-                    node, edge = freed, THREAD
+                elif last[1] > node[1]:
+                    node, edge = last, THREAD
             if self._waited and key in self._waited:
                 waited = self._waited.pop(key)
         else:
@@ -242,14 +255,18 @@ class RunTimes:
         ):
             sent = self._burst[address] = (worker, node, edge, now, waited, is_remote)
         self._sent[key] = sent
-        account.processing += 1
-        processing = worker.processing
-        if worker.owner is account and processing >= worker.threads:
-            worker.processing = processing + 1
-            if processing == worker.threads:
-                account.stuck.add(worker)
-        else:
-            threads.change(worker, account, 1, now)
+        freed, self._freed = self._freed, None
+        if freed is None or freed[0] is not worker or freed[1] is not account or stimulus != self._last_of:
+            if freed is not None:
+                self._count_freed(freed)
+            account.processing += 1
+            processing = worker.processing
+            if worker.owner is account and processing >= worker.threads:
+                worker.processing = processing + 1
+                if processing == worker.threads:
+                    account.stuck.add(worker)
+            else:
+                threads.change(worker, account, 1, now)
         if crossed or bool(account.stuck) is not account.is_stuck or threads.paused:
             threads.reconsider(account, now)
 
@@ -261,12 +278,13 @@ class RunTimes:
         was_lost
             Whether its worker has left.
         """
+        self._count_freed()
         account = of.account
         sent = self._sent.pop(key, None)
         if sent is None:
             return
         worker, _, _, at, _, _ = sent
-        if was_lost and worker.lost:
+        if was_lost and worker.lost and worker.is_running:
             worker.lost -= 1
             account.lost += max(0.0, now - max(at, worker.last_told))
         self._exit(account, key, worker, now)
@@ -294,6 +312,8 @@ class RunTimes:
         """
         account, group = of
         sent = self._sent.pop(key, None)
+        if self._freed is not None:
+            self._count_freed()
         if sent is None:  # it came when this did not count yet
             return
         worker, node, edge, at, waited, is_remote = sent
@@ -320,19 +340,14 @@ class RunTimes:
         self._last_of, self._last = stimulus, node
         if again:
             account.recomputed += again
-        processing = worker.processing
-        if worker.owner is account and processing > worker.threads and not self._seceded:
-            worker.processing = processing = processing - 1
-            account.processing -= 1
-            if processing == worker.threads:
-                account.stuck.discard(worker)
-            if bool(account.stuck) is not account.is_stuck or self.threads.paused:
-                self.threads.reconsider(account, now)
-        else:
-            self._exit(account, key, worker, now)
         if account.unfinished > 1:
             account.unfinished -= 1
+            if worker.owner is account and not self._seceded and not self.threads.paused:
+                self._freed = worker, account, now
+            else:
+                self._exit(account, key, worker, now)
         else:
+            self._exit(account, key, worker, now)
             self._less(account, now)
 
     def _displaced(
@@ -354,6 +369,7 @@ class RunTimes:
 
     def secede(self, of: GroupTimes, key: Any, now: float) -> None:
         """Note that a task has left its worker's pool of threads, where another one can run."""
+        self._count_freed()
         sent = self._sent.get(key)
         if sent is not None and key not in self._seceded:
             self._seceded.add(key)
@@ -362,6 +378,7 @@ class RunTimes:
 
     def steal(self, of: GroupTimes, key: Any, address: str, now: float) -> None:
         """Note that a task was taken from its worker and given to another one."""
+        self._count_freed()
         sent, worker = self._sent.get(key), self.threads.workers.get(address)
         if sent is not None and worker is not None and key not in self._seceded:
             self.threads.change(sent[0], of.account, -1, now)
@@ -372,6 +389,7 @@ class RunTimes:
 
     def take(self) -> None:
         """Have ``laps`` return those that are over now."""
+        self._count_freed()
         for account in self._rested:
             self._over[account] = None
         self._rested = {}
@@ -394,6 +412,7 @@ class RunTimes:
 
     def cut(self, root_id: str, now: float) -> Lap | None:
         """End the lap of a root that goes on, and begin the next one; None if it has none."""
+        self._count_freed()
         account = self._accounts.get(root_id)
         if account is None or account.base is None:
             return None
@@ -429,6 +448,9 @@ class RunTimes:
         for account in list(self._resting):
             if is_over(account.root_id):
                 account.stopped = None
+                # They refer to each other: without this, only a full garbage collection would free them.
+                account.latest = account.origin = account.arrival = NOWHERE
+                account.displaced.clear()
                 self._resting.pop(account, None)
             yield
 
@@ -487,14 +509,22 @@ class RunTimes:
         if crossed:
             self.threads.reconsider(account, now)
 
+    def _count_freed(self, freed: tuple[Worker, Account, float] | None = None) -> None:
+        """Count the thread of the last run as free, or one that is given: the next task has not taken it."""
+        if freed is None:
+            freed, self._freed = self._freed, None
+        if freed is not None:
+            worker, account, now = freed
+            account.processing -= 1
+            self.threads.change(worker, account, -1, now)
+            if bool(account.stuck) is not account.is_stuck or self.threads.paused:
+                self.threads.reconsider(account, now)
+
     def _exit(self, account: Account, key: Any, worker: Worker, now: float) -> None:
         if self._seceded and key in self._seceded:
             self._seceded.discard(key)
-            return
-        account.processing -= 1
-        self.threads.change(worker, account, -1, now)
-        if bool(account.stuck) is not account.is_stuck or self.threads.paused:
-            self.threads.reconsider(account, now)
+        else:
+            self._count_freed((worker, account, now))
 
     def _less(self, account: Account, now: float) -> None:
         account.unfinished -= 1

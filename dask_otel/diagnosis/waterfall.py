@@ -12,7 +12,7 @@ from .parts import GAPS, OVERHEAD_ACTIVITIES, PARTS, CriticalPath, GroupKey, Lap
 
 __all__ = ["ACTIVITIES", "Laps"]
 
-#: Parts by Dask's activity; any other is one that users measure in their tasks.
+#: Parts by Dask's activity, see ``_part`` for others.
 ACTIVITIES = {
     "thread-cpu": "cpu",
     "thread-noncpu": "noncpu",
@@ -57,7 +57,6 @@ class Laps:
         path = lap.path
         if self.start:
             self._others += lap.pause_others
-            self._without_threads += lap.pause_without_threads
             _add(self._idle, "client", lap.pause_idle)
             _add(self._gaps, "client", path.start - self._path_end)
         else:
@@ -66,7 +65,6 @@ class Laps:
         self._occupied += lap.occupied
         self._paused += lap.paused
         self._others += lap.others
-        self._without_threads += lap.without_threads
         self._lost += lap.lost
         self._recomputed += lap.recomputed
         for cause, seconds in lap.idle.items():
@@ -124,7 +122,7 @@ class Laps:
         return CriticalPath(start, end, groups, gaps, others)
 
     def waterfall(
-        self, metrics: Mapping[tuple[object, ...], float], start: float, end: float, available: float
+        self, metrics: Mapping[tuple[object, ...], float], start: float, end: float, available: float, without: float
     ) -> Waterfall:
         """Return the waterfall of the segment from ``start`` to ``end``.
 
@@ -133,11 +131,10 @@ class Laps:
         metrics
             Fine metrics of the segment: ``("execute", prefix, activity, unit)``. Those of the context ``p2p`` are left
             out: they repeat what shuffles do in tasks, and add what goes on beside threads, most of it idle.
-        available
-            Thread-seconds that the cluster had.
+        available, without
+            Thread-seconds that the cluster had, and seconds in which it had no thread.
         """
         duration = end - start
-        without = min(max(0.0, self._without_threads), duration)
         threads = 1.0
         if available > SOME and duration > without:
             threads = available / (duration - without)
@@ -146,8 +143,7 @@ class Laps:
         parts = dict.fromkeys(PARTS, 0.0)
         for key, value in metrics.items():
             if key[0] == "execute" and key[-1] == "seconds":
-                activity = str(key[-2])
-                parts["p2p" if activity.startswith("p2p-") else ACTIVITIES.get(activity, "cpu")] += value
+                parts[_part(str(key[-2]))] += value
         again = min(self._recomputed, parts["cpu"] + parts["noncpu"])
         if again > 0.0:
             of_cpu = again * parts["cpu"] / (parts["cpu"] + parts["noncpu"])
@@ -174,6 +170,15 @@ class Laps:
         else:
             _cut(parts, excess, _CUT_FIRST)
         return Waterfall({part: value for part, value in parts.items() if abs(value) > NEGLIGIBLE}, threads, duration)
+
+
+def _part(activity: str) -> str:
+    """Return the part to which an activity belongs.
+
+    What users measure in their tasks is neither in ``thread-cpu`` nor in ``thread-noncpu``. It is taken for waiting,
+    since it is wall time unless they say otherwise.
+    """
+    return "p2p" if activity.startswith("p2p-") else ACTIVITIES.get(activity, "noncpu")
 
 
 def _plus(one: OnPath, other: OnPath) -> OnPath:

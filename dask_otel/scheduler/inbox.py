@@ -288,6 +288,8 @@ class Inbox:
                         forgotten[tasks[key].group] = None
                     return
                 task = tasks[key]
+                if finish == "forgotten":
+                    forgotten[task.group] = None
                 if on_task:
                     try:
                         on_task(key, task, start, finish, stimulus_id, startstops, worker, thread)

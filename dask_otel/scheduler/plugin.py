@@ -149,9 +149,8 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
         Called by Dask with every event.
         """
         if self._bridge and topic == "stealing" and isinstance(msg, tuple):
-            with self._bridge.safety.guard("log_event hook"):
-                if self._bridge.run_times:
-                    self._bridge.run_times.stolen(msg)
+            if self._bridge.run_times:
+                self._bridge.run_times.stolen(msg)
         elif self._bridge and isinstance(msg, dict):
             if topic == TOPIC:  # without a guard, which would cost as much as the rest
                 self._bridge.inbox.span_made(msg)
@@ -168,10 +167,10 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
                     self._bridge.departures.announced(topic, msg.get("reason"))
                 elif action == "worker-status-change":
                     if self._bridge.run_times:
-                        self._bridge.run_times.worker_status(topic, msg.get("status"))
+                        self._bridge.run_times.worker_status(topic)
                 elif action == "remove-worker" and topic == "all" and isinstance(msg.get("expected"), bool):
                     if self._bridge.run_times:
-                        self._bridge.run_times.worker_left(str(msg.get("worker")))
+                        self._bridge.run_times.worker_left(msg.get("worker"))
                     is_expected = self._bridge.departures.is_expected(msg.get("worker"), msg["expected"])
                     self._bridge.inbox.count(WORKER_REMOVED, is_expected)
                     if self._bridge.evidence and not is_expected:

@@ -78,19 +78,30 @@ class Threads:
     def __init__(self, start: float, count: int) -> None:
         self._times = [start]
         self._counts = [count]
-        #: Thread-seconds up to each time: a sum over all changes would take longer the more workers come and go.
+        #: Thread-seconds up to each time, and seconds without threads: a sum over all changes would take longer the
+        #: more workers come and go.
         self._sums = [0.0]
+        self._without = [0.0]
 
     def add(self, time: float, count: int) -> None:
         """Note a change; times must not go backwards, an earlier one counts from the latest."""
         time = max(time, self._times[-1])
         self._sums.append(self._sum(time))
+        self._without.append(self._without_until(time))
         self._times.append(time)
         self._counts.append(count)
 
     def available(self, start: float, end: float) -> float:
         """Thread-seconds that the cluster had between two times."""
         return max(0.0, self._sum(end) - self._sum(start))
+
+    def without(self, start: float, end: float) -> float:
+        """Seconds between two times in which the cluster had no thread."""
+        return max(0.0, self._without_until(end) - self._without_until(start))
+
+    def _without_until(self, time: float) -> float:
+        at = bisect_right(self._times, time) - 1
+        return self._without[at] + (time - self._times[at]) * (not self._counts[at]) if at >= 0 else self._without[0]
 
     def _sum(self, time: float) -> float:
         at = bisect_right(self._times, time) - 1
@@ -100,7 +111,7 @@ class Threads:
         """Drop what only matters for times before ``before``."""
         keep = max(0, bisect_right(self._times, before) - 1)
         if keep:
-            del self._times[:keep], self._counts[:keep], self._sums[:keep]
+            del self._times[:keep], self._counts[:keep], self._sums[:keep], self._without[:keep]
 
 
 def _state(load: Load) -> str:

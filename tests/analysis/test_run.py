@@ -15,8 +15,8 @@ from dask_otel.analysis.run import Failures, Run, RunPath, RunStep, RunVerdict, 
 LONG = "etl / " + "x" * schema.MAX_STEP
 
 
-def only(*runs, **kwargs):
-    (run,) = runs_of(frames(*runs, **kwargs))
+def only(*runs):
+    (run,) = runs_of(frames(*runs))
     return run
 
 
@@ -117,8 +117,11 @@ def test_segments_of_a_root_are_joined():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_spans_changes_nothing(seed):
-    assert only(joined(), rows=lambda spans: Random(seed).sample(spans, len(spans))) == only(joined())
+def test_the_order_of_rows_changes_nothing(seed):
+    shuffled = frames(joined())
+    for name in ("spans", "groups", "tasks"):
+        setattr(shuffled, name, getattr(shuffled, name).sample(frac=1, random_state=seed))
+    assert runs_of(shuffled) == runs_of(frames(joined()))
 
 
 def test_what_a_trace_does_not_have_is_unknown():
@@ -161,7 +164,10 @@ def test_results_of_cut_segments_count_only_at_the_end():
             more = MadeRun(at=20.0 * number, result=each)
             object.__setattr__(more.spans[0], "span_id", f"{number:016x}")
             run.spans += more.spans
-        return only(run).result
+        made = frames(run)
+        made.spans = made.spans[::-1]  # their order is that of time, whatever that of rows
+        (run,) = runs_of(made)
+        return run.result
 
     assert result("unfinished", "success") == "success"
     assert result("success", "unfinished") == "unfinished"
@@ -175,6 +181,9 @@ def test_labels_of_the_root_are_cut_and_may_stand_for_several_steps():
     one = MadeRun(path={cut: 3.0, "etl / unknown": 1.0}).group(f"{LONG} / read", 0, 1)
     assert only(one).path.steps == {f"{LONG} / read": 3.0, "etl / unknown": 1.0}
     on_path = {schema.CRITICAL_SECONDS: 2.0}
+    more = {schema.CRITICAL_SECONDS: 4.0}  # the root has listed only some of its groups
+    one = MadeRun(path={cut: 3.0, "etl / a": 2.0}).group(f"{LONG} / read", 0, 1, **more)
+    assert only(one).path.steps == {f"{LONG} / read": 4.0}
     two = MadeRun(path={cut: 3.0}).group(f"{LONG} / read", 0, 1).group(f"{LONG} / write", 0, 1, **on_path)
     assert only(two).path.steps == {f"{LONG} / write": 2.0}
     assert only(two).path.other_steps == 1.0
@@ -200,4 +209,7 @@ def test_one_bad_time_loses_no_more_than_its_span():
     object.__setattr__(run.spans[1], "end", 0)
     object.__setattr__(run.spans[2], "start", 0)
     assert only(run).steps == []
+    later = MadeRun(2)
+    object.__setattr__(later.spans[0], "end", 0)
+    assert [each.trace_id for each in runs_of(frames(run, later))] == [run.trace_id]
     assert math.isfinite(only(run).seconds)

@@ -362,7 +362,7 @@ def test_a_bad_limit_is_named_by_every_command():
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.startswith("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT = 'x' cannot be used")
 
 

@@ -28,8 +28,8 @@ def test_laps_are_those_of_the_oracles(first):
             assert seconds == pytest.approx(lap.path.end - lap.path.start, abs=1e-6)
             assert of_lap(lap) == pytest.approx(of_path(paths[key]), abs=1e-6), f"path of {key}, seed {seed}"
             expected = occupancy(record, lap.root_id, lap.start, lap.end)
-            threads = lap.occupied, lap.paused, lap.others, lap.without_threads
-            own = expected.occupied, expected.paused, expected.others, expected.without_threads
+            threads = lap.occupied, lap.paused, lap.others
+            own = expected.occupied, expected.paused, expected.others
             assert threads == pytest.approx(own, abs=1e-6), f"threads in {key}, seed {seed}"
             idle = {cause: lap.idle.get(cause, 0.0) for cause in IDLE}
             assert idle == pytest.approx({cause: expected.idle[cause] for cause in IDLE}, abs=1e-6), (

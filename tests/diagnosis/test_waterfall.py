@@ -15,7 +15,7 @@ INC, SUM = GroupKey("span", "inc"), GroupKey("span", "sum")
 def lap(start, end, *, path_end=None, occupied=0.0, idle=None, groups=None, gaps=None, **more):
     """A lap of a root whose path ends with it, if nothing else is said."""
     path = CriticalPath(start, end if path_end is None else path_end, groups or {}, gaps or {})
-    values = {"paused": 0.0, "others": 0.0, "without_threads": 0.0} | more
+    values = {"paused": 0.0, "others": 0.0} | more
     return Lap("root", start, end, occupied, idle=idle or {}, path=path, **values)
 
 
@@ -52,7 +52,7 @@ def test_every_part():
         ("p2p", "background-comms", "idle", "seconds"): 9.0,
     }
     metrics["execute", None, "memory-read", "bytes"] = 1e9
-    found = laps(one).waterfall(metrics, 100.0, 110.0, 40.0)
+    found = laps(one).waterfall(metrics, 100.0, 110.0, 40.0, 0.0)
     assert found.parts == pytest.approx(
         {
             "cpu": 7.0,  # a third of what ran again is not on processors
@@ -80,7 +80,7 @@ def test_pauses_between_laps_are_the_clients_but_not_before_the_first():
     first = lap(100.0, 102.0, occupied=4.0, pause_idle=50.0, pause_others=7.0, gaps={"dispatch": 2.0})
     second = lap(105.0, 106.0, occupied=2.0, pause_idle=5.0, pause_others=1.0, gaps={"dispatch": 1.0})
     total = laps(first, second)
-    assert total.waterfall(execute(thread_cpu=6.0), 100.0, 106.0, 12.0).parts == {
+    assert total.waterfall(execute(thread_cpu=6.0), 100.0, 106.0, 12.0, 0.0).parts == {
         "cpu": 6.0,
         "others": 1.0,
         "client": 5.0,
@@ -89,18 +89,18 @@ def test_pauses_between_laps_are_the_clients_but_not_before_the_first():
 
 
 def test_without_workers_at_first():
-    one = lap(100.0, 110.0, occupied=12.0, without_threads=4.0)
-    found = laps(one).waterfall(execute(thread_cpu=12.0), 100.0, 110.0, 12.0)
+    one = lap(100.0, 110.0, occupied=12.0)
+    found = laps(one).waterfall(execute(thread_cpu=12.0), 100.0, 110.0, 12.0, 4.0)
     assert (found.threads, found.parts) == (2.0, {"cpu": 12.0, "starting": 8.0})
     assert found.wall("starting") == 4.0
-    never = laps(lap(100.0, 110.0, without_threads=10.0)).waterfall({}, 100.0, 110.0, 0.0)
+    never = laps(lap(100.0, 110.0)).waterfall({}, 100.0, 110.0, 0.0, 10.0)
     assert (never.threads, never.parts) == (1.0, {"starting": 10.0})
 
 
 def test_what_was_taken_in_before_the_lap_began_is_the_graphs_and_what_had_no_run_is_unfinished():
     one = lap(101.0, 104.0, path_end=103.0, occupied=6.0, groups={INC: OnPath(1.5, 0.5)})
     total = laps(one)
-    assert total.waterfall(execute(thread_cpu=6.0), 100.0, 104.0, 8.0).parts == {"cpu": 6.0, "graph": 2.0}
+    assert total.waterfall(execute(thread_cpu=6.0), 100.0, 104.0, 8.0, 0.0).parts == {"cpu": 6.0, "graph": 2.0}
     path = total.path(100.0, 104.0)
     assert (path.seconds, path.gaps) == (2.0, {"graph": 1.0, "unfinished": 1.0})
 
@@ -108,13 +108,13 @@ def test_what_was_taken_in_before_the_lap_began_is_the_graphs_and_what_had_no_ru
 def test_a_report_that_came_after_the_end_is_not_counted():
     """The scheduler is told of the last run a little later than it ended."""
     one = lap(100.0, 104.5, path_end=104.0, occupied=9.0, groups={INC: OnPath(4.0)})
-    found = laps(one).waterfall(execute(thread_cpu=7.5), 100.0, 104.0, 8.0)
+    found = laps(one).waterfall(execute(thread_cpu=7.5), 100.0, 104.0, 8.0, 0.0)
     assert found.parts == {"cpu": 7.5, "handed": 0.5}
 
 
 def test_metrics_that_threads_had_no_time_for_are_unaccounted():
     """Tasks that secede use additional threads."""
-    found = laps(lap(100.0, 102.0, occupied=2.0)).waterfall(execute(thread_noncpu=5.0), 100.0, 102.0, 4.0)
+    found = laps(lap(100.0, 102.0, occupied=2.0)).waterfall(execute(thread_noncpu=5.0), 100.0, 102.0, 4.0, 0.0)
     assert found.parts == {"noncpu": 5.0, "unaccounted": -3.0, "client": 2.0}
 
 
@@ -153,7 +153,6 @@ def any_laps(draw):
                 occupied=draw(some_seconds),
                 paused=draw(some_seconds),
                 others=draw(some_seconds),
-                without_threads=draw(st.floats(0.0, 1.0)),
                 lost=draw(some_seconds),
                 recomputed=draw(some_seconds),
                 idle=draw(st.dictionaries(st.sampled_from(IDLE), some_seconds)),
@@ -161,7 +160,6 @@ def any_laps(draw):
                 gaps=draw(st.dictionaries(st.sampled_from(GAPS), some_seconds)),
                 pause_idle=draw(some_seconds),
                 pause_others=draw(some_seconds),
-                pause_without_threads=draw(st.floats(0.0, 1.0)),
             )
         )
     start = some[0].start + draw(st.floats(-1.0, 1.0))
@@ -172,12 +170,13 @@ def any_laps(draw):
     any_laps(),
     st.dictionaries(st.sampled_from([*ACTIVITIES, "mine"]), some_seconds),
     st.floats(0.0, 1000.0),
+    st.floats(0.0, 1.0),
 )
-def test_parts_and_path_add_up(given_laps, activities, available):
+def test_parts_and_path_add_up(given_laps, activities, available, without):
     some, start, end = given_laps
     total = laps(*some)
     metrics = {("execute", None, activity, "seconds"): value for activity, value in activities.items()}
-    found = total.waterfall(metrics, start, end, available)
+    found = total.waterfall(metrics, start, end, available, without * (end - start))
     assert sum(found.parts.values()) == pytest.approx(found.threads * found.seconds, abs=1e-6)
     assert sum(found.wall(part) for part in PARTS) == pytest.approx(end - start, abs=1e-6)
     assert all(value > 0 for part, value in found.parts.items() if part != "unaccounted")

@@ -23,7 +23,7 @@ __all__ = ["Paths"]
 
 #: Seconds by which a path may miss the duration of its segment.
 TOLERANCE = 1e-3
-#: Thread-seconds: of secession and stealing the record knows a little earlier.
+#: Thread-seconds: of secession and stealing the record knows a little earlier or later.
 OCCUPANCY_TOLERANCE = 0.02
 
 
@@ -35,7 +35,7 @@ class Paths:
         run_times.time = self._read  # type: ignore[attr-defined]
         self._scheduler = scheduler
         # Its wrappers are inside those of the bridge, and its hooks are called after the bridge's.
-        self._record = FullRecord(scheduler, lambda: self._now)
+        self._record = FullRecord(scheduler, lambda: self._now, time)
         self._laps: list[Lap] = []
 
     def _read(self) -> float:
@@ -51,9 +51,9 @@ class Paths:
         times.cut = partial(self._cut, times.cut)
         tree.add_lap = partial(self._add_lap, tree.add_lap)
 
-    def _take(self, take: Any, now: float) -> Any:
-        self._record.events.append(Swept(now))
-        return take(now)
+    def _take(self, take: Any) -> None:
+        self._record.events.append(Swept(self._read()))
+        take()
 
     def _cut(self, cut: Any, root_id: str, now: float) -> Any:
         self._record.events.append(Cut(now, root_id))

@@ -94,7 +94,7 @@ class ActedCluster(ScriptedScheduler):
         max_segment = self._rng.choice((0.5, 3600.0, 3600.0))
         self.plugin = MemoryPlugin(sweep_interval=3600.0, shutdown_timeout=0.0, max_segment=max_segment)
         await self.plugin.add_to(self.scheduler)
-        self.record = FullRecord(self.scheduler, self._time)
+        self.record = FullRecord(self.scheduler, self._time, self._time)
         self.scheduler.add_plugin(self.record, name="full record")
         bridge = self.plugin._bridge
         add_lap, cut = bridge.span_tree.add_lap, bridge.run_times.times.cut
@@ -263,7 +263,10 @@ class ActedCluster(ScriptedScheduler):
                 if self._known and rng.random() < 0.1:
                     inputs.append(rng.choice(self._known))
                 graph[f"{root}{layer}-{number}-{len(graph)}"] = inputs
-        if rng.random() < 0.1:
+        if rng.random() < 0.05:  # long, in groups that alternate
+            keys = [f"{root}{n % 2}-{number}-{n}" for n in range(150)]
+            graph = {key: keys[n - 1 : n] if n else [] for n, key in enumerate(keys)}
+        elif rng.random() < 0.1:
             graph = {}
         wanted = [key for key in graph if rng.random() < 0.3] + list(graph)[-1:]
         held = [key for key in self._known if key in self.scheduler.tasks and self.scheduler.tasks[key].who_wants]

@@ -98,10 +98,13 @@ class FullRecord(SchedulerPlugin):  # type: ignore[misc]
     ----------
     now
         The clock.
+    before
+        The same where the bridge has not read it yet.
     """
 
     scheduler: Any
     now: Callable[[], float]
+    before: Callable[[], float]
     events: list[Event] = field(default_factory=list)
     name = "full record"
 
@@ -180,7 +183,9 @@ class FullRecord(SchedulerPlugin):  # type: ignore[misc]
         before = _is_long_running(task)
         answer = self._handlers["long-running"](**message)  # which then sends tasks from the queue
         if task and not before and _is_long_running(task):
-            change = WorkerChange(self.now(), "seceded", task.processing_on.address, task=self._life(task.key).number)
+            change = WorkerChange(
+                self.before(), "seceded", task.processing_on.address, task=self._life(task.key).number
+            )
             self.events.insert(number, change)
         return answer
 

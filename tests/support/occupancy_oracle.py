@@ -17,14 +17,13 @@ _WAITING = ("waiting", "queued", "no-worker")
 
 @dataclass
 class Occupancy:
-    """Thread-seconds; but ``without_threads``, seconds."""
+    """Thread-seconds."""
 
     occupied: float = 0.0
     #: Of these, on paused workers.
     paused: float = 0.0
     others: float = 0.0
     idle: Counter[str] = field(default_factory=Counter)
-    without_threads: float = 0.0
 
 
 @dataclass
@@ -86,7 +85,7 @@ class _Cluster:
         if event.what == "stolen":
             root, state, _ = self.tasks[event.task]
             self.tasks[event.task] = root, state, event.worker
-        if event.status and event.status != "running":
+        if event.status == "paused":
             self.paused.add(event.worker)
         elif event.status or event.what == "left":
             self.paused.discard(event.worker)
@@ -167,7 +166,6 @@ def occupancy(events: Sequence[Event], root: str, start: float, end: float) -> O
             found.idle["graph" if is_graph and cause == "client" else cause] += passed * (
                 sum(cluster.threads.values()) - sum(shares.values())
             )
-            found.without_threads += passed * (not cluster.threads)
     return found
 
 

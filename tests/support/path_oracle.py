@@ -19,7 +19,11 @@ UNFINISHED = ("waiting", "queued", "no-worker", "processing")
 RUNNABLE = ("queued", "no-worker", "processing")
 #: Beginnings of stimuli: by which tasks are sent anew, since their runs were in vain; by which a person requests that;
 #: and by which a person requests tasks.
-LOST = ("handle-worker-cleanup", "check-worker-ttl", "task-erred", "reschedule", "steal")
+LOST = (
+    *("handle-worker-cleanup", "check-worker-ttl", "retire-workers", "client-restart-workers", "worker-close"),
+    *("cancelled-by-worker-close", "nanny-close", "worker-send-comm-fail", "send-all-comm-fail"),
+    *("task-erred", "execute-unknown-error", "reschedule", "steal"),
+)
 RETRY = "stimulus-retry"
 ASKED_FOR = ("update-graph", RETRY)
 

@@ -106,9 +106,9 @@ class MadeRun:
         return self.add(f"{prefix}-1", schema.TASK, path, 0.0, 1.0, "error", message, **values)
 
 
-def frames(*runs, rows=lambda spans: spans):
-    """Data frames of runs; ``rows`` may put their spans into another order."""
-    return SimpleNamespace(**make_frames(rows([span for run in runs for span in run.spans])))
+def frames(*runs):
+    """Data frames of runs."""
+    return SimpleNamespace(**make_frames([span for run in runs for span in run.spans]))
 
 
 def write(path, *runs):
