@@ -5,6 +5,7 @@ The transitions of many tasks are replayed on the bridge's hook without verdicts
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import statistics
 import tracemalloc
@@ -28,8 +29,8 @@ WORKERS, THREADS = 8, 4
 BEGIN = time() + 100.0
 #: Of the chain of which no task may be left.
 CHAIN = 100_000
-#: Tasks of a run in a scheduler, and number of runs of each kind.
-SIMULATED, SIMULATED_ROUNDS = 4_000, 4
+#: Tasks of a run in a scheduler, their groups, and number of runs of each kind.
+SIMULATED, STEPS, SIMULATED_ROUNDS = 4_000, 200, 4
 #: Inputs of each task, where the price of one is measured.
 INPUTS = 10
 
@@ -157,7 +158,9 @@ class Hook:
     def swept(self):
         self.inbox.take()
         if self.run_times:
-            self.run_times.times.take(self.run_times._now())
+            self.run_times.times.take()
+            for _ in self.run_times.times.laps(self.run_times._now()):
+                pass
 
     def replay(self, steps):
         """CPU seconds of the calls, as the scheduler makes them."""
@@ -218,10 +221,11 @@ async def in_scheduler():
     with dask.config.set(CONFIG):
         for number in range(2 * SIMULATED_ROUNDS):
             async with BridgedScheduler(20, verdicts=bool(number % 2)) as bridged:
-                keys = [f"step{n % 20}-{number}-{n}" for n in range(SIMULATED)]
+                bridged.meter.wrap("verdict", bridged.plugin._bridge.span_tree, "_judge")
+                keys = [f"step{n % STEPS}-{number}-{n}" for n in range(SIMULATED)]
                 span = {"name": ("root",), "ids": (f"root-{number}",)}
                 found[bool(number % 2)].append(await bridged.run(keys, span))
-    parts = ("dask", "hooks", "graphs", "beats", "sweeps")
+    parts = ("dask", "hooks", "graphs", "beats", "sweeps", "verdict")
     return [{part: statistics.median(run[part] for run in found[which]) for part in parts} for which in (False, True)]
 
 
@@ -238,6 +242,12 @@ def main():
     print(
         f"  for each finished task of chains of {CHAIN}, in groups that alternate: {kept(chains, CHAIN):.3f} (budget 0)"
     )
+    without, with_ = asyncio.run(in_scheduler())
+    print(f"the verdict on a root with {STEPS} groups: {with_.pop('verdict') * SIMULATED / 1e3:.2f} ms (budget 2)")
+    del without["verdict"]
+    print("in a scheduler without connections, µs of CPU for each task without and with verdicts:")
+    for part, micros in without.items():
+        print(f"  {part:7} {micros:6.2f} {with_[part]:6.2f}")
 
 
 if __name__ == "__main__":
