@@ -59,6 +59,18 @@ CASES = {
         run({"noncpu": 0.75}, cluster={**PYTHON, **ONE_MACHINE, "machine_cpu": 0.97}),
         ["gil"],
     ),
+    "python code in threads, on a machine that others use, too": (
+        run({"noncpu": 0.75}, cluster={**PYTHON, **ONE_MACHINE, "machine_cpu": 0.97, "machine_busy": 1.9}),
+        [],
+    ),
+    "threads that a task started, on all cores": (
+        run({"tail": 0.6, "noncpu": 0.0}, cluster={**RELEASES, "process_cpu": 3.8, "process_tasks": 1.0}),
+        [],
+    ),
+    "few submitted at a time": (
+        run({"tail": 0.7}, group(tasks=100, compute=12.0, p50=0.1), graphs=GraphFacts(count=100)),
+        ["narrow_graph"],
+    ),
     "python code in threads, where nobody knows the machine": (run({"noncpu": 0.75}, cluster=PYTHON), ["gil"]),
     "the lock, as gilknocker measures it": (
         run({"noncpu": 0.75}, cluster={**PYTHON, "process_cpu": 1.5, "gil_contention": 0.9}),
