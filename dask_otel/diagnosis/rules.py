@@ -228,7 +228,8 @@ def _noncpu(case: Case) -> Suspect | None:
     # Without threads that tasks start themselves, a process uses little more than the threads of its tasks.
     has_inner = cpu > 1.3 * case.on_cpu * tasks + 0.5
     is_full = cpus is not None and busy >= 0.75 * cpus
-    if case.others_use_machine and tasks >= 1.5 and cpu <= 1.3 and case.on_cpu >= 0.05:
+    is_late = cluster.worker_loop_delay is None or cluster.worker_loop_delay >= LOCKED
+    if case.others_use_machine and is_late and tasks >= 1.5 and cpu <= 1.3 and case.on_cpu >= 0.05:
         return None  # it may be the lock as well
     is_crowded = cpus is not None and ((wanted or 0.0) >= 1.2 * cpus or (has_inner and cpu > 1.3))
     if cpus is not None and wanted is not None and is_full and is_crowded and used >= 0.35 * cpus:
