@@ -29,6 +29,8 @@ TINY, SHORT = 0.02, 0.1
 MOMENT = 0.05
 #: The longest task of a group, in terms of the middle one; the first shows skew, the second stragglers.
 SKEWED, LONG = 10.0, 3.0
+#: Steps of many tasks can each keep threads waiting for their longest task, and for a little more.
+ONE_EACH = 1.2
 #: Tasks that a group needs to have a middle.
 ENOUGH = 4
 #: Seconds by which ticks of a worker's event loop are late on average: if the interpreter's lock is contended (10 to
@@ -417,8 +419,7 @@ def _tail(case: Case) -> Suspect | None:
     are_few = in_graph < case.threads and wall > 2 * group.longest
     if are_few or max(each.tasks for each in case.facts.groups) < case.threads:
         return _narrow(case, wall, what)
-    shown = f"the longest, of '{{0}}', took {seconds(group.longest)}"
-    return Suspect("stragglers", wall, f"{what}: {shown}.", steps=(group.title,))
+    return _last(wall, what, group)
 
 
 def _narrow(case: Case, wall: float, what: str) -> Suspect:
@@ -438,7 +439,15 @@ def _dependencies(case: Case) -> Suspect | None:
     waves = sum(each.p50 or 0.0 for each in case.facts.groups if each.completed >= case.threads)
     if wall - waves * case.last_wave < 0.1 * case.seconds:
         return None  # the last waves of tasks
+    wide = [each for each in case.facts.groups if each.completed >= case.threads and each.longest]
+    if wide and wall <= ONE_EACH * sum(each.longest or 0.0 for each in wide):
+        return _last(wall, what, max(wide, key=lambda each: each.longest or 0.0))
     return _narrow(case, wall, what)
+
+
+def _last(wall: float, what: str, group: GroupFacts) -> Suspect:
+    shown = f"the longest, of '{{0}}', took {seconds(group.longest or 0.0)}"
+    return Suspect("stragglers", wall, f"{what}: {shown}.", steps=(group.title,))
 
 
 def _imbalance(case: Case) -> Suspect | None:
@@ -450,6 +459,8 @@ def _imbalance(case: Case) -> Suspect | None:
     what = f"Threads were idle for {case.of_run(wall)} while other workers had more tasks than threads"
     if case.wall("no_worker") >= MINOR * case.seconds:  # then the same tasks wait for the few workers that may run them
         return Suspect("no_worker", wall, f"{what}, and tasks waited for a worker that they may run on.")
+    if long := _long_tasks(case, wall, what):
+        return long
     return Suspect("imbalance", wall, f"{what}.")
 
 

@@ -67,6 +67,14 @@ CASES = {
         run({"tail": 0.6, "noncpu": 0.0}, cluster={**RELEASES, "process_cpu": 3.8, "process_tasks": 1.0}),
         [],
     ),
+    "the last tasks of a wide step, which another step waits for": (
+        run({"dependencies": 0.4}, group(tasks=30, compute=22.0, p50=1.5, longest=4.0), group("sum", 1, 0.1, 0.1)),
+        ["stragglers"],
+    ),
+    "a partition with most of the data, on a worker that has others, too": (
+        run({"imbalance": 0.5}, group(tasks=40, compute=14.0, p50=0.1, longest=6.0)),
+        ["skew"],
+    ),
     "few submitted at a time": (
         run({"tail": 0.7}, group(tasks=100, compute=12.0, p50=0.1), graphs=GraphFacts(count=100)),
         ["narrow_graph"],
