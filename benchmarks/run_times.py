@@ -221,7 +221,7 @@ async def in_scheduler():
     with dask.config.set(CONFIG):
         for number in range(2 * SIMULATED_ROUNDS):
             async with BridgedScheduler(20, verdicts=bool(number % 2)) as bridged:
-                bridged.meter.wrap("verdict", bridged.plugin._bridge.span_tree, "_judge")
+                bridged.meter.wrap("verdict", bridged.plugin._bridge.span_tree, "judge")
                 keys = [f"step{n % STEPS}-{number}-{n}" for n in range(SIMULATED)]
                 span = {"name": ("root",), "ids": (f"root-{number}",)}
                 found[bool(number % 2)].append(await bridged.run(keys, span))
