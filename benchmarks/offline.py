@@ -40,12 +40,15 @@ class Count:
 class Plugin(OTelPlugin):
     """Ours; never swept but by hand, unless an interval is given."""
 
-    def __init__(self, sweep_interval=3600.0, idle_timeout=0.0):
+    def __init__(self, sweep_interval=3600.0, idle_timeout=0.0, *, verdicts=True):
         super().__init__()
+        self._verdicts = verdicts
         self._sweep_interval = sweep_interval
         self._idle_timeout = idle_timeout
 
     def connect(self, scheduler, safety):
         self.safety = safety
         span_tree = SpanTreeSettings(idle_timeout=self._idle_timeout, pending_span_after=3600.0)
-        return BridgeSettings(sweep_interval=self._sweep_interval, span_tree=span_tree), Count()
+        return BridgeSettings(
+            sweep_interval=self._sweep_interval, span_tree=span_tree, verdicts=self._verdicts
+        ), Count()

@@ -1,17 +1,20 @@
-"""``otel.verdicts``: CPU of the hook for each task and dependency, and bytes for tasks that are alive and finished.
+"""``otel.verdicts``: CPU of the hook for each task and input, and bytes for tasks that are alive and finished.
 
 The transitions of many tasks are replayed on the bridge's hook without verdicts and with them, in turn.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import statistics
 import tracemalloc
 from time import process_time, time
 from types import SimpleNamespace
 
+import dask
 from distributed.scheduler import TaskGroup, TaskPrefix, TaskState, WorkerState
+from simulated import CONFIG, BridgedScheduler
 
 from dask_otel.safety import Safety
 from dask_otel.scheduler.inbox import Inbox
@@ -26,6 +29,8 @@ WORKERS, THREADS = 8, 4
 BEGIN = time() + 100.0
 #: Of the chain of which no task may be left.
 CHAIN = 100_000
+#: Tasks of a run in a scheduler, their groups, and number of runs of each kind.
+SIMULATED, STEPS, SIMULATED_ROUNDS = 4_000, 200, 4
 #: Inputs of each task, where the price of one is measured.
 INPUTS = 10
 
@@ -153,7 +158,9 @@ class Hook:
     def swept(self):
         self.inbox.take()
         if self.run_times:
-            self.run_times.times.take(self.run_times._now())
+            self.run_times.times.take()
+            for _ in self.run_times.times.laps(self.run_times._now()):
+                pass
 
     def replay(self, steps):
         """CPU seconds of the calls, as the scheduler makes them."""
@@ -208,6 +215,20 @@ def kept(steps, tasks, at=None):
     return (sizes[1] - sizes[0]) / tasks
 
 
+async def in_scheduler():
+    """µs of CPU for each task, by what it is for, without verdicts and with them; medians of runs in turn."""
+    found = {False: [], True: []}
+    with dask.config.set(CONFIG):
+        for number in range(2 * SIMULATED_ROUNDS):
+            async with BridgedScheduler(20, verdicts=bool(number % 2)) as bridged:
+                bridged.meter.wrap("verdict", bridged.plugin._bridge.span_tree, "_judge")
+                keys = [f"step{n % STEPS}-{number}-{n}" for n in range(SIMULATED)]
+                span = {"name": ("root",), "ids": (f"root-{number}",)}
+                found[bool(number % 2)].append(await bridged.run(keys, span))
+    parts = ("dask", "hooks", "graphs", "beats", "sweeps", "verdict")
+    return [{part: statistics.median(run[part] for run in found[which]) for part in parts} for which in (False, True)]
+
+
 def main():
     print(f"{TASKS} tasks, {ROUNDS} rounds, CPU that verdicts add to the hook for each task (budget 1.5 µs):")
     for story in (at_once, queued, chains):
@@ -217,11 +238,16 @@ def main():
     print(f"  for each of {INPUTS} inputs: {(with_inputs - alone) / INPUTS * 1e3:.0f} ns (budget 70)")
     print("bytes that verdicts keep")
     print(f"  for each queued task     {kept(queued, TASKS, at=2 * TASKS - 1):.0f} (budget 50)")
-    on_workers = kept(at_once, TASKS, at=2 * TASKS - 1)
-    print(f"  for each task on workers {on_workers:.0f} (budget 50)")
+    print(f"  for each task on workers {kept(at_once, TASKS, at=2 * TASKS - 1):.0f} (budget 50)")
     print(
-        f"  for each finished task of a chain of {CHAIN}, in groups that alternate: {kept(chains, CHAIN):.3f} (budget 0)"
+        f"  for each finished task of chains of {CHAIN}, in groups that alternate: {kept(chains, CHAIN):.3f} (budget 0)"
     )
+    without, with_ = asyncio.run(in_scheduler())
+    print(f"the verdict on a root with {STEPS} groups: {with_.pop('verdict') * SIMULATED / 1e3:.2f} ms (budget 2)")
+    del without["verdict"]
+    print("in a scheduler without connections, µs of CPU for each task without and with verdicts:")
+    for part, micros in without.items():
+        print(f"  {part:7} {micros:6.2f} {with_[part]:6.2f}")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ class BridgedScheduler:
         Seconds of rest after which a segment closes.
     """
 
-    def __init__(self, workers, idle_timeout=0.0):
+    def __init__(self, workers, idle_timeout=0.0, *, verdicts=True):
+        self._verdicts = verdicts
         self._number_of_workers = workers
         self._idle_timeout = idle_timeout
         #: Longest hold of the event loop by a sweep, seconds.
@@ -66,7 +67,7 @@ class BridgedScheduler:
             await meter.wait("dask", dask_handler, *args, **message)
 
         handlers["update-graph"] = update_graph
-        self.plugin = Plugin(idle_timeout=self._idle_timeout)
+        self.plugin = Plugin(idle_timeout=self._idle_timeout, verdicts=self._verdicts)
         await scheduler.register_scheduler_plugin(self.plugin, idempotent=True)
         meter.wrap("graphs", extension, "observe_tasks")
         for name in ("update_graph", "log_event"):

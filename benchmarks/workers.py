@@ -97,6 +97,9 @@ class Workers:
             "executing": {},
             "metrics": {
                 "bandwidth": {"total": 1e8, "workers": {}, "types": {}},
+                "cpu": 100.0,
+                "task_counts": {"executing": 2},
+                "event_loop_interval": 0.02,
                 "digests_total_since_heartbeat": metrics,
                 "memory": 2**27,
                 "spilled_bytes": {"memory": 0, "disk": 0},

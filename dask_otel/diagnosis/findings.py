@@ -70,7 +70,7 @@ FINDINGS = {
     ),
     "narrow_graph": Meaning(
         "the graph has too few tasks at a time for the threads: a chain, or a step of few tasks",
-        "Divide the work into more partitions or chunks, or use a smaller cluster",
+        "Divide the work into more partitions or chunks, submit more of it at a time, or use a smaller cluster",
         f"{_DASK}/best-practices.html",
     ),
     "large_graph": Meaning(

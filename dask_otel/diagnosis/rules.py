@@ -15,18 +15,24 @@ from .evidence import GroupFacts, RunFacts
 from .parts import OWN, Step
 from .quantities import number, percent, seconds, size
 
-__all__ = ["RULES", "SHARE", "Case", "Suspect", "late_workers", "lost_work"]
+__all__ = ["MINOR", "RULES", "SHARE", "Case", "Suspect", "late_workers", "lost_work"]
 
 #: Part of the wall (0…1) from which on a cause is worth to be named; more where a part of it is normal: tasks wait a
 #: little on every machine that others use, too, and a shuffle has to move data.
 SHARE = {"io": 0.2, "oversubscribed": 0.2, "p2p": 0.25}
 
+#: Part of the wall (0…1) from which on a part of the waterfall adds to a cause that has others.
+MINOR = 0.03
 #: Seconds; mean duration of tasks that are always tiny, and of those that are if they wait for a moment only.
 TINY, SHORT = 0.02, 0.1
 #: Seconds that handing out a task may take, with all that waits for it.
 MOMENT = 0.05
 #: The longest task of a group, in terms of the middle one; the first shows skew, the second stragglers.
 SKEWED, LONG = 10.0, 3.0
+#: Steps of many tasks can each keep threads waiting for their longest task, and for a little more.
+ONE_EACH = 1.2
+#: Part of the time that threads were idle for which one task must have run to be the cause.
+MOST = 0.7
 #: Tasks that a group needs to have a middle.
 ENOUGH = 4
 #: Seconds by which ticks of a worker's event loop are late on average: if the interpreter's lock is contended (10 to
@@ -154,8 +160,26 @@ class Case:
         if contention is not None:
             taken = f"{shown} and the interpreter's lock was taken for {percent(contention)} of the time"
             return taken if contention >= 0.5 else ""
+        if self.others_use_machine:
+            return ""  # perhaps the process only did not get a second core
         is_late = cluster.worker_loop_delay is None or cluster.worker_loop_delay >= LOCKED
         return shown if 0.6 <= cpu <= 1.3 and is_late else ""
+
+    @cached_property
+    def others_use_machine(self) -> bool:
+        """Whether the workers' machine is full, and programs that are not workers have a good part of it."""
+        cpus, busy = self.cluster.machine_cpus, self.cluster.machine_busy
+        if cpus is None or busy is None:
+            return False
+        return busy >= 0.9 * cpus and busy - (self.cluster.machine_cpu or 0.0) >= 0.2 * cpus
+
+    @cached_property
+    def idle_threads_work(self) -> bool:
+        """Whether threads that tasks have started use the cores of those that have no task."""
+        cpu, tasks, threads = self.cluster.process_cpu, self.cluster.process_tasks, self.cluster.process_threads
+        if cpu is None or tasks is None or threads is None or threads - tasks < 0.5:
+            return False
+        return cpu - self.on_cpu * tasks >= 0.5 * (threads - tasks)
 
     @cached_property
     def moves(self) -> str:
@@ -208,6 +232,9 @@ def _noncpu(case: Case) -> Suspect | None:
     # Without threads that tasks start themselves, a process uses little more than the threads of its tasks.
     has_inner = cpu > 1.3 * case.on_cpu * tasks + 0.5
     is_full = cpus is not None and busy >= 0.75 * cpus
+    is_late = cluster.worker_loop_delay is None or cluster.worker_loop_delay >= LOCKED
+    if case.others_use_machine and is_late and tasks >= 1.5 and cpu <= 1.3 and case.on_cpu >= 0.05:
+        return None  # it may be the lock as well
     is_crowded = cpus is not None and ((wanted or 0.0) >= 1.2 * cpus or (has_inner and cpu > 1.3))
     if cpus is not None and wanted is not None and is_full and is_crowded and used >= 0.35 * cpus:
         what = f"{number(wanted)} tasks ran at a time on {number(cpus)} cores, of which {number(busy)} were in use"
@@ -378,6 +405,8 @@ def _long_tasks(case: Case, wall: float, what: str) -> Suspect | None:
 
 def _tail(case: Case) -> Suspect | None:
     wall = case.wall("tail")
+    if case.idle_threads_work:
+        return None
     what = f"Threads were idle for {case.of_run(wall)} while the last tasks ran"
     if long := _long_tasks(case, wall, what):
         return long
@@ -386,10 +415,13 @@ def _tail(case: Case) -> Suspect | None:
     group = max(case.facts.groups, key=lambda each: each.longest or 0.0, default=None)
     if group is None or group.longest is None:
         return None
-    if max(each.tasks for each in case.facts.groups) < case.threads:
+    graphs = max(1, case.facts.graphs.count)
+    in_graph = sum(each.tasks for each in case.facts.groups) / graphs
+    # The last tasks of a graph take no longer than the longest: these are few at a time because no more were asked for.
+    are_few = in_graph < case.threads and wall > 2 * group.longest
+    if are_few or max(each.tasks for each in case.facts.groups) < case.threads:
         return _narrow(case, wall, what)
-    shown = f"the longest, of '{{0}}', took {seconds(group.longest)}"
-    return Suspect("stragglers", wall, f"{what}: {shown}.", steps=(group.title,))
+    return _last(wall, what, group)
 
 
 def _narrow(case: Case, wall: float, what: str) -> Suspect:
@@ -401,20 +433,41 @@ def _narrow(case: Case, wall: float, what: str) -> Suspect:
 
 def _dependencies(case: Case) -> Suspect | None:
     wall = case.wall("dependencies")
+    if case.idle_threads_work:
+        return None
     what = f"Threads were idle for {case.of_run(wall)} while all other tasks waited for results"
     if long := _long_tasks(case, wall, what):
         return long
     waves = sum(each.p50 or 0.0 for each in case.facts.groups if each.completed >= case.threads)
     if wall - waves * case.last_wave < 0.1 * case.seconds:
         return None  # the last waves of tasks
+    known = [each for each in case.facts.groups if each.longest]
+    wide = [each for each in known if each.completed >= case.threads]
+    if wide and wall <= ONE_EACH * sum(each.longest or 0.0 for each in wide):
+        return _last(wall, what, max(wide, key=lambda each: each.longest or 0.0))
+    longest = max(known, key=lambda each: each.longest or 0.0, default=None)
+    # Nearly every graph ends with a task that needs all others, so that something waits while the last ones run.
+    if longest and case.completed >= 2 * case.threads and (longest.longest or 0.0) >= MOST * wall:
+        return _last(wall, what, longest)
     return _narrow(case, wall, what)
+
+
+def _last(wall: float, what: str, group: GroupFacts) -> Suspect:
+    shown = f"the longest, of '{{0}}', took {seconds(group.longest or 0.0)}"
+    return Suspect("stragglers", wall, f"{what}: {shown}.", steps=(group.title,))
 
 
 def _imbalance(case: Case) -> Suspect | None:
     wall = case.wall("imbalance")
+    if case.idle_threads_work:
+        return None
     if wall - case.typical * case.last_wave < 0.1 * case.seconds and wall < 0.25 * case.seconds:
         return None  # the last tasks
     what = f"Threads were idle for {case.of_run(wall)} while other workers had more tasks than threads"
+    if case.wall("no_worker") >= MINOR * case.seconds:  # then the same tasks wait for the few workers that may run them
+        return Suspect("no_worker", wall, f"{what}, and tasks waited for a worker that they may run on.")
+    if long := _long_tasks(case, wall, what):
+        return long
     return Suspect("imbalance", wall, f"{what}.")
 
 

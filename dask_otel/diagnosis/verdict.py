@@ -9,15 +9,14 @@ from .evidence import RunFacts
 from .findings import FINDINGS
 from .parts import OWN, Step
 from .quantities import percent
-from .rules import RULES, SHARE, Case, Suspect, late_workers, lost_work
+from .rules import MINOR, RULES, SHARE, Case, Suspect, late_workers, lost_work
 
 __all__ = ["Finding", "Verdict", "judge"]
 
 #: Seconds and tasks from which on a run is judged: in a shorter one, start and end are most of it.
 LEAST_SECONDS, LEAST_TASKS = 1.0, 4
-#: Part of the wall (0…1) from which on a cause is named, unless ``SHARE`` has another one; and from which on a part of
-#: the waterfall adds to a cause that has others.
-WORTH, MINOR = 0.1, 0.03
+#: Part of the wall (0…1) from which on a cause is named, unless ``SHARE`` has another one.
+WORTH = 0.1
 #: Of the thread-seconds; if more than these are counted twice, fine metrics and occupancy do not fit together.
 UNACCOUNTED = 0.1
 #: Bytes, seconds and part of the memory of the hints.

@@ -149,6 +149,8 @@ class Evidence:
         self._on_disk = 0
         #: The processors of this machine: seconds that they were busy, and seconds in all.
         self._cpu_times: tuple[float, float] | None = None
+        #: How many of its cores were busy between the last two sweeps.
+        self._use: float | None = None
         self._before = self._latest = self._mark()
 
     def mark(self) -> Mark:
@@ -158,6 +160,7 @@ class Evidence:
     def begin_sweep(self) -> None:
         """Note that a sweep begins."""
         self._before, self._latest = self._latest, self._mark()
+        self._use = self._use_of_machine()  # also while no root is open: the first sample has something to compare
 
     async def sample(self, pace: Pace, *, is_needed: bool) -> None:
         """Read what workers have reported since the last sample: ten microseconds for each that has.
@@ -332,13 +335,13 @@ class Evidence:
 
     def _forget_all(self) -> None:
         self._reports, self._machines, self._processes = {}, {}, {}
-        self._on_disk, self._cpu_times = 0, None
+        self._on_disk = 0
 
     def _scheduler_host(self) -> str:
         return str(get_address_host(self._scheduler.address))
 
     def _use_of_machine(self) -> float | None:
-        """Return how many cores of this machine were busy since the last sample; None if that is not known."""
+        """Return how many cores of this machine were busy since the last call; None if that is not known."""
         if _psutil is None or _psutil.cpu_count() != CPU_COUNT:  # a container has a part of them
             return None
         times = _psutil.cpu_times()._asdict()
@@ -357,11 +360,10 @@ class Evidence:
             sums["process.cpu"] += process.cpu
             sums["process.threads"] += process.threads
             sums["process.tasks"] += process.tasks
-        use = self._use_of_machine()
         known = [each for each in self._machines.values() if each.tasks and each.cpus is not None]
         for machine in known:
-            if machine.is_local and use is not None:
-                machine.busy = use
+            if machine.is_local:
+                machine.busy = self._use
         if known:
             sums["machine.n"] += 1
             sums["machine.cpus"] += sum(each.cpus or 0.0 for each in known)

@@ -149,9 +149,8 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
         Called by Dask with every event.
         """
         if self._bridge and topic == "stealing" and isinstance(msg, tuple):
-            with self._bridge.safety.guard("log_event hook"):
-                if self._bridge.run_times:
-                    self._bridge.run_times.stolen(msg)
+            if self._bridge.run_times:
+                self._bridge.run_times.stolen(msg)
         elif self._bridge and isinstance(msg, dict):
             if topic == TOPIC:  # without a guard, which would cost as much as the rest
                 self._bridge.inbox.span_made(msg)

@@ -18,7 +18,7 @@ from .pace import Clock
 __all__ = ["RunTimesHooks", "cause_of"]
 
 _WAITING = frozenset(("waiting", "queued", "no-worker"))
-_RUNS_AGAIN = (*LOST, *RETRIED, "reschedule", "steal")
+_RUNS_AGAIN = (*LOST, *RETRIED, "reschedule", "steal", "worker-closing")
 
 
 def cause_of(stimulus: str) -> str:
@@ -29,7 +29,7 @@ def cause_of(stimulus: str) -> str:
 
 
 class RunTimesHooks:
-    """Translates hooks of one scheduler.
+    """Translates hooks of one scheduler. None of its methods raises; who calls the hook of tasks guards it.
 
     Parameters
     ----------
@@ -50,24 +50,31 @@ class RunTimesHooks:
         #: Keys of tasks that workers have and that had a result before.
         self._again: set[Any] = set()
         self._handler: Callable[..., Any] | None = None
+        self._take_in()
 
     def _now(self) -> float:
         # ``Clock.now`` takes four times as long; every sweep calls it and so finds out if the clock was set back.
         return float(time() + self._clock.offset)
 
-    def install(self) -> None:
-        """Begin to listen: take in what is there already."""
+    def _take_in(self) -> None:
+        """Count what is there already."""
         now = self._now()
         for worker in self._scheduler.workers.values():
             self.times.worker_joined(worker.address, worker.nthreads, worker.status.name, now)
-        for task in list(self._scheduler.tasks.values()):
-            of = self._group(task.group)
-            if of and task.state in _WAITING:
+        for task in self._scheduler.tasks.values():
+            is_waiting = task.state in _WAITING
+            if not is_waiting and task.state != "processing":
+                continue
+            of = self._groups.get(task.group) or self._group(task.group)
+            if of and is_waiting:
                 self.times.enter(of, task.state, now, "")
-            elif of and task.state == "processing":
+            elif of:
                 self.times.send(of, task.key, "", task.processing_on.address, now, "", False, False)
                 if task in task.processing_on.long_running:
                     self.times.secede(of, task.key, now)
+
+    def install(self) -> None:
+        """Begin to listen."""
         self._handler = self._scheduler.stream_handlers.get("long-running")
         if self._handler:
             self._scheduler.stream_handlers["long-running"] = self._long_running
@@ -170,7 +177,7 @@ class RunTimesHooks:
     def _long_running(self, *args: Any, **message: Any) -> Any:
         assert self._handler
         result = self._handler(*args, **message)
-        with self._safety.guard("long-running hook"):
+        with self._safety.guard("run times"):
             task = self._scheduler.tasks.get(message.get("key"))
             if task is not None and task.processing_on and task in task.processing_on.long_running:
                 of = self._group(task.group)
@@ -180,36 +187,43 @@ class RunTimesHooks:
 
     def worker_joined(self, address: str) -> None:
         """Note that a worker joined."""
-        worker = self._scheduler.workers.get(address)
-        if worker:
-            self.times.worker_joined(address, worker.nthreads, worker.status.name, self._now())
+        with self._safety.guard("run times"):
+            worker = self._scheduler.workers.get(address)
+            if worker:
+                self.times.worker_joined(address, worker.nthreads, worker.status.name, self._now())
 
     def worker_left(self, address: object) -> None:
         """Note what Dask logs when a worker has left; anybody can log such an event."""
-        if isinstance(address, str) and address not in self._scheduler.workers:
-            self.times.worker_left(address, self._now())
+        with self._safety.guard("run times"):
+            if isinstance(address, str) and address not in self._scheduler.workers:
+                self.times.worker_left(address, self._now())
 
     def worker_status(self, address: str) -> None:
         """Note what Dask logs when a worker has got another status; anybody can log such an event."""
-        worker = self._scheduler.workers.get(address)
-        if worker:
-            self.times.worker_status(address, worker.status.name, self._now())
+        with self._safety.guard("run times"):
+            worker = self._scheduler.workers.get(address)
+            if worker:
+                self.times.worker_status(address, worker.status.name, self._now())
 
     def stolen(self, event: tuple[Any, ...]) -> None:
         """Note what Dask logs of work stealing: ``("confirm", key, state of the task, victim, thief, stimulus)``.
 
         Anybody can log such an event.
         """
-        if len(event) > 1 and event[0] == "confirm" and isinstance(event[1], Hashable):
-            task = self._scheduler.tasks.get(event[1])
-            of = self._group(task.group) if task is not None else None
-            if of and task.processing_on:
-                self.times.steal(of, task.key, task.processing_on.address, self._now())
+        with self._safety.guard("run times"):
+            if len(event) > 1 and event[0] == "confirm" and isinstance(event[1], Hashable):
+                task = self._scheduler.tasks.get(event[1])
+                of = self._group(task.group) if task is not None else None
+                if of and task.processing_on:
+                    self.times.steal(of, task.key, task.processing_on.address, self._now())
 
-    def graph_came(self) -> Mark:
+    def graph_came(self) -> Mark | None:
         """Return what ``graph_taken`` needs of this moment, at which a graph comes."""
-        return self.times.graph_came(self._now())
+        with self._safety.guard("run times"):
+            return self.times.graph_came(self._now())
+        return None
 
     def graph_taken(self, stimulus: str, came: Mark) -> None:
         """Note that a graph has been taken in."""
-        self.times.graph_taken(stimulus, came, self._now())
+        with self._safety.guard("run times"):
+            self.times.graph_taken(stimulus, came, self._now())

@@ -22,8 +22,7 @@ from weakref import WeakKeyDictionary
 import dask
 from distributed.scheduler import heartbeat_interval
 
-from ..diagnosis.evidence import RunFacts
-from ..diagnosis.verdict import Verdict, judge
+from ..diagnosis.evidence import ClusterEvidence
 from ..metrics.series import MetricSettings
 from ..safety import Safety, log
 from ..spantree.ledger import OUTLIER_SECONDS
@@ -33,7 +32,7 @@ from ..spantree.to_records import Level, SpanTreeSettings
 from ..threads import HURRY, in_thread
 from .cluster import ClusterMetrics, Delay, Departures
 from .compat import can_forget, can_judge, can_split
-from .evidence import Evidence
+from .evidence import Evidence, Mark
 from .forgetting import Forgetting, LateMetrics, memory_of
 from .inbox import FailedRunTap, HeartbeatTap, Inbox
 from .pace import Clock
@@ -126,14 +125,12 @@ class SchedulerBridge:
             self.clock.now(), scheduler.total_nthreads, settings.span_tree, first_number, memory.ids
         )
         #: None if verdicts are off.
-        self.run_times = RunTimesHooks(scheduler, self.clock, safety) if settings.verdicts and can_judge() else None
+        self.run_times: RunTimesHooks | None = None
         self.evidence: Evidence | None = None
         self._delay = Delay(scheduler, safety)
-        if self.run_times:
-            self.evidence = Evidence(scheduler, self._delay, safety)
-            self.span_tree.forest.mark, self.span_tree.evidence_since = self.evidence.mark, self.evidence.since
-            self.span_tree.lap_start = self.run_times.times.lap_start
-            self.span_tree.judge = self._judge
+        if settings.verdicts and can_judge():
+            with safety.guard("verdict"):  # a bridge without them is better than none
+                self._explain()
         self.inbox = Inbox(
             scheduler,
             self.clock,
@@ -227,10 +224,26 @@ class SchedulerBridge:
             self._closing = asyncio.create_task(self._close(), name="dask-otel close")
         return self._closing
 
-    def _judge(self, facts: RunFacts) -> Verdict:
-        with self.safety.guard("verdict"):  # a run without one is better than none
-            return judge(facts)
-        return Verdict()
+    def _explain(self) -> None:
+        """Find out from now on why roots take as long as they do."""
+        evidence = Evidence(self._scheduler, self._delay, self.safety)
+        self.run_times = RunTimesHooks(self._scheduler, self.clock, self.safety)
+        self.evidence = evidence
+        self.span_tree.lap_start = self.run_times.times.lap_start
+        self.span_tree.explaining = partial(self.safety.guard, "verdict")
+
+        def mark() -> Mark | None:
+            with self.safety.guard("evidence"):
+                return evidence.mark()
+            return None
+
+        def since(mark: Mark | None) -> ClusterEvidence:
+            with self.safety.guard("evidence"):
+                if mark:
+                    return evidence.since(mark)
+            return ClusterEvidence()
+
+        self.span_tree.forest.mark, self.span_tree.evidence_since = mark, since
 
     def hand_over(self, heir: Output | None) -> asyncio.Task[None]:
         """End now, between two sweeps, so that another bridge can count what follows; what is counted is sent.

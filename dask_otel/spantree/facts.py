@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import nlargest
 from typing import TypeVar
 
@@ -18,6 +19,8 @@ _Number = TypeVar("_Number", int, float)
 
 #: Groups that are kept, those with the most seconds of compute; twice as many while they are collected.
 MAX_GROUPS = 300
+#: Groups that are added in one step.
+AT_ONCE = 20
 
 
 class Groups:
@@ -26,14 +29,16 @@ class Groups:
     def __init__(self) -> None:
         self._facts: dict[GroupKey, GroupFacts] = {}
 
-    def add(self, span_id: str, tags: tuple[str, ...], ledger: Ledger) -> None:
-        """Add the groups of a segment that closes."""
-        for group in ledger.groups.values():
+    def add(self, span_id: str, tags: tuple[str, ...], ledger: Ledger) -> Iterator[None]:
+        """Add the groups of a segment that closes. Lazy: each step is little work."""
+        for number, group in enumerate(ledger.groups.values(), 1):
             key = GroupKey(span_id, group.name)
             alone = ledger.prefixes[group.prefix] == 1
             facts = _group(key, Step(tags, group.prefix), group, ledger.metrics_by_prefix if alone else {})
             before = self._facts.get(key)
             self._facts[key] = _joined(before, facts) if before else facts
+            if not number % AT_ONCE:
+                yield
         if len(self._facts) > 2 * MAX_GROUPS:
             self._facts = {each.key: each for each in self.most()}
 
@@ -100,10 +105,9 @@ def _sum(one: _Number | None, other: _Number | None) -> _Number | None:
     return one + other if one is not None and other is not None else None
 
 
-def facts_of(record: SegmentRecord, ledger: Ledger, groups: Groups, cluster: ClusterEvidence) -> RunFacts | None:
-    """Return the facts of a root's segment that closes; None if it has no waterfall."""
-    if record.waterfall is None:
-        return None
+def facts_of(record: SegmentRecord, ledger: Ledger, groups: Groups, cluster: ClusterEvidence) -> RunFacts:
+    """Return the facts of a root's segment that closes, which has its waterfall."""
+    assert record.waterfall
     most = groups.most()
     for group in most:
         group.critical = record.critical.groups.get(group.key) if record.critical else None

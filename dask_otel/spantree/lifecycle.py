@@ -8,6 +8,7 @@ All methods are called by one sweep at a time; the time is passed in.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -183,6 +184,8 @@ class SpanTree:
         #: What has been seen of the cluster since a mark, and what follows from that and from the facts of a run.
         self.evidence_since: Callable[[Any], ClusterEvidence] = lambda mark: ClusterEvidence()
         self.judge: Callable[[RunFacts], Verdict] = judge
+        #: Guards what only verdicts need: no segment is lost because it fails.
+        self.explaining: Callable[[], AbstractContextManager[None, bool]] = suppress
         #: Seconds to subtract from times that leave, see ``scheduler.pace.Clock``.
         self._offset = 0.0
         #: Spans in the place of group spans, to be sent by the next ``advance``: parents, names of groups, and when.
@@ -502,6 +505,7 @@ class SpanTree:
         ledger.metrics_complete &= segment.end_metrics(self.heartbeats, goes_on=goes_on)
         level = self._level_of(node)
         yield from fold_for_closing(node, segment, ledger)
+        yield from self._note_groups(node, segment, ledger)
         record, inside = close_segment(
             node,
             segment,
@@ -513,10 +517,10 @@ class SpanTree:
             self._reserve,
             level,
             self.settings.slowest_tasks,
-            self._critical(node, segment, ledger),
+            self._critical(node, ledger),
         )
         if node.parent is None:
-            self._judge(record, segment, ledger)
+            self._explain(record, segment, ledger)
         node.previous, node.previous_end = (segment.trace_id, segment.id), record.end
         if self._offset:  # else the same object: nodes are many
             node.previous_end += self._offset
@@ -538,30 +542,44 @@ class SpanTree:
             if len(self._unsent) > MAX_UNSENT:
                 del self._unsent[next(iter(self._unsent))]
 
-    def _critical(self, node: Node, segment: Segment, ledger: Ledger) -> Critical:
-        """Return what says how long groups of a segment that closes are on the critical path of its root."""
+    def _note_groups(self, node: Node, segment: Segment, ledger: Ledger) -> Iterator[None]:
+        """Note for the verdict of a root the groups of a segment below it, or of its own, that closes."""
         # Those of a root that closes have been taken out.
         root_ledger, root_segment = (node.root.ledger or ledger), (node.root.segment or segment)
-        laps, lap_start = root_ledger.laps, self.lap_start(node.root.info.id)
+        with self.explaining():
+            if root_ledger.laps is None and self.lap_start(node.root.info.id) is not None:
+                root_ledger.laps = Laps()
+            if root_ledger.laps is not None:
+                root_segment.facts = root_segment.facts or Groups()
+                yield from root_segment.facts.add(node.info.id, node.info.tags, ledger)
+
+    def _critical(self, node: Node, ledger: Ledger) -> Critical:
+        """Return what says how long groups of a segment that closes are on the critical path of its root."""
+        laps = (node.root.ledger or ledger).laps
         if laps is None:
             return lambda names: None
-        root_segment.facts = root_segment.facts or Groups()
-        root_segment.facts.add(node.info.id, node.info.tags, ledger)
 
         def critical(names: Iterable[str]) -> OnPath | None:
-            keys = [GroupKey(node.info.id, name) for name in names]
-            return laps.of_groups(keys, is_known=lap_start is None or lap_start >= ledger.tally.end)
+            with self.explaining():
+                lap_start = self.lap_start(node.root.info.id)
+                keys = [GroupKey(node.info.id, name) for name in names]
+                return laps.of_groups(keys, is_known=lap_start is None or lap_start >= ledger.tally.end)
+            return None
 
         return critical
 
-    def _judge(self, record: SegmentRecord, segment: Segment, ledger: Ledger) -> None:
+    def _explain(self, record: SegmentRecord, segment: Segment, ledger: Ledger) -> None:
         """Find out why the segment of a root took as long as it did."""
-        groups = segment.facts or Groups()
-        if record.critical:
+        laps, groups = ledger.laps, segment.facts or Groups()
+        if laps is None or not laps.start:
+            return
+        with self.explaining():
+            start, end = segment.start, record.end + self._offset
+            without = self.threads.without(start, end)
+            record.waterfall = laps.waterfall(record.metrics, start, end, record.threads_available, without)
+            record.critical = laps.path(start, end)
             record.critical.titles = groups.titles()
-        facts = facts_of(record, ledger, groups, segment.cluster)
-        if facts:
-            record.verdict = self.judge(facts)
+            record.verdict = self.judge(facts_of(record, ledger, groups, segment.cluster))
 
     def _keep_group(self, node: Node, name: str, trace_id: int) -> bool:
         """Ensure that a group's first group span is sent; return whether it is, or was."""

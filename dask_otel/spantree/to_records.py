@@ -371,9 +371,6 @@ def _segment(
     if failure is None and result in ENDS and is_top:
         lost = ledger.tally.lost_for_good + (elsewhere.lost_for_good if elsewhere else 0)
         failure = Failure(result, "", unfinished=node.load.unfinished + lost)
-    duration = segment.start, end + offset
-    available = threads.available(*duration)
-    laps = ledger.laps if node.parent is None else None
     return SegmentRecord(
         span=node.info,
         top=segment.top.info,
@@ -392,7 +389,7 @@ def _segment(
         previous_id=previous_id,
         metrics=ledger.metrics,
         wall=segment.wall.until(end + offset),
-        threads_available=available,
+        threads_available=threads.available(segment.start, end + offset),
         threads_others=max(0.0, segment.others_now - segment.others_at_start),
         metrics_complete=ledger.metrics_complete,
         clients=tuple(ledger.clients),
@@ -407,8 +404,6 @@ def _segment(
         truncated_tasks=ledger.truncated_tasks,
         truncated_phases=ledger.truncated_phases,
         submitters={name: tuple(values) for name, values in ledger.submitters.items()} if is_top else {},
-        waterfall=laps.waterfall(ledger.metrics, *duration, available, threads.without(*duration)) if laps else None,
-        critical=laps.path(*duration) if laps else None,
     )
 
 

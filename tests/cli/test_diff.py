@@ -229,14 +229,15 @@ async def test_the_step_and_the_part_that_made_real_runs_slower(client, schedule
     plugin = dask_otel.OTelPlugin()
     with one_clock(), dask.config.set({"otel.traces.folder": str(tmp_path)}):
         await scheduler.register_scheduler_plugin(plugin, idempotent=False)
-        for seconds in (0.05, 0.25):
+        await client.submit(read, 0, 0.0, key="warm up")
+        for seconds in (0.05, 0.4):
             with span("nightly"):
                 with span("load"):
                     inputs = client.map(read, range(6), seconds=seconds)
                 await client.submit(len, inputs, key=f"total-{seconds}")
         await plugin.before_close()
     found = json.loads(run_command("diff", "nightly@2", "nightly@1", "--from", tmp_path, "--json").output)
-    assert found["seconds"]["difference"] == pytest.approx(0.6, abs=0.3)
+    assert found["seconds"]["difference"] > 0.5
     for explained, name in ((found["critical_path"], "load / read"), (found["parts"], "noncpu")):
         assert next(iter(explained["changes"])) == name
         assert explained["not_explained"] == pytest.approx(0.0, abs=1e-3)

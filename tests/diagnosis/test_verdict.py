@@ -59,6 +59,30 @@ CASES = {
         run({"noncpu": 0.75}, cluster={**PYTHON, **ONE_MACHINE, "machine_cpu": 0.97}),
         ["gil"],
     ),
+    "python code in threads, on a machine that others use, too": (
+        run({"noncpu": 0.75}, cluster={**PYTHON, **ONE_MACHINE, "machine_cpu": 0.97, "machine_busy": 1.9}),
+        [],
+    ),
+    "threads that a task started, on all cores": (
+        run({"tail": 0.6, "noncpu": 0.0}, cluster={**RELEASES, "process_cpu": 3.8, "process_tasks": 1.0}),
+        [],
+    ),
+    "the last tasks of a wide step, which another step waits for": (
+        run({"dependencies": 0.4}, group(tasks=30, compute=22.0, p50=1.5, longest=4.0), group("sum", 1, 0.1, 0.1)),
+        ["stragglers"],
+    ),
+    "two long tasks beside many short ones, and a step that waits for all": (
+        run({"dependencies": 0.4}, group(tasks=28, compute=14.0, p50=0.5), group("long", 2, 12.5, 3.5, longest=9.0)),
+        ["stragglers"],
+    ),
+    "a partition with most of the data, on a worker that has others, too": (
+        run({"imbalance": 0.5}, group(tasks=40, compute=14.0, p50=0.1, longest=6.0)),
+        ["skew"],
+    ),
+    "few submitted at a time": (
+        run({"tail": 0.7}, group(tasks=100, compute=12.0, p50=0.1), graphs=GraphFacts(count=100)),
+        ["narrow_graph"],
+    ),
     "python code in threads, where nobody knows the machine": (run({"noncpu": 0.75}, cluster=PYTHON), ["gil"]),
     "the lock, as gilknocker measures it": (
         run({"noncpu": 0.75}, cluster={**PYTHON, "process_cpu": 1.5, "gil_contention": 0.9}),
@@ -213,6 +237,7 @@ CASES = {
         ["narrow_graph"],
     ),
     "restrictions": (run({"no_worker": 0.5}, gaps={"no_worker": 4.0}), ["no_worker"]),
+    "restrictions, and then one worker that meets them": (run({"no_worker": 0.2, "imbalance": 0.3}), ["no_worker"]),
     "two tasks for each thread of some workers": (run({"imbalance": 0.3}), ["imbalance"]),
     "the last tasks are not stolen": (run({"imbalance": 0.12}, group(p50=1.0)), []),
     "a large graph": (run({"graph": 0.4}, graphs=GraphFacts(1, 40_000, 50 * 2**20)), ["large_graph"]),

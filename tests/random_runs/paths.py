@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ __all__ = ["Paths"]
 
 #: Seconds by which a path may miss the duration of its segment.
 TOLERANCE = 1e-3
-#: Thread-seconds: of secession and stealing the record knows a little earlier or later.
+#: Thread-seconds: what was taken from another worker was so a little earlier.
 OCCUPANCY_TOLERANCE = 0.02
 
 
@@ -31,16 +32,22 @@ class Paths:
     """The full record of a scheduler, by the times that the bridge has read."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self._now = time()
+        self._now, self._next = time(), 0.0
         run_times.time = self._read  # type: ignore[attr-defined]
         self._scheduler = scheduler
         # Its wrappers are inside those of the bridge, and its hooks are called after the bridge's.
-        self._record = FullRecord(scheduler, lambda: self._now, time)
+        self._record = FullRecord(scheduler, lambda: self._now, self._read_before)
         self._laps: list[Lap] = []
 
     def _read(self) -> float:
-        self._now = time()
+        self._now, self._next = self._next or time(), 0.0
         return self._now
+
+    def _read_before(self) -> float:
+        """Read the time for the bridge, which is about to: threads of workers may run between the two."""
+        self._next = time()
+        asyncio.get_running_loop().call_soon(setattr, self, "_next", 0.0)
+        return self._next
 
     def follow(self, plugin: Any) -> None:
         """Note what a bridge has begun to count."""
@@ -51,9 +58,9 @@ class Paths:
         times.cut = partial(self._cut, times.cut)
         tree.add_lap = partial(self._add_lap, tree.add_lap)
 
-    def _take(self, take: Any, now: float) -> Any:
-        self._record.events.append(Swept(now))
-        return take(now)
+    def _take(self, take: Any) -> None:
+        self._record.events.append(Swept(self._read()))
+        take()
 
     def _cut(self, cut: Any, root_id: str, now: float) -> Any:
         self._record.events.append(Cut(now, root_id))

@@ -53,6 +53,11 @@ async def workload(client, scheduler, workers):
 
 EXPECTED = (210, TypeError, 211, [1, 2, 3, 4, 5])
 
+
+async def nothing():
+    """Wait for nothing."""
+
+
 #: What fails, and where the bridge counts it.
 FAULTS = {
     "spantree.events.Change.ran": "transition hook",
@@ -142,6 +147,51 @@ def test_the_workload_does_not_notice(target, monkeypatch):
     # Each kind once: where spans are unknown, their metrics are, too.
     kinds = sum(place == where for place, _ in plugin.safety.failures)
     assert log.count(f"dask-otel failed in its {where} and goes on without") == kinds
+
+
+#: What only verdicts need, and where its faults are counted. Those of one case do not hide each other.
+VERDICT_FAULTS = {
+    "run times": {
+        "diagnosis.run_times.RunTimes.run": "run times",
+        "diagnosis.run_times.RunTimes.graph_came": "run times",
+        "diagnosis.run_times.RunTimes.worker_left": "run times",
+        "diagnosis.run_times.RunTimes.take": "run times",
+        "scheduler.evidence.Evidence.mark": "evidence",
+        "scheduler.evidence.Evidence._read": "evidence",
+    },
+    "closing": {
+        "spantree.facts.Groups.add": "verdict",
+        "diagnosis.waterfall.Laps.of_groups": "verdict",
+        "diagnosis.waterfall.Laps.waterfall": "verdict",
+        "diagnosis.run_times.RunTimes.forget": "run times",
+        "scheduler.evidence.Evidence.since": "evidence",
+    },
+    "start": {"diagnosis.run_times.RunTimes.worker_joined": "verdict"},
+}
+
+
+@pytest.mark.slow  # a cluster for each
+@pytest.mark.parametrize("case", VERDICT_FAULTS)
+def test_without_verdicts_spans_are_as_they_are(case, monkeypatch):
+    plugin = MemoryPlugin(shutdown_timeout=10.0)
+    called = set()
+    for target in VERDICT_FAULTS[case]:
+
+        def fault(*args, target=target, **kwargs):
+            called.add(target)
+            fail()
+
+        monkeypatch.setattr(f"dask_otel.{target}", fault)
+
+    result, _ = with_workload(plugin, nothing)
+    assert result == EXPECTED
+    assert called == set(VERDICT_FAULTS[case])
+    assert {place for place, _ in plugin.safety.failures} == set(VERDICT_FAULTS[case].values())
+    shown = {span.name: span.attributes for span in plugin.exporter.spans()}
+    for name, tasks, completed in (("root", 22, 21), ("sums", 21, 21), ("again", 5, 5)):
+        assert shown[name]["dask.task.count"] == tasks
+        again = shown[name].get("dask.task.recomputed", 0)  # since its worker left
+        assert shown[name]["dask.task.completed"] == completed + again
 
 
 class Unsure(Sampler):
