@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -235,6 +236,8 @@ def main() -> None:
     names = set(options.only or all_names)
     if unknown := names - all_names:
         parser.error(f"no workload is named {', '.join(sorted(unknown))}: there are {', '.join(sorted(all_names))}")
+    # Also then, end the processes of the cluster.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     results: list[Result] = []
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:

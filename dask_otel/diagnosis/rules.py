@@ -31,6 +31,8 @@ MOMENT = 0.05
 SKEWED, LONG = 10.0, 3.0
 #: Steps of many tasks can each keep threads waiting for their longest task, and for a little more.
 ONE_EACH = 1.2
+#: Part of the time that threads were idle for which one task must have run to be the cause.
+MOST = 0.7
 #: Tasks that a group needs to have a middle.
 ENOUGH = 4
 #: Seconds by which ticks of a worker's event loop are late on average: if the interpreter's lock is contended (10 to
@@ -439,9 +441,14 @@ def _dependencies(case: Case) -> Suspect | None:
     waves = sum(each.p50 or 0.0 for each in case.facts.groups if each.completed >= case.threads)
     if wall - waves * case.last_wave < 0.1 * case.seconds:
         return None  # the last waves of tasks
-    wide = [each for each in case.facts.groups if each.completed >= case.threads and each.longest]
+    known = [each for each in case.facts.groups if each.longest]
+    wide = [each for each in known if each.completed >= case.threads]
     if wide and wall <= ONE_EACH * sum(each.longest or 0.0 for each in wide):
         return _last(wall, what, max(wide, key=lambda each: each.longest or 0.0))
+    longest = max(known, key=lambda each: each.longest or 0.0, default=None)
+    # Nearly every graph ends with a task that needs all others, so that something waits while the last ones run.
+    if longest and case.completed >= 2 * case.threads and (longest.longest or 0.0) >= MOST * wall:
+        return _last(wall, what, longest)
     return _narrow(case, wall, what)
 
 

@@ -18,7 +18,7 @@ from .pace import Clock
 __all__ = ["RunTimesHooks", "cause_of"]
 
 _WAITING = frozenset(("waiting", "queued", "no-worker"))
-_RUNS_AGAIN = (*LOST, *RETRIED, "reschedule", "steal")
+_RUNS_AGAIN = (*LOST, *RETRIED, "reschedule", "steal", "worker-closing")
 
 
 def cause_of(stimulus: str) -> str:

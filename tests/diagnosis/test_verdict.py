@@ -71,6 +71,10 @@ CASES = {
         run({"dependencies": 0.4}, group(tasks=30, compute=22.0, p50=1.5, longest=4.0), group("sum", 1, 0.1, 0.1)),
         ["stragglers"],
     ),
+    "two long tasks beside many short ones, and a step that waits for all": (
+        run({"dependencies": 0.4}, group(tasks=28, compute=14.0, p50=0.5), group("long", 2, 12.5, 3.5, longest=9.0)),
+        ["stragglers"],
+    ),
     "a partition with most of the data, on a worker that has others, too": (
         run({"imbalance": 0.5}, group(tasks=40, compute=14.0, p50=0.1, longest=6.0)),
         ["skew"],

@@ -22,7 +22,7 @@ RUNNABLE = ("queued", "no-worker", "processing")
 LOST = (
     *("handle-worker-cleanup", "check-worker-ttl", "retire-workers", "client-restart-workers", "worker-close"),
     *("cancelled-by-worker-close", "nanny-close", "worker-send-comm-fail", "send-all-comm-fail"),
-    *("task-erred", "execute-unknown-error", "reschedule", "steal"),
+    *("task-erred", "execute-unknown-error", "reschedule", "steal", "worker-closing"),
 )
 RETRY = "stimulus-retry"
 ASKED_FOR = ("update-graph", RETRY)
