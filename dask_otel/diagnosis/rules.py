@@ -25,6 +25,8 @@ SHARE = {"io": 0.2, "oversubscribed": 0.2, "p2p": 0.25}
 MINOR = 0.03
 #: Seconds; mean duration of tasks that are always tiny, and of those that are if they wait for a moment only.
 TINY, SHORT = 0.02, 0.1
+#: Part of the time of a task that what is around it may take: half as much or less is what tasks of a good size pay.
+WORTH_IT = 0.25
 #: Seconds that handing out a task may take, with all that waits for it.
 MOMENT = 0.05
 #: The longest task of a group, in terms of the middle one; the first shows skew, the second stragglers.
@@ -292,6 +294,9 @@ def _tiny(case: Case, part: str, what: str) -> Suspect | None:
     if case.mean is None or case.mean >= SHORT:
         return None
     waited = case.thread_seconds(part) / case.completed
+    around = sum(case.thread_seconds(each) for each in ("overhead", "handed", "queued"))
+    if around < WORTH_IT * case.mean * case.completed:
+        return None
     if case.mean >= TINY and waited > MOMENT:
         return None
     shown = f"{case.completed:,} tasks took {seconds(case.mean)} each, and {what} {seconds(waited)} for each of them"

@@ -79,6 +79,15 @@ CASES = {
         run({"imbalance": 0.5}, group(tasks=40, compute=14.0, p50=0.1, longest=6.0)),
         ["skew"],
     ),
+    "tasks of 52 ms that pay 5 ms": (
+        run(
+            {"overhead": 0.08, "handed": 0.03, "noncpu": 0.1},
+            group(tasks=682, compute=35.5, p50=0.05),
+            threads=2.0,
+            lasted=22.0,
+        ),
+        [],
+    ),
     "few submitted at a time": (
         run({"tail": 0.7}, group(tasks=100, compute=12.0, p50=0.1), graphs=GraphFacts(count=100)),
         ["narrow_graph"],
