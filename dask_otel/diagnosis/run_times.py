@@ -21,6 +21,8 @@ __all__ = ["GroupTimes", "RunTimes"]
 
 #: Threads of a worker whose last runs are kept: tasks that secede use new ones.
 MAX_THREADS = 1000
+#: Seconds by which the time of a worker jumps when it estimates anew how far its clock is from the scheduler's.
+JITTER = 0.01
 #: Stands for a node where there is none.
 NOWHERE = path_from(Base(0.0, None))
 #: Roots that are looked at when a worker joins, leaves or is paused.
@@ -323,13 +325,15 @@ class RunTimes:
         others_until = 0.0
         by_thread = worker.last
         last = by_thread.get(thread)
+        # Of two runs on a thread the clocks may say that they overlap a little. Async tasks do overlap.
+        free_by = max((start + stop) / 2, start + JITTER)
         if last is not None:
             if last[0] is base:
-                if node[1] < last[1] <= start:
+                if node[1] < last[1] <= free_by:
                     node, edge = last, THREAD
             else:
                 others_until, own = self._displaced(worker, thread, last, account)
-                if own is not None and node[1] < own[1] <= start:
+                if own is not None and node[1] < own[1] <= free_by:
                     node, edge = own, THREAD
         elif len(by_thread) >= MAX_THREADS:
             del by_thread[next(iter(by_thread))]
