@@ -115,6 +115,8 @@ class RunTimes:
         worker = self.threads.workers.pop(address, None)
         if worker:
             self.threads.leave(worker, now)
+            for account in self._active:
+                account.displaced.pop(worker, None)
             self._reconsider_all(now)
 
     def worker_status(self, address: str, status: str, now: float) -> None:
@@ -346,7 +348,8 @@ class RunTimes:
             account.recomputed += again
         if account.unfinished > 1:
             account.unfinished -= 1
-            if worker.owner is account and not self._seceded and not self.threads.paused:
+            is_seceded = self._seceded and key in self._seceded
+            if worker.owner is account and not is_seceded and not self.threads.paused:
                 self._freed = worker, account, now
             else:
                 self._exit(account, key, worker, now)
@@ -367,8 +370,9 @@ class RunTimes:
         if owner is account:
             return 0.0, None
         if last[0] is owner.base:
-            owner.displaced[worker, thread] = last
-        own = account.displaced.pop((worker, thread), None)
+            owner.displaced.setdefault(worker, {})[thread] = last
+        there = account.displaced.get(worker)
+        own = there.pop(thread, None) if there else None
         return last[1], own if own is not None and own[0] is account.base else None
 
     def secede(self, of: GroupTimes, key: Any, now: float) -> None:
@@ -461,6 +465,7 @@ class RunTimes:
     # Inside
 
     def _wake(self, account: Account, now: float, stimulus: Any) -> None:
+        self._count_freed()
         if account.rested:
             self._rested.pop(account, None)
             if account in self._over:
