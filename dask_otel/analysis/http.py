@@ -24,11 +24,12 @@ class NotFoundError(LoadError):
 
 
 class _SameHost(HTTPRedirectHandler):
-    """Follows redirects to the same host only: headers may hold a secret."""
+    """Follows redirects to the same host only, and none from HTTPS to HTTP: headers may hold a secret."""
 
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         old, new = urlsplit(req.full_url), urlsplit(newurl)
-        if (old.hostname, old.port) != (new.hostname, new.port):
+        is_less_secure = old.scheme == "https" and new.scheme != "https"
+        if is_less_secure or (old.hostname, old.port) != (new.hostname, new.port):
             return None
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -112,8 +113,8 @@ class Backend:
             return LoadError(f"{status}: give headers= that it accepts, e.g. {{'Authorization': 'Bearer …'}}")
         if 300 <= error.code < 400:
             return LoadError(
-                f"{status} and refers to another host, to which headers= are not sent: give the address of the API "
-                "as source="
+                f"{status} and refers to another host, to which headers= are not sent, or from HTTPS to HTTP: give the "
+                "address of the API as source="
             )
         return (NotFoundError if error.code == 404 else LoadError)(f"{status}: {said}" if said else status)
 

@@ -66,7 +66,10 @@ def documents(text: str) -> Iterator[Any]:
             at += 1
         if at == length:
             return
-        document, at = decoder.raw_decode(text, at)
+        try:
+            document, at = decoder.raw_decode(text, at)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         yield document
 
 
@@ -86,18 +89,20 @@ def spans_of(document: Any) -> Iterator[PlainSpan]:
     LoadError
         If it is neither.
     """
-    if not is_traces(document):
-        raise LoadError(f"not OTLP in JSON: {_hint(document)}")
-    for key in _WRAPPERS:
-        if is_traces(document.get(key)):
-            yield from spans_of(document[key])
     try:
+        if not is_traces(document):
+            raise LoadError(f"not OTLP in JSON: {_hint(document)}")
+        for key in _WRAPPERS:
+            if is_traces(document.get(key)):
+                yield from spans_of(document[key])
         for by_resource in _list(document, *_BY_RESOURCE):
             resource = _attributes(_get(by_resource, "resource", default={}))
             for by_scope in _list(by_resource, "scopeSpans", "scope_spans", "instrumentationLibrarySpans"):
                 for span in _list(by_scope, "spans"):
                     yield _span(span, resource)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except LoadError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise LoadError(f"not OTLP in JSON: a span in it cannot be read ({type(error).__name__}: {error})") from error
 
 
@@ -109,8 +114,8 @@ def _span(span: Mapping[str, Any], resource: dict[str, Any]) -> PlainSpan:
         parent_id=_id(_get(span, "parentSpanId", "parent_span_id", default=""), 16),
         name=str(_get(span, "name", default="")),
         kind=_enumerated(_get(span, "kind", default=0), _KINDS, "SPAN_KIND_"),
-        start=int(_get(span, "startTimeUnixNano", "start_time_unix_nano", default=0)),
-        end=int(_get(span, "endTimeUnixNano", "end_time_unix_nano", default=0)),
+        start=_time(_get(span, "startTimeUnixNano", "start_time_unix_nano", default=0)),
+        end=_time(_get(span, "endTimeUnixNano", "end_time_unix_nano", default=0)),
         status=_enumerated(_get(status, "code", default=0), _STATUSES, "STATUS_CODE_"),
         status_message=str(_get(status, "message", default="")),
         attributes=_attributes(span),
@@ -125,7 +130,7 @@ def _span(span: Mapping[str, Any], resource: dict[str, Any]) -> PlainSpan:
         events=tuple(
             (
                 str(_get(event, "name", default="")),
-                int(_get(event, "timeUnixNano", "time_unix_nano", default=0)),
+                _time(_get(event, "timeUnixNano", "time_unix_nano", default=0)),
                 _attributes(event),
             )
             for event in _list(span, "events")
@@ -140,7 +145,7 @@ def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _entries(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    values = ((entry.get("key", ""), _value(entry.get("value") or {})) for entry in entries)
+    values = ((str(entry.get("key", "")), _value(entry.get("value") or {})) for entry in entries)
     return {name: value for name, value in values if value is not None}
 
 
@@ -200,6 +205,12 @@ def _id(written: Any, digits: int) -> str:
         return ""
     int(text, 16)
     return text.rjust(digits, "0")
+
+
+def _time(written: Any) -> int:
+    """Return a time; 0 if it is none that OTLP can have."""
+    time = int(written)
+    return time if 0 <= time < 2**64 else 0
 
 
 def _enumerated(code: Any, words: tuple[str, ...], prefix: str) -> str:

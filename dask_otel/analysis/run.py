@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Protocol
 
 import numpy as np
@@ -172,10 +173,11 @@ def _column(frame: pd.DataFrame, name: str) -> Any:
 
 
 def _numbers(frame: pd.DataFrame, name: str) -> Any:
-    """Return a column of floats, with NaN where a value is missing."""
+    """Return a column of floats, with NaN where a value is missing or infinite."""
     if name not in frame:
         return np.full(len(frame), np.nan)
-    return frame[name].to_numpy("float64", na_value=np.nan)
+    values = frame[name].to_numpy("float64", na_value=np.nan)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _times(frame: pd.DataFrame, name: str) -> Any:
@@ -268,7 +270,8 @@ def _listed(tops: pd.DataFrame) -> dict[str, float]:
         for labels, values in zip(tops[schema.CRITICAL_STEPS], tops[schema.CRITICAL_STEPS_SECONDS], strict=True):
             known = values if isinstance(values, Sequence | np.ndarray) else ()
             for label, value in zip(_texts(labels), known, strict=False):  # a remark may follow the labels
-                out[label] = out.get(label, 0.0) + float(value)
+                if isinstance(value, int | float) and isfinite(value):
+                    out[label] = out.get(label, 0.0) + value
     return out
 
 

@@ -291,7 +291,7 @@ def _why(spans: Sequence[Span], console: Console) -> None:
         if found.verdict:
             text = f"{found.verdict[0]}: {text} A cure saves at most {found.at_most}."
             text += f" Less costly: {', '.join(found.verdict[1:])}." if found.verdict[1:] else ""
-        console.print(Text(text or "nothing but the work itself took long."))
+        console.print(Text(text or found.withheld or "Nothing stands out: no cause took much of the time."))
         largest = sorted(found.parts, key=lambda part: -part.width)[:_MAX_PARTS]
         room = max(len(part.label) for part in largest)
         for part in largest:

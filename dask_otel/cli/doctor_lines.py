@@ -10,6 +10,8 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from .run_texts import plain
+
 __all__ = ["Finding", "Findings", "WrappedError", "make_console", "print_wrapped", "reported"]
 
 #: Characters of what a server or a connection reported.
@@ -84,8 +86,8 @@ def print_wrapped(console: Console, text: str, indent: str = "", mark_style: str
 
 
 class WrappedError(click.ClickException):
-    """An error that a terminal wraps between words."""
+    """An error that a terminal wraps between words. What a file or a server says in it cannot control the terminal."""
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it on the standard error."""
-        print_wrapped(make_console(stderr=True), f"Error: {self.format_message()}")
+        print_wrapped(make_console(stderr=True), f"Error: {plain(self.format_message())}")

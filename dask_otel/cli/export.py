@@ -19,6 +19,8 @@ from ..analysis.errors import LoadError, LoadWarning
 from ..analysis.export import FORMATS, write
 from ..analysis.runs import read_spans
 from .doctor_lines import WrappedError
+from .run_texts import plain
+from .sources import shown
 
 __all__ = ["export"]
 
@@ -61,7 +63,7 @@ def export(source: str, format_: str, output: str, trace: str | None, root: str 
         except LoadError as error:
             raise _ExportError(str(error)) from error
     for text in dict.fromkeys(str(each.message) for each in caught):
-        click.echo(f"Warning: {text}", err=True)
+        click.echo(f"Warning: {plain(text)}", err=True)
     try:
         with _opened(output) as file:
             count = write(spans, file, format_)
@@ -87,7 +89,9 @@ def _place(source: str, trace: str | None, address: str | None) -> tuple[str, st
     """Return where traces are, and the id of the one that is wanted."""
     if _ADDRESS.match(source) or _exists(source):
         if address is not None:
-            raise _ExportError(f"{source} and --from {address} are two sources: give a trace id before --from")
+            raise _ExportError(
+                f"{shown(source)} and --from {shown(address)} are two sources: give a trace id before --from"
+            )
         return source, trace
     if not _TRACE_ID.fullmatch(source):
         raise _ExportError(

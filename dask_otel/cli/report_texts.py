@@ -35,7 +35,8 @@ def why(run: Run) -> list[str]:
         out = [f"{plain(verdict.ids[0])}: {plain(verdict.text)}"]
         if verdict.at_most is not None:
             share = f", {percent(verdict.at_most / run.seconds)} of the time" if run.seconds else ""
-            out.append(f"Without it, the run would be {duration(verdict.at_most)} faster at most{share}.")
+            what = f"one of the {run.segments} segments of the run" if run.segments > 1 else "the run"
+            out.append(f"Without it, {what} would be {duration(verdict.at_most)} faster at most{share}.")
         if verdict.ids[1:]:
             out.append(f"Next: {_explained(verdict.ids[1:])}.")
         if withheld:
@@ -43,7 +44,10 @@ def why(run: Run) -> list[str]:
     elif withheld:
         out = [f"No verdict: {withheld}"]
     elif run.parts:
-        out = ["Nothing stands out: no cause took much of the time, or the run was too short to judge."]
+        out = [
+            "Nothing stands out: no cause took much of the time, or the run was too short or had too few tasks to be "
+            "judged."
+        ]
     else:
         out = [
             "No verdict: the trace has no waterfall. Its dask-otel was an older one, or otel.verdicts was false there."

@@ -14,11 +14,12 @@ import click
 import dask
 
 from .doctor_lines import WrappedError
+from .run_texts import plain
 
 if TYPE_CHECKING:  # pandas is imported when runs are read
     from ..analysis.run import Run
 
-__all__ = ["BadSourceError", "Filters", "Found", "find", "read", "source_options"]
+__all__ = ["BadSourceError", "Filters", "Found", "find", "read", "shown", "source_options"]
 
 #: Where backends are asked if nothing else is given.
 DEFAULT = "http://localhost:16686"
@@ -58,6 +59,11 @@ class Found:
 
     runs: Sequence[Run]
     others: Sequence[Run]
+
+
+def shown(place: str) -> str:
+    """Return a place as messages have it: an address without a password, a user or a query."""
+    return re.sub("(?<=://).*@|[?#].*", "", place) if _ADDRESS.match(place) else place
 
 
 def source_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -123,7 +129,9 @@ def _find(selection: str, filters: Filters) -> Found:
         trace_id = name.lower()
         found = read(place, filters.service, trace_id)
     elif _ADDRESS.match(name):
-        raise BadSourceError(f"{name}: an address goes behind --from; a trace id or the name of a root span goes here")
+        raise BadSourceError(
+            f"{shown(name)}: an address goes behind --from; a trace id or the name of a root span goes here"
+        )
     elif re.search(r"[/\\]|\.(jsonl?|gz)$", name) and not filters.source:
         raise BadSourceError(f"{name}: there is no such file or folder; the name of a root span may need --from")
     else:
@@ -134,7 +142,7 @@ def _find(selection: str, filters: Filters) -> Found:
         raise BadSourceError(_no_run(selection, place, root, trace_id, found))
     if numbers:
         if last > len(runs):
-            raise BadSourceError(f"{selection}: {place} has only {len(runs)} of these runs, not {last}")
+            raise BadSourceError(f"{selection}: {shown(place)} has only {len(runs)} of these runs, not {last}")
         runs = runs[len(runs) - last : len(runs) - first + 1]
     return Found(runs, [run for run in found if run not in runs])
 
@@ -144,7 +152,7 @@ def _no_run(selection: str, place: str, root: str | None, trace_id: str | None, 
     names = ", ".join(map(repr, roots[:10])) + (" …" if len(roots) > 10 else "")
     what = f"no finished run of {root!r}" if root else "no finished run of Dask"
     what += f" in trace {trace_id}" if trace_id and selection != trace_id else ""
-    where = "" if selection == place else f" in {place}"
+    where = "" if selection == place else f" in {shown(place)}"
     return f"{selection}: there is {what}{where}" + (f", but of {names}" if names else "")
 
 
@@ -171,5 +179,5 @@ def read(
         except LoadError as error:
             raise BadSourceError(str(error)) from error
     for text in dict.fromkeys(str(each.message) for each in caught):
-        click.echo(f"Warning: {text}", err=True)
+        click.echo(f"Warning: {plain(text)}", err=True)
     return found

@@ -129,3 +129,5 @@ class RunFacts:
     failures: Failures = field(default_factory=Failures)
     graphs: GraphFacts = field(default_factory=GraphFacts)
     cluster: ClusterEvidence = field(default_factory=ClusterEvidence)
+    #: Thread-seconds by which the cluster had fewer threads than the most, until it had so many.
+    lacked: float | None = None

@@ -32,15 +32,16 @@ FINDINGS = {
         f"{_DISTRIBUTED}/efficiency.html#adjust-between-threads-and-processes",
     ),
     "io": Meaning(
-        "tasks wait for something outside: a network, a disk, a lock, a sleep",
-        "Give the workers more threads, so that other tasks run meanwhile, or read larger pieces from closer by",
-        f"{_DASK}/best-practices.html",
+        "tasks wait for something outside: a network, a disk, a GPU, another program, a lock, a sleep",
+        "Read larger pieces from closer by, or, if cores are idle, give the workers more threads, so that other tasks "
+        "run meanwhile",
+        f"{_DASK}/best-practices.html#processes-threads-and-vm-sizes",
     ),
     "oversubscribed": Meaning(
         "more threads want to run than the machine has cores; libraries for linear algebra start threads of their own",
         "Start no more threads than there are cores, and set OMP_NUM_THREADS, MKL_NUM_THREADS and "
         "OPENBLAS_NUM_THREADS to 1",
-        f"{_DASK}/array-best-practices.html",
+        f"{_DASK}/array-best-practices.html#avoid-oversubscribing-threads",
     ),
     "tiny_tasks": Meaning(
         "tasks are so short that handing them out costs more than their work",
@@ -56,12 +57,12 @@ FINDINGS = {
     "busy_worker": Meaning(
         "the event loop of the workers is late, so that tasks start late",
         "Don't hold the interpreter's lock for long in tasks, and don't compute in async tasks",
-        f"{_DISTRIBUTED}/asynchronous.html",
+        f"{_DISTRIBUTED}/efficiency.html#adjust-between-threads-and-processes",
     ),
     "skew": Meaning(
         "one task of a group has far more data or takes far longer than the others",
-        "Divide the data more evenly: repartition, or choose a key with more or more even values",
-        f"{_DASK}/dataframe-best-practices.html",
+        "Divide the data more evenly: repartition, or choose a key with more values, or with more even ones",
+        f"{_DASK}/dataframe-best-practices.html#repartition-to-reduce-overhead",
     ),
     "stragglers": Meaning(
         "the last tasks are too few or too long, and all threads wait for them",
@@ -95,7 +96,7 @@ FINDINGS = {
     ),
     "lost_work": Meaning(
         "workers left, and work that was done or half done was done again",
-        "Find out why the workers died; if it is memory, give them more or fewer threads",
+        "Find out why the workers died; if it was for lack of memory, give them more memory or fewer threads",
         f"{_DISTRIBUTED}/killed.html",
     ),
     "no_worker": Meaning(
@@ -115,13 +116,13 @@ FINDINGS = {
     ),
     "failed_work": Meaning(
         "runs that failed or were cancelled took much of the time",
-        "Cure the first failure, or let it come earlier; retries repeat the whole task",
+        "Look at the first failure; let tasks fail early, because retries repeat the whole task",
         f"{_DISTRIBUTED}/resilience.html",
     ),
     "p2p": Meaning(
         "a shuffle moves data between all workers",
         "Shuffle less: filter and select columns before, use an index, or join with a small table",
-        f"{_DASK}/dataframe-groupby.html",
+        f"{_DASK}/dataframe-best-practices.html#avoid-full-data-shuffling",
     ),
 }
 

@@ -29,7 +29,7 @@ TINY, SHORT = 0.02, 0.1
 WORTH_IT = 0.5
 #: Seconds that handing out a task may take, with all that waits for it.
 MOMENT = 0.05
-#: The longest task of a group, in terms of the middle one; the first shows skew, the second stragglers.
+#: The longest task of a group, in terms of the median one; the first shows skew, the second stragglers.
 SKEWED, LONG = 10.0, 3.0
 #: Steps of many tasks can each keep threads waiting for their longest task, and for a little more.
 ONE_EACH = 1.2
@@ -197,7 +197,7 @@ class Case:
             return ""
         if not cluster.sent_bytes:
             return " while they waited for their inputs"
-        return f" while {size(cluster.sent_bytes)} left the workers that had made it"
+        return f" while workers sent {size(cluster.sent_bytes)}"
 
     @property
     def memory(self) -> tuple[str, str]:
@@ -402,7 +402,7 @@ def _long_tasks(case: Case, wall: float, what: str) -> Suspect | None:
     _, group = case.skewed[0]
     longest, middle = group.longest or 0.0, group.p50 or 0.0
     ratio = longest / middle if middle > 0 else SKEWED
-    shown = f"the longest task of '{{0}}' took {seconds(longest)}, the middle one {seconds(middle)}"
+    shown = f"the longest task of '{{0}}' took {seconds(longest)}, the median one {seconds(middle)}"
     is_skewed = ratio >= SKEWED
     if group.output and group.largest_output and group.largest_output * group.completed > SKEWED * group.output:
         is_skewed = True
@@ -505,30 +505,34 @@ def late_workers(case: Case) -> Suspect | None:
     few = 0.0
     if cluster.threads_start is not None and most > cluster.threads_start and most > case.threads:
         few = sum(case.wall(part) for part in OWN) * (1 - case.threads / most)
+        if case.facts.lacked is not None:  # the cluster may have shrunk later
+            few = min(few, case.facts.lacked / most)
     if none + few <= 0:
         return None
-    shown = [f"the cluster had no worker for {case.of_run(none)}"] if none >= 0.01 * case.seconds else []
-    if few >= 0.01 * case.seconds:
-        shown.append(
-            f"{cluster.threads_start or 0:,} threads at first and {most:,} later cost about "
-            f"{seconds(few)} of {seconds(case.seconds)}"
-        )
-    text = ", and ".join(shown) or "workers came late"
-    return Suspect("late_workers", none + few, f"{text[0].upper()}{text[1:]}.")
+    if few < 0.01 * case.seconds:
+        return Suspect("late_workers", none + few, f"The cluster had no worker for {case.of_run(none)}.")
+    if none >= 0.01 * case.seconds:
+        what = f"no worker for {case.of_run(none)}, and {most:,} threads only later, which cost about "
+        what += f"{seconds(few)} more"
+    else:
+        start = cluster.threads_start or 0
+        what = f"{start:,} {'thread' if start == 1 else 'threads'} at first and {most:,} later, which cost about "
+        what += case.of_run(few)
+    return Suspect("late_workers", none + few, f"The cluster had {what}.")
 
 
 def lost_work(case: Case) -> Suspect:
-    """Whether runs came to nothing, or repeated what was lost."""
-    wall, cluster = case.wall("lost"), case.cluster
+    """Whether runs came to nothing, or repeated what was lost: whichever there was more of."""
+    wall, cluster, failures = case.wall("lost"), case.cluster, case.facts.failures
     again = sum(group.recomputed for group in case.facts.groups)
     lost = sum(group.lost for group in case.facts.groups)
-    if again or lost or any(each.tasks or each.results for each in cluster.departures):
+    left_with = sum((each.tasks or 0) + (each.results or 0) for each in cluster.departures)
+    if again + lost + left_with > failures.erred + failures.retried:
         wall = max(wall, case.gaps("lost") or 0.0)
         shown = f"Work that was lost took {case.of_run(wall)}: {lost:,} tasks while they ran"
         left, steps = _left(case)
         shown += f", and {again:,} that ran again for their results{left}."
         return Suspect("lost_work", wall, shown, steps=steps)
-    failures = case.facts.failures
     shown = f"{failures.erred:,} tasks failed, {failures.retried:,} were tried again"
     return Suspect("failed_work", wall, f"Runs that failed or were cancelled took {case.of_run(wall)}: {shown}.")
 

@@ -210,7 +210,7 @@ WALL = {
 }
 VERDICT = _attribute("dask.verdict", "string[]", [SEGMENT, METRIC], meaning=
     "on segments of root Dask spans, as are all attributes of [verdicts](#why-it-was-slow): ids of the reasons why it "
-    "took long, the most costly first. Absent if nothing but the work itself took long. On metrics, the first one")
+    "took long, the most costly first. Absent if no reason was found. On metrics, the first one")
 VERDICT_TEXT = _attribute("dask.verdict.text", "string", [SEGMENT], meaning=
     "the first reason in two sentences: the numbers that show it, and what helps")
 VERDICT_AT_MOST = _attribute("dask.verdict.at_most", "double", [SEGMENT], unit="s", meaning=
@@ -234,7 +234,7 @@ WATERFALL = {
         "disk": "workers read or wrote spilled results for the tasks",
         "serialize": "tasks, inputs and results were serialised, deserialised or compressed",
         "p2p": "P2P shuffles",
-        "lost": "runs that failed or were cancelled",
+        "lost": "runs that failed, were cancelled or were lost with their worker, and those that repeated lost work",
         "overhead": "Dask's own work around the tasks in the worker's threads",
         "handed": "a worker had the task, but did not run it: its inputs were on their way, or the worker was busy",
         "unaccounted": "negative: fine metrics report more than workers can have done, because tasks secede",

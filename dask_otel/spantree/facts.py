@@ -105,7 +105,9 @@ def _sum(one: _Number | None, other: _Number | None) -> _Number | None:
     return one + other if one is not None and other is not None else None
 
 
-def facts_of(record: SegmentRecord, ledger: Ledger, groups: Groups, cluster: ClusterEvidence) -> RunFacts:
+def facts_of(
+    record: SegmentRecord, ledger: Ledger, groups: Groups, cluster: ClusterEvidence, lacked: float
+) -> RunFacts:
     """Return the facts of a root's segment that closes, which has its waterfall."""
     assert record.waterfall
     most = groups.most()
@@ -120,6 +122,7 @@ def facts_of(record: SegmentRecord, ledger: Ledger, groups: Groups, cluster: Clu
         _failures(record.tally),
         _graphs(ledger),
         cluster,
+        lacked,
     )
 
 

@@ -579,7 +579,8 @@ class SpanTree:
             record.waterfall = laps.waterfall(record.metrics, start, end, record.threads_available, without)
             record.critical = laps.path(start, end)
             record.critical.titles = groups.titles()
-            record.verdict = self.judge(facts_of(record, ledger, groups, segment.cluster))
+            lacked = self.threads.lacked(start, end)
+            record.verdict = self.judge(facts_of(record, ledger, groups, segment.cluster, lacked))
 
     def _keep_group(self, node: Node, name: str, trace_id: int) -> bool:
         """Ensure that a group's first group span is sent; return whether it is, or was."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, KeysView
 from typing import Protocol
 
@@ -98,6 +98,21 @@ class Threads:
     def without(self, start: float, end: float) -> float:
         """Seconds between two times in which the cluster had no thread."""
         return max(0.0, self._without_until(end) - self._without_until(start))
+
+    def lacked(self, start: float, end: float) -> float:
+        """Thread-seconds between two times by which there were fewer threads than the most, until there were so many.
+
+        What was later does not count: a cluster that has shrunk was not too small at first. Seconds without any thread
+        do not count either, see ``without``.
+        """
+        start = max(start, self._times[0])
+        first, last = bisect_right(self._times, start) - 1, bisect_left(self._times, end)
+        counts = self._counts[first:last]
+        if not counts:
+            return 0.0
+        most = max(counts)
+        grown = max(start, self._times[first + counts.index(most)])
+        return max(0.0, most * (grown - start - self.without(start, grown)) - self.available(start, grown))
 
     def _without_until(self, time: float) -> float:
         at = bisect_right(self._times, time) - 1

@@ -6,6 +6,7 @@ import json
 import math
 from base64 import b64decode
 
+import pandas as pd
 import pytest
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
@@ -124,6 +125,19 @@ def test_each_form_says_the_same(made):
         assert same(found, expected), form
 
 
+def nested(document, outer):
+    """Put a document into others, so deep that Python gives up."""
+    for _ in range(5000):
+        document = outer(document)
+    return document
+
+
+def with_attribute(value, key="a", **more):
+    """A request with one span, which has one attribute."""
+    span = {"traceId": "1" * 32, "spanId": "2" * 16, "attributes": [{"key": key, "value": value}]} | more
+    return {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
+
+
 def test_what_is_no_trace_is_described():
     for document, described in (
         ([], "a list in the place of an object with resourceSpans"),
@@ -131,16 +145,31 @@ def test_what_is_no_trace_is_described():
         ({"data": [{"traceID": "a", "spans": [], "processes": {}}]}, "Jaeger's older format"),
         ({"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "nothing"}]}]}]}, "a span in it cannot be read"),
         ({"resourceSpans": [{"scopeSpans": [{"spans": [7]}]}]}, "a span in it cannot be read"),
+        (nested({"resourceSpans": []}, lambda inner: {"result": inner}), "a span in it cannot be read"),
+        (
+            with_attribute(nested({"stringValue": ""}, lambda inner: {"arrayValue": {"values": [inner]}})),
+            "a span in it cannot be read",
+        ),
     ):
         with pytest.raises(LoadError, match=described):
             list(spans_of(document))
     assert list(spans_of({"resourceMetrics": [{}]})) == []
 
 
+def test_names_that_are_none_and_times_that_no_clock_has():
+    times = {"startTimeUnixNano": "1" + "0" * 400, "endTimeUnixNano": -1}
+    (span,) = load(with_attribute({"stringValue": "x"}, 5, **times)).others.to_dict("records")
+    assert span["5"] == "x"
+    assert span["start"] is span["end"] is pd.NaT
+    assert math.isnan(span["duration"])
+
+
 def test_documents_one_behind_the_other():
     assert list(documents(' {"a": 1}\n\n{"b": [2]} [3]\t')) == [{"a": 1}, {"b": [2]}, [3]]
     with pytest.raises(ValueError, match="Expecting"):
         list(documents('{"a": 1} {'))
+    with pytest.raises(ValueError, match="nested too deeply"):
+        list(documents("[" * 100_000))
 
 
 @settings(deadline=None, max_examples=30)

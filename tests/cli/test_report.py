@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -13,8 +14,14 @@ from support.browser import browser, needs_browser
 from support.runs import MadeRun, run_command, write
 
 from dask_otel import schema
+from dask_otel.diagnosis.findings import FINDINGS
 
 PAGE = Path(__file__).parents[2] / "docs/compare.md"
+#: As a scheduler says it.
+WHY = (
+    "Threads were idle for 3 s of 10 s while the last tasks ran: the longest task of 'etl / load / read' took 6 s, the "
+    f"median one 2 s. {FINDINGS['stragglers'].advice}"
+)
 #: Names that people can give, and that must not be more than names.
 EVIL = "<script>alert(1)</script> \x1b[31m\n\u202e"
 
@@ -24,8 +31,7 @@ def etl(number=1, at=0.0, **rest):
         schema.TASK_COUNT: 12,
         schema.TASK_OUTCOMES["erred"]: 3,
         schema.VERDICT: ("stragglers", "late_workers"),
-        schema.VERDICT_TEXT: "The last 2 tasks of etl / load / read ran alone for 3 s. Split them: "
-        "https://docs.dask.org/en/stable/best-practices.html.",
+        schema.VERDICT_TEXT: WHY,
         schema.VERDICT_SECONDS: 3.0,
         schema.VERDICT_AT_MOST: 2.5,
         schema.VERDICT_HINTS: ("failed_tasks",),
@@ -47,11 +53,11 @@ def etl(number=1, at=0.0, **rest):
     return run.failed("etl / load / read", "ValueError", "bad")
 
 
-REPORT = """\
+REPORT = f"""\
 etl: error, took 10 s, 12 tasks (3 failed), 4 threads
 2027-01-15 08:00:00 UTC · trace 00000000000000000000000000000001 · from dask-scheduler
 
-stragglers: The last 2 tasks of etl / load / read ran alone for 3 s. Split them: https://docs.dask.org/en/stable/best-practices.html.
+stragglers: {WHY}
 Without it, the run would be 2.5 s faster at most, 25% of the time.
 Next: late_workers (workers came when the run had begun).
 Also noticed: failed_tasks (tasks failed).
@@ -157,6 +163,17 @@ def test_json_has_all(tmp_path):
     assert [step["label"] for step in data["steps"]] == ["etl / load / read", "etl / sum"]
 
 
+def test_numbers_that_are_none_are_missing(tmp_path):
+    odd = {schema.VERDICT: ("io",), schema.VERDICT_AT_MOST: -math.inf, schema.WATERFALL["tail"]: math.nan}
+    odd |= {schema.CRITICAL_STEPS: ("etl / a", "etl / b"), schema.CRITICAL_STEPS_SECONDS: (math.inf, "long")}
+    made = MadeRun(parts={"cpu": math.inf, "noncpu": 4.0}, gaps={"graph": math.inf, "input": 1.0}, **odd)
+    path = write(tmp_path / "run.jsonl", made)
+    data = json.loads(run_command("report", path, "--json").output, parse_constant=pytest.fail)
+    assert (data["parts"], data["path"]["gaps"]) == ({"noncpu": 4.0}, {"input": 1.0})
+    assert data["verdict"]["at_most"] is None
+    assert "  noncpu         4 s  40%" in run_command("report", path, "--html", tmp_path / "page.html").output
+
+
 def evil():
     run = MadeRun(root=EVIL, parts={"cpu": 10.0}, message=EVIL, status="error", **{schema.VERDICT_TEXT: EVIL})
     run.group(f"{EVIL} / {EVIL}", 0, 1).failed(f"{EVIL} / x", EVIL, EVIL)
@@ -205,7 +222,7 @@ def test_the_page_loads_nothing_and_fits(tmp_path):
             assert page.messages == []
             await page.open(pages["etl"].as_uri())
             link = await page.run("document.querySelector('.verdict a').href")
-            assert link == "https://docs.dask.org/en/stable/best-practices.html"
+            assert link == FINDINGS["stragglers"].link
 
     asyncio.run(look())
 
@@ -228,7 +245,9 @@ def test_the_page_loads_nothing_and_fits(tmp_path):
             ["f" * 32, "--from", "{tmp}/runs.jsonl"],
             "there is no finished run of Dask in {tmp}/runs.jsonl, but of 'etl'",
         ),
-        (["http://localhost:1/"], "an address goes behind --from"),
+        (["http://me:{secret}@localhost:1/?key={secret}"], "http://localhost:1/: an address goes behind --from"),
+        (["{tmp}/evil.jsonl"], "an object with �]0;�, a in the place of resourceSpans"),
+        (["{tmp}/deep.jsonl"], "{tmp}/deep.jsonl, line 1: not a trace: not JSON (it is nested too deeply)"),
         (["etl", "--from", "http://127.0.0.1:1"], "http://127.0.0.1:1"),
         ([""], "a trace id, name of a root span, file or folder is needed"),
         (["{tmp}/runs.jsonl", "--html", "{tmp}/no/page.html"], "--html {tmp}/no/page.html: cannot be written: No such"),
@@ -241,8 +260,12 @@ def test_bad_input(tmp_path, arguments, expected):
     write(tmp_path / "foreign.jsonl", foreign)
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "text.jsonl").write_text("no JSON\n")
-    done = run_command("report", *(each.format(tmp=tmp_path) for each in arguments), exit_code=2)
+    (tmp_path / "evil.jsonl").write_text(json.dumps({"\x1b]0;\x07": 1, "a": 2}))
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    done = run_command("report", *(each.format(tmp=tmp_path, secret="s3cret") for each in arguments), exit_code=2)
     assert done.output.startswith("Error: ")
+    assert "s3cret" not in done.output
+    assert done.output[:-1].isprintable()
     assert expected.format(tmp=tmp_path) in done.output
 
 

@@ -261,6 +261,14 @@ CASES = {
         ["late_workers"],
     ),
     "a worker left": (run({}, cluster={"threads_start": 5, "threads_most": 5}), []),
+    "a cluster that has grown at once, and shrunk for the last task": (
+        run({}, threads=5.0, lasted=1800.0, lacked=400.0, cluster={"threads_start": 4, "threads_most": 40}),
+        [],
+    ),
+    "workers that come one by one": (
+        run({"starting": 0.1}, threads=40.0, lacked=360.0, cluster={"threads_start": 0, "threads_most": 80}),
+        ["late_workers"],
+    ),
     "lost work": (
         run(
             {"handed": 0.3, "lost": 0.2},
@@ -271,6 +279,10 @@ CASES = {
         ["lost_work"],
     ),
     "failed work": (run({"lost": 0.3}, failures=Failures(erred=4, retried=8)), ["failed_work"]),
+    "failed work, and a result that was lost": (
+        run({"lost": 0.3}, group(recomputed=1), failures=Failures(erred=4, retried=8)),
+        ["failed_work"],
+    ),
     # Others, and nothing.
     "others have the threads": (run({"others": 0.8}), []),
     "healthy": (run({"noncpu": 0.05, "handed": 0.03, "overhead": 0.02, "tail": 0.05, "graph": 0.02}), []),
@@ -310,13 +322,12 @@ TEXTS = {
     "large arguments": "Serialising and compressing data took 2 s of 10 s.",
     "a shuffle": "Shuffling between workers took 4 s of 10 s.",
     "tiny tasks": "4,000 tasks took 1 ms each, and workers needed 3 ms for each of them.",
-    "transfers": "For 4 s of 10 s, threads had tasks that did not run yet while 954 MiB left the workers that had "
-    "made it.",
+    "transfers": "For 4 s of 10 s, threads had tasks that did not run yet while workers sent 954 MiB.",
     "a busy scheduler": "For 2 s of 10 s, threads had tasks that did not run yet, and ticks of the scheduler's event "
     "loop were late for 3 s in all.",
     "queued though threads are idle": "Threads were idle for 2 s of 10 s though tasks were queued.",
     "one task is longer than most, and has more data": "Threads were idle for 5 s of 10 s while the last tasks ran: "
-    "the longest task of 'etl / work' took 6 s, the middle one 1 s, and the largest result has 86 MiB, "
+    "the longest task of 'etl / work' took 6 s, the median one 1 s, and the largest result has 86 MiB, "
     "the mean 977 KiB.",
     "nine equal tasks for eight threads": "Threads were idle for 0.88 s of 2 s while the last tasks ran: the longest, "
     "of 'etl / work', took 1.2 s.",
@@ -328,7 +339,9 @@ TEXTS = {
     "a large graph": "Threads were idle for 4 s of 10 s while graphs were sent and taken in; the largest graph has "
     "40,000 tasks and 50 MiB.",
     "no worker yet": "The cluster had no worker for 4 s of 10 s.",
-    "few threads at first": "1 threads at first and 8 later cost about 5 s of 10 s.",
+    "few threads at first": "The cluster had 1 thread at first and 8 later, which cost about 5 s of 10 s.",
+    "workers that come one by one": "The cluster had no worker for 1 s of 10 s, and 80 threads only later, which cost "
+    "about 4.5 s more.",
     "lost work": "Work that was lost took 2 s of 10 s: 4 tasks while they ran, and 20 that ran again for their "
     "results; 1 worker left unexpectedly, with up to 95 % of the memory in use, and had tasks of 'load'.",
     "failed work": "Runs that failed or were cancelled took 3 s of 10 s: 4 tasks failed, 8 were tried again.",

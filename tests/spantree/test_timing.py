@@ -174,9 +174,15 @@ def test_threads_of_a_time_are_those_of_each_of_its_parts(changes, begin, length
     ends = [*(at for at, _ in counts[1:]), float("inf")]
     end = begin + length
     expected = sum(max(0.0, min(end, stop) - max(begin, at)) * n for (at, n), stop in zip(counts, ends, strict=True))
-    assert threads.available(begin, end) == pytest.approx(expected, abs=1e-6)
-    threads.forget(begin)
-    assert threads.available(begin, end) == pytest.approx(expected, abs=1e-6)
+    within = [(max(begin, at), min(end, stop), n) for (at, n), stop in zip(counts, ends, strict=True) if stop > begin]
+    within = [(at, stop, n) for at, stop, n in within if at < end]
+    most = max((n for _, _, n in within), default=0)
+    grown = next((at for at, _, n in within if n == most), begin)
+    lacked = sum((stop - at) * (most - n) for at, stop, n in within if n and stop <= grown)
+    for _ in range(2):
+        assert threads.available(begin, end) == pytest.approx(expected, abs=1e-6)
+        assert threads.lacked(begin, end) == pytest.approx(lacked, abs=1e-6)
+        threads.forget(begin)
 
 
 @pytest.mark.parametrize("began", [0.2, 0.5, 0.9])
