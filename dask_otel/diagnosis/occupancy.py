@@ -109,6 +109,7 @@ class Account:
         "occupies",
         "origin",
         "parts",
+        "parts_paused",
         "paused",
         "pauses",
         "processing",
@@ -131,8 +132,9 @@ class Account:
         #: Threads that it occupies now on workers that have tasks of no other root; and of these, on paused workers.
         self.occupies = 0
         self.pauses = 0
-        #: Its tasks on other workers.
+        #: Its tasks on other workers; and the number of these that are paused.
         self.parts: dict[Worker, Part] = {}
+        self.parts_paused = 0
         #: Workers that have more tasks than threads, as far as was seen when one of its own came or went.
         self.stuck: set[Worker] = set()
         #: Whether there were any when the cause was found.
@@ -155,7 +157,7 @@ class Account:
         #: Sums of the cluster when the lap before ended, if it is known.
         self.stopped: Mark | None = None
         #: By worker and thread, its last run there, if another root's has followed.
-        self.displaced: dict[tuple[Worker, Any], PathNode] = {}
+        self.displaced: dict[Worker, dict[Any, PathNode]] = {}
 
     def begin(self, at: Mark) -> None:
         """Begin a lap at a moment, which may have passed if the root occupies no threads since then."""
@@ -281,7 +283,9 @@ class Threads:
             return "client"
         if not self.number:
             return "starting"
-        if self.paused and (account.queued or account.no_worker or account.stuck or self._is_on_paused(account)):
+        if self.paused and (
+            account.queued or account.no_worker or account.stuck or account.pauses or account.parts_paused
+        ):
             return "paused"
         if account.queued:
             return "queued"
@@ -290,10 +294,6 @@ class Threads:
         if account.stuck:
             return "imbalance"
         return "dependencies" if account.waiting else "tail"
-
-    @staticmethod
-    def _is_on_paused(account: Account) -> bool:
-        return account.pauses > 0 or any(worker.is_paused for worker in account.parts)
 
     def change(self, worker: Worker, account: Account, by: int, now: float) -> None:
         """Give a worker one task more of a root, or one less."""
@@ -320,10 +320,12 @@ class Threads:
             part = worker.roots.get(account)
             if part is None:
                 part = worker.roots[account] = account.parts[worker] = Part(0, worker)
+                account.parts_paused += worker.is_paused
             account.settle_part(worker, part)
             part.count += by
             if part.count <= 0:
                 del worker.roots[account], account.parts[worker]
+                account.parts_paused -= worker.is_paused
                 account.stuck.discard(worker)
                 if len(worker.roots) == 1:
                     self._join(worker)
@@ -344,6 +346,7 @@ class Threads:
             owner.pauses -= worker.occupies
         worker.owner, worker.at = None, self.at
         part = owner.parts[worker] = Part(worker.processing, worker)
+        owner.parts_paused += worker.is_paused
         worker.roots = {owner: part}
 
     def _join(self, worker: Worker) -> None:
@@ -352,6 +355,7 @@ class Threads:
         ((owner, part),) = worker.roots.items()
         owner.settle_part(worker, part)
         del owner.parts[worker]
+        owner.parts_paused -= worker.is_paused
         worker.roots, worker.owner = None, owner
         self.accrue(owner)
         owner.occupies += worker.occupies
@@ -381,10 +385,12 @@ class Threads:
         """Note that a worker was paused, or goes on."""
         by = 1 if is_paused else -1
         self.paused += by
+        self.advance(now)
         if worker.roots is not None:
-            worker.share(now)
+            worker.share(self.at)
+            for account in worker.roots:
+                account.parts_paused += by
         elif worker.owner and worker.processing:
-            self.advance(now)
             self.accrue(worker.owner)
             worker.owner.pauses += by * worker.occupies
         worker.is_paused = is_paused

@@ -25,8 +25,8 @@ SHARE = {"io": 0.2, "oversubscribed": 0.2, "p2p": 0.25}
 MINOR = 0.03
 #: Seconds; mean duration of tasks that are always tiny, and of those that are if they wait for a moment only.
 TINY, SHORT = 0.02, 0.1
-#: Part of the time of a task that what is around it may take: half as much or less is what tasks of a good size pay.
-WORTH_IT = 0.25
+#: Part of the time of a task that what is around it may take.
+WORTH_IT = 0.5
 #: Seconds that handing out a task may take, with all that waits for it.
 MOMENT = 0.05
 #: The longest task of a group, in terms of the median one; the first shows skew, the second stragglers.
@@ -300,7 +300,8 @@ def _tiny(case: Case, part: str, what: str) -> Suspect | None:
     if case.mean >= TINY and waited > MOMENT:
         return None
     shown = f"{case.completed:,} tasks took {seconds(case.mean)} each, and {what} {seconds(waited)} for each of them"
-    return Suspect("tiny_tasks", case.wall(part), f"{shown}.", case.gaps("dispatch", "report", "queued", "input"))
+    gaps = case.gaps("dispatch", "report", "queued", "input", "graph")
+    return Suspect("tiny_tasks", case.wall(part), f"{shown}.", gaps)
 
 
 def _overhead(case: Case) -> Suspect | None:
@@ -376,7 +377,10 @@ def _no_worker(case: Case) -> Suspect | None:
 def _graph(case: Case) -> Suspect | None:
     graphs, wall = case.facts.graphs, case.wall("graph")
     each = wall / max(1, graphs.count)
-    if (graphs.tasks or 0) < LARGE_TASKS and (graphs.size or 0) < LARGE_SIZE and each < LARGE_SECONDS:
+    is_known = graphs.tasks is not None or graphs.size is not None
+    is_large = (graphs.tasks or 0) >= LARGE_TASKS or (graphs.size or 0) >= LARGE_SIZE
+    # A small graph can take long, too: with the first one, the scheduler imports the packages that it needs.
+    if not is_large and (is_known or each < LARGE_SECONDS):
         return None
     shown = []
     if graphs.tasks:

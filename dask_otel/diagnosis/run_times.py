@@ -21,6 +21,8 @@ __all__ = ["GroupTimes", "RunTimes"]
 
 #: Threads of a worker whose last runs are kept: tasks that secede use new ones.
 MAX_THREADS = 1000
+#: Seconds by which the time of a worker jumps when it estimates anew how far its clock is from the scheduler's.
+JITTER = 0.01
 #: Stands for a node where there is none.
 NOWHERE = path_from(Base(0.0, None))
 #: Roots that are looked at when a worker joins, leaves or is paused.
@@ -113,6 +115,8 @@ class RunTimes:
         worker = self.threads.workers.pop(address, None)
         if worker:
             self.threads.leave(worker, now)
+            for account in self._active:
+                account.displaced.pop(worker, None)
             self._reconsider_all(now)
 
     def worker_status(self, address: str, status: str, now: float) -> None:
@@ -323,13 +327,15 @@ class RunTimes:
         others_until = 0.0
         by_thread = worker.last
         last = by_thread.get(thread)
+        # Of two runs on a thread the clocks may say that they overlap a little. Async tasks do overlap.
+        free_by = max((start + stop) / 2, start + JITTER)
         if last is not None:
             if last[0] is base:
-                if node[1] < last[1] <= start:
+                if node[1] < last[1] <= free_by:
                     node, edge = last, THREAD
             else:
                 others_until, own = self._displaced(worker, thread, last, account)
-                if own is not None and node[1] < own[1] <= start:
+                if own is not None and node[1] < own[1] <= free_by:
                     node, edge = own, THREAD
         elif len(by_thread) >= MAX_THREADS:
             del by_thread[next(iter(by_thread))]
@@ -342,7 +348,8 @@ class RunTimes:
             account.recomputed += again
         if account.unfinished > 1:
             account.unfinished -= 1
-            if worker.owner is account and not self._seceded and not self.threads.paused:
+            is_seceded = self._seceded and key in self._seceded
+            if worker.owner is account and not is_seceded and not self.threads.paused:
                 self._freed = worker, account, now
             else:
                 self._exit(account, key, worker, now)
@@ -363,8 +370,9 @@ class RunTimes:
         if owner is account:
             return 0.0, None
         if last[0] is owner.base:
-            owner.displaced[worker, thread] = last
-        own = account.displaced.pop((worker, thread), None)
+            owner.displaced.setdefault(worker, {})[thread] = last
+        there = account.displaced.get(worker)
+        own = there.pop(thread, None) if there else None
         return last[1], own if own is not None and own[0] is account.base else None
 
     def secede(self, of: GroupTimes, key: Any, now: float) -> None:
@@ -457,6 +465,7 @@ class RunTimes:
     # Inside
 
     def _wake(self, account: Account, now: float, stimulus: Any) -> None:
+        self._count_freed()
         if account.rested:
             self._rested.pop(account, None)
             if account in self._over:

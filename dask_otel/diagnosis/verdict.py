@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 
 from .evidence import RunFacts
 from .findings import FINDINGS
@@ -17,6 +17,8 @@ __all__ = ["Finding", "Verdict", "judge"]
 LEAST_SECONDS, LEAST_TASKS = 1.0, 4
 #: Part of the wall (0…1) from which on a cause is named, unless ``SHARE`` has another one.
 WORTH = 0.1
+#: Parts that no cure takes away.
+KEPT = ("cpu", "client", "others")
 #: Of the thread-seconds; if more than these are counted twice, fine metrics and occupancy do not fit together.
 UNACCOUNTED = 0.1
 #: Bytes, seconds and part of the memory of the hints.
@@ -32,7 +34,7 @@ class Finding:
     id: str
     #: Of the waterfall.
     part: str
-    #: Wall seconds of the part; and how many of them a cure could save at most.
+    #: Wall seconds of its parts; and how many seconds a cure could save at most, which can be more: see ``_at_most``.
     seconds: float
     at_most: float
     #: The numbers that show it, in one sentence, and what helps, in another. In place of names that people gave, the
@@ -98,7 +100,7 @@ def judge(facts: RunFacts) -> Verdict:
     if late := late_workers(case):
         suspects.append(("starting", late))
     suspects.append(("lost", lost_work(case)))
-    findings = _findings(suspects, run.seconds)
+    findings = _findings(suspects, run.seconds, run.seconds - sum(map(case.wall, KEPT)))
     named = findings[0].seconds if findings else 0.0
     withheld = ""
     if unknown >= WORTH * run.seconds and unknown > named:
@@ -113,8 +115,14 @@ def judge(facts: RunFacts) -> Verdict:
     return Verdict(findings, hints, withheld)
 
 
-def _findings(suspects: list[tuple[str, Suspect]], lasted: float) -> tuple[Finding, ...]:
-    """Join suspects of one cause, and leave out what cost little."""
+def _findings(suspects: list[tuple[str, Suspect]], lasted: float, most: float) -> tuple[Finding, ...]:
+    """Join suspects of one cause, and leave out what cost little.
+
+    Parameters
+    ----------
+    lasted, most
+        Seconds of the run, and those of them that cures could save.
+    """
     by_id: dict[str, list[tuple[str, Suspect]]] = {}
     for part, suspect in suspects:
         if isfinite(suspect.seconds) and suspect.seconds > 0:
@@ -125,14 +133,18 @@ def _findings(suspects: list[tuple[str, Suspect]], lasted: float) -> tuple[Findi
         if total < SHARE.get(id_, WORTH) * lasted:
             continue
         part, largest = max(some, key=lambda each: each[1].seconds)
-        at_most = min(total, sum(_at_most(suspect) for _, suspect in some))
+        at_most = min(max(0.0, most), sum(_at_most(suspect) for _, suspect in some))
         findings.append(Finding(id_, part, total, at_most, largest.evidence, FINDINGS[id_].advice, largest.steps))
     return tuple(sorted(findings, key=lambda each: each.seconds, reverse=True))
 
 
 def _at_most(suspect: Suspect) -> float:
+    """What a cure could save: what the critical path has of it, where it has any.
+
+    That may be more than the part: while inputs are on their way, threads are also idle since others wait for the task.
+    """
     on_path = suspect.on_path
-    return suspect.seconds if on_path is None or not on_path > 0 else min(suspect.seconds, on_path)
+    return suspect.seconds if on_path is None or not 0 < on_path < inf else on_path
 
 
 def _hints(facts: RunFacts) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ where it belongs, so that the parts sum to what the cluster had, and the path to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from .parts import GAPS, OVERHEAD_ACTIVITIES, PARTS, CriticalPath, GroupKey, Lap, OnPath, Waterfall
 
@@ -33,6 +33,8 @@ _GAPS_CUT_FIRST = ("unfinished", "report", "graph", "client", "dispatch", *GAPS)
 #: Groups of a segment's path that are kept apart.
 MAX_GROUPS = 2000
 NOTHING = OnPath()
+#: Seconds with threads from which their mean number is known.
+MOMENT = 0.001
 #: Thread-seconds that are not a rounding error; and a part that is one.
 SOME, NEGLIGIBLE = 1e-6, 1e-9
 
@@ -49,8 +51,9 @@ class Laps:
         self._gaps: dict[str, float] = {}
         self._groups: dict[GroupKey, OnPath] = {}
         self._other_groups = NOTHING
-        #: What group spans that have been sent say of their groups; None if they could not know it.
-        self._sent: dict[GroupKey, OnPath | None] = {}
+        #: What group spans that have been sent say of their groups; and Dask spans of which some could not know it.
+        self._sent: dict[GroupKey, OnPath] = {}
+        self._unknown: set[str] = set()
 
     def add(self, lap: Lap) -> None:
         """Add a lap that follows those before."""
@@ -78,27 +81,30 @@ class Laps:
                 self._other_groups = _plus(self._other_groups, on_path)
         self._other_groups = _plus(self._other_groups, path.other_groups)
 
-    def of_groups(self, keys: Iterable[GroupKey], *, is_known: bool) -> OnPath | None:
-        """Return the seconds on the path of groups that share a span, since their spans before.
+    def of_groups(self, span_id: str, names: Collection[str], *, is_known: bool) -> OnPath | None:
+        """Return the seconds on the path of groups of a Dask span, since their span before; None if not known.
 
         Parameters
         ----------
         is_known
             Whether no lap that goes on can still add to them.
         """
+        if len(names) < len(self._groups):
+            keys = [key for name in names if (key := GroupKey(span_id, name)) in self._groups]
+        else:
+            keys = [key for key in self._groups if key.span_id == span_id and key.name in names]
+        # What is not kept apart may be among the others.
+        if not is_known or (len(keys) < len(names) and self._other_groups.seconds):
+            self._unknown.add(span_id)
+        if span_id in self._unknown:
+            return None
         data = thread = 0.0
-        was_known = True
         for key in keys:
-            before = self._sent.get(key, NOTHING)
-            now = self._groups.get(key, NOTHING)
-            if before is None or not is_known:
-                was_known = False
-                self._sent[key] = None
-                continue
+            before, now = self._sent.get(key, NOTHING), self._groups[key]
             data += now.data - before.data
             thread += now.thread - before.thread
             self._sent[key] = now
-        return OnPath(max(0.0, data), max(0.0, thread)) if was_known else None
+        return OnPath(max(0.0, data), max(0.0, thread))
 
     def path(self, start: float, end: float) -> CriticalPath:
         """Return the critical path of the segment from ``start`` to ``end``."""
@@ -136,7 +142,7 @@ class Laps:
         """
         duration = end - start
         threads = 1.0
-        if available > SOME and duration > without:
+        if available > SOME and duration - without > MOMENT:
             threads = available / (duration - without)
         else:
             without = duration

@@ -174,7 +174,8 @@ class BridgePlugin(SchedulerPlugin):  # type: ignore[misc]
                     is_expected = self._bridge.departures.is_expected(msg.get("worker"), msg["expected"])
                     self._bridge.inbox.count(WORKER_REMOVED, is_expected)
                     if self._bridge.evidence and not is_expected:
-                        self._bridge.evidence.left(msg)
+                        with self._bridge.safety.guard("evidence"):  # anybody can log such an event
+                            self._bridge.evidence.left(msg)
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
         """Append a new worker; called by Dask."""

@@ -7,13 +7,13 @@ All methods are called by one sweep at a time; the time is passed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from typing import Any, NamedTuple
 
 from ..diagnosis.evidence import ClusterEvidence, RunFacts
-from ..diagnosis.parts import GroupKey, Lap, OnPath
+from ..diagnosis.parts import Lap, OnPath
 from ..diagnosis.verdict import Verdict, judge
 from ..diagnosis.waterfall import Laps
 from ..identity import group_id, segment_id
@@ -559,11 +559,11 @@ class SpanTree:
         if laps is None:
             return lambda names: None
 
-        def critical(names: Iterable[str]) -> OnPath | None:
+        def critical(names: Collection[str]) -> OnPath | None:
             with self.explaining():
                 lap_start = self.lap_start(node.root.info.id)
-                keys = [GroupKey(node.info.id, name) for name in names]
-                return laps.of_groups(keys, is_known=lap_start is None or lap_start >= ledger.tally.end)
+                is_known = lap_start is None or lap_start >= ledger.tally.end
+                return laps.of_groups(node.info.id, names, is_known=is_known)
             return None
 
         return critical

@@ -6,7 +6,7 @@ of a closed segment becomes part of its record, and nothing changes it any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from heapq import heappush, heappushpop
@@ -213,7 +213,7 @@ TAKE_IN = "take in graph"
 #: Returns the trace and span id of a group's span.
 Find = Callable[[Dependency], "tuple[int, int] | None"]
 #: Returns how long groups that share a span are on the critical path of their root; None if that is not known.
-Critical = Callable[[Iterable[str]], "OnPath | None"]
+Critical = Callable[[Collection[str]], "OnPath | None"]
 #: Runs that get a span, by group, with the reason.
 Runs = Mapping["str | None", Sequence["tuple[str, TaskRun | PickedRun]"]]
 

@@ -120,19 +120,28 @@ def test_metrics_that_threads_had_no_time_for_are_unaccounted():
 
 def test_of_groups_is_what_came_since_their_span_before():
     total = laps(lap(100.0, 103.0, groups={INC: OnPath(1.0, 1.0), SUM: OnPath(0.5)}))
-    assert total.of_groups([INC, SUM], is_known=True) == OnPath(1.5, 1.0)
-    assert total.of_groups([INC], is_known=True) == OnPath()
+    assert total.of_groups("span", ["inc", "sum"], is_known=True) == OnPath(1.5, 1.0)
+    assert total.of_groups("span", ["inc"], is_known=True) == OnPath()
     total.add(lap(103.0, 105.0, groups={INC: OnPath(0.25)}))
-    assert total.of_groups([INC], is_known=True) == OnPath(0.25)
+    many = {"inc", "sum", *map(str, range(5000))}
+    assert total.of_groups("span", many, is_known=True) == OnPath(0.25)
+    assert total.of_groups("other", many, is_known=True) == OnPath()
     assert total.path(100.0, 105.0).groups == {INC: OnPath(1.25, 1.0), SUM: OnPath(0.5)}
 
 
 def test_of_groups_is_not_known_while_a_lap_goes_on_nor_after():
     total = laps(lap(100.0, 103.0, groups={INC: OnPath(1.0)}))
-    assert total.of_groups([INC], is_known=False) is None
+    assert total.of_groups("span", ["inc"], is_known=False) is None
     total.add(lap(103.0, 105.0, groups={INC: OnPath(0.25)}))
-    assert total.of_groups([INC], is_known=True) is None
-    assert total.of_groups([SUM], is_known=True) == OnPath()
+    assert total.of_groups("span", ["inc"], is_known=True) is None
+    assert total.of_groups("other", ["sum"], is_known=True) == OnPath()
+
+
+def test_of_groups_beyond_those_that_are_kept_is_not_known(monkeypatch):
+    monkeypatch.setattr("dask_otel.diagnosis.waterfall.MAX_GROUPS", 1)
+    total = laps(lap(100.0, 103.0, groups={INC: OnPath(1.0), SUM: OnPath(2.0)}))
+    assert total.of_groups("span", ["inc"], is_known=True) == OnPath(1.0)
+    assert total.of_groups("span", ["sum"], is_known=True) is None
 
 
 some_seconds = st.floats(0.0, 50.0)
@@ -177,7 +186,7 @@ def test_parts_and_path_add_up(given_laps, activities, available, without):
     total = laps(*some)
     metrics = {("execute", None, activity, "seconds"): value for activity, value in activities.items()}
     found = total.waterfall(metrics, start, end, available, without * (end - start))
-    assert sum(found.parts.values()) == pytest.approx(found.threads * found.seconds, abs=1e-6)
+    assert sum(found.parts.values()) == pytest.approx(found.threads * found.seconds, abs=1e-6, rel=1e-9)
     assert sum(found.wall(part) for part in PARTS) == pytest.approx(end - start, abs=1e-6)
     assert all(value > 0 for part, value in found.parts.items() if part != "unaccounted")
     assert found.parts.get("unaccounted", 0.0) <= 0

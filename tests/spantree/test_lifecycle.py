@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.story import WORKER, Story, groups, segments
 
+from dask_otel.diagnosis.parts import CriticalPath, GroupKey, Lap, OnPath
 from dask_otel.identity import group_id, segment_id, trace_id
 from dask_otel.spantree.counts import Load
 from dask_otel.spantree.events import Dependency, Graph
@@ -64,6 +65,27 @@ def test_parent_stays_open_while_one_child_works():
     story.finish(slow, "s", 100, 120)
     story.pass_time(10)
     assert [segment.name for segment in segments(story.records)] == ["quick", "slow", "a"]
+
+
+def test_a_verdict_rests_on_spans_that_closed_before_the_first_lap_of_the_root_ended():
+    story, judged = Story(), []
+    story.span_tree.judge = judged.append
+    quick, slow = story.span("a", "quick"), story.span("a", "slow")
+    story.span_tree.lap_start = lambda root_id: 100.0
+    story.begin(quick, "q")
+    story.begin(slow, "s")
+    story.finish(quick, "q", 100, 101)
+    story.pass_time(20)
+    story.finish(slow, "s", 100, 120)
+    story.pass_time(1)
+    story.span_tree.lap_start = lambda root_id: None
+    path = CriticalPath(100.0, 120.0, {GroupKey(quick, "q"): OnPath(1.0), GroupKey(slow, "s"): OnPath(19.0)})
+    story.span_tree.add_lap(Lap("a", 100.0, 120.0, 21.0, 0.0, 0.0, {}, path))
+    story.pass_time(10)
+    (facts,) = judged
+    assert {str(group.title) for group in facts.groups} == {"a / quick / q", "a / slow / s"}
+    # The span of the first was sent before that was known.
+    assert {group.name: group.critical for group in groups(story.records)} == {"q": None, "s": OnPath(19.0)}
 
 
 def test_waits_for_two_heartbeats_of_the_workers_that_took_part():

@@ -25,6 +25,8 @@ LOST = (
     *("task-erred", "execute-unknown-error", "reschedule", "steal", "worker-closing"),
 )
 RETRY = "stimulus-retry"
+#: Seconds by which the time of a worker may jump from one run to the next.
+JITTER = 0.01
 ASKED_FOR = ("update-graph", RETRY)
 
 
@@ -210,6 +212,8 @@ class _Run:
         steps = latest_run(run.startstops)
         computes = [step["start"] for step in steps if step["action"] == "compute"]
         self._start = min(computes or [step["start"] for step in steps]) + run.offset
+        #: Until when a run before it on its thread may have ended: later, it is an async task beside it.
+        self._free_by = max((self._start + _stop(run)) / 2, self._start + JITTER)
         self._stop = _stop(run)
         self._place = run.worker, run.thread
         moves = [(n, each) for n, each in enumerate(events[:number]) if isinstance(each, Move)]
@@ -250,7 +254,7 @@ class _Run:
         if self._sent and self._sent[1].start in ("queued", "no-worker") and not self._is_lost:
             candidates += [(node, "thread") for node in self._by(self._sent[1].stimulus, self._sent[0])]
         there = [node for node in nodes if node.place == self._place][-1:]
-        candidates += [(node, "thread") for node in there if node.end <= self._start]
+        candidates += [(node, "thread") for node in there if node.end <= self._free_by]
         return max(candidates, key=lambda each: each[0].end)
 
     def _by(self, stimulus: str, number: int) -> list[Node]:
