@@ -101,9 +101,8 @@ def judge(facts: RunFacts) -> Verdict:
         suspects.append(("starting", late))
     suspects.append(("lost", lost_work(case)))
     findings = _findings(suspects, run.seconds, run.seconds - sum(map(case.wall, KEPT)))
-    named = findings[0].seconds if findings else 0.0
     withheld = ""
-    if unknown >= WORTH * run.seconds and unknown > named:
+    if unknown >= WORTH * run.seconds and unknown > (findings[0].seconds if findings else unexplained):
         withheld = "workers have not delivered all their metrics"
         if facts.metrics_complete:
             withheld = "the workers' metrics have more seconds than their threads had"

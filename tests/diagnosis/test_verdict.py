@@ -388,6 +388,9 @@ def test_nothing_is_said_about_what_workers_have_not_delivered():
     assert verdict.withheld == "workers have not delivered all their metrics, so 60 % of the time cannot be judged"
     # What is missing is less than what is known.
     assert not judge(run({"handed": 0.11, "no_worker": 0.2}, metrics_complete=False)).withheld
+    # What is known, and nothing explains, is more.
+    less = judge(run({"noncpu": 0.6, "handed": 0.2}, metrics_complete=False))
+    assert less.withheld == "nothing that is known explains 60 % of the time"
     # What has arrived is at least so much.
     most = judge(run({"noncpu": 0.6, "handed": 0.3}, cluster=PYTHON, metrics_complete=False))
     assert ([finding.id for finding in most.findings], most.withheld) == (["gil"], "")
