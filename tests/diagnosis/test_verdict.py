@@ -374,6 +374,8 @@ def test_a_cure_saves_no_more_than_the_critical_path_has():
     (restricted,) = judge(CASES["restrictions"][0]).findings
     assert restricted.at_most == 4.0
     assert judge(CASES["sleep"][0]).findings[0].at_most == pytest.approx(9.9)  # the path does not say
+    # More threads would have shared all the work.
+    assert judge(CASES["few threads at first"][0]).findings[0].at_most == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize(("share", "ids"), [(0.099, []), (0.101, ["no_worker"])])
