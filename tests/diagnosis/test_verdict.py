@@ -265,6 +265,10 @@ CASES = {
         run({}, threads=5.0, lasted=1800.0, lacked=400.0, cluster={"threads_start": 4, "threads_most": 40}),
         [],
     ),
+    "few threads at first, and a task that takes all of the time": (
+        run({}, group(critical=OnPath(data=9.9)), gaps={"graph": 0.1}, cluster={"threads_start": 1, "threads_most": 8}),
+        [],
+    ),
     "workers that come one by one": (
         run({"starting": 0.1}, threads=40.0, lacked=360.0, cluster={"threads_start": 0, "threads_most": 80}),
         ["late_workers"],
