@@ -29,6 +29,19 @@ from workloads.cluster import start
 from workloads.evidence import Meter
 
 from dask_otel.cli.receiver import Receiver, Span
+from dask_otel.schema import (
+    CRITICAL_GAP,
+    CRITICAL_SECONDS,
+    CRITICAL_STEPS,
+    CRITICAL_STEPS_SECONDS,
+    VERDICT,
+    VERDICT_AT_MOST,
+    VERDICT_HINTS,
+    VERDICT_TEXT,
+    VERDICT_WITHHELD,
+    WATERFALL,
+    WATERFALL_THREADS,
+)
 
 #: A workload is run again if other programs used so many cores meanwhile: half as much as it needs to be a cause.
 NOISE = 0.4
@@ -46,7 +59,8 @@ class Result:
     """What came of a workload."""
 
     workload: str
-    expected: list[str]
+    #: None for a cured one, which may well be ill of something else.
+    expected: list[str] | None
     #: Seconds of the root's segment.
     seconds: float = 0.0
     #: Seconds that the client waited.
@@ -68,9 +82,9 @@ class Result:
     @property
     def is_right(self) -> bool:
         """Whether the first verdict is one that was expected, or there is none where none was."""
-        return (
-            self.verdict[0] in self.expected if self.expected and self.verdict else not (self.expected or self.verdict)
-        )
+        if self.expected is None:
+            return True
+        return self.verdict[0] in self.expected if self.expected and self.verdict else self.verdict == self.expected
 
     def lines(self) -> list[str]:
         """Return the result as text."""
@@ -81,7 +95,7 @@ class Result:
 
         lines = [
             f"{'right' if self.is_right else 'WRONG'}: {self.workload}: {self.seconds:.1f} s of {self.waited:.1f} s, "
-            f"expected {' or '.join(self.expected) or 'none'}, found {', '.join(self.verdict) or 'none'} "
+            f"expected {'any' if self.expected is None else ' or '.join(self.expected) or 'none'}, found {', '.join(self.verdict) or 'none'} "
             f"(others used {self.noise:.1f} cores)",
             f"  text: {self.text or '-'}",
             f"  waterfall: {seconds(self.waterfall)}",
@@ -109,7 +123,7 @@ def measure(workload: Workload, folder: Path, *, evidence: bool) -> Result:
             receiver.wait(lambda spans: any(not each.parent_id and each.end > done - 2 for each in spans), timeout=60)
         spans = receiver.wait(lambda spans: True, timeout=1)
     roots = [each for each in spans if not each.parent_id]
-    worst = max(roots, key=lambda root: ("dask.verdict" in root.attributes, root.seconds))
+    worst = max(roots, key=lambda root: (VERDICT in root.attributes, root.seconds))
     result = from_root(workload, worst)
     result.waited, result.noise = measured.seconds, measured.others
     result.evidence = measured.lines() if evidence else []
@@ -119,27 +133,20 @@ def measure(workload: Workload, folder: Path, *, evidence: bool) -> Result:
 def from_root(workload: Workload, root: Span) -> Result:
     """Read the attributes of a root."""
     found = root.attributes
-
-    def seconds(prefix: str) -> dict[str, float]:
-        names = [name for name in found if name.startswith(f"{prefix}.") and name.endswith(".seconds")]
-        return {name.removeprefix(f"{prefix}.").removesuffix(".seconds"): found[name] for name in names}
-
-    threads = found.get("dask.waterfall.threads", 0)
-    path = seconds("dask.critical")
+    threads = found.get(WATERFALL_THREADS, 0.0)
+    path = {"runs": CRITICAL_SECONDS} | {f"gap: {cause}": name for cause, name in CRITICAL_GAP.items()}
     return Result(
         workload.name,
-        sorted(workload.expected),
+        None if workload.expected is None else sorted(workload.expected),
         root.seconds,
-        verdict=found.get("dask.verdict", []),
-        text=found.get("dask.verdict.text", ""),
-        at_most=found.get("dask.verdict.at_most", 0.0),
-        waterfall={part: value / threads for part, value in seconds("dask.waterfall").items()} if threads else {},
-        path={name: value for name, value in path.items() if name != "steps"},
-        steps=dict(
-            zip(found.get("dask.critical.steps", ()), found.get("dask.critical.steps.seconds", ()), strict=False)
-        ),
-        hints=found.get("dask.verdict.hints", []),
-        withheld=found.get("dask.verdict.withheld", ""),
+        verdict=found.get(VERDICT, []),
+        text=found.get(VERDICT_TEXT, ""),
+        at_most=found.get(VERDICT_AT_MOST, 0.0),
+        waterfall={part: found[name] / threads for part, name in WATERFALL.items() if name in found and threads},
+        path={each: found[name] for each, name in path.items() if name in found},
+        steps=dict(zip(found.get(CRITICAL_STEPS, ()), found.get(CRITICAL_STEPS_SECONDS, ()), strict=True)),
+        hints=found.get(VERDICT_HINTS, []),
+        withheld=found.get(VERDICT_WITHHELD, ""),
     )
 
 

@@ -53,8 +53,9 @@ class Workload:
     run: Callable[[Cluster], None]
     #: The workers that are there at first.
     workers: tuple[WorkerOptions, ...]
-    #: Ids of verdicts whose meaning is this workload's illness; none for a healthy one.
-    expected: frozenset[str] = frozenset()
+    #: Ids of verdicts whose meaning is this workload's illness; none for a healthy one. None for a cured one: without
+    #: one illness, another may show.
+    expected: frozenset[str] | None = frozenset()
 
 
 class Cluster:

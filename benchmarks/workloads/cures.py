@@ -35,21 +35,21 @@ CURES = (
     # Processes instead of threads.
     Cure(
         "gil",
-        Workload("gil, cured", count_requests, (WorkerOptions(processes=2, memory="2GiB"),)),
+        Workload("gil, cured", count_requests, (WorkerOptions(processes=2, memory="2GiB"),), expected=None),
         frozenset({"parse", "read_lines"}),
         frozenset({"noncpu"}),
     ),
     # Larger partitions.
     Cure(
         "tiny tasks",
-        Workload("tiny tasks, cured", partial(price_all, 8), PROCESSES),
+        Workload("tiny tasks, cured", partial(price_all, 8), PROCESSES, expected=None),
         frozenset({"price", "filter", "sum", "sum-part", "bag-from_sequence", "lambda"}),
         frozenset({"handed", "overhead"}),
     ),
     # The large customer's orders in several partitions.
     Cure(
         "skew",
-        Workload("skew, cured", partial(score_all_customers, 64), FOUR),
+        Workload("skew, cured", partial(score_all_customers, 64), FOUR, expected=None),
         frozenset({"score_customers"}),
         # What idle threads wait for depends on what else is left, and where it may run.
         frozenset({"tail", "imbalance", "dependencies"}),
@@ -57,14 +57,14 @@ CURES = (
     # Data that is loaded in the chunks that are needed.
     Cure(
         "transfers",
-        Workload("transfers, cured", partial(anomalies, (4_800, 1_000)), SLOW_NETWORK),
+        Workload("transfers, cured", partial(anomalies, (4_800, 1_000)), SLOW_NETWORK, expected=None),
         frozenset({"rechunk-split", "rechunk-merge", "concatenate", "getitem"}),
         frozenset({"handed"}),
     ),
     # Workers that are there when the work comes.
     Cure(
         "late workers",
-        Workload("late workers, cured", simulate_with_workers, PROCESSES),
+        Workload("late workers, cured", simulate_with_workers, PROCESSES, expected=None),
         frozenset(),
         frozenset({"starting"}),
     ),

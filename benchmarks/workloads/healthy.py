@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 import dask.dataframe as dd
 import numpy as np
@@ -75,12 +76,15 @@ def uneven(cluster: Cluster) -> None:
 
 
 def notebook(cluster: Cluster) -> None:
-    """Cells of a notebook, without spans, with pauses in which the person reads and thinks."""
-    for cell in range(4):
-        frame = dd.from_map(trips, list(range(cell * 16, cell * 16 + 16))).map_partitions(with_features)
-        frame.groupby("hour")[["per_km", "rank"]].mean().compute()
-        if cell < 3:
-            time.sleep(2.5)
+    """Cells of a notebook, with pauses in which the person reads and thinks: one alone, and three in an open span."""
+    with ExitStack() as session:
+        for cell in range(4):
+            frame = dd.from_map(trips, list(range(cell * 16, cell * 16 + 16))).map_partitions(with_features)
+            frame.groupby("hour")[["per_km", "rank"]].mean().compute()
+            if cell == 0:
+                session.enter_context(span("exploration"))
+            if cell < 3:
+                time.sleep(2.5)
 
 
 def load(number: int) -> np.ndarray:
