@@ -96,8 +96,7 @@ class Result:
         expected = "any" if self.expected is None else " or ".join(self.expected) or "none"
         lines = [
             f"{'right' if self.is_right else 'WRONG'}: {self.workload}: {self.seconds:.1f} s of {self.waited:.1f} s, "
-            f"expected {expected}, found {', '.join(self.verdict) or 'none'} "
-            f"(others used {self.noise:.1f} cores)",
+            f"expected {expected}, found {', '.join(self.verdict) or 'none'} (others used {self.noise:.1f} cores)",
             f"  text: {self.text or '-'}",
             f"  waterfall: {seconds(self.waterfall)}",
             f"  path: {seconds(self.path)}",

@@ -1,7 +1,4 @@
-"""The first verdict on some workloads on real processes; ``benchmarks/verdicts.py`` has all of them.
-
-These mostly wait. What the others need, they do not get beside other tests: the processors.
-"""
+"""The first verdict on some workloads on real processes; ``benchmarks/verdicts.py`` has all of them."""
 
 from __future__ import annotations
 
@@ -34,7 +31,8 @@ def measured(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["io", "no worker", "late workers"])
+# These wait most of the time: others need a machine on which no other test runs.
+@pytest.mark.parametrize("name", ["no worker", "late workers"])
 def test_an_ill_workload_has_its_verdict_first(measured, monkeypatch, name):
     monkeypatch.setitem(sys.modules["workloads.cluster"].SETTINGS, "DASK_OTEL__TRACES__IDLE_TIMEOUT", "500ms")
     result = measured(name)

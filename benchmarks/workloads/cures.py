@@ -9,13 +9,14 @@ from .cluster import WorkerOptions, Workload
 from .ill import (
     FOUR,
     PROCESSES,
-    SLOW_NETWORK,
     anomalies,
     count_requests,
     price_all,
     score_all_customers,
     simulate_with_workers,
 )
+
+FAST_NETWORK = (WorkerOptions(network=400e6),) * 4
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ CURES = (
         # What idle threads wait for depends on what else is left, and where it may run.
         frozenset({"tail", "imbalance", "dependencies"}),
     ),
-    # Data that is loaded in the chunks that are needed.
+    # The same chunks on a network that is ten times as fast. To load the data in the chunks that are needed would save
+    # the work of cutting them, too, and so more than the transfers.
     Cure(
         "transfers",
-        Workload("transfers, cured", partial(anomalies, (4_800, 1_000)), SLOW_NETWORK, expected=None),
+        Workload("transfers, cured", partial(anomalies, (200, 20_000)), FAST_NETWORK, expected=None),
         frozenset({"rechunk-split", "rechunk-merge", "concatenate", "getitem"}),
         frozenset({"handed"}),
     ),

@@ -194,8 +194,9 @@ def _read(source: Any) -> Iterable[PlainSpan]:
                 return list(read_folder(path))
             return list(read_file(path))
         except FileNotFoundError as error:
+            given = re.sub("(?<=://).*@", "", str(source))  # it can be an address that is mistyped, with a password
             raise LoadError(
-                f"source={str(source)!r}: there is no such file or folder; an address begins with http:// or https://"
+                f"source={given!r}: there is no such file or folder; an address begins with http:// or https://"
             ) from error
         except OSError as error:
             raise LoadError(f"source={str(source)!r} cannot be read: {error}") from error

@@ -48,9 +48,11 @@ def title(comparison: Comparison) -> str:
 def _in_words(change: Change) -> str:
     """Say whether it is slower, and by how much."""
     ratio = change.ratio
-    if not change.difference or ratio is None:
+    if not change.difference:
         return "the same time"
-    words = f"{signed_percent(abs(ratio)).lstrip('+')} {'slower' if ratio > 0 else 'faster'}"
+    words = "slower" if change.difference > 0 else "faster"
+    if ratio is not None:
+        words = f"{signed_percent(abs(ratio)).lstrip('+')} {words}"
     return f"{words}, which can be chance" if change.is_noise else words
 
 

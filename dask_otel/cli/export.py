@@ -71,6 +71,8 @@ def export(source: str, format_: str, output: str, trace: str | None, root: str 
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except LoadError as error:
+        raise _ExportError(f"{shown(source)}: {error}") from error
     except OSError as error:
         raise _ExportError(f"{output}: {error.strerror or error}; give another file to -o") from error
     traces = len({span.trace_id for span in spans})
@@ -95,7 +97,7 @@ def _place(source: str, trace: str | None, address: str | None) -> tuple[str, st
         return source, trace
     if not _TRACE_ID.fullmatch(source):
         raise _ExportError(
-            f"{source}: there is no such file or folder; an address begins with http://, and a trace id has 32 "
+            f"{shown(source)}: there is no such file or folder; an address begins with http://, and a trace id has 32 "
             "hexadecimal digits"
         )
     if trace is not None:

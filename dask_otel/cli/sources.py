@@ -62,8 +62,8 @@ class Found:
 
 
 def shown(place: str) -> str:
-    """Return a place as messages have it: an address without a password, a user or a query."""
-    return re.sub("(?<=://).*@|[?#].*", "", place) if _ADDRESS.match(place) else place
+    """Return a place as messages have it: an address, also a mistyped one, without a user, a password and a query."""
+    return re.sub("(?<=://).*@|[?#].*", "", place) if "://" in place else place
 
 
 def source_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -133,7 +133,7 @@ def _find(selection: str, filters: Filters) -> Found:
             f"{shown(name)}: an address goes behind --from; a trace id or the name of a root span goes here"
         )
     elif re.search(r"[/\\]|\.(jsonl?|gz)$", name) and not filters.source:
-        raise BadSourceError(f"{name}: there is no such file or folder; the name of a root span may need --from")
+        raise BadSourceError(f"{shown(name)}: there is no such file or folder; the name of a root span may need --from")
     else:
         root = name
         found = read(place, filters.service, trace_id, name, max(last, MAX_TRACES))

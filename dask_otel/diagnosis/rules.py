@@ -507,6 +507,9 @@ def late_workers(case: Case) -> Suspect | None:
         few = sum(case.wall(part) for part in OWN) * (1 - case.threads / most)
         if case.facts.lacked is not None:  # the cluster may have shrunk later
             few = min(few, case.facts.lacked / most)
+        path = case.facts.critical
+        if path and path.seconds > 0 and not path.along("thread"):  # more threads shorten no chain of tasks
+            few = min(few, sum(value for cause, value in path.gaps.items() if cause != "client"))
     if none + few <= 0:
         return None
     if few < 0.01 * case.seconds:

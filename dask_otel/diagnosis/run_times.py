@@ -70,6 +70,7 @@ class RunTimes:
         self._rested: dict[Account, None] = {}
         self._over: dict[Account, None] = {}
         self._ended: list[tuple[Lap, PathNode]] = []
+        self._is_trusted = True
         #: Tasks that workers have.
         self._sent: dict[Any, Sent] = {}
         self._seceded: set[Any] = set()
@@ -412,7 +413,7 @@ class RunTimes:
                 self._end(next(iter(self._over)))
             lap, node = self._ended.pop(0)
             lap.path = path_of(node)
-            yield lap
+            yield lap if self._is_trusted else None
         for account in list(self._active):
             if account.base is not None and not account.rested:
                 self.threads.look_again(account, now)
@@ -437,7 +438,7 @@ class RunTimes:
             account.begin(account.marked)
             account.stopped = stopped
         lap.path = path_of(node)
-        return lap
+        return lap if self._is_trusted else None
 
     def _end(self, account: Account) -> None:
         """End a lap that is over."""
@@ -445,6 +446,10 @@ class RunTimes:
         self._ended.append(account.end())
         self._active.pop(account, None)
         self._resting[account] = None
+
+    def distrust(self) -> None:
+        """Return no more laps: a transition was lost, so that no number can be relied on any more."""
+        self._is_trusted = False
 
     def lap_start(self, root_id: str) -> float | None:
         """Return when the lap of a root began that is not over; None if there is none."""

@@ -17,7 +17,7 @@ __all__ = ["Finding", "Verdict", "judge"]
 LEAST_SECONDS, LEAST_TASKS = 1.0, 4
 #: Part of the wall (0…1) from which on a cause is named, unless ``SHARE`` has another one.
 WORTH = 0.1
-#: Parts that no cure takes away.
+#: Parts that no cure takes away, but more threads.
 KEPT = ("cpu", "client", "others")
 #: Of the thread-seconds; if more than these are counted twice, fine metrics and occupancy do not fit together.
 UNACCOUNTED = 0.1
@@ -101,9 +101,8 @@ def judge(facts: RunFacts) -> Verdict:
         suspects.append(("starting", late))
     suspects.append(("lost", lost_work(case)))
     findings = _findings(suspects, run.seconds, run.seconds - sum(map(case.wall, KEPT)))
-    named = findings[0].seconds if findings else 0.0
     withheld = ""
-    if unknown >= WORTH * run.seconds and unknown > named:
+    if unknown >= WORTH * run.seconds and unknown > (findings[0].seconds if findings else unexplained):
         withheld = "workers have not delivered all their metrics"
         if facts.metrics_complete:
             withheld = "the workers' metrics have more seconds than their threads had"
@@ -133,7 +132,8 @@ def _findings(suspects: list[tuple[str, Suspect]], lasted: float, most: float) -
         if total < SHARE.get(id_, WORTH) * lasted:
             continue
         part, largest = max(some, key=lambda each: each[1].seconds)
-        at_most = min(max(0.0, most), sum(_at_most(suspect) for _, suspect in some))
+        bound = lasted if id_ == "late_workers" else max(0.0, most)
+        at_most = min(bound, sum(_at_most(suspect) for _, suspect in some))
         findings.append(Finding(id_, part, total, at_most, largest.evidence, FINDINGS[id_].advice, largest.steps))
     return tuple(sorted(findings, key=lambda each: each.seconds, reverse=True))
 

@@ -33,6 +33,8 @@ _GAPS_CUT_FIRST = ("unfinished", "report", "graph", "client", "dispatch", *GAPS)
 #: Groups of a segment's path that are kept apart.
 MAX_GROUPS = 2000
 NOTHING = OnPath()
+#: Seconds with threads from which their mean number is known.
+MOMENT = 0.001
 #: Thread-seconds that are not a rounding error; and a part that is one.
 SOME, NEGLIGIBLE = 1e-6, 1e-9
 
@@ -140,7 +142,7 @@ class Laps:
         """
         duration = end - start
         threads = 1.0
-        if available > SOME and duration > without:
+        if available > SOME and duration - without > MOMENT:
             threads = available / (duration - without)
         else:
             without = duration

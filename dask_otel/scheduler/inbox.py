@@ -98,8 +98,8 @@ class Inbox:
         Seconds; no shorter run gets a span because it was slow.
     bounds
         Bounds of the histogram of compute times, seconds.
-    on_task
-        Called in the hook with the transition of each task that is not at rest.
+    on_task, on_task_failed
+        Called in the hook with the transition of each task that is not at rest, and if the former raises.
     """
 
     def __init__(
@@ -112,12 +112,13 @@ class Inbox:
         slow_from: float = -1.0,
         bounds: tuple[float, ...] = (),
         on_task: Callable[..., None] | None = None,
+        on_task_failed: Callable[[], None] = lambda: None,
     ) -> None:
         #: In which compute times are counted.
         self.intervals = Intervals(bounds)
         self._ends = self.intervals.ends
         self._slow_from = slow_from
-        self._on_task = on_task
+        self._on_task, self._on_task_failed = on_task, on_task_failed
         self._tasks: Mapping[Any, Any] = scheduler.tasks
         self._workers: Mapping[str, Any] = scheduler.workers
         self._clock = clock
@@ -294,6 +295,7 @@ class Inbox:
                     try:
                         on_task(key, task, start, finish, stimulus_id, startstops, worker, thread)
                     except Exception as error:  # noqa: BLE001 -- the rest of the hook goes on
+                        self._on_task_failed()
                         self._safety.caught("run times", error)
                 try:
                     change = changes[task.group]

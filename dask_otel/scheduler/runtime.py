@@ -139,6 +139,7 @@ class SchedulerBridge:
             slow_from=_slow_from(settings.span_tree),
             bounds=settings.metrics.task_bounds,
             on_task=self.run_times.make_task_hook() if self.run_times else None,
+            on_task_failed=self.run_times.times.distrust if self.run_times else lambda: None,
         )
         splitter = splitter_of(scheduler) if can_split() else None
         spans = scheduler.extensions["spans"].spans

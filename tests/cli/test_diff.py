@@ -181,6 +181,12 @@ def test_the_page(sides, tmp_path):
     assert "<script" not in html.read_text(encoding="utf-8")
 
 
+def test_a_run_that_took_no_time(tmp_path):
+    none, some = write(tmp_path / "a.jsonl", MadeRun(1, seconds=0.0)), write(tmp_path / "b.jsonl", MadeRun(2))
+    assert run_command("diff", none, some).output.startswith("etl: slower, 0 s → 10 s (+10 s)\n")
+    assert run_command("diff", some, none).output.startswith("etl: 100% faster, 10 s → 0 s (-10 s)\n")
+
+
 def test_a_renamed_root_and_other_work(tmp_path):
     old = write(tmp_path / "old.jsonl", etl(1))
     renamed = write(tmp_path / "renamed.jsonl", etl(2, root="etl v2"))

@@ -107,13 +107,16 @@ def _no_space(self):
         (["SOURCE", "--root", "Carol's"], 'root spans: "Alice\'s", "Bob\'s"'),
         ([str(Path(__file__))], "OTLP in JSON"),
         (["http://127.0.0.1:9"], "127.0.0.1:9"),
+        (["UNTIMED"], "untimed.jsonl: there are no spans to export"),
         (["SOURCE", "-o", "/nosuch/folder/file"], "/nosuch/folder/file: No such file or directory; give another file"),
         (["SOURCE", "-o", "/tmp"], "/tmp: Is a directory; give another file"),
     ],
 )
 def test_bad_input(source, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setenv("COLUMNS", "1000")
-    arguments = [str(source) if each == "SOURCE" else each for each in arguments]
+    untimed = tmp_path / "untimed.jsonl"
+    untimed.write_text('{"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "1", "spanId": "2"}]}]}]}\n')
+    arguments = [{"SOURCE": str(source), "UNTIMED": str(untimed)}.get(each, each) for each in arguments]
     output = [] if "-o" in arguments else ["-o", tmp_path / "out"]
     before = sorted(tmp_path.iterdir())
     done = run(*arguments, *output)

@@ -246,6 +246,8 @@ def test_the_page_loads_nothing_and_fits(tmp_path):
             "there is no finished run of Dask in {tmp}/runs.jsonl, but of 'etl'",
         ),
         (["http://me:{secret}@localhost:1/?key={secret}"], "http://localhost:1/: an address goes behind --from"),
+        (["htp://me:{secret}@localhost:1"], "htp://localhost:1: there is no such file or folder"),
+        (["etl", "--from", "htp://me:{secret}@localhost:1"], "source='htp://localhost:1': there is no such file"),
         (["{tmp}/evil.jsonl"], "an object with �]0;�, a in the place of resourceSpans"),
         (["{tmp}/deep.jsonl"], "{tmp}/deep.jsonl, line 1: not a trace: not JSON (it is nested too deeply)"),
         (["etl", "--from", "http://127.0.0.1:1"], "http://127.0.0.1:1"),

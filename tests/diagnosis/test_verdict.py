@@ -265,6 +265,10 @@ CASES = {
         run({}, threads=5.0, lasted=1800.0, lacked=400.0, cluster={"threads_start": 4, "threads_most": 40}),
         [],
     ),
+    "few threads at first, and a task that takes all of the time": (
+        run({}, group(critical=OnPath(data=9.9)), gaps={"graph": 0.1}, cluster={"threads_start": 1, "threads_most": 8}),
+        [],
+    ),
     "workers that come one by one": (
         run({"starting": 0.1}, threads=40.0, lacked=360.0, cluster={"threads_start": 0, "threads_most": 80}),
         ["late_workers"],
@@ -374,6 +378,8 @@ def test_a_cure_saves_no_more_than_the_critical_path_has():
     (restricted,) = judge(CASES["restrictions"][0]).findings
     assert restricted.at_most == 4.0
     assert judge(CASES["sleep"][0]).findings[0].at_most == pytest.approx(9.9)  # the path does not say
+    # More threads would have shared all the work.
+    assert judge(CASES["few threads at first"][0]).findings[0].at_most == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize(("share", "ids"), [(0.099, []), (0.101, ["no_worker"])])
@@ -388,6 +394,9 @@ def test_nothing_is_said_about_what_workers_have_not_delivered():
     assert verdict.withheld == "workers have not delivered all their metrics, so 60 % of the time cannot be judged"
     # What is missing is less than what is known.
     assert not judge(run({"handed": 0.11, "no_worker": 0.2}, metrics_complete=False)).withheld
+    # What is known, and nothing explains, is more.
+    less = judge(run({"noncpu": 0.6, "handed": 0.2}, metrics_complete=False))
+    assert less.withheld == "nothing that is known explains 60 % of the time"
     # What has arrived is at least so much.
     most = judge(run({"noncpu": 0.6, "handed": 0.3}, cluster=PYTHON, metrics_complete=False))
     assert ([finding.id for finding in most.findings], most.withheld) == (["gil"], "")

@@ -186,7 +186,7 @@ def test_parts_and_path_add_up(given_laps, activities, available, without):
     total = laps(*some)
     metrics = {("execute", None, activity, "seconds"): value for activity, value in activities.items()}
     found = total.waterfall(metrics, start, end, available, without * (end - start))
-    assert sum(found.parts.values()) == pytest.approx(found.threads * found.seconds, abs=1e-6)
+    assert sum(found.parts.values()) == pytest.approx(found.threads * found.seconds, abs=1e-6, rel=1e-9)
     assert sum(found.wall(part) for part in PARTS) == pytest.approx(end - start, abs=1e-6)
     assert all(value > 0 for part, value in found.parts.items() if part != "unaccounted")
     assert found.parts.get("unaccounted", 0.0) <= 0

@@ -1,0 +1,36 @@
+"""What is not in the random workloads of ``test_acted_clusters.py``."""
+
+from __future__ import annotations
+
+from dask_otel.diagnosis.parts import GroupKey
+from dask_otel.diagnosis.run_times import GroupTimes, RunTimes
+
+INC = GroupKey("span", "inc")
+
+
+def one_run(times):
+    """A graph of one task, which a worker runs from 2 s to 5 s."""
+    of = GroupTimes(times.account("root"), INC)
+    times.worker_joined("worker", 1, "running", 0.0)
+    times.graph_taken("graph", times.graph_came(1.0), 1.5)
+    times.enter(of, "waiting", 1.5, "graph")
+    times.send(of, "a", "waiting", "worker", 1.5, "graph", False, False)
+    times.run(of, "a", 2.0, 5.0, 1, 5.25, "finished-a")
+    times.take()
+
+
+def test_a_lap():
+    times = RunTimes(0.0, lambda stimulus: "dispatch")
+    one_run(times)
+    (lap,) = filter(None, times.laps(6.0))
+    assert (lap.start, lap.end, lap.occupied, lap.idle) == (1.0, 5.25, 3.75, {"graph": 0.5})
+    assert (lap.path.start, lap.path.end) == (1.0, 5.0)
+    assert (lap.path.groups, lap.path.gaps) == ({INC: (3.0, 0.0)}, {"graph": 0.5, "dispatch": 0.5})
+
+
+def test_no_lap_once_a_transition_was_lost():
+    times = RunTimes(0.0, lambda stimulus: "dispatch")
+    times.distrust()
+    one_run(times)
+    assert not list(filter(None, times.laps(6.0)))
+    assert times.cut("root", 7.0) is None
