@@ -21,6 +21,8 @@ WORTH = 0.1
 KEPT = ("cpu", "client", "others")
 #: Of the thread-seconds; if more than these are counted twice, fine metrics and occupancy do not fit together.
 UNACCOUNTED = 0.1
+#: Characters of the name of a step.
+MAX_NAME = 200
 #: Bytes, seconds and part of the memory of the hints.
 LARGE_RESULTS = 100 * 2**20
 LONG_RUN, UNUSED = 30.0, 0.7
@@ -47,7 +49,7 @@ class Finding:
     @property
     def text(self) -> str:
         """Both sentences, with the names."""
-        evidence = self.evidence.format(*map(str, self.steps)) if self.steps else self.evidence
+        evidence = self.evidence.format(*map(_shortened, self.steps)) if self.steps else self.evidence
         return f"{evidence} {self.remedy}"
 
 
@@ -66,6 +68,12 @@ class Verdict:
     def text(self) -> str:
         """Two sentences about the most costly finding; empty if there is none."""
         return self.findings[0].text if self.findings else ""
+
+
+def _shortened(step: Step) -> str:
+    """Name a step so that there is room for what helps: tags can be of any length."""
+    name = str(step)
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}…{name[-MAX_NAME // 2 :]}"
 
 
 def judge(facts: RunFacts) -> Verdict:

@@ -527,3 +527,11 @@ def test_the_page_says_which_thresholds_hold():
         "starting",
         "lost",
     }
+
+
+def test_what_helps_has_room_beside_long_names():
+    long = GroupFacts(GroupKey("span", "x"), Step(("tag " * 900,), "x"), 40, 40, 14.0, 0.1, 6.0)
+    text = judge(run({"tail": 0.5}, long)).text
+    assert "…" in text
+    assert text.endswith(FINDINGS["skew"].advice)
+    assert len(text) < 800
