@@ -15,6 +15,9 @@ __all__ = ["Finding", "Verdict", "judge"]
 
 #: Seconds and tasks from which on a run is judged: in a shorter one, start and end are most of it.
 LEAST_SECONDS, LEAST_TASKS = 1.0, 4
+#: Seconds from which on a run of fewer tasks is judged, by parts that say something of a single task, too.
+LONG_FOR_FEW = 10.0
+OF_ONE_TASK = ("noncpu", "disk", "serialize", "paused", "no_worker")
 #: Part of the wall (0…1) from which on a cause is named, unless ``SHARE`` has another one.
 WORTH = 0.1
 #: Parts that no cure takes away, but more threads.
@@ -88,7 +91,8 @@ def judge(facts: RunFacts) -> Verdict:
         return Verdict(hints=hints)
     if not (isfinite(run.threads) and run.threads > 0):
         return Verdict(hints=hints, withheld="the cluster had no thread while the run lasted")
-    if sum(group.tasks for group in facts.groups) < LEAST_TASKS:
+    has_few = sum(group.tasks for group in facts.groups) < LEAST_TASKS
+    if has_few and run.seconds < LONG_FOR_FEW:
         return Verdict(hints=hints)
     case = Case(facts)
     fits = -case.wall("unaccounted") < UNACCOUNTED * run.seconds
@@ -97,7 +101,7 @@ def judge(facts: RunFacts) -> Verdict:
     unknown = unexplained = 0.0
     for part, rule in RULES.items():
         wall = case.wall(part)
-        if wall < MINOR * run.seconds:
+        if wall < MINOR * run.seconds or (has_few and part not in OF_ONE_TASK):
             continue
         if (part in OWN and not fits) or (part == "handed" and not facts.metrics_complete):
             unknown += wall  # of metrics that are missing, all seconds are in ``handed``

@@ -20,6 +20,7 @@ from dask_otel.diagnosis.verdict import (
     LARGE_RESULTS,
     LEAST_SECONDS,
     LEAST_TASKS,
+    LONG_FOR_FEW,
     LONG_RUN,
     UNUSED,
     WORTH,
@@ -292,6 +293,11 @@ CASES = {
     "healthy": (run({"noncpu": 0.05, "handed": 0.03, "overhead": 0.02, "tail": 0.05, "graph": 0.02}), []),
     "too short": (run({"noncpu": 0.9}, lasted=0.8, cluster=SLEEPS), []),
     "too few tasks": (run({"dependencies": 0.75}, group(tasks=3, p50=3.0)), []),
+    "too few tasks in a short run": (run({"noncpu": 0.8}, group(tasks=3), lasted=9.0, cluster=SLEEPS), []),
+    "a few tasks that waited for long": (
+        run({"noncpu": 0.8, "tail": 0.1}, group(tasks=3, p50=600.0), lasted=2400.0, cluster=SLEEPS),
+        ["io"],
+    ),
     "two causes": (
         run({"noncpu": 0.3, "tail": 0.4}, group(p50=0.2, longest=6.0), cluster=SLEEPS),
         ["skew", "io"],
@@ -518,6 +524,7 @@ def test_the_page_says_which_thresholds_hold():
     assert {*SHARE} == {"io", "oversubscribed", "p2p"}
     assert SHARE["io"] == SHARE["oversubscribed"]
     assert f"Runs of less than {LEAST_SECONDS:.0f} s and of fewer than {LEAST_TASKS} tasks" in text
+    assert f"From {LONG_FOR_FEW:.0f} s on" in text
     assert f"more than {SKEWED:.0f} times as long" in text
     assert f"{LONG:.0f} times as long: `stragglers`" in text
     assert f"{percent(UNUSED)} of its memory, in a run of at least {LONG_RUN:.0f} s" in HINTS["unused_memory"]
