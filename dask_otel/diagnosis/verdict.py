@@ -7,7 +7,7 @@ from math import inf, isfinite
 
 from .evidence import RunFacts
 from .findings import FINDINGS
-from .parts import OWN, Step
+from .parts import IDLE, OWN, Step
 from .quantities import percent
 from .rules import MINOR, RULES, SHARE, Case, Suspect, late_workers, lost_work
 
@@ -145,18 +145,21 @@ def _findings(suspects: list[tuple[str, Suspect]], lasted: float, most: float) -
             continue
         part, largest = max(some, key=lambda each: each[1].seconds)
         bound = lasted if id_ == "late_workers" else max(0.0, most)
-        at_most = min(bound, sum(_at_most(suspect) for _, suspect in some))
+        at_most = min(bound, sum(_at_most(part, suspect) for part, suspect in some))
         findings.append(Finding(id_, part, total, at_most, largest.evidence, FINDINGS[id_].advice, largest.steps))
     return tuple(sorted(findings, key=lambda each: each.seconds, reverse=True))
 
 
-def _at_most(suspect: Suspect) -> float:
+def _at_most(part: str, suspect: Suspect) -> float:
     """What a cure could save: what the critical path has of it, where it has any.
 
-    That may be more than the part: while inputs are on their way, threads are also idle since others wait for the task.
+    That may be more than what threads did: while inputs are on their way to one task, other threads are also idle, since
+    theirs wait for its result. Of threads that are idle, no more can be saved than they are.
     """
     on_path = suspect.on_path
-    return suspect.seconds if on_path is None or not 0 < on_path < inf else on_path
+    if on_path is None or not 0 < on_path < inf:
+        return suspect.seconds
+    return min(on_path, suspect.seconds) if part in IDLE else on_path
 
 
 def _hints(facts: RunFacts) -> tuple[str, ...]:
