@@ -153,8 +153,8 @@ def _findings(suspects: list[tuple[str, Suspect]], lasted: float, most: float) -
 def _at_most(part: str, suspect: Suspect) -> float:
     """What a cure could save: what the critical path has of it, where it has any.
 
-    That may be more than what threads did: while inputs are on their way to one task, other threads are also idle, since
-    theirs wait for its result. Of threads that are idle, no more can be saved than they are.
+    That may be more than what threads did: while inputs are on their way to one task, other threads are also idle,
+    since theirs wait for its result. Of threads that are idle, no more can be saved than they are.
     """
     on_path = suspect.on_path
     if on_path is None or not 0 < on_path < inf:

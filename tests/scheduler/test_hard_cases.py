@@ -298,7 +298,7 @@ async def test_tasks_that_secede_use_more_threads_than_there_are(client, schedul
     spans = await finished(plugin)
     roots = {s.name: s.attributes for s in spans if not s.parent_id}
     seceded = roots["seceded"]
-    assert seceded["dask.thread_time.busy"] > 4.9 > seceded["dask.thread_time.available"]
+    assert seceded["dask.thread_time.busy"] > 1.5 * seceded["dask.thread_time.available"]
     assert "dask.efficiency" not in seceded
     for attributes in roots.values():
         if "dask.thread_time.others" in attributes:
