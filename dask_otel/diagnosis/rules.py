@@ -44,8 +44,8 @@ LOCKED, LATE = 0.006, 0.1
 LATE_SCHEDULER, COLLECTING = 0.2, 0.1
 #: Bytes for each task that are more than a message.
 MUCH = 100_000
-#: Tasks or bytes of a graph that is large, and seconds that one graph takes if it is.
-LARGE_TASKS, LARGE_SIZE, LARGE_SECONDS = 5_000, 10 * 2**20, 0.5
+#: Tasks or bytes of a graph that is large; seconds that each of several graphs takes if they are.
+LARGE_TASKS, LARGE_SIZE, LARGE_SECONDS, SEVERAL = 5_000, 10 * 2**20, 0.3, 3
 
 
 @dataclass(slots=True)
@@ -377,10 +377,11 @@ def _no_worker(case: Case) -> Suspect | None:
 def _graph(case: Case) -> Suspect | None:
     graphs, wall = case.facts.graphs, case.wall("graph")
     each = wall / max(1, graphs.count)
-    is_known = graphs.tasks is not None or graphs.size is not None
     is_large = (graphs.tasks or 0) >= LARGE_TASKS or (graphs.size or 0) >= LARGE_SIZE
-    # A small graph can take long, too: with the first one, the scheduler imports the packages that it needs.
-    if not is_large and (is_known or each < LARGE_SECONDS):
+    # Most of a graph that is sent may not be needed. But the first one can take long if it is small, too: the scheduler
+    # imports the packages that it needs.
+    takes_long = each >= LARGE_SECONDS and (graphs.count >= SEVERAL or (graphs.size or 0) >= LARGE_SIZE / 10)
+    if not (is_large or takes_long):
         return None
     shown = []
     if graphs.tasks:

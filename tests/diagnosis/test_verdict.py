@@ -89,6 +89,14 @@ CASES = {
         ),
         [],
     ),
+    "several graphs of which most is not needed": (
+        run({"graph": 0.34, "client": 0.5}, lasted=6.9, graphs=GraphFacts(count=5, tasks=60, size=400_000)),
+        ["large_graph"],
+    ),
+    "a first graph, with which the scheduler imports packages": (
+        run({"graph": 0.15}, lasted=5.1, graphs=GraphFacts(count=1, tasks=65, size=4_000)),
+        [],
+    ),
     "few submitted at a time": (
         run({"tail": 0.7}, group(tasks=100, compute=12.0, p50=0.1), graphs=GraphFacts(count=100)),
         ["narrow_graph"],
