@@ -112,7 +112,7 @@ def judge(facts: RunFacts) -> Verdict:
     if late := late_workers(case):
         suspects.append(("starting", late))
     suspects.append(("lost", lost_work(case)))
-    findings = _findings(suspects, run.seconds, run.seconds - sum(map(case.wall, KEPT)))
+    findings = _findings(suspects, run.seconds, run.seconds - sum(max(0.0, case.wall(part)) for part in KEPT))
     withheld = ""
     if unknown >= WORTH * run.seconds and unknown > (findings[0].seconds if findings else unexplained):
         withheld = "workers have not delivered all their metrics"
