@@ -237,7 +237,8 @@ def test_two_asynchronous_clusters_in_one_process(local):
 
     for root_id, scheduler_id in asyncio.run(run()):
         spans = local.wait_for_trace(dask_otel.trace_id(root_id), timeout=10)
-        assert tree(spans) == ["root [span]", "  sum [group]"]
+        # On a busy machine, taking in the graph may take so long that it is a phase.
+        assert [line for line in tree(spans) if not line.endswith("[phase]")] == ["root [span]", "  sum [group]"]
         assert {s.resource["service.instance.id"] for s in spans} == {scheduler_id}
 
 

@@ -176,7 +176,7 @@ class Cluster:
         while at_rest != self.scheduler.transition_counter:
             if not self.running:  # the last one may only now be gone
                 await self.add_worker(rng)
-            if not await until(lambda: not self._busy(), 20):
+            if not await until(lambda: not self._busy(), 60):
                 states = Counter(task.state for task in self.scheduler.tasks.values())
                 raise TimeoutError(f"not at rest: {self._busy()}; {states}")
             if any((await self.run_apart(busy_keys)).values()):

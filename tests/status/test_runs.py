@@ -49,7 +49,7 @@ def _slow(x):
 
 
 def _wait_for(name):
-    return Event(name).wait(timeout=30)
+    return Event(name).wait(timeout=120)
 
 
 async def work(client):
