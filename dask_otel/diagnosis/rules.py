@@ -140,15 +140,6 @@ class Case:
         running = self.thread_seconds("cpu") + self.thread_seconds("noncpu")
         return self.thread_seconds("cpu") / running if running > 0 else 0.0
 
-    @property
-    def others_use(self) -> bool:
-        """Whether other programs than workers keep the machines busy."""
-        cluster = self.cluster
-        if cluster.machine_cpus is None or cluster.machine_busy is None:
-            return False
-        others = cluster.machine_busy - (cluster.machine_cpu or 0.0)
-        return cluster.machine_busy >= 0.9 * cluster.machine_cpus and others >= 0.5 * cluster.machine_cpus
-
     @cached_property
     def lock(self) -> str:
         """How the interpreter's lock shows; empty if it does not."""

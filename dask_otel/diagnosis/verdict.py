@@ -121,7 +121,7 @@ def judge(facts: RunFacts) -> Verdict:
         withheld += f", so {percent(min(1.0, unknown / run.seconds))} of the time cannot be judged"
     elif unexplained >= max(SHARE.values()) * run.seconds and not findings:
         withheld = f"nothing that is known explains {percent(unexplained / run.seconds)} of the time"
-        if case.others_use:
+        if case.others_use_machine:
             withheld = f"{withheld}, in which other programs kept the machine busy"
     return Verdict(findings, hints, withheld)
 
