@@ -9,7 +9,7 @@ from support.loaded import loaded_spans
 from support.processes import cluster, our_errors
 from support.runs import run_command
 from support.trees import check_shape, check_sums, tree
-from support.workflows import NESTED, NESTED_ATTRIBUTES, nested
+from support.workflows import NESTED_ATTRIBUTES, nested
 
 import dask_otel
 from dask_otel.analysis import LoadError, LoadWarning, load
@@ -41,7 +41,8 @@ def test_runs_from_jaeger(jaeger, tmp_path):
     one = load(jaeger.ui, trace_ids=ids[0].upper())
     assert (one.trace_ids, len(one.spans), len(one.groups), len(one.tasks)) == ([ids[0]], 5, 4, 1)
     spans = loaded_spans(one)
-    assert tree(spans, *NESTED_ATTRIBUTES) == NESTED
+    # Not always those of one workflow alone: the second one may request a result again that was just released.
+    assert tree(spans, *NESTED_ATTRIBUTES) == tree(told[ids[0]], *NESTED_ATTRIBUTES)
     check_shape(spans)
     check_sums(spans)
 
@@ -69,7 +70,8 @@ def test_runs_from_jaeger(jaeger, tmp_path):
     where = ("--from", jaeger.ui, "--service", service)
     for run in (ids[1], "Alice's workflow", "Alice's workflow@1"):
         assert f"· trace {ids[1]} · from {service}\n" in run_command("report", run, *where).output
-    compared = json.loads(run_command("diff", "Alice's workflow@2", ids[1], *where, "--json").stdout)
+    printed = run_command("diff", "Alice's workflow@2", ids[1], *where, "--json").stdout
+    compared = json.loads(printed[printed.index("{") :])  # before click 8.2, warnings are there, too
     assert [compared[side][0]["trace_id"] for side in ("before", "after")] == ids
     assert compared["parts"]["not_explained"] == pytest.approx(0.0, abs=1e-6)
     labels = {"data load / load", "prepare / scale / scale", "prepare / scale / total", "check / check"}
