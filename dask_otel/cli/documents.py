@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +11,7 @@ from tornado.template import Loader
 
 from .. import __version__
 from ..diagnosis.parts import IDLE, PARTS
+from ..status.reasons import LINK
 from ..status.render import TEXTS
 from . import diff_texts, report_texts
 from .run_texts import percent, seconds
@@ -35,8 +35,6 @@ _COLOURS = {
     **dict.fromkeys(IDLE, "idle"),
 }
 
-#: Addresses that a text may link to: those of Dask's documentation.
-_LINK = re.compile(r"(https://(?:docs|distributed)\.dask\.org/[^\s<>\"]*[^\s<>\".,;:)])")
 
 _TEMPLATES = Loader(str(Path(__file__).parents[1]))
 
@@ -74,7 +72,7 @@ def report_document(run: Run) -> bytes:
         "cli/report.html",
         run=run,
         facts=report_texts.facts(run),
-        why=[_LINK.split(sentence) for sentence in report_texts.why(run)],
+        why=[LINK.split(sentence) for sentence in report_texts.why(run)],
         bar=_pieces(run.parts, whole),
         shares=[(share, colour_of(share.name), 100 * share.seconds / whole) for share in report_texts.parts(run)],
         on_path=[(share, 100 * share.seconds / whole) for share in report_texts.path(run)],

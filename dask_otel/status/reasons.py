@@ -15,14 +15,14 @@ from ..diagnosis.findings import HINTS
 from ..diagnosis.parts import LABELS
 from .texts import duration
 
-__all__ = ["Part", "Reasons", "reasons"]
+__all__ = ["LINK", "Part", "Reasons", "reasons"]
 
 #: Parts that are shorter, of the duration, are drawn as one.
 MIN_SHARE = 0.01
 #: Steps of the critical path that are named.
 MAX_NAMED_STEPS = 3
 #: Addresses that a text may link to: those of Dask's documentation.
-_LINK = re.compile(r"(https://(?:docs|distributed)\.dask\.org/[^\s<>\"]*[^\s<>\".,;:)])")
+LINK = re.compile(r"(https://(?:docs|distributed)\.dask\.org/[^\s<>\"]*[^\s<>\".,;:)])")
 
 
 @dataclass
@@ -90,7 +90,7 @@ def _words(id_: str) -> str:
 
 
 def _pieces(text: str) -> list[tuple[str, bool]]:
-    return [(piece, number % 2 == 1) for number, piece in enumerate(_LINK.split(text)) if piece]
+    return [(piece, number % 2 == 1) for number, piece in enumerate(LINK.split(text)) if piece]
 
 
 def _parts(attributes: Mapping[str, Any]) -> Iterator[Part]:
