@@ -478,9 +478,8 @@ class RunTimes:
         graph, came, _ = self._graph
         is_graph = stimulus == graph
         if account.base is None:
-            if is_graph and came.at < account.marked.at and account.stopped:  # while its last task ended
-                came = account.marked
-            account.begin(came if is_graph else self.threads.mark(now))
+            # A graph may have come while the last task of the lap before still ran.
+            account.begin(max(came, account.marked) if is_graph else self.threads.mark(now))
             self._resting.pop(account, None)
             self._active[account] = None
         elif account.rested and is_graph:  # the same lap goes on

@@ -136,3 +136,13 @@ def test_a_pause_that_a_sweep_has_seen_ends_the_lap(story):
     story.move(4.0, "y", "released", "waiting", "whatever")
     first, second = lap_paths([*story.events, Swept(5.0)])
     assert (first.is_over, first.told, second.is_over, second.start) == (True, 1.0, False, 4.0)
+
+
+def test_a_graph_that_came_while_the_last_task_ran_begins_its_lap_when_that_ended(story):
+    story.graph(0.0, 0.0, "x")
+    story.sent(0.0, "x", "update-graph")
+    story.ran(2.0, "x", 0.0, 2.0)
+    story.events += [Swept(2.5), Arrival(3.0, "second", 1.0, frozenset(["root"]))]
+    story.move(3.0, "y", "released", "waiting", "second")
+    first, second = lap_paths(story.events)
+    assert (first.is_over, first.told, second.start) == (True, 2.0, 2.0)

@@ -28,6 +28,16 @@ def test_a_lap():
     assert (lap.path.groups, lap.path.gaps) == ({INC: (3.0, 0.0)}, {"graph": 0.5, "dispatch": 0.5})
 
 
+def test_a_lap_begins_where_the_one_before_ended_if_its_graph_came_earlier():
+    times = RunTimes(0.0, lambda stimulus: "dispatch")
+    came = times.graph_came(4.0)
+    one_run(times)
+    times.graph_taken("second", came, 6.5)
+    times.enter(GroupTimes(times.account("root"), INC), "waiting", 6.5, "second")
+    (lap,) = filter(None, times.laps(7.0))
+    assert (lap.end, times.lap_start("root")) == (5.25, 5.25)
+
+
 def test_no_lap_once_a_transition_was_lost():
     times = RunTimes(0.0, lambda stimulus: "dispatch")
     times.distrust()

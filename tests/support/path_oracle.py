@@ -108,20 +108,24 @@ def lap_paths(events: Sequence[Event]) -> list[LapPath]:
     #: By number of their event, those of all runs.
     nodes: dict[int, Node] = {}
     current: dict[str, LapPath] = {}
+    #: When the last lap of each root ended. A graph that came before that begins its lap there: laps do not overlap.
+    ended: dict[str, float] = {}
     unfinished: dict[str, set[int]] = defaultdict(set)
     #: Tasks whose results were lost with a worker, while no other worker has them.
     lost: set[int] = set()
     for number, event in enumerate(events):
         if isinstance(event, Swept):
             for root in [root for root in current if not unfinished[root]]:
-                current.pop(root).is_over = True
+                lap = current.pop(root)
+                lap.is_over = True
+                ended[root] = lap.told or event.at
         if isinstance(event, Cut) and event.root in current:
             current[event.root].is_over = True
             if unfinished[event.root]:
                 laps.append(LapPath(event.root, [Node(event.at, event.at, number)]))
                 current[event.root] = laps[-1]
             else:
-                del current[event.root]
+                ended[event.root] = current.pop(event.root).told or event.at
         if not isinstance(event, Move) or not event.root or event.start == event.finish:
             continue
         if event.task in lost and event.finish in ("waiting", "queued", "no-worker"):
@@ -134,7 +138,7 @@ def lap_paths(events: Sequence[Event]) -> list[LapPath]:
         was_at_rest = not unfinished[event.root]
         if event.finish in UNFINISHED:
             if event.root not in current:
-                start = arrival.received if arrival else event.at
+                start = max(arrival.received, ended.get(event.root, 0.0)) if arrival else event.at
                 current[event.root] = LapPath(event.root, [Node(start, start, number)])
                 laps.append(current[event.root])
             unfinished[event.root].add(event.task)
