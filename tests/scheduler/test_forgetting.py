@@ -429,7 +429,7 @@ async def test_nothing_stays_in_memory(plugin, client, scheduler, *workers):
     await some()
     before = kept()
     await some()
-    await until(lambda: kept() == before)  # metrics may arrive late
+    await until(lambda: kept() <= before)  # metrics may arrive late, and the last root may be over now
 
 
 # Where the bridge ends or something fails

@@ -62,6 +62,24 @@ async def work(client):
     return root
 
 
+#: The outline of its page.
+ROWS = [
+    "span Alice's workflow +: 1 task erred",
+    "  span load +",
+    "    group load +",
+    "      task load",
+    "  span train +: 1 task erred",
+    "    group fit +: 1 task erred",
+    "      task fit: ValueError: 7 is odd",
+    "    group score",
+]
+
+
+def once(rows):
+    """Without repeats: on a busy machine, other tasks may stand out as well."""
+    return list(dict.fromkeys(rows))
+
+
 async def shown(scheduler, root):
     """Follow the redirects from a Dask span to its run, once that is over; return where it is, and the page."""
     found = await status(scheduler, lambda found: any(each["id"] == root for each in found["finished"]))
@@ -107,19 +125,11 @@ def test_a_run_with_no_exporter_at_all():
         assert described.text == "dask-otel sends nothing, as configured"
         root = await work(client)
         path, page = await shown(scheduler, root)
-        assert outline(page) == [
-            "span Alice's workflow +: 1 task erred",
-            "  span load +",
-            "    group load +",
-            "      task load",
-            "  span train +: 1 task erred",
-            "    group fit +: 1 task erred",
-            "      task fit: ValueError: 7 is odd",
-            "    group score",
-        ]
+        rows = outline(page)
+        assert once(rows) == ROWS
         assert "Traceback</summary>" in page.partition('<h2 id="spans">')[0]
         assert page.index("What failed") < page.index('class="waterfall"')
-        assert page.count('<th scope="row">dask.task.key</th>') == 2
+        assert page.count('<th scope="row">dask.task.key</th>') == 2 + len(rows) - len(ROWS)
         assert page.count("<li>") == page.count("</li>")
         assert page.count("<details") == page.count("</details>")
         assert page.count("<ul") == page.count("</ul>")
@@ -127,15 +137,9 @@ def test_a_run_with_no_exporter_at_all():
             re.findall("<details[^>]*>", (await get(scheduler, f"{path}?show=none")).body.decode())
         )
         every = outline((await get(scheduler, f"{path}?show=all")).body.decode())
-        assert [row.endswith("+") or "+:" in row for row in every] == [
-            True,
-            True,
-            True,
-            False,
-            True,
-            True,
-            False,
-            False,
+        assert [row.endswith("+") or "+:" in row for row in once(every)] == [
+            *(True, True, True, False),
+            *(True, True, False, False),
         ]
         found = await status(scheduler, lambda found: True)
         assert (found["on"], found["exporters"], found["metrics"], found["errors"]) == (True, [], [], [])
@@ -179,7 +183,7 @@ def test_a_run_that_is_not_sampled(monkeypatch):
 
     async def test(plugin, client, scheduler):
         _, page = await shown(scheduler, await work(client))
-        assert len(outline(page)) == 8
+        assert once(outline(page)) == ROWS
 
     with_page(test)
 
