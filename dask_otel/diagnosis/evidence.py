@@ -79,10 +79,12 @@ class ClusterEvidence:
     Means are over time and over what was busy: workers that had tasks on threads when they sent a heartbeat.
     """
 
-    #: Of a busy process (workers may share one): cores that it used, its threads, and how many had tasks.
+    #: Of a busy process (workers may share one): cores that it used, its threads, and how many had tasks; and the cores
+    #: that all busy processes of its machine used.
     process_cpu: float | None = None
     process_threads: float | None = None
     process_tasks: float | None = None
+    process_machine_cpu: float | None = None
     #: Of machines whose processors are known: their cores, the threads of busy workers there that had tasks, and the
     #: cores that the workers' processes used, and that all programs used.
     machine_cpus: float | None = None

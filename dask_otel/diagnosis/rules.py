@@ -37,6 +37,10 @@ ONE_EACH = 1.2
 MOST = 0.7
 #: Tasks that a group needs to have a middle.
 ENOUGH = 4
+#: Cores: processes that use fewer have no lack of them, wherever they run.
+LEAST_CORES = 0.7
+#: Part (0…1) of the time in functions for which tasks use a processor if they do nothing but wait.
+NO_CPU = 0.05
 #: Seconds by which ticks of a worker's event loop are late on average: if the interpreter's lock is contended (10 to
 #: 150 ms were seen with four threads, 0 to 2 ms with threads that do not hold it), and if the loop itself is the cause.
 LOCKED, LATE = 0.006, 0.1
@@ -155,8 +159,25 @@ class Case:
             return taken if contention >= 0.5 else ""
         if self.others_use_machine:
             return ""  # perhaps the process only did not get a second core
-        is_late = cluster.worker_loop_delay is None or cluster.worker_loop_delay >= LOCKED
-        return shown if 0.6 <= cpu <= 1.3 and is_late else ""
+        return shown if 0.6 <= cpu <= 1.3 and self.is_late else ""
+
+    @property
+    def is_late(self) -> bool:
+        """Whether event loops of workers may have waited for the lock or a core."""
+        delay = self.cluster.worker_loop_delay
+        return delay is None or delay >= LOCKED
+
+    @cached_property
+    def may_lack_cores(self) -> bool:
+        """Whether tasks may have waited for a core though nothing shows it.
+
+        Nobody knows how many cores a remote machine has, or a container may use. Throttled processes are late.
+        """
+        cluster = self.cluster
+        used = max(cluster.process_cpu or 0.0, cluster.process_machine_cpu or 0.0)
+        if self.on_cpu < NO_CPU or used < LEAST_CORES:
+            return False
+        return cluster.machine_cpus is None or self.is_late
 
     @cached_property
     def others_use_machine(self) -> bool:
@@ -216,6 +237,8 @@ def _noncpu(case: Case) -> Suspect | None:
     waited = f"Tasks waited in their threads for {case.of_run(wall)}"
     if case.lock:
         what = "Python's interpreter lock lets one thread run at a time"
+        if cluster.gil_contention is None:
+            what += ", unless the worker may use only one core"
         return Suspect("gil", wall, f"{waited} while {case.lock}: {what}.", on_path)
     if cpu is None or not tasks:
         return None
@@ -225,8 +248,7 @@ def _noncpu(case: Case) -> Suspect | None:
     # Without threads that tasks start themselves, a process uses little more than the threads of its tasks.
     has_inner = cpu > 1.3 * case.on_cpu * tasks + 0.5
     is_full = cpus is not None and busy >= 0.75 * cpus
-    is_late = cluster.worker_loop_delay is None or cluster.worker_loop_delay >= LOCKED
-    if case.others_use_machine and is_late and tasks >= 1.5 and cpu <= 1.3 and case.on_cpu >= 0.05:
+    if case.others_use_machine and case.is_late and tasks >= 1.5 and cpu <= 1.3 and case.on_cpu >= NO_CPU:
         return None  # it may be the lock as well
     is_crowded = cpus is not None and ((wanted or 0.0) >= 1.2 * cpus or (has_inner and cpu > 1.3))
     if cpus is not None and wanted is not None and is_full and is_crowded and used >= 0.35 * cpus:
@@ -237,7 +259,8 @@ def _noncpu(case: Case) -> Suspect | None:
         what = f"ticks of the workers' event loop were {seconds(cluster.worker_loop_delay or 0.0)} late"
         return Suspect("busy_worker", wall, f"{waited} without using a processor there, and {what}.", on_path)
     # On a machine that other programs keep busy, tasks wait for a core.
-    if cpu <= 0.7 * tasks and not has_inner and (not is_full or case.on_cpu < 0.05):
+    is_idle = not is_full and not case.may_lack_cores
+    if cpu <= 0.7 * tasks and not has_inner and (is_idle or case.on_cpu < NO_CPU):
         what = f"a worker process with {number(tasks)} tasks at a time used {number(cpu)} cores"
         return Suspect("io", wall, f"{waited} while {what}.", on_path)
     return None

@@ -26,6 +26,8 @@ KEPT = ("cpu", "client", "others")
 UNACCOUNTED = 0.1
 #: Characters of the name of a step.
 MAX_NAME = 200
+#: How the scheduler knows the cores of remote machines.
+HOW_TO_KNOW_CORES = "set distributed.admin.system-monitor.host-cpu to true on the workers, so that it is known"
 #: Bytes, seconds and part of the memory of the hints.
 LARGE_RESULTS = 100 * 2**20
 LONG_RUN, UNUSED = 30.0, 0.7
@@ -98,7 +100,7 @@ def judge(facts: RunFacts) -> Verdict:
     fits = -case.wall("unaccounted") < UNACCOUNTED * run.seconds
     suspects: list[tuple[str, Suspect]] = []
     #: Wall seconds that cannot be judged, and that are not explained.
-    unknown = unexplained = 0.0
+    unknown, unexplained, unexplained_part = 0.0, 0.0, ""
     for part, rule in RULES.items():
         wall = case.wall(part)
         if wall < MINOR * run.seconds or (has_few and part not in OF_ONE_TASK):
@@ -108,7 +110,7 @@ def judge(facts: RunFacts) -> Verdict:
         elif suspect := rule(case):
             suspects.append((part, suspect))
         elif part in ("noncpu", "handed", "overhead"):
-            unexplained = max(unexplained, wall)
+            unexplained, unexplained_part = max((unexplained, unexplained_part), (wall, part))
     if late := late_workers(case):
         suspects.append(("starting", late))
     suspects.append(("lost", lost_work(case)))
@@ -123,6 +125,8 @@ def judge(facts: RunFacts) -> Verdict:
         withheld = f"nothing that is known explains {percent(unexplained / run.seconds)} of the time"
         if case.others_use_machine:
             withheld = f"{withheld}, in which other programs kept the machine busy"
+        elif unexplained_part == "noncpu" and case.cluster.machine_cpus is None and case.may_lack_cores:
+            withheld = f"{withheld}: perhaps tasks waited for a core; {HOW_TO_KNOW_CORES}"
     return Verdict(findings, hints, withheld)
 
 

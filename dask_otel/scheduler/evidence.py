@@ -226,6 +226,7 @@ class Evidence:
             process_cpu=mean("process.cpu", "process.n"),
             process_threads=mean("process.threads", "process.n"),
             process_tasks=mean("process.tasks", "process.n"),
+            process_machine_cpu=mean("process.machine", "process.n"),
             machine_cpus=mean("machine.cpus", "machine.n"),
             machine_tasks=mean("machine.tasks", "machine.n"),
             machine_cpu=mean("machine.cpu", "machine.n"),
@@ -360,6 +361,7 @@ class Evidence:
             sums["process.cpu"] += process.cpu
             sums["process.threads"] += process.threads
             sums["process.tasks"] += process.tasks
+            sums["process.machine"] += process.machine.cpu
         known = [each for each in self._machines.values() if each.tasks and each.cpus is not None]
         for machine in known:
             if machine.is_local:

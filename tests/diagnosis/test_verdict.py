@@ -106,8 +106,24 @@ CASES = {
         run({"noncpu": 0.75}, cluster={**PYTHON, "process_cpu": 1.5, "gil_contention": 0.9}),
         ["gil"],
     ),
-    "not the lock, as gilknocker measures it": (
-        run({"noncpu": 0.75}, cluster={**PYTHON, "gil_contention": 0.1}),
+    "not the lock, as gilknocker measures it, but cores of a container": (
+        run({"noncpu": 0.75}, cluster={**PYTHON, "gil_contention": 0.1, "machine_cpus": 16.0, "machine_tasks": 4.0}),
+        [],
+    ),
+    "half of the time on a processor, where nobody knows how many there are": (
+        run({"noncpu": 0.5}, cluster={**RELEASES, "process_machine_cpu": 1.67}),
+        [],
+    ),
+    "little of it, by several processes of a machine that nobody knows": (
+        run({"noncpu": 0.8}, cluster={**RELEASES, "process_cpu": 0.4, "process_machine_cpu": 1.6}),
+        [],
+    ),
+    "little of it, where nobody knows the machine, but even one core were enough": (
+        run({"noncpu": 0.8}, cluster={**RELEASES, "process_cpu": 0.5, "process_machine_cpu": 0.5}),
+        ["io"],
+    ),
+    "half of the time on a processor of a machine with many": (
+        run({"noncpu": 0.5}, cluster={**RELEASES, "machine_cpus": 16.0, "machine_tasks": 4.0, "machine_cpu": 1.67}),
         ["io"],
     ),
     "the lock, on a machine that has no second core": (
@@ -325,7 +341,8 @@ def test_every_finding_and_hint_is_one_that_some_case_has():
 
 TEXTS = {
     "python code in threads": "Tasks waited in their threads for 7.5 s of 10 s while a worker process with 4 tasks at "
-    "a time used 1.0 cores: Python's interpreter lock lets one thread run at a time.",
+    "a time used 1.0 cores: Python's interpreter lock lets one thread run at a time, unless the "
+    "worker may use only one core.",
     "functions that release the lock": "Tasks waited in their threads for 5.8 s of 10 s: 4 tasks ran at a time on 2 "
     "cores, of which 1.7 were in use.",
     "threads of a library": "Tasks waited in their threads for 5 s of 10 s: 4 tasks ran at a time on 8 cores, of which "
@@ -425,6 +442,30 @@ def test_nothing_is_said_about_what_workers_have_not_delivered():
         "nothing that is known explains 60 % of the time, in which other programs kept the machine busy"
     )
     assert judge(run({}, threads=0.0)).withheld == "the cluster had no thread while the run lasted"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "withheld"),
+    [
+        (
+            RELEASES,
+            "nothing that is known explains 50 % of the time: perhaps tasks waited for a core; set "
+            "distributed.admin.system-monitor.host-cpu to true on the workers, so that it is known",
+        ),
+        (
+            {**PYTHON, "machine_cpus": 16.0, "machine_tasks": 4.0, "gil_contention": 0.0},
+            "nothing that is known explains 50 % of the time",
+        ),
+    ],
+)
+def test_it_says_how_cores_are_known(cluster, withheld):
+    assert judge(run({"noncpu": 0.5}, cluster=cluster)).withheld == withheld
+
+
+def test_the_lock_is_said_with_its_condition_unless_it_was_measured():
+    rule = "lets one thread run at a time"
+    assert f"{rule}, unless the worker may use only one core." in judge(run({"noncpu": 0.75}, cluster=PYTHON)).text
+    assert f"{rule}." in judge(run({"noncpu": 0.75}, cluster={**PYTHON, "gil_contention": 0.9})).text
 
 
 def test_hints():

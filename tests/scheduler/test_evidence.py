@@ -52,7 +52,7 @@ async def test_what_busy_workers_report(plugin, client, scheduler, a, b):
     assert found.process_cpu == pytest.approx(sum(each["cpu"] for each in reports) / 200)
     assert (found.process_threads, found.process_tasks) == (1.5, 1.5)
     assert (found.machine_cpus, found.machine_tasks) == (CPU_COUNT, 3)
-    assert found.machine_cpu == pytest.approx(2 * found.process_cpu)
+    assert found.machine_cpu == found.process_machine_cpu == pytest.approx(2 * found.process_cpu)
     assert found.machine_busy is None if psutil.cpu_count() != CPU_COUNT else 0.0 <= found.machine_busy <= CPU_COUNT
     delays = [max(0.0, each["event_loop_interval"] - 0.02) for each in reports]
     assert found.worker_loop_delay == pytest.approx(sum(delays) / 2)
