@@ -102,7 +102,7 @@ def path_to_run(
         Whether an input was on another worker.
     """
     base, at, reported, link, number, last_group, last_edge, seconds, cause, gap, report, dispatch, input_ = before
-    end = stop
+    end, wait = stop, 0.0
     if start > at:
         end = stop if stop > start else start
         if reported > sent:  # it had been sent before, and waited for its thread
@@ -116,13 +116,15 @@ def path_to_run(
             if waited == "dispatch":
                 dispatch += sent - at
             else:
-                before = _behind(before, sent, told, waited, sent - at)
-                _, _, _, link, number, last_group, last_edge, seconds, cause, gap, _, _, _ = before
+                wait = sent - at
             at = sent
         if others_until > at:
             others_until = others_until if others_until < start else start
-            before = _behind(before, others_until, told, "others", others_until - at)
-            _, _, _, link, number, last_group, last_edge, seconds, cause, gap, _, _, _ = before
+            if wait and waited != "others":
+                before = _behind(before, at, told, waited, wait)
+                _, _, _, link, number, last_group, last_edge, seconds, cause, gap, _, _, _ = before
+                wait = 0.0
+            waited, wait = "others", wait + others_until - at
             at = others_until
         if is_remote:
             input_ += start - at
@@ -134,10 +136,17 @@ def path_to_run(
     else:
         end, more = at, 0.0
     if last_group is group and last_edge == edge:
-        return base, end, told, link, number, group, edge, seconds + more, cause, gap, report, dispatch, input_
+        if not wait:
+            return base, end, told, link, number, group, edge, seconds + more, cause, gap, report, dispatch, input_
+        if cause == waited or not cause:
+            seconds += more
+            gap += wait
+            return base, end, told, link, number, group, edge, seconds, waited, gap, report, dispatch, input_
+    if not wait:
+        waited = ""
     if number < FOLDED:
-        return base, end, told, before, number + 1, group, edge, more, "", 0.0, report, dispatch, input_
-    return base, end, told, _sums(before), 0, group, edge, more, "", 0.0, report, dispatch, input_
+        return base, end, told, before, number + 1, group, edge, more, waited, wait, report, dispatch, input_
+    return base, end, told, _sums(before), 0, group, edge, more, waited, wait, report, dispatch, input_
 
 
 def _behind(before: PathNode, end: float, told: float, cause: str, gap: float) -> PathNode:

@@ -149,13 +149,25 @@ class RunTimes:
 
     # Tasks
 
-    def enter(self, of: GroupTimes, state: str, now: float, stimulus: Any) -> None:
+    def enter(self, of: GroupTimes, key: Any, state: str, now: float, stimulus: Any) -> None:
         """Count a task that begins to wait, be queued or lack a worker, and was in none of these states."""
-        self._count_freed()
         account = of.account
+        # Of many tasks of a graph, each but the first changes nothing but the numbers.
+        if state == "waiting" and account.waiting:
+            account.waiting += 1
+            account.unfinished += 1
+            return
+        if state == "queued" and account.queued and self._comes_with_graph(account, stimulus):
+            self._runnable[key] = account.arrival
+            account.queued += 1
+            account.unfinished += 1
+            return
+        self._count_freed()
         if not account.unfinished:
             self._wake(account, now, stimulus)
         account.unfinished += 1
+        if state != "waiting":
+            self._make_runnable(account, key, stimulus)
         self._count(account, state, 1, now)
 
     def leave(self, of: GroupTimes, key: Any, state: str, now: float) -> None:
@@ -172,9 +184,7 @@ class RunTimes:
         self._count_freed()
         account = of.account
         if before == "waiting":
-            self._runnable[key], waited = self._released(account, stimulus, ran_before=False)
-            if waited == "lost":
-                self._waited[key] = waited
+            self._make_runnable(account, key, stimulus)
         self._count(account, before, -1, now)
         self._count(account, after, 1, now)
 
@@ -240,7 +250,7 @@ class RunTimes:
                 waited = "dispatch"
                 if node[0] is not account.base:
                     node, waited = account.latest, "others"
-            elif stimulus is account.arrival_of and account.arrival[0] is account.base:
+            elif self._comes_with_graph(account, stimulus):
                 node, waited = account.arrival, "dispatch"
             else:
                 node, waited = self._released(account, stimulus, ran_before=ran_before)
@@ -500,6 +510,17 @@ class RunTimes:
             if account.arrival[1] > account.latest[1]:
                 account.latest = account.arrival
         return account.arrival
+
+    @staticmethod
+    def _comes_with_graph(account: Account, stimulus: Any) -> bool:
+        """Whether tasks come with the latest graph that the lap has a node of."""
+        return stimulus is account.arrival_of and account.arrival[0] is account.base
+
+    def _make_runnable(self, account: Account, key: Any, stimulus: Any) -> None:
+        """Note what made a task runnable that is not sent yet."""
+        self._runnable[key], waited = self._released(account, stimulus, ran_before=False)
+        if waited == "lost":
+            self._waited[key] = waited
 
     def _released(self, account: Account, stimulus: Any, *, ran_before: bool) -> tuple[PathNode, str]:
         """Return the node that made a task runnable, and why it was not sent at once."""

@@ -17,7 +17,15 @@ from .pace import Clock
 
 __all__ = ["RunTimesHooks", "cause_of"]
 
+#: Transitions that are counted at a time. Between two hooks, the scheduler works for so long that nothing that a hook
+#: needs is in the processor's caches: counted one by one, they took twice the time.
+MOVES = 256
+#: A transition of a task: where it counts, its key, the states before and after, when, the stimulus, whether it had a
+#: result before, and by how much the clock is to be corrected. Then, of a task that is sent, its worker's address and
+#: whether an input is elsewhere; of a run, what its worker reported of its steps, and its thread.
+Moved = tuple[GroupTimes, Any, str, str, float, Any, bool, float, Any]
 _WAITING = frozenset(("waiting", "queued", "no-worker"))
+_RUNNABLE = frozenset(("queued", "no-worker", "processing"))
 _RUNS_AGAIN = (*LOST, *RETRIED, "reschedule", "steal", "worker-closing")
 
 
@@ -42,7 +50,9 @@ class RunTimesHooks:
         self._spans: Mapping[str, Any] = scheduler.extensions["spans"].spans
         self._clock = clock
         self._safety = safety
-        self.times = RunTimes(self._now(), cause_of)
+        self._times = RunTimes(self._now(), cause_of)
+        #: What tasks have done since ``times`` was brought up to date.
+        self._moves: list[Moved] = []
         #: By ``TaskGroup``; without those that have no span.
         self._groups: dict[Any, GroupTimes] = {}
         #: Keys of tasks that wait to run again because their results were lost with a worker.
@@ -56,22 +66,37 @@ class RunTimesHooks:
         # ``Clock.now`` takes four times as long; every sweep calls it and so finds out if the clock was set back.
         return float(time() + self._clock.offset)
 
+    @property
+    def times(self) -> RunTimes:
+        """The times, with all that hooks have reported."""
+        if self._moves:
+            self._catch_up()
+        return self._times
+
+    def lap_start(self, root_id: str) -> float | None:
+        """Return when the lap of a root began that is not over; None if there is none."""
+        return self.times.lap_start(root_id)
+
+    def distrust(self) -> None:
+        """Have no more laps: a transition was lost."""
+        self._times.distrust()
+
     def _take_in(self) -> None:
         """Count what is there already."""
-        now = self._now()
+        now, times = self._now(), self._times
         for worker in self._scheduler.workers.values():
-            self.times.worker_joined(worker.address, worker.nthreads, worker.status.name, now)
+            times.worker_joined(worker.address, worker.nthreads, worker.status.name, now)
         for task in self._scheduler.tasks.values():
             is_waiting = task.state in _WAITING
             if not is_waiting and task.state != "processing":
                 continue
             of = self._groups.get(task.group) or self._group(task.group)
             if of and is_waiting:
-                self.times.enter(of, task.state, now, "")
+                times.enter(of, task.key, task.state, now, "")
             elif of:
-                self.times.send(of, task.key, "", task.processing_on.address, now, "", False, False)
+                times.send(of, task.key, "", task.processing_on.address, now, "", False, False)
                 if task in task.processing_on.long_running:
-                    self.times.secede(of, task.key, now)
+                    times.secede(of, task.key, now)
 
     def install(self) -> None:
         """Begin to listen."""
@@ -93,7 +118,7 @@ class RunTimesHooks:
         root = span
         while root.parent:
             root = root.parent
-        of = self._groups[group] = GroupTimes(self.times.account(root.id), GroupKey(span.id, str(group.name)))
+        of = self._groups[group] = GroupTimes(self._times.account(root.id), GroupKey(span.id, str(group.name)))
         return of
 
     def forget(self, groups: Iterable[Any]) -> None:
@@ -105,9 +130,8 @@ class RunTimesHooks:
 
     def make_task_hook(self) -> Callable[..., None]:
         """Make the function that takes a task's transition; what it needs are its variables, since it runs so often."""
-        groups, times, clock = self._groups, self.times, self._clock
-        lost, again = self._lost, self._again
-        send, run, enter, move = times.send, times.run, times.enter, times.move
+        groups, moves, clock = self._groups, self._moves, self._clock
+        append = moves.append
 
         def moved(
             key: Any, task: Any, start: str, finish: str, stimulus: Any, startstops: Any, worker: Any, thread: Any
@@ -117,31 +141,56 @@ class RunTimesHooks:
             of = groups.get(task.group) or self._group(task.group)
             if of is None:
                 return
-            if finish == "waiting" and start == "released" and task.type is None:
-                account = of[0]
-                if account.waiting:  # nothing changes but the numbers
-                    account.waiting += 1
-                    account.unfinished += 1
-                else:
-                    enter(of, finish, time() + clock.offset, stimulus)
-                return
-            now = time() + clock.offset
             if finish == "processing":
-                is_again = task.type is not None
-                if is_again:
-                    again.add(key)
-                if lost and key in lost:
-                    lost.discard(key)
-                    start = ""
                 on = task.processing_on
                 is_remote = False
                 for dependency in task.dependencies:
                     if on not in (dependency.who_has or ()):
                         is_remote = True
                         break
-                send(of, key, start, on.address, now, stimulus, is_again, is_remote)
+                details = on.address, is_remote
+            elif startstops:
+                details = startstops, thread
+            else:
+                details = None
+            offset = clock.offset
+            if start == "waiting" and moves and finish in _RUNNABLE:
+                _, last, before, _, now, _, had_result, _, _ = moves[-1]
+                if last is key and before == "released" and not had_result:
+                    # It has not waited: one transition instead of two.
+                    moves[-1] = of, key, before, finish, now, stimulus, False, offset, details
+                    return
+            append((of, key, start, finish, time() + offset, stimulus, task.type is not None, offset, details))
+            if len(moves) >= MOVES:
+                self._catch_up()
+
+        return moved
+
+    def _catch_up(self) -> None:
+        """Count what tasks have done since the last time."""
+        moves = self._moves.copy()
+        self._moves.clear()
+        try:
+            self._count(moves)
+        except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+            self._times.distrust()
+            self._safety.caught("run times", error)
+
+    def _count(self, moves: Iterable[Moved]) -> None:
+        times, lost, again = self._times, self._lost, self._again
+        send, run, enter, move = times.send, times.run, times.enter, times.move
+        for of, key, start, finish, now, stimulus, had_result, offset, details in moves:
+            if finish == "processing":
+                if had_result:
+                    again.add(key)
+                if lost and key in lost:
+                    lost.discard(key)
+                    start = ""
+                address, is_remote = details
+                send(of, key, start, address, now, stimulus, had_result, is_remote)
             elif start == "processing":
-                if startstops and finish != "released":
+                if details and finish != "released":
+                    startstops, thread = details
                     begin = end = 0.0
                     steps = startstops if len(startstops) == 1 else latest_run(startstops)
                     for step in steps:
@@ -154,7 +203,6 @@ class RunTimesHooks:
                     if again and key in again:
                         again.discard(key)
                         seconds = end - begin
-                    offset = clock.offset
                     run(of, key, begin + offset, end + offset, thread, now, stimulus, seconds)
                 else:
                     again.discard(key)
@@ -165,14 +213,12 @@ class RunTimesHooks:
             elif finish in _WAITING:
                 if start in _WAITING:
                     move(of, key, start, finish, now, stimulus)
-                elif task.type is not None and start == "released" and not stimulus.startswith(ASKED_FOR):
+                elif had_result and start == "released" and not stimulus.startswith(ASKED_FOR):
                     lost.add(key)
                 else:
-                    enter(of, finish, now, stimulus)
+                    enter(of, key, finish, now, stimulus)
             elif start in _WAITING:
                 times.leave(of, key, start, now)
-
-        return moved
 
     def _long_running(self, *args: Any, **message: Any) -> Any:
         assert self._handler

@@ -139,7 +139,7 @@ class SchedulerBridge:
             slow_from=_slow_from(settings.span_tree),
             bounds=settings.metrics.task_bounds,
             on_task=self.run_times.make_task_hook() if self.run_times else None,
-            on_task_failed=self.run_times.times.distrust if self.run_times else lambda: None,
+            on_task_failed=self.run_times.distrust if self.run_times else lambda: None,
         )
         splitter = splitter_of(scheduler) if can_split() else None
         spans = scheduler.extensions["spans"].spans
@@ -230,7 +230,7 @@ class SchedulerBridge:
         evidence = Evidence(self._scheduler, self._delay, self.safety)
         self.run_times = RunTimesHooks(self._scheduler, self.clock, self.safety)
         self.evidence = evidence
-        self.span_tree.lap_start = self.run_times.times.lap_start
+        self.span_tree.lap_start = self.run_times.lap_start
         self.span_tree.explaining = partial(self.safety.guard, "verdict")
 
         def mark() -> Mark | None:

@@ -13,7 +13,7 @@ def one_run(times):
     of = GroupTimes(times.account("root"), INC)
     times.worker_joined("worker", 1, "running", 0.0)
     times.graph_taken("graph", times.graph_came(1.0), 1.5)
-    times.enter(of, "waiting", 1.5, "graph")
+    times.enter(of, "a", "waiting", 1.5, "graph")
     times.send(of, "a", "waiting", "worker", 1.5, "graph", False, False)
     times.run(of, "a", 2.0, 5.0, 1, 5.25, "finished-a")
     times.take()
@@ -33,7 +33,7 @@ def test_a_lap_begins_where_the_one_before_ended_if_its_graph_came_earlier():
     came = times.graph_came(4.0)
     one_run(times)
     times.graph_taken("second", came, 6.5)
-    times.enter(GroupTimes(times.account("root"), INC), "waiting", 6.5, "second")
+    times.enter(GroupTimes(times.account("root"), INC), "b", "waiting", 6.5, "second")
     (lap,) = filter(None, times.laps(7.0))
     assert (lap.end, times.lap_start("root")) == (5.25, 5.25)
 
