@@ -91,6 +91,10 @@ class ClusterEvidence:
     machine_tasks: float | None = None
     machine_cpu: float | None = None
     machine_busy: float | None = None
+    #: Parts (0…1) of the machines with busy workers: those whose processors nobody knows, and those where workers may
+    #: only have some of them, as in containers.
+    machines_unknown: float | None = None
+    machines_limited: float | None = None
     #: Part of the time (0…1) in which the interpreter's lock was taken, if workers have ``gilknocker``.
     gil_contention: float | None = None
     #: By how much a tick of a busy worker's event loop was late.

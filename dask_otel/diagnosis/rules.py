@@ -37,7 +37,9 @@ ONE_EACH = 1.2
 MOST = 0.7
 #: Tasks that a group needs to have a middle.
 ENOUGH = 4
-#: Cores: processes that use fewer have no lack of them, wherever they run.
+#: Part (0…1) of the machines that does not count: it takes a sweep until the use of a machine is known.
+FEW_MACHINES = 0.1
+#: Cores: a machine has more of them.
 LEAST_CORES = 0.7
 #: Part (0…1) of the time in functions for which tasks use a processor if they do nothing but wait.
 NO_CPU = 0.05
@@ -167,17 +169,38 @@ class Case:
         delay = self.cluster.worker_loop_delay
         return delay is None or delay >= LOCKED
 
+    @property
+    def knows_cores(self) -> bool:
+        """Whether the processors of all machines are known."""
+        return self.cluster.machine_cpus is not None and not self.cluster.machines_unknown
+
+    @property
+    def may_be_limited(self) -> bool:
+        """Whether workers may not use all cores of their machines, as in a container."""
+        limited = self.cluster.machines_limited
+        return limited is None or limited > FEW_MACHINES
+
+    @property
+    def only_waits(self) -> bool:
+        """Whether tasks used next to no processor time; of many threads on a core, each uses little."""
+        return self.on_cpu < NO_CPU and self._used < LEAST_CORES
+
+    @property
+    def _used(self) -> float:
+        """Cores that workers used on the machine of a busy process."""
+        return max(self.cluster.process_cpu or 0.0, self.cluster.process_machine_cpu or 0.0)
+
     @cached_property
     def may_lack_cores(self) -> bool:
         """Whether tasks may have waited for a core though nothing shows it.
 
         Nobody knows how many cores a remote machine has, or a container may use. Throttled processes are late.
         """
-        cluster = self.cluster
-        used = max(cluster.process_cpu or 0.0, cluster.process_machine_cpu or 0.0)
-        if self.on_cpu < NO_CPU or used < LEAST_CORES:
+        if self.cluster.process_cpu is None or self.only_waits:
             return False
-        return cluster.machine_cpus is None or self.is_late
+        if self.knows_cores:
+            return self.may_be_limited and self.is_late
+        return self.is_late or self._used >= LEAST_CORES
 
     @cached_property
     def others_use_machine(self) -> bool:
@@ -237,8 +260,8 @@ def _noncpu(case: Case) -> Suspect | None:
     waited = f"Tasks waited in their threads for {case.of_run(wall)}"
     if case.lock:
         what = "Python's interpreter lock lets one thread run at a time"
-        if cluster.gil_contention is None:
-            what += ", unless the worker may use only one core"
+        if cluster.gil_contention is None and case.may_be_limited:
+            what = f"either {what}, or the worker may use only one core"
         return Suspect("gil", wall, f"{waited} while {case.lock}: {what}.", on_path)
     if cpu is None or not tasks:
         return None
@@ -260,7 +283,7 @@ def _noncpu(case: Case) -> Suspect | None:
         return Suspect("busy_worker", wall, f"{waited} without using a processor there, and {what}.", on_path)
     # On a machine that other programs keep busy, tasks wait for a core.
     is_idle = not is_full and not case.may_lack_cores
-    if cpu <= 0.7 * tasks and not has_inner and (is_idle or case.on_cpu < NO_CPU):
+    if cpu <= 0.7 * tasks and not has_inner and (is_idle or case.only_waits):
         what = f"a worker process with {number(tasks)} tasks at a time used {number(cpu)} cores"
         return Suspect("io", wall, f"{waited} while {what}.", on_path)
     return None

@@ -469,7 +469,7 @@ class RunTimes:
     def forget(self, is_over: Callable[[str], bool]) -> Iterator[None]:
         """Forget when the last lap of roots ended whose segment is over. Lazy."""
         for account in list(self._resting):
-            if is_over(account.root_id):
+            if account in self._resting and is_over(account.root_id):  # it may have begun a lap meanwhile
                 account.stopped = None
                 # They refer to each other: without this, only a full garbage collection would free them.
                 account.latest = account.origin = account.arrival = NOWHERE

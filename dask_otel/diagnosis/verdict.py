@@ -27,7 +27,9 @@ UNACCOUNTED = 0.1
 #: Characters of the name of a step.
 MAX_NAME = 200
 #: How the scheduler knows the cores of remote machines.
-HOW_TO_KNOW_CORES = "set distributed.admin.system-monitor.host-cpu to true on the workers, so that it is known"
+HOW_TO_KNOW_CORES = (
+    "set distributed.admin.system-monitor.host-cpu to true on the workers, so that their cores are known"
+)
 #: Bytes, seconds and part of the memory of the hints.
 LARGE_RESULTS = 100 * 2**20
 LONG_RUN, UNUSED = 30.0, 0.7
@@ -115,17 +117,19 @@ def judge(facts: RunFacts) -> Verdict:
         suspects.append(("starting", late))
     suspects.append(("lost", lost_work(case)))
     findings = _findings(suspects, run.seconds, run.seconds - sum(max(0.0, case.wall(part)) for part in KEPT))
+    lacks_cores = unexplained_part == "noncpu" and case.may_lack_cores and not case.knows_cores
+    least = SHARE["io"] if lacks_cores else max(SHARE.values())
     withheld = ""
     if unknown >= WORTH * run.seconds and unknown > (findings[0].seconds if findings else unexplained):
         withheld = "workers have not delivered all their metrics"
         if facts.metrics_complete:
             withheld = "the workers' metrics have more seconds than their threads had"
         withheld += f", so {percent(min(1.0, unknown / run.seconds))} of the time cannot be judged"
-    elif unexplained >= max(SHARE.values()) * run.seconds and not findings:
+    elif unexplained >= least * run.seconds and unexplained > (findings[0].seconds if findings else 0.0):
         withheld = f"nothing that is known explains {percent(unexplained / run.seconds)} of the time"
         if case.others_use_machine:
             withheld = f"{withheld}, in which other programs kept the machine busy"
-        elif unexplained_part == "noncpu" and case.cluster.machine_cpus is None and case.may_lack_cores:
+        elif lacks_cores:
             withheld = f"{withheld}: perhaps tasks waited for a core; {HOW_TO_KNOW_CORES}"
     return Verdict(findings, hints, withheld)
 

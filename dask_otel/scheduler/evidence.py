@@ -231,6 +231,8 @@ class Evidence:
             machine_tasks=mean("machine.tasks", "machine.n"),
             machine_cpu=mean("machine.cpu", "machine.n"),
             machine_busy=mean("machine.busy", "machine.busy.n"),
+            machines_unknown=mean("machines.unknown", "machines.n"),
+            machines_limited=mean("machines.limited", "machines.n"),
             gil_contention=mean("gil", "gil.n"),
             worker_loop_delay=mean("loop", "loop.n"),
             late_ticks=difference("late"),
@@ -362,10 +364,15 @@ class Evidence:
             sums["process.threads"] += process.threads
             sums["process.tasks"] += process.tasks
             sums["process.machine"] += process.machine.cpu
-        known = [each for each in self._machines.values() if each.tasks and each.cpus is not None]
+        busy = [each for each in self._machines.values() if each.tasks]
+        known = [each for each in busy if each.cpus is not None]
         for machine in known:
             if machine.is_local:
                 machine.busy = self._use
+        sums["machines.n"] += len(busy)
+        sums["machines.unknown"] += len(busy) - len(known)
+        # What is known of this machine is so where nothing limits its processes.
+        sums["machines.limited"] += sum(not each.is_local or each.busy is None for each in busy)
         if known:
             sums["machine.n"] += 1
             sums["machine.cpus"] += sum(each.cpus or 0.0 for each in known)

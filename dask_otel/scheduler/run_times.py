@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 from distributed.metrics import time
@@ -155,8 +155,8 @@ class RunTimesHooks:
                 details = None
             offset = clock.offset
             if start == "waiting" and moves and finish in _RUNNABLE:
-                _, last, before, _, now, _, had_result, _, _ = moves[-1]
-                if last is key and before == "released" and not had_result:
+                _, last, before, _, now, by, had_result, _, _ = moves[-1]
+                if last is key and by is stimulus and before == "released" and not had_result:
                     # It has not waited: one transition instead of two.
                     moves[-1] = of, key, before, finish, now, stimulus, False, offset, details
                     return
@@ -170,13 +170,15 @@ class RunTimesHooks:
         """Count what tasks have done since the last time."""
         moves = self._moves.copy()
         self._moves.clear()
-        try:
-            self._count(moves)
-        except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
-            self._times.distrust()
-            self._safety.caught("run times", error)
+        rest = iter(moves)
+        while True:
+            try:
+                return self._count(rest)
+            except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
+                self._times.distrust()
+                self._safety.caught("run times", error)
 
-    def _count(self, moves: Iterable[Moved]) -> None:
+    def _count(self, moves: Iterator[Moved]) -> None:
         times, lost, again = self._times, self._lost, self._again
         send, run, enter, move = times.send, times.run, times.enter, times.move
         for of, key, start, finish, now, stimulus, had_result, offset, details in moves:

@@ -44,3 +44,25 @@ def test_no_lap_once_a_transition_was_lost():
     one_run(times)
     assert not list(filter(None, times.laps(6.0)))
     assert times.cut("root", 7.0) is None
+
+
+def test_a_lap_that_begins_while_others_are_forgotten_goes_on():
+    times = RunTimes(0.0, lambda stimulus: "dispatch")
+    one_run(times)
+    others = GroupTimes(times.account("other"), INC)
+    times.graph_taken("graph of another", times.graph_came(6.0), 6.0)
+    times.send(others, "b", "", "worker", 6.0, "graph of another", False, False)
+    times.run(others, "b", 6.0, 7.0, 1, 7.0, "finished-b")
+    times.take()
+    assert len(list(times.laps(8.0))) == 2
+    forgetting = times.forget(lambda root: True)
+    next(forgetting)
+    times.graph_taken("again", times.graph_came(9.0), 9.0)
+    times.send(others, "c", "", "worker", 9.0, "again", False, False)
+    list(forgetting)
+    times.send(others, "d", "", "worker", 9.0, "again", False, False)
+    times.run(others, "d", 9.0, 10.0, 1, 10.0, "finished-d")
+    times.run(others, "c", 10.0, 11.0, 1, 11.0, "finished-c")
+    times.take()
+    (lap,) = times.laps(12.0)
+    assert (lap.path.start, lap.path.seconds, sum(lap.path.gaps.values())) == (9.0, 2.0, 0.0)

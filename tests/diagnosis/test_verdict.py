@@ -118,10 +118,6 @@ CASES = {
         run({"noncpu": 0.8}, cluster={**RELEASES, "process_cpu": 0.4, "process_machine_cpu": 1.6}),
         [],
     ),
-    "little of it, where nobody knows the machine, but even one core were enough": (
-        run({"noncpu": 0.8}, cluster={**RELEASES, "process_cpu": 0.5, "process_machine_cpu": 0.5}),
-        ["io"],
-    ),
     "half of the time on a processor of a machine with many": (
         run({"noncpu": 0.5}, cluster={**RELEASES, "machine_cpus": 16.0, "machine_tasks": 4.0, "machine_cpu": 1.67}),
         ["io"],
@@ -341,7 +337,7 @@ def test_every_finding_and_hint_is_one_that_some_case_has():
 
 TEXTS = {
     "python code in threads": "Tasks waited in their threads for 7.5 s of 10 s while a worker process with 4 tasks at "
-    "a time used 1.0 cores: Python's interpreter lock lets one thread run at a time, unless the "
+    "a time used 1.0 cores: either Python's interpreter lock lets one thread run at a time, or the "
     "worker may use only one core.",
     "functions that release the lock": "Tasks waited in their threads for 5.8 s of 10 s: 4 tasks ran at a time on 2 "
     "cores, of which 1.7 were in use.",
@@ -444,28 +440,51 @@ def test_nothing_is_said_about_what_workers_have_not_delivered():
     assert judge(run({}, threads=0.0)).withheld == "the cluster had no thread while the run lasted"
 
 
+NOT_KNOWN = (
+    "nothing that is known explains 50 % of the time: perhaps tasks waited for a core; set "
+    "distributed.admin.system-monitor.host-cpu to true on the workers, so that their cores are known"
+)
+SOME_UNKNOWN = {"machine_cpus": 16.0, "machine_tasks": 4.0, "machines_unknown": 0.5}
+MANY_CORES = {"machine_cpus": 16.0, "machine_tasks": 4.0, "machines_unknown": 0.0, "process_cpu": 1.6}
+
+
 @pytest.mark.parametrize(
-    ("cluster", "withheld"),
+    ("cluster", "expected"),
     [
-        (
-            RELEASES,
-            "nothing that is known explains 50 % of the time: perhaps tasks waited for a core; set "
-            "distributed.admin.system-monitor.host-cpu to true on the workers, so that it is known",
-        ),
-        (
-            {**PYTHON, "machine_cpus": 16.0, "machine_tasks": 4.0, "gil_contention": 0.0},
-            "nothing that is known explains 50 % of the time",
-        ),
+        (RELEASES, NOT_KNOWN),
+        ({**RELEASES, **SOME_UNKNOWN}, NOT_KNOWN),
+        # A limit of half a core.
+        ({**PYTHON, "process_cpu": 0.5}, NOT_KNOWN),
+        ({**PYTHON, **MANY_CORES, "machines_limited": 1.0}, "nothing that is known explains 50 % of the time"),
+        # The machine of the scheduler has no limit.
+        ({**PYTHON, **MANY_CORES, "machines_limited": 0.0}, "io"),
+        ({**PYTHON, "process_cpu": 0.5, "worker_loop_delay": 0.0}, "io"),
     ],
 )
-def test_it_says_how_cores_are_known(cluster, withheld):
-    assert judge(run({"noncpu": 0.5}, cluster=cluster)).withheld == withheld
+def test_it_is_said_that_tasks_may_have_waited_for_a_core(cluster, expected):
+    verdict = judge(run({"noncpu": 0.5}, cluster=cluster))
+    assert (verdict.withheld or verdict.findings[0].id) == expected
 
 
-def test_the_lock_is_said_with_its_condition_unless_it_was_measured():
-    rule = "lets one thread run at a time"
-    assert f"{rule}, unless the worker may use only one core." in judge(run({"noncpu": 0.75}, cluster=PYTHON)).text
-    assert f"{rule}." in judge(run({"noncpu": 0.75}, cluster={**PYTHON, "gil_contention": 0.9})).text
+def test_many_threads_on_a_core_use_little_of_it_each():
+    cluster = {"process_cpu": 1.0, "process_threads": 24.0, "process_tasks": 24.0, "worker_loop_delay": 0.0}
+    verdict = judge(run({"noncpu": 0.96}, cluster=cluster))
+    assert (verdict.findings, "waited for a core" in verdict.withheld) == ((), True)
+
+
+def test_a_small_finding_does_not_hide_a_large_part_that_nothing_explains():
+    verdict = judge(run({"noncpu": 0.5, "no_worker": 0.2}, cluster=RELEASES))
+    assert ([each.id for each in verdict.findings], verdict.withheld) == (["no_worker"], NOT_KNOWN)
+    large = judge(run({"noncpu": 0.3, "no_worker": 0.5}, cluster=RELEASES))
+    assert ([each.id for each in large.findings], large.withheld) == (["no_worker"], "")
+
+
+def test_it_is_said_where_the_lock_may_be_something_else():
+    lock = "Python's interpreter lock lets one thread run at a time"
+    text = judge(run({"noncpu": 0.75}, cluster=PYTHON)).text
+    assert f"either {lock}, or the worker may use only one core." in text
+    for known in ({"gil_contention": 0.9}, {"machines_limited": 0.0}):
+        assert f": {lock}." in judge(run({"noncpu": 0.75}, cluster={**PYTHON, **known})).text
 
 
 def test_hints():

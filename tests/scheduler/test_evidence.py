@@ -54,6 +54,7 @@ async def test_what_busy_workers_report(plugin, client, scheduler, a, b):
     assert (found.machine_cpus, found.machine_tasks) == (CPU_COUNT, 3)
     assert found.machine_cpu == found.process_machine_cpu == pytest.approx(2 * found.process_cpu)
     assert found.machine_busy is None if psutil.cpu_count() != CPU_COUNT else 0.0 <= found.machine_busy <= CPU_COUNT
+    assert (found.machines_unknown, found.machines_limited) == (0.0, float(found.machine_busy is None))
     delays = [max(0.0, each["event_loop_interval"] - 0.02) for each in reports]
     assert found.worker_loop_delay == pytest.approx(sum(delays) / 2)
     assert found.memory_peak == max(each["memory"] / a.memory_manager.memory_limit for each in reports)
