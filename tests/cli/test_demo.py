@@ -130,7 +130,7 @@ def test_keep_gives_links_until_ctrl_c():
     # The columns that are not there are not explained.
     assert re.search("^duration  ", text, re.MULTILINE)
     assert not re.search("^compute  ", text, re.MULTILINE)
-    assert not re.search("^busy", text, re.MULTILINE)
+    assert not re.search("^busy  ", text, re.MULTILINE)
     picture = text[text.index("what  ") : text.index("a part of the workflow")]
     assert max(len(line.rstrip()) for line in picture.splitlines()) <= width
     page = re.search(r"http://127.0.0.1:\d+/otel/", text)[0]
