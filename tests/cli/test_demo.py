@@ -91,6 +91,7 @@ class Terminal:
         if not self.pid:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored if a shell runs the tests in the background
             os.execve(COMMAND, [COMMAND, "demo", *arguments], environment({"COLUMNS": str(width)}))
+        self._read = b""
         self.text = ""
 
     def read(self, until=None):
@@ -105,8 +106,11 @@ class Terminal:
             if not found:
                 assert until is None, self.text
                 break
-            # Without colours, and with what a progress bar draws anew.
-            self.text += re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", found.decode(errors="replace")).replace("\r\n", "\n")
+            # All of it: a character or a colour can come in two parts. Without colours, and with what a progress bar
+            # draws anew.
+            self._read += found
+            text = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", self._read.decode(errors="replace"))
+            self.text = text.replace("\r\n", "\n")
         return self.text
 
     def wait(self):
