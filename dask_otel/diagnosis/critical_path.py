@@ -50,7 +50,7 @@ class Base:
 #: 0 the base of its lap; 1 when the path has come so far; 2 when the scheduler was told;
 #: 3 the node before, or its ``Sums``, or None; 4 number of nodes before that are not folded;
 #: 5 the group of the latest runs, or None; 6 the edge that led to them; 7 their seconds;
-#: 8 another cause of waiting before them, or an empty text, and 9 its seconds;
+#: 8 another cause of waiting before them or between them, or an empty text, and 9 its seconds;
 #: 10, 11, 12 seconds of the gaps ``report``, ``dispatch``, ``input`` of the whole path.
 PathNode = tuple[Any, ...]
 BASE, END, TOLD = 0, 1, 2

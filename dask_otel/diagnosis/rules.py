@@ -39,7 +39,7 @@ MOST = 0.7
 ENOUGH = 4
 #: Part (0…1) of the machines that does not count: it takes a sweep until the use of a machine is known.
 FEW_MACHINES = 0.1
-#: Cores: a machine has more of them.
+#: Cores that every machine has; a container may have fewer.
 LEAST_CORES = 0.7
 #: Part (0…1) of the time in functions for which tasks use a processor if they do nothing but wait.
 NO_CPU = 0.05

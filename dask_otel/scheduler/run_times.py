@@ -168,12 +168,11 @@ class RunTimesHooks:
 
     def _catch_up(self) -> None:
         """Count what tasks have done since the last time."""
-        moves = self._moves.copy()
+        moves = iter(self._moves.copy())
         self._moves.clear()
-        rest = iter(moves)
-        while True:
+        while True:  # again after a failure, with those that follow
             try:
-                return self._count(rest)
+                return self._count(moves)
             except Exception as error:  # noqa: BLE001 -- handed to the one place that catches everything
                 self._times.distrust()
                 self._safety.caught("run times", error)
